@@ -1,0 +1,1 @@
+"""Visual decoders: embeddings to pixels."""

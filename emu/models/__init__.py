@@ -1,0 +1,1 @@
+"""The parts of the paper under the names of the paper."""

@@ -1,0 +1,1 @@
+"""The doors: one executable a job."""

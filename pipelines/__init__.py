@@ -1,0 +1,1 @@
+"""Lists of links to shards: download, clean, publish."""

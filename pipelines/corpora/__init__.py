@@ -1,0 +1,1 @@
+"""Corpora: one module each, their external form and their rules."""

@@ -1,0 +1,1 @@
+"""Fetching: links, bytes, images."""

@@ -1,0 +1,1 @@
+"""Filters: table to reason-or-null."""

@@ -1,0 +1,1 @@
+"""A drawn world, written in the external form of each corpus."""

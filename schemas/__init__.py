@@ -1,0 +1,1 @@
+"""The contract between pipelines and emu: samples, links, shards, manifest, ledger, index, features."""
