@@ -1,0 +1,139 @@
+"""Pipeline, Stage, Barrier: an ordered list of what happens to a dataset.
+
+A stage maps an input shard to an output shard of the same name. Its steps see one shard as one Arrow
+table whose rows are records; these columns are reserved, all others belong to the corpus:
+
+| column      | type              | meaning                                                            |
+|-------------|-------------------|--------------------------------------------------------------------|
+| key         | string            | of the record; becomes the key of the sample                       |
+| source      | string            | input file                                                         |
+| record      | int64             | 1-based line or row number in it                                   |
+| links       | list<LINK_TYPE>   | the record's links (see `schemas/links.py`), from the parsing on   |
+| drop_reason | string            | null; a step that sets it drops the record, the engine ledgers it  |
+| drop_detail | string            | more for a person, or null                                         |
+
+A transform returns as many rows as it was given, in the same order, with the same keys: a record that
+cannot go on gets a `drop_reason`. So nothing is lost silently: the engine takes dropped rows out after each
+step and writes their rows, and those of their links, into the ledger.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from pipelines.core.filter import Filter
+from schemas.links import LINK_TYPE
+
+if TYPE_CHECKING:
+    from pipelines.core.storage import Storage
+    from schemas.manifest import Manifest, ShardEntry
+
+Transform = Callable[[pa.Table], pa.Table]
+
+RECORD_FIELDS = (
+    pa.field("key", pa.string()),
+    pa.field("source", pa.string()),
+    pa.field("record", pa.int64()),
+    pa.field("links", pa.list_(LINK_TYPE)),
+    pa.field("drop_reason", pa.string()),
+    pa.field("drop_detail", pa.string()),
+)
+RESERVED = tuple(f.name for f in RECORD_FIELDS)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage needs; the local runner ignores it."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory_bytes: int | None = None
+    concurrency: int | None = None
+    """Workers at most; null leaves it to the cluster."""
+
+
+@dataclass(frozen=True)
+class Construct:
+    """A transform that is made on the worker, once: a class that loads a model or opens a session.
+
+    A transform with a `close()` is closed when the worker ends.
+    """
+
+    make: Callable[..., Transform]
+    args: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of what is made."""
+        return getattr(self.make, "__name__", type(self.make).__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Shard to shard: steps in order, committed together under the name of the stage."""
+
+    name: str
+    steps: tuple[Transform | Construct | Filter, ...]
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Dataset to dataset: sees the output of the stage before it as a whole (dedup, for example).
+
+    `plan` reads all shards and returns what `apply` needs for each; the engine then applies it shard by
+    shard, so that even a barrier writes one shard for one shard.
+    """
+
+    name: str
+    plan: Callable[[Iterable[pa.Table]], Any]
+    apply: Callable[[pa.Table, Any], pa.Table]
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard of the input: its name, how many records it has, and where its source finds them."""
+
+    name: str
+    num_records: int
+    parts: tuple[Mapping[str, Any], ...]
+    """For the source alone; JSON values."""
+
+
+class Source(Protocol):
+    """Input records in a fixed order, cut into shards."""
+
+    def plan(self, corpus: str) -> Sequence[ShardPlan]:
+        """The shards, from reading the inputs once; equal inputs give equal plans."""
+        ...
+
+    def read(self, shard: ShardPlan) -> pa.Table:
+        """The records of a shard: reserved columns and the raw record; unreadable ones dropped."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of what the inputs are (names, sizes, contents or versions)."""
+        ...
+
+
+class Sink(Protocol):
+    """Where the surviving records of a shard end up."""
+
+    def write(self, shard: str, table: pa.Table, storage: "Storage") -> "ShardEntry":
+        """Write the samples of a shard and its index, atomically, and say what was written."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A corpus from its source to its sink; `config` and `code` go into the fingerprint."""
+
+    corpus: str
+    source: Source
+    stages: tuple[Stage | Barrier, ...]
+    sink: Sink
+    config: Mapping[str, Any] = field(default_factory=dict)
+    finish: tuple[Callable[["Storage", "Manifest"], None], ...] = ()
+    """Called with the checked manifest before it is written (report, card)."""
