@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-Reasons = pa.Array | pa.ChunkedArray
-
 
 @dataclass(frozen=True)
 class Filter:
@@ -18,7 +16,7 @@ class Filter:
     """
 
     name: str
-    reasons: Callable[[pa.Table], Reasons]
+    reasons: Callable[[pa.Table], pa.Array | pa.ChunkedArray]
     """Null keeps; a word of `[a-z0-9_]+` is the reason."""
     max_drop: float = 0.9
     """Fraction of the records seen, from 0 to 1, above which there is an alarm."""

@@ -1,0 +1,56 @@
+"""Fixtures that all parts share: sample data, one local Ray a session."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference numbers and real inputs beside the repository, where there is one."""
+    folder = Path(os.environ.get("EMU_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no folder shared/ beside the repository (or in EMU_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_data(shared: Path) -> Path:
+    """Real inputs: `shared/sample_data`."""
+    folder = shared / "sample_data"
+    if not folder.is_dir():
+        pytest.skip("no folder shared/sample_data beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray for the whole session of tests, with logical CPUs to spare."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        namespace="tests",
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
