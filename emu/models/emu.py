@@ -1,0 +1,92 @@
+"""Emu (paper figure 2): images to causal embeddings, mixed with text, through one language model.
+
+Shapes: B batch, L sequence, N images of the batch, P patches, Q causal queries, V vision width,
+D language width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from emu.config import EmuConfig
+from emu.models.adapter import add_adapter
+from emu.models.batch import Batch, EmuOutput
+from emu.models.causal_former import CausalFormer
+from emu.models.init import init_weights
+from emu.models.language_model import LanguageModel
+from emu.models.objective import regression_positions
+from emu.models.visual_encoder import VisualEncoder
+
+
+class Emu(nn.Module):
+    """Visual encoder, Causal Former and language model under the paper's names."""
+
+    def __init__(self, config: EmuConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisualEncoder(config.vision)
+        self.ln_visual = nn.LayerNorm(config.vision.width, eps=1e-6)
+        self.former = CausalFormer(config.former, config.vision.width, config.language.hidden_size)
+        self.language = LanguageModel(config)
+        if config.adapter is not None:
+            add_adapter(self.language, config.adapter)
+
+    def encode_images(self, pixels_NCHW: Tensor) -> Tensor:
+        """The causal embeddings `NQD` of normalised images."""
+        return self.encode_patches(self.visual(pixels_NCHW))
+
+    def encode_patches(self, patches_NPV: Tensor) -> Tensor:
+        """The causal embeddings `NQD` of precomputed tower outputs."""
+        vision = self.config.vision
+        if patches_NPV.dim() != 3 or patches_NPV.shape[1:] != (vision.num_tokens, vision.width):
+            wanted = f"(N, {vision.num_tokens}, {vision.width})"
+            raise ValueError(f"patches have shape {tuple(patches_NPV.shape)}, needed is {wanted}")
+        return self.former(self.ln_visual(patches_NPV.to(self.ln_visual.weight.dtype)))
+
+    def embed(self, input_ids_BL: Tensor, embeddings_NQD: Tensor | None = None) -> Tensor:
+        """The inputs `BLD` of the language model: tokens, with images at their `<image>` places."""
+        inputs_BLD = self.language.embed(input_ids_BL)
+        places_BL = input_ids_BL == self.config.special.image
+        given = 0 if embeddings_NQD is None else embeddings_NQD.shape[0] * embeddings_NQD.shape[1]
+        wanted = int(places_BL.sum())
+        if given != wanted:
+            queries = self.config.former.num_queries
+            raise ValueError(
+                f"the sequences hold {wanted} <image> places, the images give {given} embeddings; "
+                f"an image needs exactly {queries} places"
+            )
+        if embeddings_NQD is None:
+            return inputs_BLD
+        flat = embeddings_NQD.flatten(0, 1).to(inputs_BLD.dtype)
+        return inputs_BLD.masked_scatter(places_BL.unsqueeze(-1), flat)
+
+    def forward(self, batch: Batch) -> EmuOutput:
+        """One pass that serves the cross-entropy and the regression."""
+        embeddings_NQD = None
+        if batch.patches_NPV is not None:
+            embeddings_NQD = self.encode_patches(batch.patches_NPV)
+        elif batch.pixels_NCHW is not None:
+            embeddings_NQD = self.encode_images(batch.pixels_NCHW)
+        inputs_BLD = self.embed(batch.input_ids_BL, embeddings_NQD)
+        hidden_BLD = self.language(inputs_BLD, batch.attention_mask_BL)
+        predictors_BL, targets_BL = regression_positions(
+            batch.input_ids_BL, self.config.special, self.config.objective
+        )
+        return EmuOutput(
+            logits_BLV=self.language.head(hidden_BLD),
+            hidden_BLD=hidden_BLD,
+            inputs_BLD=inputs_BLD,
+            regressed_ND=self.language.regress(hidden_BLD[predictors_BL]),
+            targets_ND=inputs_BLD[targets_BL],
+        )
+
+    def recompute_activations(self) -> None:
+        """Trades time for memory in training, in all three parts."""
+        self.visual.recompute_blocks = True
+        self.former.recompute_blocks = True
+        self.language.recompute_layers()
+
+    def init_weights(self, seed: int) -> None:
+        """Draws every weight anew; the same seed gives the same weights on any device."""
+        init_weights(self, self.config, torch.Generator().manual_seed(seed))

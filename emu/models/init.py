@@ -1,0 +1,67 @@
+"""Initial weights, part by part, from one generator.
+
+Released checkpoints replace all of this; a small model starts here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from torch import Generator, Tensor, nn
+
+from emu.config import EmuConfig
+
+STD = 0.02  # of LLaMA, of the ViT and of the causal queries
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, config: EmuConfig, generator: Generator) -> None:
+    """Fills every parameter of `model`, in the order of its names.
+
+    Drawn on the processor in float32 and copied, so that device and dtype do not change the values.
+    """
+    for name, weight in model.named_parameters():
+        weight.copy_(initial_value(name, weight, config, generator))
+        if name.endswith("embed_tokens.weight"):
+            weight[config.special.pad] = 0
+
+
+def initial_value(name: str, weight: Tensor, config: EmuConfig, generator: Generator) -> Tensor:
+    """The initial value of one parameter, float32 on the processor."""
+    kind = name.rpartition(".")[2]
+    if kind == "bias" or kind in ("q_bias", "v_bias") or "lora_B" in name:
+        return torch.zeros(weight.shape)
+    if "norm" in name or name.startswith("ln_visual"):
+        return torch.ones(weight.shape)
+    if name.startswith("former."):
+        std = former_std(name, weight, config)
+    elif name.startswith("visual."):
+        std = visual_std(name)
+    elif "lora_A" in name:
+        std = 1 / math.sqrt(3 * weight.shape[1])
+    else:
+        std = STD
+    drawn = torch.empty(weight.shape)
+    return nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
+
+
+def former_std(name: str, weight: Tensor, config: EmuConfig) -> float:
+    """T5's deviations: attention has no 1/sqrt(d) factor, so the queries' weights carry it."""
+    former = config.former
+    if name == "former.queries":
+        return STD
+    if name.startswith("former.relative_bias"):
+        return former.d_model**-0.5
+    if name.startswith("former.projection"):
+        return (3 * former.d_model) ** -0.5  # that of a plain linear layer, as released
+    if name.endswith("attention.q.weight"):
+        return (former.d_model * former.d_kv) ** -0.5
+    return weight.shape[1] ** -0.5
+
+
+def visual_std(name: str) -> float:
+    """The ViT's deviation, smaller in deeper residual branches (as in timm's `Eva`)."""
+    match = re.search(r"blocks\.(\d+)\.(attn\.proj|mlp\.fc2)\.", name)
+    return STD / math.sqrt(2 * (int(match[1]) + 1)) if match else STD

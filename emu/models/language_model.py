@@ -1,0 +1,133 @@
+"""The multimodal language model: LLaMA with the added tokens and a regression head.
+
+Shapes: B batch, L new positions, S all positions so far (cache included), D language width,
+W rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import Cache
+
+from emu.config import EmuConfig
+
+ROPE_BASE = 10000.0
+
+
+class LanguageModel(nn.Module):
+    """LLaMA between embeddings and hidden states; the heads are called where they are wanted."""
+
+    def __init__(self, config: EmuConfig) -> None:
+        super().__init__()
+        width = config.language.hidden_size
+        self.lm = LlamaForCausalLM(llama_config(config))
+        self.lm.set_attn_implementation("sdpa")
+        angles = RotaryAngles(width // config.language.num_heads)
+        self.lm.model.register_module("rotary_emb", angles)
+        self.regress_head = nn.Linear(width, width, bias=False)
+
+    def embed(self, input_ids_BL: Tensor) -> Tensor:
+        """The input embeddings `BLD` of token ids."""
+        return self.lm.model.embed_tokens(input_ids_BL)
+
+    def forward(
+        self,
+        inputs_BLD: Tensor,
+        mask_BS: Tensor | None = None,
+        cache: Cache | None = None,
+        positions_BL: Tensor | None = None,
+    ) -> Tensor:
+        """The hidden states `BLD` after the final norm.
+
+        `cache` (a transformers `DynamicCache`) is read and extended in place. `mask_BS` is False at
+        padding and covers the cached positions too. `positions_BL` is needed for left-padded rows:
+        by default positions count on from the length of the cache.
+        """
+        return self.lm.model(
+            inputs_embeds=inputs_BLD,
+            attention_mask=mask_BS,
+            position_ids=positions_BL,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """The logits over the vocabulary for hidden states of any leading shape."""
+        return self.lm.lm_head(hidden)
+
+    def regress(self, hidden: Tensor) -> Tensor:
+        """The next visual embedding predicted from hidden states of any leading shape."""
+        return self.regress_head(hidden)
+
+    def recompute_layers(self) -> None:
+        """Trades time for memory in training: activations inside layers are computed again."""
+        self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @torch.no_grad()
+    def load_llama(self, base: LlamaForCausalLM) -> None:
+        """Takes the weights of a LLaMA without the added tokens, whose rows get the mean row.
+
+        That is the released recipe for embedding and head. Raises ValueError naming every key
+        that does not fit.
+        """
+        ours, theirs = self.lm.state_dict(), base.state_dict()
+        rows = ("model.embed_tokens.weight", "lm_head.weight")
+        problems = [f"missing or unexpected {name}" for name in sorted(set(ours) ^ set(theirs))]
+        for name in sorted(set(ours) & set(theirs)):
+            grown, shape = name in rows, tuple(theirs[name].shape)
+            wanted = tuple(ours[name].shape)
+            fits = shape[1:] == wanted[1:] and (
+                (grown and shape[0] <= wanted[0]) or shape == wanted
+            )
+            if not fits:
+                problems.append(f"{name} has shape {shape}, needs {wanted}")
+        if problems:
+            raise ValueError("the LLaMA weights do not fit: " + "; ".join(problems))
+        for name, tensor in theirs.items():
+            ours[name][: len(tensor)] = tensor
+            if name in rows:
+                ours[name][len(tensor) :] = tensor.float().mean(0)
+
+
+class RotaryAngles(nn.Module):
+    """Cosines and sines of LLaMA's rotary positions, always from float32 frequencies.
+
+    The library keeps the frequencies in a buffer, which `.to(bfloat16)` would round and the meta
+    device would leave without values; here they are computed where they are used.
+    """
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        self.head_width = head_width
+
+    @torch.no_grad()
+    def forward(self, states: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the positions, in the dtype of `states`."""
+        steps = torch.arange(0, self.head_width, 2, device=states.device, dtype=torch.float32)
+        frequencies = 1.0 / (ROPE_BASE ** (steps / self.head_width))
+        with torch.autocast(states.device.type, enabled=False):
+            angles = position_ids[..., None].float() * frequencies
+            angles = torch.cat((angles, angles), dim=-1)
+            return angles.cos().to(states.dtype), angles.sin().to(states.dtype)
+
+
+def llama_config(config: EmuConfig) -> LlamaConfig:
+    """The transformers configuration of the language model, added tokens included."""
+    sizes = config.language
+    return LlamaConfig(
+        vocab_size=config.num_embeddings,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_heads,
+        max_position_embeddings=sizes.max_positions,
+        rms_norm_eps=sizes.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE},
+        pad_token_id=config.special.pad,
+        bos_token_id=config.special.bos,
+        eos_token_id=config.special.eos,
+        tie_word_embeddings=False,
+    )

@@ -1,0 +1,106 @@
+"""The unified objective (paper section 2.2): cross-entropy on text, regression on visual embeddings.
+
+The released masks say which positions predict what; the regression loss itself was never released.
+Chosen here: mean squared error over positions and dimensions in float32, weighted by a
+configuration value, against detached targets.
+
+Shapes: B batch, L sequence, W vocabulary, D language width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from emu.config import ObjectiveConfig, SpecialTokens
+from emu.models.batch import Batch, EmuOutput
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The two terms, their weighted sum, and what a run should watch."""
+
+    total: Tensor
+    text: Tensor  # mean over the text targets of the batch
+    visual: Tensor  # mean over the regression positions and dimensions
+    target_variance: (
+        Tensor  # of the targets over positions, mean over dimensions; near 0 = collapse
+    )
+    num_text: Tensor  # text targets in the batch
+    num_visual: Tensor  # regression positions in the batch
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Losses of a forward under the choices of an `ObjectiveConfig`."""
+
+    config: ObjectiveConfig
+
+    def __call__(self, output: EmuOutput, batch: Batch) -> Losses:
+        """The losses of one micro-batch; a term without a target is zero, with zero gradient."""
+        text, num_text = text_loss(output.logits_BLV, batch.labels_BL)
+        targets = output.targets_ND.detach() if self.config.detach_targets else output.targets_ND
+        squares = (output.regressed_ND.float() - targets.float()).square()
+        visual = squares.mean() if squares.numel() else output.regressed_ND.float().sum()
+        return Losses(
+            total=text + self.config.visual_weight * visual,
+            text=text,
+            visual=visual,
+            target_variance=variance(output.targets_ND.detach().float()),
+            num_text=num_text,
+            num_visual=torch.tensor(len(squares), device=squares.device),
+        )
+
+
+def text_loss(logits_BLW: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of each label given what stands before it, and the number of labels."""
+    labels = labels_BL[:, 1:]
+    logits = logits_BLW[:, :-1].float()
+    num_labels = (labels != IGNORED).sum()
+    total = functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / num_labels.clamp(min=1), num_labels
+
+
+def text_labels(input_ids_BL: Tensor, special: SpecialTokens, config: ObjectiveConfig) -> Tensor:
+    """The released labels: the ids themselves, -100 at padding and at the tokens of images.
+
+    `[IMG]` stays a target where `train_image_start` asks for it.
+    """
+    hidden = [special.pad, special.image, special.image_end]
+    hidden += [] if config.train_image_start else [special.image_start]
+    ignored = torch.isin(input_ids_BL, input_ids_BL.new_tensor(hidden))
+    return input_ids_BL.masked_fill(ignored, IGNORED)
+
+
+def regression_positions(
+    input_ids_BL: Tensor, special: SpecialTokens, config: ObjectiveConfig
+) -> tuple[Tensor, Tensor]:
+    """Masks `BL` of the positions that predict a visual embedding and of those predicted.
+
+    `[IMG]` predicts the first embedding of its image, each embedding the next, the last one the
+    input embedding of `[/IMG]` (unless `regress_closing` is off). A pair counts only where the two
+    stand side by side: the literal `[IMG]ImageContent[/IMG]` of the system message, which holds no
+    image, is no pair, although the released masks would count it.
+    """
+    here, following = input_ids_BL[:, :-1], input_ids_BL[:, 1:]
+    predicts = (here == special.image_start) | (here == special.image)
+    predicted = following == special.image
+    if config.regress_closing:
+        predicted = predicted | ((following == special.image_end) & (here == special.image))
+    pairs = predicts & predicted
+    edge = torch.zeros_like(pairs[:, :1])
+    return torch.cat([pairs, edge], dim=1), torch.cat([edge, pairs], dim=1)
+
+
+def variance(targets_ND: Tensor) -> Tensor:
+    """Variance over positions, mean over dimensions; zero for fewer than two positions."""
+    if len(targets_ND) < 2:
+        return targets_ND.new_zeros(())
+    return targets_ND.var(dim=0, correction=0).mean()

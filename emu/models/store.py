@@ -1,0 +1,121 @@
+"""A model on disk: `config.json`, safetensors (in pieces with an index when large), tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from emu.config import EmuConfig
+from emu.models.emu import Emu
+from emu.tokenizer import EmuTokenizer
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
+INDEX = WEIGHTS + ".index.json"
+
+
+def save_model(
+    directory: str | Path,
+    model: Emu,
+    tokenizer_path: str | Path | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Writes `model` and, where given, its tokenizer into `directory`."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(model.state_dict(), directory, max_shard_size=max_shard_size)
+    (directory / CONFIG).write_text(model.config.to_json())
+    if tokenizer_path is not None:
+        EmuTokenizer.load(tokenizer_path, model.config.instruct).save(directory / TOKENIZER)
+
+
+def load_model(
+    directory: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Emu, EmuTokenizer]:
+    """The model of `directory` in evaluation mode, and its tokenizer.
+
+    Raises FileNotFoundError for an absent file and ValueError for weights or a tokenizer that do
+    not fit the configuration, naming what does not.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    tokenizer = EmuTokenizer.load(directory / TOKENIZER, config.instruct)
+    if len(tokenizer) != config.num_embeddings:
+        raise ValueError(
+            f"the tokenizer in {directory} has {len(tokenizer)} tokens, "
+            f"the configuration has {config.num_embeddings}"
+        )
+    return build_model(config, read_weights(directory), device, dtype), tokenizer
+
+
+def load_config(directory: str | Path) -> EmuConfig:
+    """The configuration of a model directory."""
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"no model at {directory}: {CONFIG} is absent")
+    return EmuConfig.from_json(path.read_text())
+
+
+def build_model(
+    config: EmuConfig,
+    weights: Iterator[tuple[str, Tensor]],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Emu:
+    """A model that holds exactly `weights`, in evaluation mode; nothing is drawn on the way.
+
+    Raises ValueError naming every key that is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        model = Emu(config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for name, tensor in weights:
+        if name not in wanted:
+            problems.append(f"unexpected {name}")
+        elif tuple(tensor.shape) != wanted[name]:
+            problems.append(f"{name} has shape {tuple(tensor.shape)}, needs {wanted[name]}")
+        else:
+            state[name] = tensor.to(device, dtype)
+    if not problems:
+        problems = [f"missing {name}" for name in wanted if name not in state]
+    if problems:
+        raise ValueError("the weights do not fit the configuration: " + "; ".join(problems))
+    model.load_state_dict(state, assign=True)
+    model.visual.fill_buffers()
+    return model.eval()
+
+
+def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a directory, one after the other, from one file or from its pieces."""
+    directory = Path(directory)
+    files = [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        pieces = json.loads((directory / INDEX).read_text())["weight_map"].values()
+        files = [directory / piece for piece in sorted(set(pieces))]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"no weights at {file}")
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
+                yield name, tensors.get_tensor(name)
+
+
+def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, dtypes, shapes and values, in the order of the names, as hex."""
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""The EVA-CLIP tower (paper section 2.1): an image in, one vector a token out.
+
+Shapes: B batch, C channels, H W pixels, P tokens of an image (class token first), V vision width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from timm.models.eva import Eva
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from emu.config import VisionConfig
+
+
+class VisualEncoder(nn.Module):
+    """All tokens after the last block of EVA-CLIP g/14, or of the same design at another size.
+
+    `trunk` is timm's `Eva`, the class behind open_clip's `EVA01-g-14`, so open_clip's weights fit
+    under their own names. Its final norm and its CLIP head are stored with the weights and never
+    used (released code, `forward_features`); they are frozen here, since no gradient reaches them.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Eva(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            num_classes=config.embed_dim,
+            global_pool="token",
+            embed_dim=config.width,
+            depth=config.layers,
+            num_heads=config.heads,
+            # Eva cuts width * ratio down to a whole number; the half keeps rounding out of it
+            mlp_ratio=(config.mlp_hidden + 0.5) / config.width,
+            qkv_fused=True,
+        )
+        self.trunk.norm.requires_grad_(False)
+        self.trunk.head.requires_grad_(False)
+        self.recompute_blocks = False  # trade time for memory in training
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """The tokens `BPV` of normalised images, without the tower's own final norm."""
+        side = self.config.image_size
+        if pixels_BCHW.dim() != 4 or pixels_BCHW.shape[1:] != (3, side, side):
+            shape = tuple(pixels_BCHW.shape)
+            raise ValueError(f"images have shape {shape}, the tower takes (B, 3, {side}, {side})")
+        trunk = self.trunk
+        assert trunk.cls_token is not None and trunk.pos_embed is not None
+        tokens = trunk.patch_embed(pixels_BCHW.to(trunk.pos_embed.dtype))
+        tokens = torch.cat([trunk.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = tokens + trunk.pos_embed
+        for block in trunk.blocks:
+            if self.recompute_blocks and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+        return tokens
+
+    def load_open_clip(self, tower: Mapping[str, Tensor]) -> None:
+        """Takes the weights of an open_clip tower: `model.visual.state_dict()`.
+
+        Raises ValueError naming every key that is missing, unexpected or of another shape.
+        """
+        ours = self.state_dict()
+        problems = [f"missing {name}" for name in sorted(set(ours) - set(tower))]
+        problems += [f"unexpected {name}" for name in sorted(set(tower) - set(ours))]
+        problems += [
+            f"{name} has shape {tuple(tower[name].shape)}, needs {tuple(ours[name].shape)}"
+            for name in sorted(set(ours) & set(tower))
+            if tower[name].shape != ours[name].shape
+        ]
+        if problems:
+            raise ValueError("the open_clip tower does not fit: " + "; ".join(problems))
+        self.load_state_dict(dict(tower))
+
+    def fill_buffers(self) -> None:
+        """Gives the constant buffers their values after construction on the meta device.
+
+        The tower has no bias on K; timm keeps a zero vector in its place, outside the state dict.
+        """
+        for name, buffer in list(self.trunk.named_buffers()):
+            if buffer.is_meta:
+                assert name.endswith(".k_bias"), name
+                attention = self.trunk.get_submodule(name.rpartition(".")[0])
+                attention.k_bias = torch.zeros_like(attention.get_parameter("q_bias").detach())
