@@ -1,0 +1,64 @@
+"""Stable Diffusion's safety checker, where its weights are given."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Self
+
+import numpy
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor
+
+CHECKER, PROCESSOR = "safety_checker", "feature_extractor"
+
+log = logging.getLogger(__name__)
+
+
+class SafetyChecker(nn.Module):
+    """Blackens pictures that the checker's concepts match."""
+
+    def __init__(
+        self, checker: StableDiffusionSafetyChecker, processor: CLIPImageProcessor
+    ) -> None:
+        super().__init__()
+        self.checker = checker.eval().requires_grad_(False)
+        self.processor = processor
+
+    @classmethod
+    def find(cls, directory: Path, device: torch.device | str, dtype: torch.dtype) -> Self | None:
+        """The checker beside a decoder's weights, or None with one warning where there is none."""
+        if not (directory / CHECKER).is_dir():
+            log.warning(
+                "safety_checker=absent decoder=%s hint=put the folders %s and %s there",
+                directory,
+                CHECKER,
+                PROCESSOR,
+            )
+            return None
+        checker = StableDiffusionSafetyChecker.from_pretrained(
+            directory / CHECKER, local_files_only=True, torch_dtype=dtype
+        )
+        processor = CLIPImageProcessor.from_pretrained(directory / PROCESSOR, local_files_only=True)
+        return cls(checker, processor).to(device)
+
+    def save(self, directory: Path) -> None:
+        """Writes checker and processor beside a decoder's weights."""
+        self.checker.save_pretrained(directory / CHECKER)
+        self.processor.save_pretrained(directory / PROCESSOR)
+
+    @torch.no_grad()
+    def forward(self, pictures_BHWC: Tensor) -> Tensor:
+        """The uint8 pictures, those that matched made black."""
+        pictures = pictures_BHWC.cpu().numpy()
+        first = next(self.checker.parameters())
+        inputs = self.processor(list(pictures), return_tensors="pt")["pixel_values"]
+        kept, matched = self.checker(
+            images=pictures.astype(numpy.float32) / 255, clip_input=inputs.to(first)
+        )
+        if any(matched):
+            log.warning("safety_checker=matched pictures=%d of=%d", sum(matched), len(matched))
+        kept = torch.from_numpy(numpy.rint(kept * 255).astype(numpy.uint8))
+        return kept.to(pictures_BHWC.device)
