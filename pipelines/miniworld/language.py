@@ -53,7 +53,7 @@ FILLERS = (
 )
 """Sentences that speak of no scene, as pages have them between their pictures."""
 
-_STOP = frozenset("a an and on background of in the is are there how many what colour".split())
+_NOT_CONTENT = "a an and at on background of in the is are there how many what where colour or"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def answered(question: Question) -> str:
 def content_words(text: str) -> frozenset[str]:
     """The words that carry attributes: counts, sizes, colours, shapes, places; singular and plural apart."""
     words = text.lower().replace(".", " ").replace("?", " ").replace(",", " ").split()
-    return frozenset(words) - _STOP
+    return frozenset(words) - frozenset(_NOT_CONTENT.split())
 
 
 def group_phrase(group: Group) -> str:
@@ -167,7 +167,7 @@ def _colour(scene: Scene) -> list[Question]:
 
 def _size(scene: Scene) -> list[Question]:
     """The size, and for a lone thing the place."""
-    if len(scene.things) > 1:
+    if len(scene.things) != 1:
         return []
     thing = scene.things[0]
     return [

@@ -71,7 +71,9 @@ class ImageServer:
         self._seen: set[str] = set()
         self._lock = threading.Lock()
         self._server = _Listener(("127.0.0.1", port), _handler(self.answer))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -216,6 +218,7 @@ def _handler(answer: Callable[[str], Answer]) -> type[http.server.BaseHTTPReques
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # keep-alive
         wbufsize = -1  # head and body leave together: no waiting for delayed acknowledgements
+        timeout = 30  # seconds until an idle connection is closed
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
