@@ -15,7 +15,7 @@ from pipelines.miniworld.scene import COLOURS, SHAPES, Group, Scene, Thing, pick
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
-DESCRIPTIONS = (
+DESCRIPTIONS: tuple[str, ...] = (
     "{caption}.",
     "here is {caption}.",
     "this picture shows {caption}.",
@@ -25,7 +25,7 @@ DESCRIPTIONS = (
 )
 """Frames that turn a caption into a sentence."""
 
-FILLERS = (
+FILLERS: tuple[str, ...] = (
     "Welcome back to our little gallery.",
     "Thanks for reading and see you next week.",
     "The children made these with paper and glue.",
@@ -180,9 +180,10 @@ def _exists(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """One shape that is there and one that is not."""
     present = sorted({thing.shape for thing in scene.things})
     absent = [shape for shape in SHAPES if shape not in present]
+    asked = ((pick(rng, present), "yes"), (pick(rng, absent), "no"))
     return [
-        Question("exists", f"Is there a {pick(rng, shapes)}?", answer)
-        for shapes, answer in ((present, "yes"), (absent, "no"))
+        Question("exists", f"Is there {_article(shape)} {shape}?", answer)
+        for shape, answer in asked
     ]
 
 

@@ -132,8 +132,8 @@ def _outline(shape: str) -> np.ndarray:
         return _ring(4, 1.0, start_deg=45)
     if shape == "triangle":
         return _ring(3, 1.0)
-    if shape == "hexagon":
-        return _ring(6, 1.0)
+    if shape == "arrow":
+        return _arrow(head=0.68, stem=0.27)
     if shape == "diamond":
         return _ring(4, 1.0) * (0.66, 1.0)
     if shape == "star":
@@ -156,6 +156,13 @@ def _heart() -> np.ndarray:
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
     points = np.stack([x, y - 2.5], axis=1)
     return points / np.linalg.norm(points, axis=1).max()
+
+
+def _arrow(head: float, stem: float) -> np.ndarray:
+    """Points upwards; `head` and `stem` are half widths."""
+    foot = float(np.sqrt(1 - stem**2))
+    left = [(-stem, foot), (-stem, -0.1), (-head, -0.1)]
+    return np.asarray([(0, -1), *((-x, y) for x, y in reversed(left)), *left])
 
 
 def _cross(arm: float, half: float) -> np.ndarray:

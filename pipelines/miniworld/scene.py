@@ -42,7 +42,7 @@ BACKGROUNDS: dict[str, Rgb] = {
 }
 """Background colours; their words are never colours of things, so that a question has one answer."""
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "hexagon", "cross")
+SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "arrow", "cross")
 
 ASPECTS = (1.0, 1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)
 RADII = {"small": (0.085, 0.11), "large": (0.17, 0.22)}

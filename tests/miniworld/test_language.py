@@ -89,7 +89,8 @@ def answer_from_truth(scene: Scene, question: str) -> str:
         return language.NUMBERS[sum(t.colour == words[2] for t in matching)]
     if words[0] == "where":
         return language.place_phrase(matching[0])
-    if words[:3] == ["is", "there", "a"]:
+    if words[:2] == ["is", "there"]:
+        assert words[2] == ("an" if shape == "arrow" else "a")
         return "yes" if matching else "no"
     if words[-1] == "large":
         return matching[0].size
