@@ -66,6 +66,10 @@ class EmuTokenizer:
             ids.extend(self._pieces.EncodeAsIds(part) if part else [])
         return ids + [self.special.eos] if eos else ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a text in which special tokens, if they are written there, are plain text."""
+        return self._pieces.EncodeAsIds(text) if text else []
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; special tokens are left out, or kept with a space on each side."""
         texts: list[str] = []

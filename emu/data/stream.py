@@ -1,0 +1,122 @@
+"""BatchStream: the batches of one rank, step by step, from the stream that all ranks share.
+
+A step of W ranks takes G = W x num_micro x batch_size places of the reader's stream. Rank r reads the
+r-th G/W of them. After a step every rank stands at the same place, so one state serves all ranks, and a
+run may go on with another number of ranks: with G unchanged the global batches are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from emu.data.batch import collate, images_of
+from emu.data.features import FeatureReader
+from emu.data.images import ImageError
+from emu.data.sequence import Sequence, SequenceMaker
+from emu.data.shards import ShardReader
+from emu.models.batch import Batch
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a global batch: that of `rank` among `world_size` ranks."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Sequences of one micro-batch on one rank, and micro-batches of one step."""
+
+    batch_size: int
+    num_micro: int = 1
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of one step on one rank."""
+        return self.batch_size * self.num_micro
+
+
+class BatchStream:
+    """The micro-batches of each step for one rank; `state` / `load` are exact.
+
+    `num_threads` > 0 decodes the next step while the current one is computed.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        maker: SequenceMaker,
+        size: StepSize,
+        share: Share | None = None,
+        features: FeatureReader | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        self.reader, self.maker, self.size = reader, maker, size
+        self.share, self.features = share or Share(), features
+        self._pool = ThreadPoolExecutor(num_threads, "batches") if num_threads else None
+        self._ahead: dict[int, Future[tuple[Sequence, Tensor]]] = {}
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences of one step over all ranks."""
+        return self.size.num_sequences * self.share.world_size
+
+    def next_step(self) -> list[Batch]:
+        """The micro-batches of this rank for the next step."""
+        places = self._places(self.reader.place)
+        rows = [self._ahead.pop(place, None) or self._begin(place) for place in places]
+        made = [row.result() if isinstance(row, Future) else row for row in rows]
+        self.reader.place += self.global_batch
+        if self._pool:
+            for place in self._places(self.reader.place):
+                self._ahead[place] = self._pool.submit(self._make, place)
+        size = self.size.batch_size
+        return [self._batch(made[i : i + size]) for i in range(0, len(made), size)]
+
+    def state(self) -> dict[str, Any]:
+        """Where the next step begins, the same on every rank."""
+        return self.reader.state() | {"global_batch": self.global_batch}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved place; raises `DatasetError` for another stream, ValueError for another G."""
+        if state["global_batch"] != self.global_batch:
+            raise ValueError(
+                f"the run was saved with {state['global_batch']} sequences a step over all ranks, here "
+                f"it is {self.global_batch} (ranks x micro-batches x batch size); choose the batch "
+                "size so that the product is the same"
+            )
+        self.reader.load(state)
+        self._ahead.clear()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _places(self, first: int) -> range:
+        start = first + self.share.rank * self.size.num_sequences
+        return range(start, start + self.size.num_sequences)
+
+    def _begin(self, place: int) -> Future[tuple[Sequence, Tensor]] | tuple[Sequence, Tensor]:
+        return self._pool.submit(self._make, place) if self._pool else self._make(place)
+
+    def _make(self, place: int) -> tuple[Sequence, Tensor]:
+        visit = self.reader.visit(place)
+        sequence = self.maker.make(visit.sample, visit.epoch, visit.shard)
+        side = self.maker.model.vision.image_size
+        try:
+            return sequence, images_of(sequence, side, self.features)
+        except ImageError as error:
+            raise ImageError(f"sample '{sequence.key}': {error}") from error
+
+    def _batch(self, rows: list[tuple[Sequence, Tensor]]) -> Batch:
+        pad = self.maker.model.special.pad
+        sequences, images = [row[0] for row in rows], [row[1] for row in rows]
+        return collate(sequences, images, pad, self.features is not None)

@@ -1,0 +1,76 @@
+"""Small published datasets, written as the pipelines write them: tars, index, manifest."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from emu.tokenizer import EmuTokenizer, train_tokenizer
+from schemas.manifest import MANIFEST_FILE, Fingerprint, Manifest, ShardEntry, Tally
+from schemas.sample import Sample, Segment
+from schemas.shard import INDEXES, SHARDS, shard_name, tar_bytes
+from schemas.tables import INDEX
+
+COLOURS = ("red", "green", "blue", "white", "black", "orange", "purple", "yellow")
+
+
+def picture(number: int, side: int = 24, format: str = "PNG") -> bytes:
+    """A square in one of the colours, on another one."""
+    image = Image.new("RGB", (side, side), COLOURS[number % len(COLOURS)])
+    image.paste(COLOURS[(number + 3) % len(COLOURS)], (4, 4, 4 + number % 9, 8))
+    buffer = io.BytesIO()
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+def image_segment(number: int) -> Segment:
+    return Segment.of_image(picture(number), "png", 24, 24)
+
+
+def pair(number: int, corpus: str = "pairs") -> Sample:
+    text = Segment.of_text(f"a {COLOURS[number % len(COLOURS)]} square, number {number}")
+    return Sample(f"pair-{number:05d}", corpus, (image_segment(number), text))
+
+
+def document(number: int, num_images: int = 3, num_sentences: int = 6) -> Sample:
+    """An interleaved document: sentence 2 i + 1 has image i before it."""
+    segments: list[Segment] = []
+    matched = []
+    for place in range(num_sentences):
+        if place % 2 == 1 and place // 2 < num_images:
+            segments.append(image_segment(number + place))
+            matched.append(place)
+        colour = COLOURS[(number + place) % len(COLOURS)]
+        segments.append(Segment.of_text(f"Sentence {place} of page {number} is about {colour}."))
+    return Sample(f"doc-{number:05d}", "mmc4", tuple(segments), {"matched_text_index": matched})
+
+
+def write_dataset(root: Path, samples: Sequence[Sample], shard_size: int = 10) -> Path:
+    """The samples as a dataset of shards of `shard_size`."""
+    corpus = samples[0].corpus if samples else "pairs"
+    for folder in (SHARDS, INDEXES):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, start in enumerate(range(0, len(samples), shard_size)):
+        name, rows = shard_name(corpus, number), samples[start : start + shard_size]
+        data, index = tar_bytes(rows, name)
+        (root / SHARDS / f"{name}.tar").write_bytes(data)
+        pq.write_table(INDEX.table(index), root / INDEXES / f"{name}.parquet")
+        digest = hashlib.sha256(data).hexdigest()
+        images = sum(len(sample.images) for sample in rows)
+        entries.append(ShardEntry(name, len(rows), images, len(data), digest))
+    records = Tally(len(samples), len(samples))
+    manifest = Manifest(corpus, tuple(entries), records, Tally(0, 0), Fingerprint("i", "c", "c"))
+    (root / MANIFEST_FILE).write_text(manifest.to_json())
+    return root
+
+
+def small_tokenizer(path: Path) -> EmuTokenizer:
+    """A tokenizer of the words of the datasets above, saved at `path`."""
+    texts = [document(number).text for number in range(40)]
+    texts += [pair(number).text for number in range(40)]
+    train_tokenizer(texts, 400, path)
+    return EmuTokenizer.load(path)

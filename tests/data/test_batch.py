@@ -1,0 +1,140 @@
+import io
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from emu.config import EmuConfig, tiny_config
+from emu.data.images import CLIP_MEAN, CLIP_STD, ImageError, decode_image, pixels_of
+from emu.data.sequence import SequenceConfig, SequenceMaker
+from emu.data.shards import ShardReader
+from emu.data.stream import BatchStream, Share, StepSize
+from emu.models.batch import Batch
+from emu.tokenizer import EmuTokenizer
+from schemas.sample import Sample, Segment
+from tests.data.small_dataset import document, picture, small_tokenizer, write_dataset
+
+SHORT = SequenceConfig(pair_length=128, window_length=128, sampled_length=96)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> EmuTokenizer:
+    return small_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    samples = [document(number, number % 4) for number in range(30)]
+    return write_dataset(tmp_path_factory.mktemp("docs"), samples)
+
+
+def stream_of(
+    dataset: Path, tokenizer: EmuTokenizer, share: Share, size: StepSize, num_threads: int = 0
+) -> BatchStream:
+    maker = SequenceMaker(SHORT, tiny_config(tokenizer.num_pieces), tokenizer, 0)
+    return BatchStream(ShardReader(dataset, 0), maker, size, share, num_threads=num_threads)
+
+
+def rows_of(batches: list[Batch]) -> list[tuple[int, ...]]:
+    """The unpadded ids of every row."""
+    return [
+        tuple(ids[mask].tolist())
+        for batch in batches
+        for ids, mask in zip(batch.input_ids_BL, batch.attention_mask_BL, strict=True)
+    ]
+
+
+def test_pixels_are_squashed_and_normalised_as_released():
+    image = Image.effect_mandelbrot((60, 30), (-2, -1, 1, 1), 50).convert("RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    pixels = pixels_of([buffer.getvalue()], 56)
+    assert pixels.shape == (1, 3, 56, 56) and pixels.dtype == torch.float32
+    wanted = np.asarray(image.resize((56, 56), Image.Resampling.BICUBIC)) / 255.0
+    got = pixels[0].permute(1, 2, 0).numpy() * CLIP_STD + CLIP_MEAN
+    assert np.abs(got - wanted).max() < 1e-6
+
+
+def test_bytes_that_are_no_image_or_too_large_are_refused():
+    with pytest.raises(ImageError, match="5 bytes that do not decode"):
+        decode_image(b"hello")
+    with pytest.raises(ImageError, match="24x24 pixels; the limit is 100"):
+        decode_image(picture(1), max_pixels=100)
+    with pytest.raises(ImageError, match="do not decode"):
+        decode_image(picture(1, side=200, format="JPEG")[:-300])
+
+
+def test_batches_are_padded_on_the_right_with_images_in_reading_order(
+    dataset: Path, tokenizer: EmuTokenizer
+):
+    model: EmuConfig = tiny_config(tokenizer.num_pieces)
+    stream = stream_of(dataset, tokenizer, Share(), StepSize(6))
+    (batch,) = stream.next_step()
+    lengths = batch.attention_mask_BL.sum(1)
+    assert int(lengths.max()) == batch.input_ids_BL.shape[1]
+    assert (batch.input_ids_BL[~batch.attention_mask_BL] == model.special.pad).all()
+    assert (batch.labels_BL[~batch.attention_mask_BL] == -100).all()
+    for row, length in zip(batch.attention_mask_BL, lengths, strict=True):
+        assert row[: int(length)].all() and not row[int(length) :].any()
+    sequences = [
+        stream.maker.make(visit.sample, visit.epoch)
+        for visit in map(ShardReader(dataset, 0).visit, range(6))
+    ]
+    images = [slot.image for sequence in sequences for slot in sequence.slots]
+    assert batch.pixels_NCHW is not None and batch.patches_NPV is None
+    assert torch.equal(batch.pixels_NCHW, pixels_of(images, model.vision.image_size))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_together_read_the_same_global_batches(
+    dataset: Path, tokenizer: EmuTokenizer, world_size: int
+):
+    alone = stream_of(dataset, tokenizer, Share(), StepSize(2, 4))
+    ranks = [
+        stream_of(dataset, tokenizer, Share(rank, world_size), StepSize(2, 4 // world_size))
+        for rank in range(world_size)
+    ]
+    for _ in range(9):  # beyond two epochs
+        together = itertools.chain.from_iterable(rows_of(rank.next_step()) for rank in ranks)
+        assert list(together) == rows_of(alone.next_step())
+    assert all(rank.state() == alone.state() for rank in ranks)
+
+
+def test_a_state_saved_by_one_rank_resumes_two_and_threads_change_nothing(
+    dataset: Path, tokenizer: EmuTokenizer
+):
+    alone = stream_of(dataset, tokenizer, Share(), StepSize(8))
+    for _ in range(3):
+        alone.next_step()
+    ranks = [stream_of(dataset, tokenizer, Share(r, 2), StepSize(4), 2) for r in range(2)]
+    for rank in ranks:
+        rank.next_step()  # so that something is already read ahead
+        rank.load(alone.state())
+    for _ in range(5):
+        together = itertools.chain.from_iterable(rows_of(rank.next_step()) for rank in ranks)
+        assert list(together) == rows_of(alone.next_step())
+    for rank in ranks:
+        rank.close()
+
+
+def test_another_global_batch_is_refused(dataset: Path, tokenizer: EmuTokenizer):
+    state = stream_of(dataset, tokenizer, Share(), StepSize(8)).state()
+    with pytest.raises(ValueError, match="saved with 8 sequences a step .* here it is 6"):
+        stream_of(dataset, tokenizer, Share(0, 2), StepSize(3)).load(state)
+
+
+def test_a_broken_image_names_its_sample(tmp_path: Path, tokenizer: EmuTokenizer):
+    broken = Segment.of_image(b"not an image", "png", 5, 5)
+    sample = Sample("bad-one", "pairs", (broken, Segment.of_text("a square")))
+    stream = stream_of(write_dataset(tmp_path, [sample]), tokenizer, Share(), StepSize(1))
+    with pytest.raises(ImageError, match="sample 'bad-one': 12 bytes"):
+        stream.next_step()
+
+
+def test_a_batch_without_images_has_none(tmp_path: Path, tokenizer: EmuTokenizer):
+    texts = [document(number, num_images=0) for number in range(4)]
+    stream = stream_of(write_dataset(tmp_path, texts), tokenizer, Share(), StepSize(4))
+    assert stream.next_step()[0].num_images == 0
