@@ -1,1 +1,28 @@
-"""Filters: table to reason-or-null."""
+"""Filters of samples by name: `FILTERS["min_images"](2)` is a `Filter` for any corpus.
+
+Each looks at the column `segments` (see `schemas/sample.py`). A new one is a file here and a line in
+`FILTERS`; the contract test runs over the registry.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from pipelines.core.filter import Filter
+from pipelines.filters.image_size import image_size
+from pipelines.filters.min_images import min_images
+from pipelines.filters.text_length import text_length
+
+FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType(
+    {"image_size": image_size, "min_images": min_images, "text_length": text_length}
+)
+"""Name -> factory; a factory with its defaults gives a usable filter."""
+
+FILTER_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "images_too_small": "No image has a shorter side of the wanted length.",
+        "too_few_images": "Fewer images than wanted.",
+        "text_too_short": "Fewer characters of text than wanted.",
+        "text_too_long": "More characters of text than wanted.",
+    }
+)
+"""Every reason that the filters give by default: reason -> one sentence for a person."""

@@ -1,0 +1,185 @@
+"""Lines of a `.jsonl`, `.jsonl.gz` or `.jsonl.zip`, with everything that can be wrong with them as data.
+
+Counting and reading go through the same iterator, so they agree on broken inputs too. Lines end at
+a line feed; a line of nothing but white space is no record, though it has a number. Memory is bounded by the cap
+on one line. The members of a zip are read in the order of their names, numbered on as if they were one file.
+"""
+
+import gzip
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import BinaryIO, cast
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
+CHUNK_BYTES = 1 << 20
+
+LINE_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "record_too_long": "The line is longer than the cap on one line.",
+        "not_utf8": "The line is not valid UTF-8.",
+        "input_truncated": "The compressed input ends in the middle; what followed is lost.",
+        "input_corrupt": "The compressed input cannot be unpacked from here on.",
+    }
+)
+"""Why a line is no record: reason -> one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its 1-based number, the byte where it begins, and its bytes or why there are none."""
+
+    number: int
+    offset: int
+    """Bytes from the start of the unpacked input; lines of a plain file can be found again by it."""
+    data: bytes
+    reason: str | None = None
+    detail: str | None = None
+
+    def decode(self) -> "str | Broken":
+        """The text (a byte order mark at the very start is taken off), or why there is none."""
+        if self.reason is not None:
+            return Broken(self.reason, self.detail or "")
+        try:
+            return self.data.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{self.data[error.start]:02x} at position {error.start}"
+            return Broken("not_utf8", f"{found}: {error.reason}")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What is wrong with a line, or with an input from here on; `reason` is a word of `LINE_REASONS`."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class _EndOfMember:
+    """The end of one of several inputs joined into one: a line ends here too."""
+
+
+_Piece = bytes | Broken | _EndOfMember
+
+
+def read_lines(
+    file: BinaryIO, name: str, max_bytes: int, number: int = 1, offset: int = 0
+) -> Iterator[Line]:
+    """Yield the records of an open input, from line `number` at byte `offset` on.
+
+    Args:
+        file: the input as stored (compressed as its name says).
+        name: its name; the suffix decides how it is unpacked.
+        max_bytes: cap on one line; a longer one becomes a `record_too_long`.
+        number: number of the line at `offset`.
+        offset: where to begin; only for a plain `.jsonl`.
+    """
+    assert offset == 0 or name.endswith(".jsonl"), name
+    if offset:
+        file.seek(offset)
+    yield from _assemble(_pieces(file, name), max_bytes, number, offset)
+
+
+def _assemble(pieces: Iterable[_Piece], max_bytes: int, number: int, offset: int) -> Iterator[Line]:
+    pending = _Pending(max_bytes, number, offset)
+    for piece in pieces:
+        if isinstance(piece, Broken):
+            yield pending.broken(piece)
+        elif isinstance(piece, _EndOfMember):
+            yield from pending.end(0)
+        else:
+            *whole, rest = piece.split(b"\n")
+            for part in whole:
+                pending.add(part)
+                yield from pending.end(1)
+            pending.add(rest)
+    yield from pending.end(0)
+
+
+class _Pending:
+    """The line being put together; holds at most `max_bytes`."""
+
+    def __init__(self, max_bytes: int, number: int, offset: int):
+        self.max_bytes, self.number, self.offset = max_bytes, number, offset
+        self.parts: list[bytes] = []
+        self.length = 0
+
+    def add(self, part: bytes) -> None:
+        self.length += len(part)
+        if self.length > self.max_bytes:
+            self.parts = []
+        else:
+            self.parts.append(part)
+
+    def end(self, num_end_bytes: int) -> Iterator[Line]:
+        """The finished line, if it is a record; the next one begins."""
+        data, length = b"".join(self.parts), self.length
+        number, offset = self._next(num_end_bytes)
+        if length > self.max_bytes:
+            yield Line(number, offset, b"", "record_too_long", f"more than {self.max_bytes} bytes")
+        elif data and not data.isspace():
+            yield Line(number, offset, data)
+
+    def broken(self, problem: Broken) -> Line:
+        """The rest of an input that cannot be read, as one line."""
+        number, offset = self._next(0, is_line=True)
+        return Line(number, offset, b"", problem.reason, problem.detail)
+
+    def _next(self, num_end_bytes: int, is_line: bool = False) -> tuple[int, int]:
+        place = (self.number, self.offset)
+        if self.length or num_end_bytes or is_line:
+            self.number += 1
+        self.offset += self.length + num_end_bytes
+        self.parts, self.length = [], 0
+        return place
+
+
+def _pieces(file: BinaryIO, name: str) -> Iterator[_Piece]:
+    if name.endswith(".gz"):
+        return _gzip_pieces(file)
+    if name.endswith(".zip"):
+        return _zip_pieces(file)
+    return iter(lambda: file.read(CHUNK_BYTES), b"")
+
+
+def _gzip_pieces(file: BinaryIO) -> Iterator[_Piece]:
+    if not file.read(1):
+        yield Broken("input_truncated", "the file is empty; an empty gzip has 20 bytes")
+        return
+    file.seek(0)
+    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+        yield from _unpack(unpacked)
+
+
+def _zip_pieces(file: BinaryIO) -> Iterator[_Piece]:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        yield Broken("input_truncated", f"not a whole zip file: {error}")
+        return
+    with archive:
+        for name in sorted(archive.namelist()):
+            if name.endswith("/") or name.startswith("__MACOSX/"):
+                continue
+            try:
+                member = archive.open(name)
+            except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+                yield Broken("input_corrupt", f"member '{name}': {error}")
+                continue
+            with member:
+                yield from _unpack(cast(zipfile.ZipExtFile, member))
+            yield _EndOfMember()
+
+
+def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
+    # read1: what was unpacked before the damage is handed out; read would lose it.
+    try:
+        while chunk := unpacked.read1(CHUNK_BYTES):
+            yield chunk
+    except EOFError:
+        yield Broken("input_truncated", "the compressed data end too early")
+    except (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        yield Broken("input_corrupt", str(error))

@@ -1,0 +1,105 @@
+"""Living links of a shard into images: fetched, checked, brought to size, in the column `images`.
+
+The column holds, for each record, one `IMAGE_TYPE` for each link that arrived, in the order of the links:
+
+| field         | type         | meaning                                                     |
+|---------------|--------------|-------------------------------------------------------------|
+| slot          | int32        | number of the link in its record                            |
+| data          | large_binary | encoded bytes                                               |
+| format        | string       | `jpg`, `png` or `webp`                                      |
+| width, height | int32        | pixels                                                      |
+| source_width, source_height | int32 | pixels before; null for one taken from a published shard |
+
+A link that did not arrive carries its reason, a word of `pipelines.download.reasons.REASONS`.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.download.fetch import FetchConfig, Fetched, Fetcher
+from pipelines.download.images import ImageConfig, NormalisedImage, normalise_image
+from pipelines.transforms.prior import Known, Prior
+from schemas.links import LINK_TYPE, Link, link_from_row
+
+IMAGE_TYPE = pa.struct(
+    [
+        ("slot", pa.int32()),
+        ("data", pa.large_binary()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("source_width", pa.int32()),
+        ("source_height", pa.int32()),
+    ]
+)
+
+
+class FetchImages:
+    """Transform with one fetcher for as long as its worker lives: fills `images`, marks dead links.
+
+    A link that stands several times in a shard is fetched once.
+
+    Args:
+        fetch: limits and manners of fetching.
+        image: the size and quality that images are brought to.
+        prior: a published dataset; what it knows of a link is not asked for again.
+    """
+
+    def __init__(self, fetch: FetchConfig, image: ImageConfig, prior: Prior | None = None) -> None:
+        self.image = image
+        self.prior = prior
+        self.fetcher = Fetcher(fetch)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The table with `images`, and with reasons in `links`."""
+        records = [[link_from_row(k) for k in links] for links in table["links"].to_pylist()]
+        keys = table["key"].to_pylist()
+        known = self.prior.known(_shard(table)) if self.prior else {}
+        fetched = self._fetch(
+            link
+            for key, links in zip(keys, records, strict=True)
+            for link in links
+            if link.is_alive and (key, link.slot) not in known
+        )
+        images, links = [], []
+        for key, record in zip(keys, records, strict=True):
+            settled = [_settle(link, known.get((key, link.slot)), fetched) for link in record]
+            images.append([image for _, image in settled if image is not None])
+            links.append([link.as_row() for link, _ in settled])
+        place = table.schema.get_field_index("links")
+        marked = table.set_column(place, "links", pa.array(links, pa.list_(LINK_TYPE)))
+        return marked.append_column("images", pa.array(images, pa.list_(IMAGE_TYPE)))
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self.fetcher.close()
+
+    def _fetch(self, links: Any) -> dict[str, Fetched[NormalisedImage]]:
+        urls = list(dict.fromkeys(link.url or "" for link in links))
+        found = self.fetcher.fetch_many(urls, lambda _, body: normalise_image(body, self.image))
+        return dict(zip(urls, found, strict=True))
+
+
+def _settle(
+    link: Link, known: Known | None, fetched: dict[str, Fetched[NormalisedImage]]
+) -> tuple[Link, dict[str, Any] | None]:
+    """The link as it now stands, and its image if it has one."""
+    if not link.is_alive:
+        return link, None
+    if known is not None:
+        if known.reason is not None:
+            return link.dropped(known.reason, known.detail), None
+        return link, {"slot": link.slot, **known.image}
+    result = fetched[link.url or ""]
+    if result.reason is not None:
+        return link.dropped(result.reason, result.detail), None
+    assert result.value is not None, link
+    names = ("data", "format", "width", "height", "source_width", "source_height")
+    return link, {"slot": link.slot, **{name: getattr(result.value, name) for name in names}}
+
+
+def _shard(table: pa.Table) -> str:
+    name = (table.schema.metadata or {}).get(b"shard")
+    assert name is not None, "the engine writes the shard's name into the schema"
+    return name.decode()

@@ -1,0 +1,198 @@
+import gzip
+import io
+import re
+import zipfile
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.core.line_reader import LINE_REASONS, read_lines
+from pipelines.core.lines import InputError, LineSource, key_stems
+from schemas.sample import KEY_PATTERN
+
+
+def zipped(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def rows(source: LineSource) -> list[dict]:
+    return [row for shard in source.plan("mmc4") for row in source.read(shard).to_pylist()]
+
+
+def test_three_forms_give_the_same_records(tmp_path: Path):
+    data = b'{"a":1}\n  \n{"b":2}\r\n\n{"c":"\xc3\xa9"}'
+    (tmp_path / "x.jsonl").write_bytes(data)
+    (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "z.jsonl.zip").write_bytes(zipped(inside=data))
+    for name in ("x.jsonl", "y.jsonl.gz", "z.jsonl.zip"):
+        found = rows(LineSource([name], base=str(tmp_path)))
+        assert [r["record"] for r in found] == [1, 3, 5]
+        assert [r["line"].strip() for r in found] == ['{"a":1}', '{"b":2}', '{"c":"é"}']
+        assert [r["key"] for r in found] == [f"{name[0]}-000000{n}" for n in (1, 3, 5)]
+        assert {r["source"] for r in found} == {name}
+
+
+def test_shards_cross_files_and_are_read_alone(tmp_path: Path):
+    for name, count in (("a", 5), ("b", 1), ("c", 4)):
+        lines = "".join(f"{name}{i}\n" for i in range(count))
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b"d0\nd1\n"))
+    source = LineSource([f"{tmp_path}/*.jsonl", f"{tmp_path}/d.jsonl.gz"], samples_per_shard=4)
+    plan = source.plan("mmc4")
+    assert [s.name for s in plan] == ["mmc4-000000", "mmc4-000001", "mmc4-000002"]
+    assert [s.num_records for s in plan] == [4, 4, 4]
+    read = [source.read(s)["line"].to_pylist() for s in reversed(plan)]
+    assert read == [["c2", "c3", "d0", "d1"], ["a4", "b0", "c0", "c1"], ["a0", "a1", "a2", "a3"]]
+
+
+def test_limit_counts_over_all_files(tmp_path: Path):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("1\n2\n3\n")
+    source = LineSource([f"{tmp_path}/*"], samples_per_shard=2, limit=4)
+    assert [r["key"] for r in rows(source)] == ["a-0000001", "a-0000002", "a-0000003", "b-0000001"]
+
+
+def test_equal_stems_get_a_hash_and_all_keys_are_valid():
+    long = "X" * 300 + ".jsonl"
+    names = ["one/docs.jsonl", "two/DOCS.jsonl.zip", "three/Ünder.v2 (1).jsonl.gz", long, ".jsonl"]
+    stems = key_stems(names)
+    assert len(set(stems.values())) == len(names)
+    assert re.fullmatch(r"docs-[0-9a-f]{8}", stems["one/docs.jsonl"])
+    assert stems["three/Ünder.v2 (1).jsonl.gz"] == "_nder_v2__1_"
+    assert all(re.fullmatch(KEY_PATTERN, f"{s}-0000012") for s in stems.values())
+
+
+def test_broken_lines_are_rows_with_their_number(tmp_path: Path):
+    (tmp_path / "x.jsonl").write_bytes(b"good\n" + b"\xff\xfe\n" + b"a" * 100 + b"\nlast")
+    source = LineSource([str(tmp_path / "x.jsonl")], samples_per_shard=1, max_line_bytes=50)
+    found = rows(source)
+    assert [(r["record"], r["drop_reason"]) for r in found] == [
+        (1, None),
+        (2, "not_utf8"),
+        (3, "record_too_long"),
+        (4, None),
+    ]
+    assert found[1]["drop_detail"] == "byte 0xff at position 0: invalid start byte"
+    assert found[2]["drop_detail"] == "more than 50 bytes"
+    assert found[1]["line"] is None and found[3]["line"] == "last"
+
+
+def test_byte_order_mark_is_taken_off_the_first_line_only(tmp_path: Path):
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf1\n\xef\xbb\xbf2\n")
+    assert [r["line"] for r in rows(LineSource([f"{tmp_path}/x.jsonl"]))] == ["1", "\ufeff2"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zip"])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_archives_lose_their_tail_and_say_so(tmp_path: Path, suffix: str, kept: float):
+    data = b"".join(b'{"number": %d, "noise": "%x"}\n' % (i, i**7) for i in range(20_000))
+    packed = gzip.compress(data) if suffix.endswith("gz") else zipped(x=data)
+    (tmp_path / f"x{suffix}").write_bytes(packed[: int(len(packed) * kept)])
+    found = rows(LineSource([str(tmp_path / f"x{suffix}")], samples_per_shard=999))
+    assert found[-1]["drop_reason"] == "input_truncated"
+    assert [r["record"] for r in found] == list(range(1, len(found) + 1))
+    assert all(r["drop_reason"] is None for r in found[:-1])
+    if suffix.endswith("gz") and kept > 0.4:
+        assert len(found) > 5_000  # what came before the damage is used
+
+
+def test_damaged_archives_are_rows(tmp_path: Path):
+    packed = bytearray(gzip.compress(b"line\n" * 9))
+    packed[-8:-4] = b"\0\0\0\0"  # its CRC
+    (tmp_path / "x.jsonl.gz").write_bytes(packed)
+    archive = bytearray(zipped(a=b"a1\na2\n", b=b"b1\n"))
+    place = archive.index(b"PK\x01\x02")
+    archive[place + 16 : place + 20] = b"\0\0\0\0"  # the CRC of member a
+    (tmp_path / "y.jsonl.zip").write_bytes(archive)
+    assert rows(LineSource([f"{tmp_path}/x.jsonl.gz"]))[-1]["drop_reason"] == "input_corrupt"
+    found = rows(LineSource([f"{tmp_path}/y.jsonl.zip"]))
+    assert found[-1]["line"] == "b1"  # the next member is still read
+    assert [r["drop_reason"] for r in found if r["line"] is None] == ["input_corrupt"]
+
+
+def test_members_of_a_zip_in_the_order_of_names(tmp_path: Path):
+    data = zipped(b=b"b1", a=b"a1\na2", **{"__MACOSX/._a": b"junk", "folder/": b""})
+    (tmp_path / "x.jsonl.zip").write_bytes(data)
+    found = rows(LineSource([f"{tmp_path}/x.jsonl.zip"]))
+    assert [(r["record"], r["line"]) for r in found] == [(1, "a1"), (2, "a2"), (3, "b1")]
+
+
+def test_fsspec_addresses():
+    with fsspec.open("memory://lines/x.jsonl.gz", "wb") as file:
+        file.write(gzip.compress(b"1\n2\n"))  # pyright: ignore
+    exact, pattern = "memory://lines/x.jsonl.gz", "memory://lines/*.gz"
+    assert [r["line"] for r in rows(LineSource([exact]))] == ["1", "2"]
+    assert LineSource([pattern]).files() == ["memory:///lines/x.jsonl.gz"]
+    assert [r["line"] for r in rows(LineSource([pattern]))] == ["1", "2"]
+
+
+def test_errors_name_the_pattern_and_a_hint(tmp_path: Path):
+    (tmp_path / "x.txt").write_text("1\n")
+    (tmp_path / "folder").mkdir()
+    for pattern, message in [
+        ("none-*.jsonl", "no file matches"),
+        ("x.txt", "ends in none of .jsonl"),
+        ("folder", "is a folder"),
+        ("nosuch://x.jsonl", "cannot be looked up"),
+    ]:
+        with pytest.raises(InputError, match=message) as raised:
+            LineSource([pattern], base=str(tmp_path)).plan("mmc4")
+        assert pattern in str(raised.value)
+    with pytest.raises(InputError, match="no input named"):
+        LineSource([]).plan("mmc4")
+    with pytest.raises(InputError, match="samples_per_shard=0"):
+        LineSource(["x"], samples_per_shard=0)
+    with pytest.raises(InputError, match="limit=0"):
+        LineSource(["x"], limit=0)
+
+
+def test_a_changed_input_is_an_error_and_another_fingerprint(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("1\n2\n3\n")
+    source = LineSource([str(path)])
+    plan, before = source.plan("mmc4"), source.fingerprint()
+    assert source.fingerprint() == before
+    path.write_text("1\n2\n")
+    assert source.fingerprint() != before
+    with pytest.raises(InputError, match="has changed"):
+        source.read(plan[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(st.binary(max_size=30).filter(lambda b: b"\n" not in b), max_size=12),
+    cap=st.integers(5, 40),
+    per_shard=st.integers(1, 4),
+)
+def test_counting_and_reading_agree_on_anything(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], cap: int, per_shard: int
+):
+    folder = tmp_path_factory.mktemp("lines")
+    data = b"\n".join(lines)
+    (folder / "x.jsonl").write_bytes(data)
+    (folder / "x.jsonl.gz").write_bytes(gzip.compress(data))
+    counted = [b for b in data.split(b"\n") if len(b) > cap or b.strip()]
+    for name in ("x.jsonl", "x.jsonl.gz"):
+        source = LineSource([str(folder / name)], samples_per_shard=per_shard, max_line_bytes=cap)
+        found = rows(source)
+        assert len(found) == sum(s.num_records for s in source.plan("x")) == len(counted)
+        assert {r["drop_reason"] for r in found} <= {None, *LINE_REASONS}
+
+
+def test_memory_stays_below_the_cap_on_a_line():
+    class Endless(io.RawIOBase):
+        left = 200
+
+        def read(self, size: int = -1) -> bytes:
+            self.left -= 1
+            return b"x" * size if self.left else b""
+
+    (line,) = read_lines(Endless(), "x.jsonl", max_bytes=1 << 16)  # pyright: ignore
+    assert line.reason == "record_too_long"
