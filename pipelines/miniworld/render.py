@@ -133,7 +133,7 @@ def _outline(shape: str) -> np.ndarray:
     if shape == "triangle":
         return _ring(3, 1.0)
     if shape == "arrow":
-        return _arrow(head=0.68, stem=0.27)
+        return _arrow(head=0.76, stem=0.31)
     if shape == "diamond":
         return _ring(4, 1.0) * (0.66, 1.0)
     if shape == "star":

@@ -13,6 +13,7 @@ import logging
 import re
 import signal
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -268,7 +269,10 @@ def serve_until_stopped(server: ImageServer) -> None:
 def main(arguments: ServeArguments) -> None:
     """Serves as the arguments say; the address is logged to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    server = ImageServer(arguments.directory, arguments.port, arguments.retry_after_s)
+    try:
+        server = ImageServer(arguments.directory, arguments.port, arguments.retry_after_s)
+    except NotADirectoryError as error:
+        sys.exit(f"error: {error}")
     log.info("address=%s allow_host=%s", server.address, server.allow_host)
     serve_until_stopped(server)
 
