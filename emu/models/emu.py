@@ -6,11 +6,13 @@ D language width.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 
 from emu.config import EmuConfig
-from emu.models.adapter import add_adapter
+from emu.models.adapter import add_adapter, merge_adapter
 from emu.models.batch import Batch, EmuOutput
 from emu.models.causal_former import CausalFormer
 from emu.models.init import init_weights
@@ -80,6 +82,11 @@ class Emu(nn.Module):
             regressed_ND=self.language.regress(hidden_BLD[predictors_BL]),
             targets_ND=inputs_BLD[targets_BL],
         )
+
+    def merge_adapter(self) -> None:
+        """Folds LoRA into the weights; the configuration then has no adapter."""
+        merge_adapter(self.language)
+        self.config = dataclasses.replace(self.config, adapter=None)
 
     def recompute_activations(self) -> None:
         """Trades time for memory in training, in all three parts."""

@@ -26,13 +26,18 @@ def save_model(
     tokenizer_path: str | Path | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Writes `model` and, where given, its tokenizer into `directory`."""
+    """Writes `model` and, where given, its tokenizer into `directory`, over a model saved before.
+
+    `config.json` is written last: without it a directory is no model.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for stale in (CONFIG, INDEX, WEIGHTS):
+        (directory / stale).unlink(missing_ok=True)
     save_torch_state_dict(model.state_dict(), directory, max_shard_size=max_shard_size)
-    (directory / CONFIG).write_text(model.config.to_json())
     if tokenizer_path is not None:
         EmuTokenizer.load(tokenizer_path, model.config.instruct).save(directory / TOKENIZER)
+    (directory / CONFIG).write_text(model.config.to_json())
 
 
 def load_model(
@@ -92,6 +97,7 @@ def build_model(
         raise ValueError("the weights do not fit the configuration: " + "; ".join(problems))
     model.load_state_dict(state, assign=True)
     model.visual.fill_buffers()
+    assert not any(buffer.is_meta for buffer in model.buffers())
     return model.eval()
 
 

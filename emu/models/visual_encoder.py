@@ -19,8 +19,8 @@ class VisualEncoder(nn.Module):
     """All tokens after the last block of EVA-CLIP g/14, or of the same design at another size.
 
     `trunk` is timm's `Eva`, the class behind open_clip's `EVA01-g-14`, so open_clip's weights fit
-    under their own names. Its final norm and its CLIP head are stored with the weights and never
-    used (released code, `forward_features`); they are frozen here, since no gradient reaches them.
+    under their own names. Emu leaves out its final norm and its CLIP head (released code,
+    `forward_features`); they stay with the weights, frozen, and serve `pool` alone.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -59,6 +59,11 @@ class VisualEncoder(nn.Module):
             else:
                 tokens = block(tokens)
         return tokens
+
+    def pool(self, patches_BPV: Tensor) -> Tensor:
+        """CLIP's image embedding, `embed_dim` wide and not normalised, from the tower's tokens."""
+        classes_BV = patches_BPV[:, 0].to(self.trunk.norm.weight.dtype)
+        return self.trunk.head(self.trunk.norm(classes_BV))
 
     def load_open_clip(self, tower: Mapping[str, Tensor]) -> None:
         """Takes the weights of an open_clip tower: `model.visual.state_dict()`.

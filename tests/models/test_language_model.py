@@ -1,0 +1,114 @@
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from emu.models.emu import Emu
+from emu.models.language_model import LanguageModel, RotaryAngles
+from tests.models.conftest import micro_config
+
+
+@torch.no_grad()
+def test_a_cache_gives_the_same_as_one_pass(model: Emu) -> None:
+    language = model.language
+    inputs = torch.randn(2, 12, model.config.language.hidden_size)
+    whole = language(inputs)
+    cache = DynamicCache()
+    parts = [language(inputs[:, a:b], cache=cache) for a, b in ((0, 7), (7, 8), (8, 12))]
+    assert cache.get_seq_length() == 12
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_left_padding_with_positions_changes_nothing(model: Emu) -> None:
+    language = model.language
+    inputs = torch.randn(1, 6, model.config.language.hidden_size)
+    whole = language(inputs)
+    padded = torch.cat([torch.randn_like(inputs[:, :3]), inputs], dim=1)
+    mask = torch.tensor([[False] * 3 + [True] * 6])
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    cache = DynamicCache()
+    first = language(padded[:, :7], mask[:, :7], cache, positions[:, :7])
+    rest = language(padded[:, 7:], mask, cache, positions[:, 7:])
+    found = torch.cat([first[:, 3:], rest], dim=1)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_right_padding_changes_nothing(model: Emu) -> None:
+    inputs = torch.randn(1, 6, model.config.language.hidden_size)
+    padded = torch.cat([inputs, torch.randn_like(inputs[:, :3])], dim=1)
+    mask = torch.tensor([[True] * 6 + [False] * 3])
+    found = model.language(padded, mask)[:, :6]
+    torch.testing.assert_close(found, model.language(inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_angles_are_those_of_llama() -> None:
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=2048)
+    states, positions = torch.zeros(1, 2048, 64), torch.arange(2048)[None]
+    wanted = LlamaRotaryEmbedding(config)(states, positions)
+    torch.testing.assert_close(RotaryAngles(16)(states, positions), wanted, atol=1e-6, rtol=0)
+
+
+def test_rotary_angles_stay_exact_in_bfloat16() -> None:
+    exact, _ = RotaryAngles(16)(torch.zeros(1), torch.tensor([[1999]]))
+    low, _ = RotaryAngles(16).to(torch.bfloat16)(
+        torch.zeros(1, dtype=torch.bfloat16), torch.tensor([[1999]])
+    )
+    torch.testing.assert_close(low.float(), exact, atol=2**-8, rtol=0)
+
+
+def test_llama_weights_get_mean_rows_for_added_tokens() -> None:
+    config = micro_config()
+    language = LanguageModel(config)
+    sizes = config.language
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=sizes.vocab_size,
+            hidden_size=sizes.hidden_size,
+            num_hidden_layers=sizes.num_layers,
+            num_attention_heads=sizes.num_heads,
+            intermediate_size=sizes.intermediate_size,
+        )
+    )
+    language.load_llama(base)
+    for ours, theirs in (
+        (language.lm.model.embed_tokens.weight, base.model.embed_tokens.weight),
+        (language.lm.lm_head.weight, base.lm_head.weight),
+    ):
+        assert torch.equal(ours[:300], theirs)
+        torch.testing.assert_close(ours[300:], theirs.mean(0).expand(4, -1))
+    ours = language.lm.get_parameter("model.layers.1.mlp.up_proj.weight")
+    assert torch.equal(ours, base.get_parameter("model.layers.1.mlp.up_proj.weight"))
+
+
+def test_llama_weights_of_another_size_are_named() -> None:
+    language = LanguageModel(micro_config())
+    other = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=300,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+    )
+    with pytest.raises(ValueError) as error:
+        language.load_llama(other)
+    assert "missing or unexpected model.layers.1.mlp.up_proj.weight" in str(error.value)
+    assert "model.layers.0.mlp.up_proj.weight has shape (32, 16)" in str(error.value)
+
+
+def test_recomputation_gives_the_same_gradients(model: Emu) -> None:
+    language = copy.deepcopy(model.language).train()
+    inputs = torch.randn(1, 6, model.config.language.hidden_size)
+    gradients = []
+    for recompute in (False, True):
+        if recompute:
+            language.recompute_layers()
+        language.zero_grad()
+        language(inputs).square().mean().backward()
+        gradients.append([w.grad.clone() for w in language.parameters() if w.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1])

@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from emu.models.batch import Batch
+from emu.models.emu import Emu
+from emu.models.store import CONFIG, INDEX, WEIGHTS, load_model, save_model, weights_hash
+from emu.tokenizer import EmuTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(golden: Path) -> Path:
+    return golden / "emu1_small" / "tokenizer" / "tokenizer.model"  # 400 pieces
+
+
+@pytest.fixture
+def saved(model: Emu, tokenizer_path: Path, tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", model, tokenizer_path)
+    return tmp_path / "model"
+
+
+@torch.no_grad()
+def test_a_saved_model_answers_the_same(
+    saved: Path, model: Emu, tokenizer_path: Path, batch: Batch
+) -> None:
+    loaded, tokenizer = load_model(saved)
+    assert not loaded.training
+    assert loaded.config == model.config
+    assert weights_hash(loaded) == weights_hash(model)
+    assert torch.equal(loaded(batch).logits_BLV, model(batch).logits_BLV)
+    original = EmuTokenizer.load(tokenizer_path)
+    assert tokenizer.encode("a [IMG] b") == original.encode("a [IMG] b")
+    frozen = [name for name, weight in loaded.named_parameters() if not weight.requires_grad]
+    assert frozen == [name for name, weight in model.named_parameters() if not weight.requires_grad]
+
+
+def test_a_large_model_is_cut_into_pieces(
+    saved: Path, model: Emu, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "pieces"
+    save_model(directory, model, tokenizer_path, max_shard_size="2MB")
+    names = json.loads((directory / INDEX).read_text())["weight_map"]
+    assert len(set(names.values())) > 2 and set(names) == set(model.state_dict())
+    assert weights_hash(load_model(directory)[0]) == weights_hash(model)
+    save_model(directory, model, tokenizer_path)  # over it, in one file: no piece stays
+    assert sorted(path.name for path in directory.iterdir()) == sorted(
+        path.name for path in saved.iterdir()
+    )
+    assert weights_hash(load_model(directory)[0]) == weights_hash(model)
+
+
+def test_another_dtype(saved: Path) -> None:
+    loaded, _ = load_model(saved, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in loaded.state_dict().values()} == {torch.bfloat16}
+
+
+def test_weights_that_do_not_fit_are_named(saved: Path) -> None:
+    weights = load_file(saved / WEIGHTS)
+    weights["extra"] = weights.pop("former.queries")
+    weights["ln_visual.bias"] = torch.zeros(3)
+    save_file(weights, saved / WEIGHTS)
+    with pytest.raises(ValueError) as error:
+        load_model(saved)
+    assert "unexpected extra" in str(error.value)
+    assert "ln_visual.bias has shape (3,), needs (96,)" in str(error.value)
+    weights["ln_visual.bias"] = torch.zeros(96)
+    del weights["extra"]
+    save_file(weights, saved / WEIGHTS)
+    with pytest.raises(ValueError, match=r"missing former\.queries"):
+        load_model(saved)
+
+
+def test_a_tokenizer_of_another_size_is_refused(saved: Path) -> None:
+    text = (saved / CONFIG).read_text().replace('"vocab_size": 400', '"vocab_size": 401')
+    (saved / CONFIG).write_text(text)
+    with pytest.raises(ValueError, match="has 404 tokens, the configuration has 405"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "tokenizer.model"])
+def test_an_absent_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        load_model(saved)
+
+
+def test_the_hash_sees_values_names_shapes_and_types() -> None:
+    one = {"a": torch.zeros(4), "b": torch.ones(2)}
+    others = [
+        {"a": torch.zeros(4), "b": torch.tensor([1.0, 1.0000001])},
+        {"a": torch.zeros(4), "c": torch.ones(2)},
+        {"a": torch.zeros(2, 2), "b": torch.ones(2)},
+        {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(2)},
+    ]
+    hashes = {weights_hash(state) for state in (one, *others)}
+    assert len(hashes) == 5
+    assert weights_hash(dict(reversed(one.items()))) == weights_hash(one)
+    assert weights_hash({"x": torch.tensor(1.0)}) != weights_hash({"x": torch.tensor(2.0)})
