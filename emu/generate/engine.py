@@ -1,0 +1,234 @@
+"""The Python door to a trained model: prompts in, texts and pictures out.
+
+Shapes: B prompts, Q causal queries, D language width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from emu.config import EmuConfig
+from emu.decoders.base import VisualDecoder
+from emu.generate.beam import beam_search
+from emu.generate.continuation import Continuation
+from emu.generate.image import regress
+from emu.generate.interleaved import Draw, Event, Interleaver, Reply
+from emu.generate.options import ImageOptions, TextOptions
+from emu.generate.prompts import EncodedPrompt, Prompt, PromptEncoder
+from emu.generate.rank import mean_losses
+from emu.generate.running_text import RunningText
+from emu.generate.text import write
+from emu.models.emu import Emu
+from emu.models.store import load_model
+from emu.tokenizer import EmuTokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DECODER = "decoder"
+
+
+class Engine:
+    """A model, its tokenizer and, where there is one, its visual decoder.
+
+    Several threads may use one engine. A prompt is a text, an image (bytes, path, PIL, normalised
+    tensor) or a list of them in order; errors name the wrong argument and the limit.
+    """
+
+    def __init__(
+        self, model: Emu, tokenizer: EmuTokenizer, decoder: VisualDecoder | None = None
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.decoder = decoder
+        self.encode = PromptEncoder(tokenizer, model.config)
+        self._null_condition_QD: Tensor | None = None
+        self._null_lock = threading.Lock()
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Self:
+        """The engine of a model directory; `dtype` is `float32`, `bfloat16` or `float16`."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, give one of {sorted(DTYPES)}")
+        model, tokenizer = load_model(directory, device, DTYPES[dtype])
+        decoder = None
+        if (Path(directory) / DECODER).is_dir():
+            from emu.decoders import DECODERS  # diffusers takes seconds to import
+
+            kind = DECODERS["stable_diffusion"]
+            decoder = kind.load(Path(directory) / DECODER, device, DTYPES[dtype])
+        return cls(model, tokenizer, decoder)
+
+    @property
+    def config(self) -> EmuConfig:
+        """The sizes and choices of the model."""
+        return self.model.config
+
+    def generate_text(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
+        """The answer to each prompt; `options` are those of `TextOptions`."""
+        return [text.text for text in self._texts(prompts, TextOptions(**options))]
+
+    def generate_ids(self, prompts: Sequence[Prompt], **options: Any) -> list[list[int]]:
+        """The ids of each answer, led by the start id as in the released code."""
+        texts = self._texts(prompts, TextOptions(**options))
+        return [[self.config.special.bos, *text.ids] for text in texts]
+
+    def regress_image(self, prompts: Sequence[Prompt]) -> Tensor:
+        """The visual embeddings `BQD` of the image that follows each prompt."""
+        room = self.config.former.num_queries
+        encoded = [self.encode(prompt, draw=True, room=room) for prompt in _listed(prompts)]
+        return regress(self.model, encoded)
+
+    def generate_image(
+        self,
+        prompt: Prompt,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        seed: int = 0,
+        initial_latents: Tensor | None = None,
+        scheduler: str = "pndm",
+    ) -> Image.Image:
+        """The picture that the prompt asks for; `ImageOptions` explains the arguments.
+
+        `initial_latents` take the place of the noise that the seed draws.
+        """
+        options = ImageOptions(height, width, num_inference_steps, guidance_scale, seed, scheduler)
+        self._decoder()  # no use in regressing what cannot be drawn
+        return self._picture(self.regress_image([prompt]), options, 0, initial_latents)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        text: TextOptions = TextOptions(),  # noqa: B008 (frozen)
+        image: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
+        ask_image: bool = False,
+        max_images: int | None = None,
+    ) -> Reply:
+        """An interleaved reply. An image is drawn where the model chooses to (or at once, if asked).
+
+        At most `max_images` are drawn: by default 1 where there is a visual decoder. The text goes
+        on after an image, over the same cache, from the regressed embeddings. A model chooses to
+        draw only if it was trained to (`ObjectiveConfig.train_image_start`).
+        """
+        *_, reply = self.stream(prompt, text, image, ask_image, max_images)
+        assert isinstance(reply, Reply)
+        return reply
+
+    def stream(
+        self,
+        prompt: Prompt,
+        text: TextOptions = TextOptions(),  # noqa: B008 (frozen)
+        image: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
+        ask_image: bool = False,
+        max_images: int | None = None,
+    ) -> Iterator[Event]:
+        """The reply of `generate` as it comes: pieces of text, pictures, at last the `Reply`.
+
+        The prompt is checked at the first step; whoever stops iterating stops the work.
+        """
+        if max_images is None:
+            max_images = 0 if self.decoder is None else 1
+        draw = None
+        if ask_image or max_images > 0:
+            self._decoder()
+
+            def picture(embeddings_BQD: Tensor, number: int) -> Image.Image:
+                return self._picture(embeddings_BQD, image, number)
+
+            draw = Draw(picture, ask_image, max_images)
+        room = self.config.former.num_queries + 1 if ask_image else 1
+        encoded = self.encode(prompt, draw=ask_image, room=room)
+        with torch.inference_mode():
+            interleaver = Interleaver(self.model, self.tokenizer, encoded, text, draw)
+        yield from interleaver.events()
+
+    def rank(self, prompt: Prompt, candidates: Sequence[str]) -> list[int]:
+        """The places of the candidates in the list, the likeliest answer first.
+
+        A space stands between prompt and candidate, as in the released code; the score is that of
+        `mean_losses`.
+        """
+        if isinstance(candidates, str) or not candidates:
+            raise ValueError(f"candidates is {candidates!r}, give a list of at least one text")
+        pieces = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+        answered = [self.encode([*pieces, " " + candidate]) for candidate in candidates]
+        losses = mean_losses(self.model, self.encode(prompt), answered)
+        return sorted(range(len(candidates)), key=losses.__getitem__)
+
+    def _texts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RunningText]:
+        encoded = [self.encode(prompt) for prompt in _listed(prompts)]
+        if not encoded:
+            return []
+        limits = [self._limit(prompt, options) for prompt in encoded]
+        texts = [RunningText(self.tokenizer, limit, options.stop) for limit in limits]
+        with torch.inference_mode():
+            rows = Continuation(self.model, encoded)
+        if options.num_beams > 1:
+            for text, ids in zip(texts, beam_search(rows, limits, options), strict=True):
+                text.push_all(ids)
+        else:
+            for _ in write(rows, texts, options):
+                pass
+        return texts
+
+    def _limit(self, prompt: EncodedPrompt, options: TextOptions) -> int:
+        return min(options.max_new_tokens, self.config.language.max_positions - len(prompt.ids))
+
+    def _decoder(self) -> VisualDecoder:
+        if self.decoder is None:
+            raise ValueError(
+                f"this model has no visual decoder, so it cannot draw; its weights belong in the "
+                f"folder {DECODER}/ of the model directory"
+            )
+        return self.decoder
+
+    @torch.inference_mode()
+    def _picture(
+        self,
+        embeddings_BQD: Tensor,
+        options: ImageOptions,
+        number: int,
+        initial_latents: Tensor | None = None,
+    ) -> Image.Image:
+        decoder = self._decoder()
+        height, width = self._picture_size(options)
+        pictures_BHWC = decoder.decode(
+            embeddings_BQD,
+            self._null_condition(),
+            height,
+            width,
+            options.num_inference_steps,
+            options.guidance_scale,
+            # noise from the processor: the same seed draws the same picture on every device
+            torch.Generator().manual_seed(options.seed + number),
+            initial_latents,
+            options.scheduler,
+        )
+        return Image.fromarray(pictures_BHWC[0].cpu().numpy())
+
+    def _picture_size(self, options: ImageOptions) -> tuple[int, int]:
+        side = None if self.config.decoder is None else self.config.decoder.image_size
+        height, width = options.height or side, options.width or side
+        if height is None or width is None:
+            raise ValueError("give height and width: the model's configuration has no decoder")
+        return height, width
+
+    def _null_condition(self) -> Tensor:
+        """The embeddings `QD` regressed from the empty prompt (released pipeline); kept."""
+        with self._null_lock:
+            if self._null_condition_QD is None:
+                self._null_condition_QD = self.regress_image([""])[0]
+            return self._null_condition_QD
+
+
+def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    if not isinstance(prompts, list | tuple):
+        raise TypeError(f"prompts is {type(prompts).__name__}, give a list of prompts")
+    return prompts

@@ -1,0 +1,136 @@
+"""Text and images in one reply, over one cache: text, a drawn image, text that goes on after it.
+
+Shapes: B = 1 row, Q causal queries, D language width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from emu.generate.beam import beam_search
+from emu.generate.continuation import Continuation
+from emu.generate.image import close_image, regress_next
+from emu.generate.options import TextOptions
+from emu.generate.pictures import to_png
+from emu.generate.prompts import EncodedPrompt
+from emu.generate.running_text import FinishReason, RunningText
+from emu.generate.text import write
+from emu.models.emu import Emu
+from emu.tokenizer import EmuTokenizer
+from schemas.sample import Segment
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model answered, in order, and what it took."""
+
+    segments: tuple[Segment, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int  # positions of the prompt, those of images included
+    num_reply_tokens: int  # positions of the answer, those of images included
+
+    @property
+    def text(self) -> str:
+        """All texts of the reply, joined."""
+        return "".join(s.text or "" for s in self.segments if s.kind == "text")
+
+    @property
+    def images(self) -> tuple[Segment, ...]:
+        """The pictures of the reply, encoded as PNG."""
+        return tuple(s for s in self.segments if s.kind == "image")
+
+
+Event = str | Image.Image | Reply
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How pictures come into a reply."""
+
+    picture: Callable[[Tensor, int], Image.Image]  # of embeddings BQD, and which one it is
+    at_once: bool  # the prompt ends in [IMG]: an image comes first
+    max_images: int  # images that the model may choose to draw, and the asked one
+
+
+class Interleaver:
+    """Writes one reply; its events can be followed as they come, and left at any of them."""
+
+    def __init__(
+        self,
+        model: Emu,
+        tokenizer: EmuTokenizer,
+        prompt: EncodedPrompt,
+        options: TextOptions,
+        draw: Draw | None,
+    ) -> None:
+        """Runs the prompt. Without `draw` the reply is text alone."""
+        self._rows = Continuation(model, [prompt])
+        self._config = model.config
+        self._tokenizer, self._options, self._draw = tokenizer, options, draw
+        self._num_prompt = self._num_used = len(prompt.ids)
+        self._num_written = self._num_images = 0
+        self._segments: list[Segment] = []
+
+    def events(self) -> Iterator[Event]:
+        """Pieces of text and pictures as they come; at last the whole reply."""
+        if self._draw is not None and self._draw.at_once:
+            yield self._drawn(self._draw)
+        reason: FinishReason = "length"
+        while (room := self._room()) > 0:
+            text = RunningText(self._tokenizer, room, self._options.stop, self._may_choose())
+            yield from self._pieces(text)
+            self._keep(text)
+            assert text.reason is not None
+            reason = text.reason
+            if self._draw is None or reason != "image":
+                break
+            if not self._fits_image():
+                reason = "length"
+                break
+            self._rows.feed_ids([self._config.special.image_start])
+            yield self._drawn(self._draw)
+        num_reply = self._num_used - self._num_prompt
+        yield Reply(tuple(self._segments), reason, self._num_prompt, num_reply)
+
+    def _pieces(self, text: RunningText) -> Iterator[str]:
+        if self._options.num_beams > 1:
+            (ids,) = beam_search(self._rows, [self._room()], self._options)
+            yield text.push_all(ids)
+            return
+        for (piece,) in write(self._rows, [text], self._options):
+            if piece:
+                yield piece
+
+    def _keep(self, text: RunningText) -> None:
+        self._num_written += len(text.ids)
+        self._num_used += len(text.ids)
+        if text.text:
+            self._segments.append(Segment.of_text(text.text, role="assistant"))
+
+    def _drawn(self, draw: Draw) -> Image.Image:
+        embeddings_BQD = regress_next(self._rows)
+        close_image(self._rows, embeddings_BQD)
+        self._num_used += self._config.former.num_queries + 1
+        picture = draw.picture(embeddings_BQD, self._num_images)
+        self._num_images += 1
+        width, height = picture.size
+        segment = Segment.of_image(to_png(picture), "png", width, height, role="assistant")
+        self._segments.append(segment)
+        return picture
+
+    def _room(self) -> int:
+        left = self._config.language.max_positions - self._num_used
+        return min(left, self._options.max_new_tokens - self._num_written)
+
+    def _may_choose(self) -> bool:
+        # a beam search leaves no single row from which an image could be regressed
+        few = self._draw is not None and self._num_images < self._draw.max_images
+        return few and self._options.num_beams == 1
+
+    def _fits_image(self) -> bool:
+        needed = self._config.former.num_queries + 1
+        return self._num_used + needed <= self._config.language.max_positions

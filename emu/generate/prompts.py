@@ -1,0 +1,110 @@
+"""A prompt: texts and images in order, joined into one string that is tokenised once.
+
+Shapes: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from emu.config import IMAGE, IMAGE_START, EmuConfig, image_block
+from emu.data.images import normalise
+from emu.generate.pictures import decode_picture, read_picture, to_rgb
+from emu.tokenizer import EmuTokenizer
+from schemas.sample import Segment
+
+Piece = str | bytes | Path | Image.Image | Tensor | Segment
+"""A `str` is always a text. Bytes (encoded), a path, a PIL image and a normalised `Tensor[3,H,W]`
+are images. A segment is what it says."""
+Prompt = Piece | list[Piece] | tuple[Piece, ...]
+"""One piece, or a list of them. Nothing is put between the pieces."""
+
+
+class PromptTooLong(ValueError):
+    """A prompt that leaves the model no position to answer in."""
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """The ids of a prompt, image places included, and its images in reading order."""
+
+    ids: tuple[int, ...]
+    pixels: tuple[Tensor, ...] = ()  # each float32 CHW, normalised
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Prompts of one model: its tokenizer, the places of an image, its image size, its limit."""
+
+    tokenizer: EmuTokenizer
+    config: EmuConfig
+
+    def __call__(self, prompt: Prompt, draw: bool = False, room: int = 1) -> EncodedPrompt:
+        """The encoded prompt; with `draw` it ends in `[IMG]`, and an image is to follow.
+
+        Special tokens that are written in a text become their ids (a dialogue needs that), except
+        `<image>`, whose places only an image may take. Raises `PromptTooLong` where fewer than
+        `room` positions would be left.
+        """
+        pieces = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+        block = image_block(self.config.former.num_queries)
+        texts: list[str] = []
+        pixels: list[Tensor] = []
+        for number, piece in enumerate(pieces):
+            content = self._text_or_pixels(piece, number)
+            texts.append(content if isinstance(content, str) else block)
+            if isinstance(content, Tensor):
+                pixels.append(content)
+        ids = self.tokenizer.encode("".join(texts) + (IMAGE_START if draw else ""))
+        self._check_length(len(ids), len(pixels), room)
+        return EncodedPrompt(tuple(ids), tuple(pixels))
+
+    def _text_or_pixels(self, piece: Piece, number: int) -> str | Tensor:
+        if isinstance(piece, Segment):
+            piece = (piece.text if piece.kind == "text" else piece.image) or ""
+        if isinstance(piece, str):
+            return self._checked_text(piece, number)
+        if isinstance(piece, Tensor):
+            return self._checked_pixels(piece, number)
+        if isinstance(piece, bytes):
+            picture = decode_picture(piece)
+        elif isinstance(piece, Path):
+            picture = read_picture(piece)
+        elif isinstance(piece, Image.Image):
+            picture = to_rgb(piece)
+        else:
+            raise TypeError(
+                f"piece {number} of the prompt is {type(piece).__name__}; give a str (text), or an "
+                "image as bytes, Path, PIL image or normalised tensor"
+            )
+        return normalise(picture, self.config.vision.image_size)
+
+    def _checked_text(self, text: str, number: int) -> str:
+        if IMAGE in text:
+            raise ValueError(
+                f"piece {number} of the prompt writes the token {IMAGE} in a text; "
+                "give the image itself as a piece of its own"
+            )
+        return text
+
+    def _checked_pixels(self, pixels: Tensor, number: int) -> Tensor:
+        side = self.config.vision.image_size
+        if tuple(pixels.shape) != (3, side, side):
+            raise ValueError(
+                f"piece {number} of the prompt is a tensor of shape {tuple(pixels.shape)}, "
+                f"the model takes normalised images of (3, {side}, {side})"
+            )
+        return pixels
+
+    def _check_length(self, num_ids: int, num_images: int, room: int) -> None:
+        limit = self.config.language.max_positions
+        if num_ids + room > limit:
+            places = self.config.former.num_queries + 2
+            raise PromptTooLong(
+                f"the prompt takes {num_ids} positions ({num_images} images at {places} each) and "
+                f"the answer at least {room}, the model has {limit}; shorten the prompt"
+            )

@@ -1,0 +1,31 @@
+"""A model directory of tiny sizes and random weights, for the tests of replies."""
+
+from pathlib import Path
+
+from emu.config import tiny_config
+from emu.decoders.stable_diffusion import StableDiffusionDecoder
+from emu.models.emu import Emu
+from emu.models.store import save_model
+from emu.tokenizer import EmuTokenizer, train_tokenizer
+
+WORDS = (
+    "a red circle above two blue squares",
+    "what colour is the triangle in the picture? it is green",
+    "describe the image in detail. the image shows three yellow stars and a small black square",
+)
+
+
+def write_tiny_model(directory: Path, instruct: bool = False) -> Path:
+    """Writes the model with its decoder; gives its directory."""
+    directory.mkdir(parents=True)
+    words = directory.parent / f"{directory.name}-words.model"
+    train_tokenizer(WORDS, 300, words)
+    pieces = EmuTokenizer.load(words).num_pieces
+    config = tiny_config(vocab_size=pieces, instruct=instruct)
+    model = Emu(config)
+    model.init_weights(seed=1)
+    save_model(directory, model, words)
+    assert config.decoder is not None
+    decoder = StableDiffusionDecoder.from_config(config.decoder, config.language.hidden_size, 2)
+    decoder.save(directory / "decoder")
+    return directory
