@@ -1,7 +1,8 @@
 """Pipeline, Stage, Barrier: an ordered list of what happens to a dataset.
 
 A stage maps an input shard to an output shard of the same name. Its steps see one shard as one Arrow
-table whose rows are records; these columns are reserved, all others belong to the corpus:
+table whose rows are records; these columns are reserved and always there (the engine adds those that the
+source leaves out, as nulls), all others belong to the corpus:
 
 | column      | type              | meaning                                                            |
 |-------------|-------------------|--------------------------------------------------------------------|
@@ -14,7 +15,11 @@ table whose rows are records; these columns are reserved, all others belong to t
 
 A transform returns as many rows as it was given, in the same order, with the same keys: a record that
 cannot go on gets a `drop_reason`. So nothing is lost silently: the engine takes dropped rows out after each
-step and writes their rows, and those of their links, into the ledger.
+step and writes their rows, and those of their links, into the ledger. A link that a step gives up gets a
+`reason` and stays in its list; links may be added, never removed, changed or revived.
+
+A step is called for every shard, also with a table without rows, so that columns never depend on the data.
+The metadata of the table's schema names the shard (`shard_of(table)`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +46,12 @@ RECORD_FIELDS = (
     pa.field("drop_detail", pa.string()),
 )
 RESERVED = tuple(f.name for f in RECORD_FIELDS)
+SHARD_KEY = b"shard"
+
+
+def shard_of(table: pa.Table) -> str:
+    """The name of the shard that a table given to a step is of."""
+    return (table.schema.metadata or {})[SHARD_KEY].decode()
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,11 @@ class Stage:
     """Shard to shard: steps in order, committed together under the name of the stage."""
 
     name: str
+    """`[a-z0-9_]+`; stands in the ledger beside what the stage drops."""
     steps: tuple[Transform | Construct | Filter, ...]
     resources: Resources = field(default_factory=Resources)
+    max_drop: float = 0.9
+    """Fraction of the records, or of the links, that it sees, above which there is an alarm."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,10 @@ class Barrier:
 
     name: str
     plan: Callable[[Iterable[pa.Table]], Any]
+    """Called once, on the driver; its result is pickled and kept, so that a restart applies the same."""
     apply: Callable[[pa.Table, Any], pa.Table]
+    resources: Resources = field(default_factory=Resources)
+    max_drop: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -110,11 +127,12 @@ class Source(Protocol):
         ...
 
     def read(self, shard: ShardPlan) -> pa.Table:
-        """The records of a shard: reserved columns and the raw record; unreadable ones dropped."""
+        """The records of a shard: `key`, `source`, `record` and the raw record, one row for each of
+        `num_records`; unreadable ones carry a `drop_reason`."""
         ...
 
     def fingerprint(self) -> str:
-        """A hash of what the inputs are (names, sizes, contents or versions)."""
+        """A hash of what the inputs are (names, sizes, contents or versions); cheap: asked at each start."""
         ...
 
 
@@ -122,7 +140,10 @@ class Sink(Protocol):
     """Where the surviving records of a shard end up."""
 
     def write(self, shard: str, table: pa.Table, storage: "Storage") -> "ShardEntry":
-        """Write the samples of a shard and its index, atomically, and say what was written."""
+        """Write the samples of a shard and its index, atomically, and say what was written.
+
+        One sample for each row, with its key; also for a table without rows. Replaces what is there.
+        """
         ...
 
 
@@ -136,4 +157,4 @@ class Pipeline:
     sink: Sink
     config: Mapping[str, Any] = field(default_factory=dict)
     finish: tuple[Callable[["Storage", "Manifest"], None], ...] = ()
-    """Called with the checked manifest before it is written (report, card)."""
+    """Called with the checked manifest before it is written (report, card); after a kill, again."""

@@ -1,0 +1,174 @@
+"""How a run begins: what the folder holds decides between nothing to do, going on, and a new build."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+
+from pipelines.core.build_plan import PLAN_FILE, BuildPlan, load_plan, plan_shards
+from pipelines.core.errors import EngineError, FingerprintError
+from pipelines.core.fingerprint import differences, fingerprint, plain_config
+from pipelines.core.stage import Barrier, Pipeline
+from pipelines.core.storage import Storage
+from pipelines.core.tables import read_parquet
+from pipelines.core.workspace import WORK, Workspace
+from schemas.manifest import MANIFEST_FILE, Fingerprint, Manifest, manifest_from_json
+from schemas.shard import FEATURES, INDEXES, LEDGERS, SHARDS
+from schemas.tables import LEDGER
+
+log = logging.getLogger(__name__)
+
+OVERWRITE = "choose another folder, or overwrite it to begin again"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller of `run` asks for."""
+
+    pipeline: Pipeline
+    storage: Storage
+    redo: Callable[[pa.Table], bool] | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        if self.redo is not None and self.overwrite:
+            raise EngineError("redo and overwrite exclude each other: retry shards, or begin again")
+        if self.redo is not None and any(isinstance(s, Barrier) for s in self.pipeline.stages):
+            raise EngineError(
+                "single shards cannot be made again: a barrier sees the whole dataset"
+            )
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Of the pipeline as it is now."""
+        return fingerprint(self.pipeline)
+
+    def finished_at_rest(self) -> Manifest | None:
+        """The manifest of a finished dataset that the request leaves alone; needs no lock."""
+        manifest = load_manifest(self.storage)
+        if manifest is None or self.redo or self.overwrite or self.storage.exists(WORK):
+            return None
+        self.check_equal(manifest.fingerprint, manifest, "holds")
+        return manifest
+
+    def check_equal(self, found: Fingerprint, holder: Manifest | BuildPlan, verb: str) -> None:
+        """Raise `FingerprintError` if what is there was made from something else."""
+        words = self.differences(found, holder)
+        if words:
+            raise FingerprintError(
+                f"'{self.storage.root}' {verb} a dataset that differs in {words}; {OVERWRITE}"
+            )
+
+    def differences(self, found: Fingerprint, holder: Manifest | BuildPlan) -> str:
+        """In words, what differs; empty if nothing does."""
+        return differences(found, self.fingerprint, holder.config, plain_config(self.pipeline))
+
+
+def load_manifest(storage: Storage) -> Manifest | None:
+    """The manifest of a finished dataset, or null where there is none."""
+    if not storage.exists(MANIFEST_FILE):
+        return None
+    where = storage.address(MANIFEST_FILE)
+    return manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode(), where)
+
+
+def decide(request: Request) -> Manifest | BuildPlan:
+    """The manifest if there is nothing to do, else the plan of what to build; under the lock."""
+    storage = request.storage
+    plan = load_plan(storage)
+    manifest = load_manifest(storage)
+    if plan is not None and plan.redo is None and manifest is not None:
+        # Killed between the manifest and the end: the dataset is finished.
+        storage.delete(PLAN_FILE)
+        plan = None
+    _workspace(request).clear([] if plan is None else ["tmp"])
+    if plan is not None:
+        return _go_on(request, plan)
+    if manifest is not None:
+        return _finished(request, manifest)
+    return _from_nothing(request)
+
+
+def _workspace(request: Request) -> Workspace:
+    return Workspace(request.storage, tuple(s.name for s in request.pipeline.stages))
+
+
+def _go_on(request: Request, plan: BuildPlan) -> BuildPlan:
+    root = request.storage.root
+    if request.overwrite and request.differences(plan.fingerprint, plan):
+        return _begin_again(request)
+    request.check_equal(plan.fingerprint, plan, "has begun")
+    if plan.redo is None and request.redo is not None:
+        raise EngineError(
+            f"the build in '{root}' is not finished; finish it before retrying shards"
+        )
+    if plan.redo is not None and request.overwrite:
+        return _begin_again(request)
+    if plan.redo is not None and request.redo is None:
+        raise EngineError(
+            f"a retry of {len(plan.redo)} shards in '{root}' is not finished; start the retry again, "
+            "and it goes on where it was"
+        )
+    log.info("out=%s status=going_on shards=%d", root, len(plan.active))
+    return plan
+
+
+def _finished(request: Request, manifest: Manifest) -> Manifest | BuildPlan:
+    if request.overwrite:
+        return _begin_again(request)
+    request.check_equal(manifest.fingerprint, manifest, "holds")
+    if request.redo is None:
+        return manifest
+    chosen = []
+    for entry in manifest.shards:
+        ledger = read_parquet(request.storage, f"{LEDGERS}/{entry.name}.parquet", LEDGER)
+        if request.redo(ledger):
+            chosen.append(entry.name)
+    if not chosen:
+        log.info("out=%s status=nothing_to_redo", request.storage.root)
+        return manifest
+    plan = _new_plan(request, tuple(chosen))
+    if [s.name for s in plan.shards] != [s.name for s in manifest.shards]:
+        raise EngineError(f"the shards of '{request.storage.root}' are not those of the input now")
+    plan.save(request.storage)
+    return plan
+
+
+def _from_nothing(request: Request) -> BuildPlan:
+    storage = request.storage
+    if request.redo is not None:
+        raise EngineError(
+            f"'{storage.root}' holds no finished dataset whose shards could be retried"
+        )
+    if any(storage.list(folder) for folder in (SHARDS, INDEXES, LEDGERS)):
+        if not request.overwrite:
+            raise EngineError(f"'{storage.root}' holds shards of no known build; {OVERWRITE}")
+        return _begin_again(request)
+    plan = _new_plan(request, None)
+    plan.save(storage)
+    return plan
+
+
+def _begin_again(request: Request) -> BuildPlan:
+    """Delete the dataset, what says that it is one first; then plan anew."""
+    storage = request.storage
+    plan = _new_plan(request, None)
+    log.warning("out=%s status=overwriting", storage.root)
+    for path in (MANIFEST_FILE, PLAN_FILE):
+        storage.delete(path)
+    _workspace(request).clear()
+    for path in (SHARDS, INDEXES, LEDGERS, FEATURES, "report.html"):
+        storage.delete(path)
+    plan.save(storage)
+    return plan
+
+
+def _new_plan(request: Request, redo: tuple[str, ...] | None) -> BuildPlan:
+    return BuildPlan(
+        fingerprint=request.fingerprint,
+        config=plain_config(request.pipeline),
+        shards=plan_shards(request.pipeline),
+        redo=redo,
+    )

@@ -1,0 +1,190 @@
+"""Run a pipeline: from a folder in any state to a finished dataset, doing only what is missing."""
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial, reduce
+
+import pyarrow as pa
+
+from pipelines.core.begin import Request, decide
+from pipelines.core.build_plan import PLAN_FILE, BuildPlan, check_pipeline
+from pipelines.core.check import ShardFacts, check_files, check_shard
+from pipelines.core.counts import Counts, alarms, merged
+from pipelines.core.errors import AlarmError, EngineError
+from pipelines.core.lock import exclusive
+from pipelines.core.progress import with_progress
+from pipelines.core.runner import LocalRunner, Runner
+from pipelines.core.stage import Barrier, Pipeline
+from pipelines.core.steps import explained
+from pipelines.core.storage import Storage
+from pipelines.core.tables import read_parquet
+from pipelines.core.unique import KeyRange, check_unique
+from pipelines.core.work import operators, previous
+from pipelines.core.workspace import Workspace
+from schemas.manifest import MANIFEST_FILE, Manifest, Tally
+from schemas.shard import LEDGERS
+from schemas.tables import LEDGER
+
+log = logging.getLogger(__name__)
+
+CHECK_THREADS = 8
+
+
+def run(
+    pipeline: Pipeline,
+    out: str,
+    runner: Runner | None = None,
+    *,
+    redo: Callable[[pa.Table], bool] | None = None,
+    overwrite: bool = False,
+    fail_on_alarm: bool = False,
+    progress: bool = True,
+) -> Manifest:
+    """Build the dataset of a pipeline in `out`, or finish what an earlier run began there.
+
+    A finished dataset with an equal fingerprint is left as it is. `runner` is where the work happens (this
+    process by default). `redo` makes those shards of a finished dataset again whose published ledger it is true for;
+    while they are made their published files are still there to be read by a transform. `overwrite`
+    begins again where the folder holds something else or a finished dataset; a build of the same
+    fingerprint in progress goes on. With `fail_on_alarm` an alarm raises, and no manifest is written.
+
+    Raises:
+        StepError: a step raised or broke a rule; the message names stage, step and shard.
+        LedgerError: records or links do not add up; no manifest is written.
+        FingerprintError: `out` holds a dataset of other inputs, configuration or code.
+        LockedError: another run is at work on `out`.
+        AlarmError: something dropped more than its bound, with `fail_on_alarm`.
+        StorageError: a file cannot be written (disk full, no permission).
+    """
+    check_pipeline(pipeline)
+    storage = Storage(out)
+    request = Request(pipeline, storage, redo, overwrite)
+    found = request.finished_at_rest()
+    if found is None:
+        with exclusive(storage):
+            found = decide(request)
+            if isinstance(found, BuildPlan):
+                build = _Build(pipeline, storage, runner or LocalRunner(), found, progress)
+                return build.finish(fail_on_alarm)
+    if found.alarms and fail_on_alarm:
+        raise AlarmError("; ".join(found.alarms))
+    return found
+
+
+@dataclass(frozen=True)
+class _Build:
+    """A build that has its plan."""
+
+    pipeline: Pipeline
+    storage: Storage
+    runner: Runner
+    plan: BuildPlan
+    progress: bool
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(self.storage, tuple(s.name for s in self.pipeline.stages))
+
+    def finish(self, fail_on_alarm: bool) -> Manifest:
+        for first, last in self._segments():
+            self._run_segment(first, last)
+        manifest = self._checked()
+        for alarm in manifest.alarms:
+            log.error("alarm=%r out=%s", alarm, self.storage.root)
+        if manifest.alarms and fail_on_alarm:
+            raise AlarmError("; ".join(manifest.alarms))
+        for hook in self.pipeline.finish:
+            with explained("finish", "(all)", getattr(hook, "__name__", type(hook).__name__)):
+                hook(self.storage, manifest)
+        self.storage.commit(MANIFEST_FILE, manifest.to_json().encode())
+        self.storage.delete(PLAN_FILE)
+        self.workspace.clear()
+        return manifest
+
+    def _segments(self) -> Iterator[tuple[int, int]]:
+        """First and last level of what flows without a stop.
+
+        All shards stop before a barrier, and before publishing over files that transforms still read.
+        """
+        starts = {1}
+        starts |= {n for n, s in enumerate(self.pipeline.stages, 1) if isinstance(s, Barrier)}
+        if self.plan.redo is not None:
+            starts.add(self.workspace.last_level)
+        ordered = sorted(starts)
+        stops = [n - 1 for n in ordered[1:]] + [self.workspace.last_level]
+        return zip(ordered, stops, strict=True)
+
+    def _run_segment(self, first: int, last: int) -> None:
+        levels = self.workspace.survey()
+        active = self.plan.active
+        pending = [s for s in active if levels.get(s.name, 0) < last]
+        if not pending:
+            return
+        self._plan_barrier(first)
+        if self.plan.redo is not None and first == self.workspace.last_level:
+            # From here on published files change: the dataset is not whole until the end.
+            self.storage.delete(MANIFEST_FILE)
+        chosen = operators(self.pipeline, self.workspace)[first - 1 : last]
+        label = " > ".join(o.name for o in chosen)
+        results = self.runner.run(chosen, pending)
+        done = len(active) - len(pending)
+        for name in with_progress(results, label, done, len(active), self.progress):
+            log.debug("shard=%s stages=%r status=done", name, label)
+        reached = self.workspace.survey()
+        lost = [s.name for s in pending if reached.get(s.name, 0) < last]
+        if lost:
+            raise EngineError(f"the runner ended without shards {lost[:5]} ({len(lost)} in all)")
+
+    def _plan_barrier(self, level: int) -> None:
+        stages = self.pipeline.stages
+        stage = stages[level - 1] if level <= len(stages) else None
+        if not isinstance(stage, Barrier) or self.workspace.has_barrier(level):
+            return
+        source = self.pipeline.source
+        tables = (previous(self.workspace, source, s, level).table for s in self.plan.active)
+        with explained(stage.name, "(all)", "the plan of the barrier"):
+            value = stage.plan(tables)
+        self.workspace.save_barrier(level, value)
+
+    def _checked(self) -> Manifest:
+        """The manifest, from what the published files say; raises `LedgerError` if they do not add up."""
+        shards = self.plan.shards
+        check_files(self.storage, (s.name for s in shards))
+        with ThreadPoolExecutor(CHECK_THREADS) as pool:
+            checked = pool.map(partial(check_shard, self.storage), shards)
+            counted = ((f, f.records.total) for f in checked)
+            named = [f for f, _ in counted]
+        self._check_keys(named)
+        counts: Counts = reduce(merged, (f.counts for f in named), {})
+        records = _summed([f.records for f in named])
+        found = alarms(counts, self.pipeline.stages, records.total, records.kept)
+        return Manifest(
+            corpus=self.pipeline.corpus,
+            shards=tuple(f.entry for f in named),
+            records=records,
+            links=_summed([f.links for f in named]),
+            fingerprint=self.plan.fingerprint,
+            stages=counts,
+            alarms=found,
+            config=self.plan.config,
+        )
+
+    def _check_keys(self, facts: list[ShardFacts]) -> None:
+        ranges = [
+            KeyRange(f.entry.name, f.first_key, f.last_key, f.records.total)
+            for f in facts
+            if f.first_key is not None and f.last_key is not None
+        ]
+        check_unique(ranges, self._keys)
+
+    def _keys(self, shard: str) -> list[str]:
+        path = f"{LEDGERS}/{shard}.parquet"
+        rows = read_parquet(self.storage, path, LEDGER, ["key", "slot"])
+        return rows.filter(rows.column("slot").is_null()).column("key").to_pylist()
+
+
+def _summed(tallies: list[Tally]) -> Tally:
+    dropped: Counts = reduce(merged, (t.dropped for t in tallies), {})
+    return Tally(sum(t.total for t in tallies), sum(t.kept for t in tallies), dropped)

@@ -1,0 +1,145 @@
+"""Shards through stages on Ray Data: one block is one shard's name, one operator a stage.
+
+Only the plan of a shard (its name, where its source lies) travels between workers; records go through
+storage, where they are committed anyway. So a lost worker costs the stage it was in and no more, the
+object store never fills, and both runners give the same bytes because they run the same code.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipelines.core.build_plan import shard_from_dict, shard_to_dict
+from pipelines.core.errors import EngineError, StepError, StorageError
+from pipelines.core.runner import Operator, ShardWork
+from pipelines.core.stage import ShardPlan
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RayRunner:
+    """Stages as operators of Ray Data on the connected cluster.
+
+    Stages that construct their transforms are pools of actors, the others tasks. Workers that die are
+    replaced and their shard is begun again; an exception of a step ends the run.
+    """
+
+    max_retries: int = -1
+    """Times that a task is started again after its worker died; -1 is without end."""
+
+    def run(
+        self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
+    ) -> Iterator[tuple[str, int]]:
+        """Yield each shard when it is done, in the order of completion."""
+        if not ray.is_initialized():
+            raise EngineError("Ray is not connected: call ray.init() before the run")
+        rows = [{"shard": json.dumps(shard_to_dict(s)), "num_records": 0} for s in shards]
+        dataset = _from_items(rows)
+        scale = _cpu_scale(operators, ray.cluster_resources().get("CPU", 1.0))
+        for operator in operators:
+            dataset = self._mapped(dataset, operator, scale)
+        try:
+            for row in dataset.iter_rows():
+                yield json.loads(row["shard"])["name"], row["num_records"]
+        except Exception as error:
+            raise _cause(error) from error
+
+    def _mapped(self, dataset: ray.data.Dataset, operator: Operator, scale: float) -> Any:
+        needs = operator.resources
+        options: dict[str, Any] = {"num_cpus": needs.num_cpus * scale}
+        if needs.num_gpus:
+            options["num_gpus"] = needs.num_gpus
+        if needs.memory_bytes:
+            options["memory"] = needs.memory_bytes
+        if operator.is_stateful:
+            pool = ActorPoolStrategy(min_size=1, max_size=needs.concurrency)
+            actor: Any = _ShardActor
+            return dataset.map(actor, fn_constructor_args=(operator,), compute=pool, **options)
+        retries = {"max_retries": self.max_retries}
+        return dataset.map(
+            _shard_task(operator),
+            concurrency=needs.concurrency,
+            ray_remote_args_fn=lambda: retries,
+            **options,
+        )
+
+
+class _ShardActor:
+    """An operator kept on an actor of Ray Data."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._work = None
+        self._work = operator.open()
+
+    def __call__(self, row: Row) -> Row:
+        assert self._work is not None
+        return _done(row, self._work)
+
+    def __del__(self) -> None:
+        # Ray Data deletes the object when the pool ends; there is no other call at the end.
+        if self._work is not None:
+            self._work.close()
+
+
+def _shard_task(operator: Operator) -> Callable[[Row], Row]:
+    def run_shard(row: Row) -> Row:
+        with closing(operator.open()) as work:
+            return _done(row, work)
+
+    run_shard.__name__ = operator.name
+    return run_shard
+
+
+def _done(row: Row, work: ShardWork) -> Row:
+    num_records = work(shard_from_dict(json.loads(row["shard"])))
+    return {"shard": row["shard"], "num_records": num_records}
+
+
+def _from_items(rows: Sequence[Row]) -> ray.data.Dataset:
+    context = DataContext.get_current().copy()
+    # The bar of the engine counts shards; Ray's own bars would write over it.
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    # A shard of slow downloads may take longer than any bound; links have their own deadlines.
+    context.execution_no_progress_timeout_s = -1
+    with DataContext.current(context):
+        return ray.data.from_items(list(rows), override_num_blocks=len(rows))
+
+
+def _cpu_scale(operators: Sequence[Operator], num_cpus: float) -> float:
+    """What to multiply each stage's CPUs by, so that one worker of each fits on the cluster at once.
+
+    Pools of actors hold their CPUs for the whole run; on a machine with fewer cores than stages the
+    later ones would wait for ever.
+    """
+    held = sum(o.resources.num_cpus for o in operators if o.is_stateful)
+    passing = max((o.resources.num_cpus for o in operators if not o.is_stateful), default=0.0)
+    if held + passing <= num_cpus:
+        return 1.0
+    scale = num_cpus / (held + passing)
+    log.warning("cpus=%g wanted=%g scale=%.3f", num_cpus, held + passing, scale)
+    return scale
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that a step or the storage raised, out of what Ray wrapped it in; else Ray's own."""
+    current: BaseException | None = error
+    while current is not None:
+        inner = getattr(current, "cause", None)
+        for found in (inner, current):
+            if type(found) in (StepError, StorageError):
+                assert isinstance(found, BaseException)
+                return found
+        current = inner if isinstance(inner, BaseException) else current.__cause__
+    return error

@@ -1,0 +1,197 @@
+"""Storage: the files of one dataset, on a local disk or at any fsspec address, written atomically.
+
+A file is either there as a whole under its name or not there. On a local disk it is written into
+`.work/tmp/`, flushed to the disk and renamed. Object stores have no rename: the bytes are prepared in a
+local temporary file and put with one call, which those stores make visible only when it is complete.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+import fsspec.core
+
+from pipelines.core.errors import StorageError
+
+T = TypeVar("T")
+TEMPORARY = ".work/tmp"
+
+HINTS = {
+    errno.ENOSPC: "the disk is full: free some space and start again; finished shards are kept",
+    errno.EDQUOT: "the quota is used up: free some space and start again; finished shards are kept",
+    errno.EACCES: "no permission: check the owner and the mode of the folder",
+    errno.EPERM: "no permission: check the owner and the mode of the folder",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder",
+    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files below a root: a local path, or an address such as `s3://bucket/folder`.
+
+    Paths are relative to the root and use `/`. A value of this class may travel to other processes; a
+    relative local root is made absolute, because theirs may be another working directory.
+    """
+
+    root: str
+
+    def __post_init__(self) -> None:
+        address = str(self.root)
+        if not address:
+            raise ValueError("the root of a storage is empty; give a folder or an address")
+        if "://" not in address and "::" not in address:
+            address = str(Path(address).expanduser().absolute())
+        elif address.startswith(("file://", "local://")):
+            address = address.partition("://")[2]
+        object.__setattr__(self, "root", address.rstrip("/") or "/")
+
+    @property
+    def is_local(self) -> bool:
+        """True on a file system of this machine, where files can be renamed and memory-mapped."""
+        return "://" not in self.root and "::" not in self.root
+
+    def local_path(self, path: str) -> Path:
+        """The path of a file on the local disk."""
+        assert self.is_local, self.root
+        return Path(self.root) / path
+
+    def address(self, path: str) -> str:
+        """The full path or address of a file, for a person."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def exists(self, path: str) -> bool:
+        """True if there is a file or folder of that path."""
+        if self.is_local:
+            return self.local_path(path).exists()
+        system, full = self._remote(path)
+        return bool(system.exists(full))
+
+    def list(self, folder: str) -> list[str]:
+        """Names of the files and folders in a folder, sorted; empty where there is no such folder."""
+        if self.is_local:
+            local = self.local_path(folder)
+            return sorted(p.name for p in local.iterdir()) if local.is_dir() else []
+        system, full = self._remote(folder)
+        try:
+            found = system.ls(full, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(n for n in (p.rstrip("/").rpartition("/")[2] for p in found) if n)
+
+    def size(self, path: str) -> int:
+        """The size of a file in bytes."""
+        with self.explained(path):
+            if self.is_local:
+                return self.local_path(path).stat().st_size
+            system, full = self._remote(path)
+            return int(system.size(full))
+
+    def read_bytes(self, path: str) -> bytes:
+        """The contents of a file."""
+        with self.explained(path):
+            if self.is_local:
+                return self.local_path(path).read_bytes()
+            system, full = self._remote(path)
+            return system.cat_file(full)
+
+    def open(self, path: str) -> BinaryIO:
+        """A file opened for reading; seekable."""
+        with self.explained(path):
+            if self.is_local:
+                return self.local_path(path).open("rb")
+            system, full = self._remote(path)
+            return cast(BinaryIO, system.open(full, "rb"))
+
+    def delete(self, path: str) -> None:
+        """Delete a file, or a folder with all in it; nothing happens where there is none."""
+        with self.explained(path):
+            if self.is_local:
+                local = self.local_path(path)
+                if local.is_dir() and not local.is_symlink():
+                    shutil.rmtree(local)
+                else:
+                    local.unlink(missing_ok=True)
+                return
+            system, full = self._remote(path)
+            with suppress(FileNotFoundError):
+                system.rm(full, recursive=True)
+
+    def commit(self, path: str, data: bytes | Callable[[BinaryIO], T]) -> T | None:
+        """Write a file, whole or not at all, and return what the writer returned.
+
+        `data` is the contents, or a function that writes them into a file object. An existing file is
+        replaced. Raises `StorageError` (disk full, no permission), leaving what was there before.
+        """
+        write = data if callable(data) else (lambda file: _write_all(file, data))
+        with self.explained(path):
+            return self._commit_local(path, write) if self.is_local else self._put(path, write)
+
+    def _commit_local(self, path: str, write: Callable[[BinaryIO], T]) -> T:
+        final, folder = self.local_path(path), self.local_path(TEMPORARY)
+        folder.mkdir(parents=True, exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        # Two workers may write the same file at the same time (a lost worker that is not dead).
+        temporary = folder / f"{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        try:
+            with temporary.open("xb") as file:
+                result = write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(final.parent)
+        return result
+
+    def _put(self, path: str, write: Callable[[BinaryIO], T]) -> T:
+        system, full = self._remote(path)
+        with tempfile.NamedTemporaryFile() as file:
+            result = write(cast(BinaryIO, file))
+            file.flush()
+            system.makedirs(full.rpartition("/")[0], exist_ok=True)
+            system.put_file(file.name, full)
+        return result
+
+    def _remote(self, path: str) -> tuple[Any, str]:
+        # A remembered listing would hide files that other workers have written since.
+        system, root = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
+        return system, f"{root}/{path}" if path else root
+
+    @contextmanager
+    def explained(self, path: str) -> Iterator[None]:
+        """Turn an `OSError` of the block into a `StorageError` that names the file and gives a hint."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            cause = error.strerror or str(error) or type(error).__name__
+            hint = HINTS.get(error.errno or 0, "")
+            text = f"'{self.address(path)}': {cause}" + (f" ({hint})" if hint else "")
+            raise StorageError(error.errno or errno.EIO, text) from error
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut; without it the name may vanish, though the bytes are there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
