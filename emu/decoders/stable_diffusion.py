@@ -152,6 +152,7 @@ class StableDiffusionDecoder(nn.Module):
 
         Without a null condition nothing is dropped.
         """
+        self._check(condition_BQD, null_condition_QD)
         size, device = len(condition_BQD), condition_BQD.device
         if null_condition_QD is not None:
             draws = _uniform(size, generator, device)
@@ -192,6 +193,7 @@ class StableDiffusionDecoder(nn.Module):
         The null condition stands for "no prompt": the embeddings regressed from the empty one
         (released pipeline). A guidance scale of 1 leaves it out.
         """
+        self._check(condition_BQD, null_condition_QD)
         steps = sampler(scheduler, self.schedule, num_inference_steps)
         latents = self._start(len(condition_BQD), height, width, generator, initial_latents)
         latents = latents * steps.init_noise_sigma
@@ -209,6 +211,14 @@ class StableDiffusionDecoder(nn.Module):
                 noise = without + guidance_scale * (with_it - without)
             latents = steps.step(noise, time, latents).prev_sample
         return self._pictures(latents)
+
+    def _check(self, condition_BQD: Tensor, null_condition_QD: Tensor | None) -> None:
+        shape, width = tuple(condition_BQD.shape), self.condition_width
+        if len(shape) != 3 or shape[2] != width:
+            raise ValueError(f"condition_BQD has shape {shape}, the decoder reads (B, Q, {width})")
+        if null_condition_QD is not None and tuple(null_condition_QD.shape) != shape[1:]:
+            null = tuple(null_condition_QD.shape)
+            raise ValueError(f"null_condition_QD has shape {null}, needed is {shape[1:]}")
 
     def _start(
         self,

@@ -62,7 +62,7 @@ class VisualEncoder(nn.Module):
 
     def pool(self, patches_BPV: Tensor) -> Tensor:
         """CLIP's image embedding, `embed_dim` wide and not normalised, from the tower's tokens."""
-        classes_BV = patches_BPV[:, 0].to(self.trunk.norm.weight.dtype)
+        classes_BV = patches_BPV[:, 0].to(self.trunk.get_parameter("norm.weight").dtype)
         return self.trunk.head(self.trunk.norm(classes_BV))
 
     def load_open_clip(self, tower: Mapping[str, Tensor]) -> None:

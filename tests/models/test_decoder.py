@@ -86,6 +86,10 @@ def test_wrong_requests_are_named(decoder: VisualDecoder, tmp_path: Path) -> Non
         draw(decoder, num_inference_steps=0)
     with pytest.raises(ValueError, match=r"initial_latents have shape \(1, 4, 2, 2\)"):
         draw(decoder, initial_latents=torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ValueError, match=r"condition_BQD has shape \(1, 5, 9\), .* \(B, Q, 24\)"):
+        decoder.loss(torch.zeros(1, 5, 9), torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"null_condition_QD has shape \(6, 24\)"):
+        decoder.decode(torch.zeros(1, 5, 24), torch.zeros(6, 24), 16, 16, 4, 3.0)
     with pytest.raises(FileNotFoundError, match="the folder unet is absent"):
         type(decoder).load(tmp_path)
 

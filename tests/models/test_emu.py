@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -114,6 +115,22 @@ def test_recomputation_gives_the_same_gradients(config: EmuConfig, batch: Batch)
         Objective(config.objective)(model(batch), batch).total.backward()
         gradients.append([w.grad.clone() for w in model.parameters() if w.grad is not None])
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_losses_hold_in_bfloat16(model: Emu, batch: Batch, whole: bool) -> None:
+    """Under autocast, and with every weight in bfloat16."""
+    objective = Objective(model.config.objective)
+    exact = objective(model(batch), batch)
+    low = copy.deepcopy(model).to(torch.bfloat16) if whole else copy.deepcopy(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+        losses = objective(low(batch), batch)
+    assert losses.text.dtype == losses.visual.dtype == torch.float32
+    assert losses.text.item() == pytest.approx(exact.text.item(), rel=0.01)
+    assert losses.visual.item() == pytest.approx(exact.visual.item(), rel=0.05)
+    losses.total.backward()
+    gradient = low.get_parameter("visual.trunk.pos_embed").grad
+    assert gradient is not None and gradient.isfinite().all() and gradient.any()
 
 
 def test_a_fresh_adapter_changes_nothing_and_trains_alone(batch: Batch) -> None:

@@ -83,6 +83,7 @@ def test_merged_adapter_gives_the_same(
     names = set(merged.state_dict())
     assert merged.config.adapter is None
     assert not any("lora" in name or "base_layer" in name for name in names)
+    assert all(weight.requires_grad for weight in merged.language.parameters())
     assert len(released.state_dict()) - len(names) == 3 * 4 * 2
     output = merged(make_batch(merged.config, expected))
     close(output.logits_BLV, expected["logits"])
