@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.core.stage import shard_of
 from pipelines.download.fetch import FetchConfig, Fetched, Fetcher
 from pipelines.download.images import ImageConfig, NormalisedImage, normalise_image
 from pipelines.transforms.prior import Known, Prior
@@ -55,7 +56,7 @@ class FetchImages:
         """The table with `images`, and with reasons in `links`."""
         records = [[link_from_row(k) for k in links] for links in table["links"].to_pylist()]
         keys = table["key"].to_pylist()
-        known = self.prior.known(_shard(table)) if self.prior else {}
+        known = self.prior.known(shard_of(table)) if self.prior else {}
         fetched = self._fetch(
             link
             for key, links in zip(keys, records, strict=True)
@@ -97,9 +98,3 @@ def _settle(
     assert result.value is not None, link
     names = ("data", "format", "width", "height", "source_width", "source_height")
     return link, {"slot": link.slot, **{name: getattr(result.value, name) for name in names}}
-
-
-def _shard(table: pa.Table) -> str:
-    name = (table.schema.metadata or {}).get(b"shard")
-    assert name is not None, "the engine writes the shard's name into the schema"
-    return name.decode()

@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""Builds an MMC4 dataset: documents with links in, webdataset shards with images out."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from jobs.cluster import ray_session, start_logging
+from pipelines.core.errors import EngineError, StorageError
+from pipelines.core.lines import InputError, LineSource
+from pipelines.core.run import run
+from pipelines.core.run_ray import RayRunner
+from pipelines.core.runner import LocalRunner
+from pipelines.corpora.mmc4 import REASONS, Mmc4Config, mmc4_pipeline
+from pipelines.corpora.mmc4_match import MatchRules
+from pipelines.download.fetch import FetchConfig
+from pipelines.download.images import ImageConfig
+from pipelines.publish.chart import size
+from pipelines.publish.report import REPORT_FILE
+from pipelines.transforms.prior import Prior, has_retriable
+from schemas.manifest import Manifest, Tally
+from schemas.shard import LEDGERS, SHARDS
+
+BAD_VALUE, FAILED = 2, 1
+_JOB_FOLDER = "working_dir_files"  # where Ray unpacks the working directory of a job
+
+
+@dataclass(frozen=True)
+class BuildMmc4:
+    """Builds an MMC4 dataset: fetches the images that the documents link to, and writes shards.
+
+    A first try:
+
+        jobs/build_mmc4.py --documents 'docs_shard_*_v2.jsonl.zip' --out mmc4 --limit 200
+
+    Every document and every link ends up in OUT/ledger, kept or with the reason why not; OUT/report.html
+    shows what came of it. A run that was stopped goes on when it is started again with the same options.
+    """
+
+    documents: tuple[str, ...]
+    """The document files as MMC4 distributes them: .jsonl, .jsonl.gz or .jsonl.zip. Paths, quoted
+    patterns or addresses (s3://bucket/docs_*.jsonl.zip); several may follow."""
+    out: str
+    """Folder or address of the dataset. Where it holds an unfinished build of the same options, that is finished."""
+    samples_per_shard: int = 1000
+    """Documents in a shard: the unit of work and of restart. With 1000, a shard has some 100 MB."""
+    side: int = 256
+    """Pixels of the shorter side to which larger images are brought. Smaller ones are never enlarged."""
+    min_similarity: float = 0.32
+    """CLIP similarity (-1 to 1) to its sentence below which an image is left out. 0.32 is the paper's threshold;
+    OpenFlamingo's script uses 0.24, which keeps far more."""
+    max_images: int | None = None
+    """Images fetched for one document at most: the most similar ones. None takes all."""
+    limit: int | None = None
+    """Documents read at most, for a trial. None reads all."""
+    retry_failed: bool = False
+    """Fetch again, in a finished dataset, what failed for a reason that may have passed (timeouts, 429,
+    5xx, lost connections). What was kept stays, byte for byte. --fetch.* may differ from the first run."""
+    overwrite: bool = False
+    """Delete what OUT holds and begin anew, where it was made with other options or inputs."""
+    fail_on_alarm: bool = False
+    """End with an error where a rule drops more than 90 % of what it sees, instead of a warning."""
+    runner: Literal["ray", "local"] = "ray"
+    """ray: on the cluster that the job was submitted to, else on a Ray of its own. local: in this process."""
+    num_cpus: int | None = None
+    """Cores for a Ray that the job starts itself. None takes all."""
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+
+    def __post_init__(self) -> None:
+        self.source()
+        self.config()
+        if self.num_cpus is not None and self.num_cpus < 1:
+            raise ValueError(f"num_cpus={self.num_cpus}: at least 1; leave it out for all cores")
+        if self.retry_failed and self.overwrite:
+            raise ValueError("retry_failed and overwrite exclude each other: keep, or begin anew")
+        if "://" not in self.out and not Path(self.out).is_absolute() and _in_job_folder():
+            raise ValueError(
+                f"out={self.out!r} is relative, but a submitted job runs in a copy of its working "
+                "directory that Ray deletes; give an absolute path or an address"
+            )
+
+    def source(self) -> LineSource:
+        """The documents."""
+        return LineSource(self.documents, self.samples_per_shard, self.limit, str(Path.cwd()))
+
+    def config(self) -> Mmc4Config:
+        """The rules."""
+        rules = MatchRules(self.min_similarity, self.max_images)
+        return Mmc4Config(rules, ImageConfig(side=self.side))
+
+
+def build(options: BuildMmc4) -> Manifest:
+    """Build, finish or retry the dataset that the options describe."""
+    pipeline = mmc4_pipeline(
+        options.source(),
+        options.config(),
+        options.fetch,
+        extra={"samples_per_shard": options.samples_per_shard, "limit": options.limit},
+        prior=Prior(_absolute(options.out)) if options.retry_failed else None,
+    )
+    on_ray = options.runner == "ray"
+    with ray_session(options.num_cpus) if on_ray else nullcontext():
+        return run(
+            pipeline,
+            options.out,
+            RayRunner() if on_ray else LocalRunner(),
+            redo=has_retriable if options.retry_failed else None,
+            overwrite=options.overwrite,
+            fail_on_alarm=options.fail_on_alarm,
+        )
+
+
+def summary(manifest: Manifest, out: str, seconds: float) -> str:
+    """What was built, in words for a terminal."""
+    num_bytes = sum(s.num_bytes for s in manifest.shards)
+    lines = [
+        "",
+        *_tally("documents", manifest.records),
+        "",
+        *_tally("links", manifest.links),
+        "",
+        *(f"ALARM      {alarm}" for alarm in manifest.alarms),
+        f"shards     {len(manifest.shards):,} in {out}/{SHARDS} ({size(num_bytes)})",
+        f"ledger     {out}/{LEDGERS}",
+        f"report     {out}/{REPORT_FILE}",
+        f"time       {seconds:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the job; 0 if the dataset is complete, 1 if it is not, 2 if an option is wrong."""
+    try:
+        options = tyro.cli(BuildMmc4, description=BuildMmc4.__doc__)
+    except ValueError as error:
+        return _complain(error, BAD_VALUE)
+    start_logging()
+    began = time.monotonic()
+    try:
+        manifest = build(options)
+    except InputError as error:
+        return _complain(error, BAD_VALUE)
+    except (EngineError, StorageError) as error:
+        logging.getLogger(__name__).debug("failed", exc_info=True)
+        return _complain(error, FAILED)
+    print(summary(manifest, options.out, time.monotonic() - began))
+    return 0
+
+
+def _complain(error: Exception, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+def _tally(word: str, tally: Tally) -> list[str]:
+    share = f" ({100 * tally.kept / tally.total:.1f} %)" if tally.total else ""
+    return [
+        f"{word:<10} {tally.total:>10,}",
+        f"  kept     {tally.kept:>10,}{share}",
+        *_drops(tally.dropped),
+    ]
+
+
+def _drops(dropped: Mapping[str, int]) -> list[str]:
+    ranked = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    return [f"  {'dropped':<8} {n:>10,}  {word:<24} {REASONS.get(word, '')}" for word, n in ranked]
+
+
+def _in_job_folder() -> bool:
+    return _JOB_FOLDER in Path.cwd().parts
+
+
+def _absolute(out: str) -> str:
+    return out if "://" in out else str(Path(out).absolute())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
