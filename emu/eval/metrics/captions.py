@@ -1,0 +1,268 @@
+"""Bleu, ROUGE-L and CIDEr of captions, equal to the official scorers (pycocoevalcap) on the same tokens.
+
+Predictions are one caption an image, references one or more. The arithmetic is that of the official scorers,
+their odd corners included: an empty caption scores 0 in Bleu and CIDEr, ROUGE-L splits at single spaces while the
+others split at any white space, CIDEr's length is a count of pairs of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, require, shown
+from emu.eval.metrics.ngrams import Integers, NgramCounts, count_ngrams
+from emu.eval.metrics.ptb import tokenize
+
+Floats = NDArray[np.float64]
+_MAX_ORDER = 4
+# The official Bleu scorer's guards against division by zero.
+_SMALL, _TINY = 1e-9, 1e-15
+_ROUGE_BETA = 1.2
+_CIDER_SIGMA = 6.0
+
+
+@dataclass(frozen=True)
+class TokenizedCaptions:
+    """Candidates and references as token strings, with what the metrics share.
+
+    `candidates[i]` is scored against `references[starts[i]:starts[i + 1]]`.
+    """
+
+    keys: Sequence[Key]
+    candidates: Sequence[str]
+    references: Sequence[str]
+    num_references: Integers
+
+    @cached_property
+    def starts(self) -> Integers:
+        """Where each image's references begin; one entry more than there are images."""
+        return np.concatenate([[0], np.cumsum(self.num_references)])
+
+    @cached_property
+    def counts(self) -> tuple[Integers, list[NgramCounts]]:
+        """Lengths and n-gram counts of the candidates followed by the references."""
+        return count_ngrams([*self.candidates, *self.references], _MAX_ORDER)
+
+    @property
+    def owners(self) -> Integers:
+        """The image of each reference."""
+        return np.repeat(np.arange(len(self.keys)), self.num_references)
+
+
+def tokenize_captions(predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> TokenizedCaptions:
+    """Both sides as tokens of the official tokeniser, in the order of the references.
+
+    Raises ValueError for ids that do not agree, captions that are not strings, and images without references.
+    """
+    keys = aligned_keys(predictions, references)
+    require(predictions, str, "predictions")
+    require(references, (list, tuple), "references")
+    empty = [key for key in keys if not references[key]]
+    if empty:
+        raise ValueError(f"references: {len(empty)} images have none: {shown(empty)}")
+    flat = [(key, caption) for key in keys for caption in references[key]]
+    require({(key, index): caption for index, (key, caption) in enumerate(flat)}, str, "references")
+    counts = np.asarray([len(references[key]) for key in keys], np.int64)
+    return TokenizedCaptions(
+        keys, tokenize([predictions[key] for key in keys]), tokenize([caption for _, caption in flat]), counts
+    )
+
+
+@dataclass(frozen=True)
+class Bleu:
+    """Corpus Bleu of one order with the closest reference's length (Papineni et al., 2002)."""
+
+    order: int = 4
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> Score:
+        return self.score(tokenize_captions(predictions, references))
+
+    def score(self, captions: TokenizedCaptions) -> Score:
+        """The score of captions that are tokens already."""
+        statistics = _bleu_statistics(captions)
+        samples = _bleu(statistics)[:, self.order - 1]
+        value = _bleu(statistics.sum(0, keepdims=True))[0, self.order - 1]
+        interval = self.bootstrap.interval(statistics, lambda sums: _bleu(sums)[:, self.order - 1])
+        return Score(f"Bleu_{self.order}", float(value), dict(zip(captions.keys, samples.tolist(), strict=True)), interval)
+
+
+@dataclass(frozen=True)
+class RougeL:
+    """ROUGE-L as the captions' scorer has it: best precision and best recall over the references, beta 1.2."""
+
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> Score:
+        return self.score(tokenize_captions(predictions, references))
+
+    def score(self, captions: TokenizedCaptions) -> Score:
+        """The score of captions that are tokens already."""
+        starts = captions.starts.tolist()
+        samples = [
+            _rouge(candidate, captions.references[starts[index] : starts[index + 1]])
+            for index, candidate in enumerate(captions.candidates)
+        ]
+        return mean_score("ROUGE_L", dict(zip(captions.keys, samples, strict=True)), self.bootstrap)
+
+
+@dataclass(frozen=True)
+class Cider:
+    """Consensus of captions by tf-idf n-grams (Vedantam et al., 2015).
+
+    Three variants: "CIDEr" is what the official scorer of COCO prints under that name; its arithmetic, counts
+    clipped and lengths compared, is the paper's "CIDEr-D", which gives the same numbers here; "CIDEr-unclipped" is
+    the plain cosine that the paper calls CIDEr. Document frequencies come from the references, so scores of
+    different sets of images do not compare, and a single image scores 0.
+    """
+
+    variant: str = "CIDEr"
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("CIDEr", "CIDEr-D", "CIDEr-unclipped"):
+            raise ValueError(f"variant is {self.variant!r}; there are CIDEr, CIDEr-D and CIDEr-unclipped")
+
+    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> Score:
+        return self.score(tokenize_captions(predictions, references))
+
+    def score(self, captions: TokenizedCaptions) -> Score:
+        """The score of captions that are tokens already."""
+        samples = _cider(captions, clipped=self.variant != "CIDEr-unclipped")
+        return mean_score(self.variant, dict(zip(captions.keys, samples.tolist(), strict=True)), self.bootstrap)
+
+
+def score_captions(
+    predictions: Mapping[Key, str],
+    references: Mapping[Key, Sequence[str]],
+    bootstrap: Bootstrap = Bootstrap(),  # noqa: B008  (frozen)
+) -> list[Score]:
+    """Bleu_1 to Bleu_4, ROUGE_L and CIDEr, with the tokens made once."""
+    captions = tokenize_captions(predictions, references)
+    bleus = [Bleu(order, bootstrap).score(captions) for order in range(1, _MAX_ORDER + 1)]
+    return [*bleus, RougeL(bootstrap).score(captions), Cider(bootstrap=bootstrap).score(captions)]
+
+
+def _bleu_statistics(captions: TokenizedCaptions) -> Floats:
+    """Columns: candidate length, closest reference length, then correct and guessed n-grams of each order."""
+    num = len(captions.keys)
+    lengths, orders = captions.counts
+    columns = [lengths[:num], _closest_lengths(lengths[:num], lengths[num:], captions)]
+    correct = [_clipped_matches(counts, captions) for counts in orders]
+    guessed = [np.maximum(0, lengths[:num] - order) for order in range(_MAX_ORDER)]
+    return np.stack([*columns, *correct, *guessed], axis=1).astype(np.float64)
+
+
+def _closest_lengths(candidates: Integers, references: Integers, captions: TokenizedCaptions) -> Integers:
+    """Of each image's reference lengths the one closest to the candidate's, the shorter one of two."""
+    distances = np.abs(references - candidates[captions.owners])
+    base = int(references.max(initial=0)) + 1
+    return np.minimum.reduceat(distances * base + references, captions.starts[:-1]) % base
+
+
+def _clipped_matches(counts: NgramCounts, captions: TokenizedCaptions) -> Integers:
+    """The candidate's n-grams that a reference has, each counted at most as often as in one reference."""
+    num = len(captions.keys)
+    keys = _image_keys(counts, captions)
+    is_reference = counts.sentences >= num
+    order = np.argsort(keys[is_reference], kind="stable")
+    reference_keys = keys[is_reference][order]
+    found, firsts = np.unique(reference_keys, return_index=True)
+    most = np.maximum.reduceat(counts.counts[is_reference][order], firsts) if len(found) else found
+    matched, where = _lookup(found, keys[~is_reference])
+    clipped = np.minimum(counts.counts[~is_reference][matched], most[where])
+    return np.bincount(counts.sentences[~is_reference][matched], clipped, num).astype(np.int64)
+
+
+def _image_keys(counts: NgramCounts, captions: TokenizedCaptions) -> Integers:
+    """One number for each row's image and n-gram."""
+    images = np.concatenate([np.arange(len(captions.keys)), captions.owners])
+    return images[counts.sentences] * max(counts.num_ngrams, 1) + counts.ngrams
+
+
+def _lookup(table: Integers, keys: Integers) -> tuple[NDArray[np.bool_], Integers]:
+    """Which keys the sorted table has, and where it has those."""
+    if not len(table):
+        return np.zeros(len(keys), bool), np.zeros(0, np.int64)
+    where = np.minimum(np.searchsorted(table, keys), len(table) - 1)
+    matched = table[where] == keys
+    return matched, where[matched]
+
+
+def _bleu(statistics: Floats) -> Floats:
+    """Bleu of orders 1 to 4, [rows, 4], from rows of (sums of) statistics."""
+    length, closest = statistics[:, :1], statistics[:, 1:2]
+    correct, guessed = statistics[:, 2 : 2 + _MAX_ORDER], statistics[:, 2 + _MAX_ORDER :]
+    precisions = np.cumprod((correct + _TINY) / (guessed + _SMALL), axis=1)
+    scores = precisions ** (1.0 / np.arange(1, _MAX_ORDER + 1))
+    ratio = (length + _TINY) / (closest + _SMALL)
+    with np.errstate(over="ignore"):
+        return np.where(ratio < 1, scores * np.exp(1 - 1 / ratio), scores)
+
+
+def _rouge(candidate: str, references: Sequence[str]) -> float:
+    words = candidate.split(" ")
+    places: dict[str, int] = {}
+    for index, word in enumerate(words):
+        places[word] = places.get(word, 0) | 1 << index
+    precision = recall = 0.0
+    for reference in references:
+        others = reference.split(" ")
+        common = _common_subsequence(places, len(words), others)
+        precision = max(precision, common / len(words))
+        recall = max(recall, common / len(others))
+    if precision == 0 or recall == 0:
+        return 0.0
+    return (1 + _ROUGE_BETA**2) * precision * recall / (recall + _ROUGE_BETA**2 * precision)
+
+
+def _common_subsequence(places: Mapping[str, int], length: int, words: Sequence[str]) -> int:
+    """The length of the longest common subsequence, a column of the table at a time as bits (Hyyrö, 2004)."""
+    full = column = (1 << length) - 1
+    for word in words:
+        matches = column & places.get(word, 0)
+        if matches:
+            column = ((column + matches) | (column - matches)) & full
+    return length - column.bit_count()
+
+
+def _cider(captions: TokenizedCaptions, clipped: bool) -> Floats:
+    """Ten times the mean similarity over orders and references, of each image."""
+    num = len(captions.keys)
+    lengths, orders = captions.counts
+    pairs = np.maximum(lengths - 1, 0)
+    similarity = sum(_similarity(counts, captions, clipped) for counts in orders)
+    if clipped:
+        delta = (pairs[:num][captions.owners] - pairs[num:]).astype(np.float64)
+        similarity = similarity * np.exp(-(delta**2) / (2 * _CIDER_SIGMA**2))
+    sums = np.bincount(captions.owners, similarity, num)
+    return 10.0 * sums / _MAX_ORDER / captions.num_references
+
+
+def _similarity(counts: NgramCounts, captions: TokenizedCaptions, clipped: bool) -> Floats:
+    """The cosine of each reference with its candidate by n-grams of one order."""
+    num = len(captions.keys)
+    num_sentences = num + len(captions.references)
+    weights = counts.counts * _idf(counts, captions)
+    norms = np.sqrt(np.bincount(counts.sentences, weights**2, num_sentences))
+    keys = _image_keys(counts, captions)
+    is_reference = counts.sentences >= num
+    matched, where = _lookup(keys[~is_reference], keys[is_reference])
+    ours, theirs = weights[~is_reference][where], weights[is_reference][matched]
+    products = (np.minimum(ours, theirs) if clipped else ours) * theirs
+    sums = np.bincount(counts.sentences[is_reference][matched] - num, products, len(captions.references))
+    scale = norms[:num][captions.owners] * norms[num:]
+    return np.divide(sums, scale, out=sums, where=scale != 0)
+
+
+def _idf(counts: NgramCounts, captions: TokenizedCaptions) -> Floats:
+    """The log of images over images whose references have the n-gram, for each row."""
+    num = len(captions.keys)
+    keys = np.unique(_image_keys(counts, captions)[counts.sentences >= num])
+    frequency = np.bincount(keys % max(counts.num_ngrams, 1), minlength=counts.num_ngrams)
+    return np.log(float(num)) - np.log(np.maximum(1.0, frequency))[counts.ngrams]
