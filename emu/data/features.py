@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,22 @@ NUM_OPEN = 128
 
 @dataclass(frozen=True)
 class OpenFeatures:
-    """The features of one shard: the row of each image, and the columns."""
+    """The features of one shard: the row of each image, and the record batches of the file."""
 
     rows: Mapping[tuple[str, int], int]
-    tokens: np.ndarray
-    """`[num_images, P * V]`, a view of the file."""
-    scales: np.ndarray | None
-    """`[num_images, P]` for int8, else None."""
+    starts: tuple[int, ...]
+    """First row of each record batch."""
+    tokens: tuple[np.ndarray, ...]
+    """`[num_images, P * V]` a record batch, views of the file."""
+    scales: tuple[np.ndarray, ...]
+    """`[num_images, P]` a record batch for int8, else none."""
+
+    def row(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The tokens and, for int8, the scales of one image."""
+        batch = bisect_right(self.starts, number) - 1
+        place = number - self.starts[batch]
+        scales = self.scales[batch][place] if self.scales else None
+        return self.tokens[batch][place], scales
 
 
 class FeatureReader:
@@ -53,21 +64,24 @@ class FeatureReader:
                 f"{self.dataset.address}: no features of image {error} in shard "
                 f"{self.dataset.entries[shard].name}; run the precompute job again"
             ) from error
-        shape = (len(rows), self.info.num_tokens, self.info.width)
-        tokens = opened.tokens[rows].reshape(shape)
-        if opened.scales is not None:
-            tokens = tokens.astype(np.float32) * opened.scales[rows][:, :, None]
-        return torch.from_numpy(tokens)
+        images = [self._image(*opened.row(row)) for row in rows]
+        if not images:
+            return torch.empty(0, self.info.num_tokens, self.info.width)
+        return torch.from_numpy(np.stack(images))
+
+    def _image(self, tokens: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+        image = tokens.reshape(self.info.num_tokens, self.info.width)
+        return image if scales is None else image.astype(np.float32) * scales[:, None]
 
     def _open_shard(self, number: int) -> OpenFeatures:
-        name = self.dataset.entries[number].name
-        table = self._read(name)
+        table = self._read(self.dataset.entries[number].name)
         keys, segments = table["key"].to_pylist(), table["segment"].to_pylist()
         rows = {place: row for row, place in enumerate(zip(keys, segments, strict=True))}
-        tokens = _matrix(table["tokens"])
-        return OpenFeatures(
-            rows, tokens, _matrix(table["scales"]) if self.info.storage == "int8" else None
-        )
+        chunks = table["tokens"].chunks
+        starts = tuple(accumulate((len(chunk) for chunk in chunks[:-1]), initial=0))
+        is_int8 = self.info.storage == "int8"
+        scales = tuple(_matrix(chunk) for chunk in table["scales"].chunks) if is_int8 else ()
+        return OpenFeatures(rows, starts, tuple(_matrix(chunk) for chunk in chunks), scales)
 
     def _read(self, name: str) -> pa.Table:
         path = self.dataset.path(FEATURES, f"{name}.arrow")
@@ -103,10 +117,6 @@ def _checked_info(dataset: Dataset, weights_sha256: str) -> FeatureInfo:
     return info
 
 
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A fixed-size list column as a 2-D array, without a copy where it lies in one chunk."""
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks else pa.array([], column.type)
-    width = column.type.list_size
-    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), width)
+def _matrix(array: pa.FixedSizeListArray) -> np.ndarray:
+    """The lists as rows of a matrix, a view of the file."""
+    return array.flatten().to_numpy(zero_copy_only=True).reshape(len(array), -1)

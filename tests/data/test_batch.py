@@ -122,7 +122,7 @@ def test_a_state_saved_by_one_rank_resumes_two_and_threads_change_nothing(
 
 def test_another_global_batch_is_refused(dataset: Path, tokenizer: EmuTokenizer):
     state = stream_of(dataset, tokenizer, Share(), StepSize(8)).state()
-    with pytest.raises(ValueError, match="saved with 8 sequences a step .* here it is 6"):
+    with pytest.raises(ValueError, match=r"saved with 8 sequences a step .* here it is 6"):
         stream_of(dataset, tokenizer, Share(0, 2), StepSize(3)).load(state)
 
 

@@ -1,5 +1,4 @@
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -171,7 +170,7 @@ def test_dialogues_and_clips_are_refused_by_name(tokenizer: EmuTokenizer, model:
 def test_lengths_that_cannot_hold_an_image_are_refused(tokenizer: EmuTokenizer, model: EmuConfig):
     with pytest.raises(ValueError, match="window_length is 11; give 12"):
         maker_of(tokenizer, model, SequenceConfig(128, window_length=11, sampled_length=64))
-    with pytest.raises(ValueError, match="pair_length is 2048; give 12 .* to 1024"):
+    with pytest.raises(ValueError, match=r"pair_length is 2048; give 12 .* to 1024"):
         maker_of(tokenizer, model, SequenceConfig())
     with pytest.raises(ValueError, match="the tokenizer has"):
         maker_of(tokenizer, tiny_config(999))

@@ -1,0 +1,88 @@
+"""The choices of a training run as frozen dataclasses; command lines show these docstrings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["float32", "bfloat16"]
+Normalisation = Literal["global", "micro_batch"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with the paper's groups (section 3.2) and schedule."""
+
+    vision_lr: float = 4e-5
+    """Peak learning rate of the visual encoder."""
+    former_lr: float = 1e-4
+    """Peak learning rate of `ln_visual` and the Causal Former."""
+    language_lr: float = 3e-5
+    """Peak learning rate of the language model and its heads."""
+    regress_lr: float | None = None
+    """Peak learning rate of the regression head; null: that of the language model."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.05
+    """Not applied to norms, biases, positions, class token, causal queries and embeddings."""
+    clip_norm: float = 5.0
+    """Largest norm of the gradient over all weights (5.0: Emu2; the paper does not say)."""
+    warmup_ratio: float = 0.2
+    """Part of all steps over which the rate rises linearly; then it falls along a cosine."""
+    final_ratio: float = 0.0
+    """Where the cosine ends, as a part of the peak."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_ratio", "final_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, give a number in 0..1")
+        if self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}, give a number above 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batches, precision and bookkeeping of a run."""
+
+    steps: int
+    """Optimizer steps in all; the schedule is laid over them."""
+    batch_size: int
+    """Sequences of one micro-batch on one worker, for corpora not named in `corpus_batch_size`."""
+    corpus_batch_size: Mapping[str, int] = field(default_factory=dict)
+    """The same by corpus: pairs are short, documents and clips long."""
+    num_micro: int = 1
+    """Micro-batches that are added up into one step on each worker."""
+    precision: Precision = "float32"
+    """bfloat16: matrix products under autocast; weights, optimizer and losses stay float32."""
+    normalisation: Normalisation = "global"
+    """global: losses are means over all targets of the step, however it is cut into workers and
+    micro-batches. micro_batch: means of each micro-batch, then their mean (the released way)."""
+    freeze_vision: bool = False
+    """Keep the visual encoder as it is; needed for precomputed features."""
+    recompute_activations: bool = False
+    """Trade time for memory."""
+    seed: int = 0
+    """Of initial weights, order of samples, drawn formats and dropout."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: int = 2
+    """The newest ones that are kept."""
+    log_every: int = 1
+    """Steps between lines of metrics."""
+    num_threads: int = 2
+    """Threads a worker that decode the next step's images; 0: between the steps."""
+    collapse_variance: float = 1e-6
+    """Alarm when the variance of the regression targets falls below this."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "num_micro", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, give at least 1")
+        if self.keep_checkpoints < 1:
+            raise ValueError(f"keep_checkpoints is {self.keep_checkpoints}, give at least 1")
+
+    def batch_size_of(self, corpus: str) -> int:
+        """Sequences of one micro-batch on one worker for a corpus."""
+        return self.corpus_batch_size.get(corpus, self.batch_size)

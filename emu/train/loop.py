@@ -1,0 +1,290 @@
+"""The training loop: plain PyTorch on one device, alone or as one of several ranks.
+
+A run lives in a directory: `run.json` (its configuration), `checkpoints/`, `metrics.jsonl`, `curves.svg`,
+and at the end `model/`. Started again it goes on from the newest checkpoint, and on the same machine gives
+the same weights, bit for bit, as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from emu.config import EmuConfig
+from emu.data.features import FeatureReader
+from emu.data.sequence import SequenceConfig, SequenceMaker
+from emu.data.shards import ShardReader
+from emu.data.stream import BatchStream, StepSize
+from emu.models.emu import Emu
+from emu.models.store import save_model, weights_hash
+from emu.models.visual_encoder import VisualEncoder
+from emu.tokenizer import EmuTokenizer
+from emu.train.checkpoint import (
+    CheckpointError,
+    Progress,
+    check_same_run,
+    checkpoints,
+    load_checkpoint,
+    publish,
+    read_progress,
+    save_checkpoint,
+)
+from emu.train.config import TrainConfig
+from emu.train.metrics import MetricsFile, write_curves
+from emu.train.optim import make_optimizer, rate_factor, set_rates
+from emu.train.parallel import Ranks
+from emu.train.start import start_model
+from emu.train.step import Stepper, StepResult
+
+log = logging.getLogger(__name__)
+
+Resume = Literal["auto", "must", "never"]
+Report = Callable[[Mapping[str, Any], Path | None], None]
+"""Called on every rank after a checkpoint: the newest metrics, and on the first rank its directory."""
+
+SUMMARY = "summary.json"
+HOUSEKEEPING = {"checkpoint_every", "keep_checkpoints", "log_every", "num_threads"}
+CUTTING = {"batch_size", "corpus_batch_size", "num_micro"}
+"""How a global batch is cut: free to change while the losses are normalised over all of it."""
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What to train, on what, and where to; travels to workers."""
+
+    data: str
+    out: str
+    tokenizer: str
+    model: EmuConfig
+    sequence: SequenceConfig
+    train: TrainConfig
+    init: str | None = None
+    """A model directory to start from; null draws weights from the seed."""
+    use_features: bool = False
+    resume: Resume = "auto"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run did."""
+
+    steps: int
+    samples: int
+    images: int
+    positions: int
+    text_loss: float
+    visual_loss: float
+    target_variance: float
+    alarms: tuple[str, ...]
+    model: str
+
+
+def train(
+    plan: TrainPlan,
+    ranks: Ranks | None = None,
+    device: torch.device | None = None,
+    report: Report = lambda metrics, checkpoint: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Summary:
+    """Train to the last step of the plan, from the newest checkpoint if there is one.
+
+    Raises `CheckpointError` where the directory holds another run, `DatasetError` for unusable data,
+    `TrainingError` for a loss that is not finite.
+    """
+    run = Run(plan, ranks or Ranks(), device or torch.device("cpu"), clock)
+    try:
+        while run.step < plan.train.steps:
+            run.advance()
+            if run.step % plan.train.checkpoint_every == 0 or run.step == plan.train.steps:
+                run.checkpoint(report)
+        return run.finish()
+    finally:
+        run.stream.close()
+
+
+class Run:
+    """A run in progress on one rank."""
+
+    def __init__(
+        self, plan: TrainPlan, ranks: Ranks, device: torch.device, clock: Callable[[], float]
+    ) -> None:
+        self.plan, self.ranks, self.clock = plan, ranks, clock
+        self.out = Path(plan.out)
+        self.model = start_model(plan.model, plan.train, plan.init, device)
+        self.optimizer = make_optimizer(self.model, plan.train.optim)
+        self.stream = open_stream(plan, self.model.visual, ranks)
+        self.step = 0
+        self.counts = {"samples": 0, "images": 0, "positions": 0}
+        self._resume()
+        self.stepper = Stepper(self.model, self.optimizer, plan.train, ranks, device)
+        self.metrics = MetricsFile(self.out, self.step) if ranks.is_first else None
+        self.row: dict[str, Any] = {}
+        self.alarms: list[str] = []
+        self._logged = (clock(), dict(self.counts))
+
+    def advance(self) -> None:
+        """Take one step and, if it is its turn, write its metrics."""
+        config = self.plan.train
+        batches = self.stream.next_step()
+        set_rates(self.optimizer, self.step, config.steps, config.optim)
+        result = self.stepper.step(batches, self.step)
+        self.step += 1
+        self.counts["samples"] += result.num_sequences
+        self.counts["images"] += result.num_images
+        self.counts["positions"] += result.num_positions
+        self._watch(result)
+        if self.step % config.log_every == 0 or self.step == config.steps:
+            self._log(result)
+
+    def checkpoint(self, report: Report) -> None:
+        """Write a checkpoint on the first rank and tell every rank's `report`."""
+        path = None
+        if self.ranks.is_first:
+            state = Progress(self.step, self.stream.state(), self.counts, configuration(self.plan))
+            path = save_checkpoint(
+                self.out, self.model, self.optimizer, state, self.plan.train.keep_checkpoints
+            )
+            write_curves(self.out)
+        self.ranks.wait()
+        report(dict(self.row) | {"step": self.step}, path)
+
+    def finish(self) -> Summary:
+        """Write `model/` and `summary.json` on the first rank."""
+        folder = self.out / "model"
+        last = (self.metrics.last if self.metrics else None) or self.row
+        summary = Summary(
+            steps=self.step,
+            text_loss=last.get("text_loss", float("nan")),
+            visual_loss=last.get("visual_loss", float("nan")),
+            target_variance=last.get("target_variance", float("nan")),
+            alarms=tuple(self.alarms),
+            model=str(folder),
+            **self.counts,
+        )
+        if self.ranks.is_first:
+            publish_model(folder, self.model, self.plan.tokenizer)
+            write_curves(self.out)
+            described = json.dumps(dataclasses.asdict(summary), indent=2)
+            (self.out / SUMMARY).write_text(described + "\n")
+        self.ranks.wait()
+        return summary
+
+    def _resume(self) -> None:
+        check_resume(self.plan)
+        found = checkpoints(self.out)
+        if found:
+            self._load(found[-1])
+        elif self.ranks.is_first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            described = json.dumps(configuration(self.plan), indent=2, sort_keys=True)
+            (self.out / "run.json").write_text(described + "\n")
+
+    def _load(self, checkpoint: Path) -> None:
+        progress = read_progress(checkpoint)
+        load_checkpoint(checkpoint, self.model, self.optimizer)
+        self.stream.load(progress.data)
+        self.step, self.counts = progress.step, dict(progress.counts)
+        log.info("resumed step=%d checkpoint=%s", self.step, checkpoint)
+
+    def _log(self, result: StepResult) -> None:
+        config = self.plan.train
+        now, (then, before) = self.clock(), self._logged
+        speeds = {
+            f"{name}_per_s": (count - before[name]) / max(now - then, 1e-9)
+            for name, count in self.counts.items()
+        }
+        self._logged = (now, dict(self.counts))
+        self.row = {
+            "step": self.step,
+            "loss": result.total,
+            "text_loss": result.text,
+            "visual_loss": result.visual,
+            "target_variance": result.target_variance,
+            "gradient_norm": result.gradient_norm,
+            "rate_factor": rate_factor(self.step - 1, config.steps, config.optim),
+            **self.counts,
+            **speeds,
+        }
+        if self.metrics:
+            self.metrics.write(self.row)
+            text = " ".join(f"{name}={value:.5g}" for name, value in self.row.items())
+            log.info("%s", text)
+
+    def _watch(self, result: StepResult) -> None:
+        """Alarm, once, when the regression targets have become nearly equal."""
+        limit = self.plan.train.collapse_variance
+        if result.num_visual and result.target_variance < limit and not self.alarms:
+            self.alarms.append(
+                f"step {self.step}: variance {result.target_variance:.3g} of the regression targets is "
+                f"under {limit:.3g}: they collapse, and a low visual loss means nothing"
+            )
+            log.error("alarm %s", self.alarms[-1])
+
+
+def check_resume(plan: TrainPlan) -> None:
+    """Raise `CheckpointError` where the output folder is not what `plan.resume` asks for."""
+    found = checkpoints(Path(plan.out))
+    if plan.resume == "must" and not found:
+        raise CheckpointError(f"{plan.out}: no checkpoint to resume from; give the --out of a run")
+    if plan.resume == "never" and found:
+        raise CheckpointError(
+            f"{plan.out}: holds a run with checkpoint {found[-1].name}; give another --out, or let it "
+            "resume"
+        )
+    if found:
+        check_same_run(read_progress(found[-1]).config, configuration(plan), found[-1])
+
+
+def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> BatchStream:
+    """The batches of a rank; features only where they are of this very, frozen `tower`."""
+    tokenizer = EmuTokenizer.load(plan.tokenizer, plan.model.instruct)
+    reader = ShardReader(plan.data, plan.train.seed)
+    features = None
+    if plan.use_features:
+        if not plan.train.freeze_vision:
+            raise ValueError(
+                "precomputed features need a frozen visual encoder: freeze_vision=True"
+            )
+        assert tower is not None
+        features = FeatureReader(reader.dataset, weights_hash(tower))
+    maker = SequenceMaker(plan.sequence, plan.model, tokenizer, plan.train.seed)
+    size = StepSize(plan.train.batch_size_of(reader.dataset.manifest.corpus), plan.train.num_micro)
+    return BatchStream(reader, maker, size, ranks.share, features, plan.train.num_threads)
+
+
+def configuration(plan: TrainPlan) -> dict[str, Any]:
+    """What determines the weights of a run, as JSON values; the place in the data says the rest."""
+    free = HOUSEKEEPING | (CUTTING if plan.train.normalisation == "global" else set())
+    chosen = {
+        name: value for name, value in dataclasses.asdict(plan.train).items() if name not in free
+    }
+    described = {
+        "model": dataclasses.asdict(plan.model),
+        "sequence": dataclasses.asdict(plan.sequence),
+        "train": chosen,
+        "tokenizer": hashlib.sha256(Path(plan.tokenizer).read_bytes()).hexdigest(),
+        "init": plan.init,
+        "use_features": plan.use_features,
+    }
+    return json.loads(json.dumps(described))
+
+
+def publish_model(folder: Path, model: Emu, tokenizer: str) -> None:
+    """Write a model directory, visible only when it is whole; one of an earlier run is replaced."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_model(temporary, model, tokenizer)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    publish(temporary, folder)

@@ -1,0 +1,81 @@
+"""Ray Train around the loop: several workers, restart after a worker is lost. The only file with Ray here.
+
+Checkpoints are the loop's own atomic directories; Ray Train is told of them (nothing is copied), counts
+failures and starts the workers again, which go on from the newest one. So a run begun here can be
+continued without Ray, and the reverse. `out` must be a folder that every node sees.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from emu.data.stream import Share
+from emu.train.checkpoint import FOLDER, CheckpointError, checkpoints
+from emu.train.loop import SUMMARY, Summary, TrainPlan, check_resume, train
+from emu.train.parallel import Ranks
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of checkpoints in a run's folder; it refuses one of another Ray version."""
+
+
+def train_on_ray(
+    plan: TrainPlan, num_workers: int, use_gpu: bool = False, max_failures: int = 3
+) -> Summary:
+    """Train on workers of the connected Ray; a lost worker costs the steps since the last checkpoint.
+
+    Raises what `train` raises, wrapped by Ray Train, after `max_failures` failures.
+    """
+    check_resume(plan)
+    folder = Path(plan.out).absolute() / FOLDER
+    (folder / SNAPSHOT).unlink(missing_ok=True)  # the directories themselves are the truth
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"plan": replace(plan, out=str(folder.parent), resume="auto")},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        run_config=RunConfig(
+            name=FOLDER,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    trainer.fit()
+    summary = json.loads((folder.parent / SUMMARY).read_text())
+    return Summary(**summary | {"alarms": tuple(summary["alarms"])})
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What every worker does."""
+    logging.basicConfig(level=logging.INFO)
+    context = ray.train.get_context()
+    plan: TrainPlan = config["plan"]
+    reported = ray.train.get_checkpoint()
+    if reported is not None and not checkpoints(Path(plan.out)):
+        raise CheckpointError(
+            f"{plan.out}: this worker does not see the checkpoint {reported.path}; --out must be a "
+            "folder that all nodes share"
+        )
+    share = Share(context.get_world_rank(), context.get_world_size())
+    train(plan, Ranks(share), ray.train.torch.get_device(), _report)
+
+
+def _report(metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
+    if checkpoint is None:
+        ray.train.report(dict(metrics))
+        return
+    ray.train.report(
+        dict(metrics),
+        checkpoint=Checkpoint.from_directory(str(checkpoint)),
+        checkpoint_dir_name=checkpoint.name,
+        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+    )

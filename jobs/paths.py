@@ -1,0 +1,22 @@
+"""Paths as a person gives them on a command line."""
+
+from pathlib import Path
+
+JOB_FOLDER = "working_dir_files"
+"""A part of the path where Ray unpacks the working directory of a submitted job."""
+
+
+def job_path(text: str) -> str:
+    """A path made absolute, an address as it is.
+
+    Raises ValueError for a relative path in a submitted job: there it would point into a copy of the
+    working directory, which Ray deletes.
+    """
+    if "://" in text or Path(text).expanduser().is_absolute():
+        return text if "://" in text else str(Path(text).expanduser())
+    if JOB_FOLDER in Path.cwd().parts:
+        raise ValueError(
+            f"{text!r} is relative, but a submitted job runs in a copy of its working directory that "
+            "Ray deletes; give an absolute path or an address"
+        )
+    return str(Path(text).absolute())

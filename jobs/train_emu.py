@@ -1,0 +1,256 @@
+#!/usr/bin/env python3
+"""Trains Emu on a published dataset with Ray Train, or in this process without Ray."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Event, Thread
+from typing import Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from emu.data.dataset import DatasetError
+from emu.data.sequence import SequenceConfig, SequenceError
+from emu.models.store import load_config
+from emu.recipes import RECIPES, Recipe, with_vocabulary
+from emu.tokenizer import EmuTokenizer
+from emu.train.checkpoint import CheckpointError
+from emu.train.config import TrainConfig
+from emu.train.loop import Summary, TrainPlan, check_resume, open_stream, train
+from emu.train.metrics import CURVES, METRICS, read_metrics
+from emu.train.parallel import Ranks
+from emu.train.start import start_tower
+from emu.train.step import TrainingError
+from emu.train.vocabulary import learned_tokenizer
+from jobs.cluster import ray_session, start_logging
+from jobs.paths import job_path
+
+BAD_VALUE, FAILED = 2, 1
+
+
+@dataclass(frozen=True)
+class TrainEmu:
+    """Trains Emu: text by cross-entropy, images by regression to their next visual embedding.
+
+    A first try, on a dataset that one of the build jobs wrote:
+
+        jobs/train_emu.py --recipe tiny --data mmc4 --out run --steps 200
+
+    OUT/model is the trained model, OUT/metrics.jsonl and OUT/curves.svg show how it came about. A run that
+    was stopped, killed or lost goes on from OUT/checkpoints when it is started again with the same options.
+    Every value of the recipe can be changed under --train.* and --sequence.*; their defaults are the recipe's.
+    """
+
+    data: str
+    """Folder or address of a finished dataset."""
+    out: str
+    """Folder of the run. With workers on several nodes, one that all of them see."""
+    recipe: Literal["tiny", "emu_14b"] = "tiny"
+    """tiny: every part at a few million parameters, minutes on two cores. emu_14b: the paper's sizes."""
+    steps: int | None = None
+    """Optimizer steps in all. None: the recipe's."""
+    batch_size: int | None = None
+    """Sequences of one micro-batch on one worker, whatever the corpus. None: the recipe's."""
+    seed: int | None = None
+    """Of initial weights, order of samples and dropout. None: the recipe's."""
+    num_workers: int = 2
+    """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
+    tokenizer: str | None = None
+    """A sentencepiece tokenizer.model. None: that of --init, or for tiny one learned from the dataset's texts."""
+    init: str | None = None
+    """A model directory to start from (a run's OUT/model, or converted weights). None draws random weights."""
+    use_features: bool = False
+    """Train on features that jobs/precompute_features.py computed with this very visual encoder, which stays
+    frozen. Features of other weights are refused."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto: go on where OUT holds this run, else begin. must, never: an error where that is not so."""
+    num_cpus: int | None = None
+    """Cores for a Ray that the job starts itself. None takes all, or as many as there are workers."""
+    max_failures: int = 3
+    """Lost workers after which the run is given up."""
+    train: TrainConfig = field(default_factory=lambda: RECIPES["tiny"]().train)
+    sequence: SequenceConfig = field(default_factory=lambda: RECIPES["tiny"]().sequence)
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers}: 0 (no Ray) or more")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures={self.max_failures}: 0 or more")
+
+
+def plan_of(options: TrainEmu) -> TrainPlan:
+    """The run that the options describe; learns the tokenizer of a tiny run where none is given."""
+    recipe = RECIPES[options.recipe]()
+    out, data = job_path(options.out), job_path(options.data)
+    init = None if options.init is None else job_path(options.init)
+    tokenizer = _tokenizer(options, recipe, data, Path(out), init)
+    fitted = with_vocabulary(recipe, EmuTokenizer.load(tokenizer).num_pieces)
+    if options.recipe != "tiny" and fitted.model != recipe.model:
+        raise ValueError(
+            f"tokenizer={tokenizer}: has {fitted.model.language.vocab_size} pieces, recipe "
+            f"{recipe.name} needs {recipe.model.language.vocab_size}"
+        )
+    return TrainPlan(
+        data=data,
+        out=out,
+        tokenizer=tokenizer,
+        model=fitted.model if init is None else load_config(init),
+        sequence=options.sequence,
+        train=_train_config(options),
+        init=init,
+        use_features=options.use_features,
+        resume=options.resume,
+    )
+
+
+def check_plan(plan: TrainPlan) -> None:
+    """Raise here, before any worker starts, for data, features, lengths or an output that do not fit."""
+    check_resume(plan)
+    tower = start_tower(plan.model, plan.train.seed, plan.init) if plan.use_features else None
+    alone = replace(plan, train=replace(plan.train, num_threads=0))
+    open_stream(alone, tower, Ranks()).next_step()
+
+
+def run(options: TrainEmu, plan: TrainPlan) -> Summary:
+    """Train on Ray, or in this process for 0 workers."""
+    use_gpu = torch.cuda.is_available()
+    if options.num_workers == 0:
+        return train(plan, device=torch.device("cuda" if use_gpu else "cpu"))
+    from emu.train.ray_trainer import train_on_ray
+
+    # Ray Train's controller needs no core of its own, but a worker each needs one.
+    num_cpus = options.num_cpus or max(options.num_workers, torch.get_num_threads())
+    with ray_session(num_cpus):
+        return train_on_ray(plan, options.num_workers, use_gpu, options.max_failures)
+
+
+@contextmanager
+def progress(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
+    """A progress bar over the steps, read from the metrics that the first worker writes."""
+    stop = Event()
+
+    def follow() -> None:
+        interval_s = 0.5 if sys.stderr.isatty() else 10.0  # a log wants fewer lines
+        with tqdm(total=plan.train.steps, unit="step", mininterval=interval_s) as bar:
+            while True:
+                is_last_look = stop.wait(poll_s)
+                rows = read_metrics(Path(plan.out))
+                if rows:
+                    row = rows[-1]
+                    bar.set_postfix_str(
+                        f"text {row['text_loss']:.3f} visual {row['visual_loss']:.3f} "
+                        f"{row['samples_per_s']:.1f} samples/s",
+                        refresh=False,
+                    )
+                    bar.update(row["step"] - bar.n)
+                if is_last_look:
+                    return
+
+    follower = Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        follower.join()
+
+
+def summary_text(summary: Summary, plan: TrainPlan, seconds: float) -> str:
+    """What the run did, in words for a terminal."""
+    first = read_metrics(Path(plan.out))[0]
+    lines = [
+        "",
+        f"steps      {summary.steps:,} ({summary.samples:,} samples, {summary.images:,} images, "
+        f"{summary.positions:,} positions)",
+        f"text       {first['text_loss']:.4f} at the start, {summary.text_loss:.4f} at the end",
+        f"visual     {first['visual_loss']:.4f} at the start, {summary.visual_loss:.4f} at the end "
+        f"(variance of its targets {summary.target_variance:.4f})",
+        *(f"ALARM      {alarm}" for alarm in summary.alarms),
+        f"model      {summary.model}",
+        f"metrics    {plan.out}/{METRICS}, {plan.out}/{CURVES}",
+        f"time       {seconds:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job; 0 if the run is complete, 1 if it is not, 2 if an option or the data is wrong."""
+    start_logging(logging.WARNING)
+    began = time.monotonic()
+    try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        plan = plan_of(options)
+        check_plan(plan)
+    except (ValueError, FileNotFoundError) as error:
+        return _complain(error, BAD_VALUE)
+    try:
+        with progress(plan):
+            summary = run(options, plan)
+    except (DatasetError, SequenceError, CheckpointError, TrainingError) as error:
+        return _complain(error, FAILED)
+    print(summary_text(summary, plan, time.monotonic() - began))
+    return 0
+
+
+def parse(arguments: list[str]) -> TrainEmu:
+    """The options, with the chosen recipe's values as defaults of --train.* and --sequence.*."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--recipe", default="tiny")
+    name = peek.parse_known_args(arguments)[0].recipe
+    recipe = RECIPES.get(
+        name, RECIPES["tiny"]
+    )()  # tyro refuses an unknown name, with the known ones
+
+    default = TrainEmu(
+        data=tyro.MISSING,
+        out=tyro.MISSING,
+        recipe="tiny",
+        train=recipe.train,
+        sequence=recipe.sequence,
+    )
+    return tyro.cli(
+        TrainEmu, args=arguments, default=default, description=TrainEmu.__doc__, prog="train_emu.py"
+    )
+
+
+def _train_config(options: TrainEmu) -> TrainConfig:
+    changes = {
+        name: value
+        for name in ("steps", "batch_size", "seed")
+        if (value := getattr(options, name)) is not None
+    }
+    if options.batch_size is not None:
+        changes["corpus_batch_size"] = {}
+    if options.use_features:
+        changes["freeze_vision"] = True
+    return replace(options.train, **changes)
+
+
+def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, init: str | None) -> str:
+    if options.tokenizer is not None:
+        return job_path(options.tokenizer)
+    if init is not None:
+        return f"{init}/tokenizer.model"
+    if options.recipe != "tiny":
+        raise ValueError(
+            f"tokenizer=None: recipe {recipe.name} needs LLaMA's tokenizer.model; give --tokenizer PATH"
+        )
+    path = out / "tokenizer.model"
+    learned_tokenizer(data, path, recipe.model.language.vocab_size)
+    return str(path)
+
+
+def _complain(error: Exception, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
