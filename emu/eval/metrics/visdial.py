@@ -1,0 +1,147 @@
+"""Ranking of candidate answers in visual dialog: NDCG, MRR, recall at 1, 5, 10 and mean rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, shown
+
+Ties = Literal["first", "worst"]
+Measure = Literal["ndcg", "mrr", "r@1", "r@5", "r@10", "mean_rank"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class VisdialReference:
+    """The index of the answer that was given, and the annotators' relevance of every candidate where known."""
+
+    target: int
+    relevance: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Visdial:
+    """One measure of how high the scores put the right candidates; larger scores rank first.
+
+    Equal scores: "first" ranks the earlier candidate first, "worst" ranks the given answer (and, for NDCG, the
+    more relevant candidates) last, so that a model that scores all alike gains nothing. The official code leaves
+    the order of equal scores open.
+    """
+
+    measure: Measure = "ndcg"
+    ties: Ties = "first"
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __call__(self, predictions: Mapping[Key, Sequence[float]], references: Mapping[Key, VisdialReference]) -> Score:
+        used = {key: reference for key, reference in references.items() if not self._needs_relevance(reference)}
+        keys = aligned_keys({key: predictions[key] for key in predictions if key in used or key not in references}, used)
+        scores = score_matrix(predictions, keys)
+        if self.measure == "ndcg":
+            samples = ndcg(scores, _relevance(used, keys, scores.shape[1]), self.ties)
+        else:
+            ranks = target_ranks(scores, _targets(used, keys, scores.shape[1]), self.ties)
+            samples = _MEASURES[self.measure](ranks)
+        return mean_score(self.measure, dict(zip(keys, samples.tolist(), strict=True)), self.bootstrap)
+
+    def _needs_relevance(self, reference: VisdialReference) -> bool:
+        """Whether the question counts in another measure only: relevance is annotated for one round a dialog."""
+        return self.measure == "ndcg" and reference.relevance is None
+
+
+def score_matrix(predictions: Mapping[Key, Sequence[float]], keys: Sequence[Key]) -> Floats:
+    """The scores [questions, candidates]; raises ValueError for uneven rows and for scores that are not numbers."""
+    lengths = [len(predictions[key]) for key in keys]
+    uneven = [key for key, length in zip(keys, lengths, strict=True) if length != lengths[0]]
+    if uneven:
+        raise ValueError(f"{len(uneven)} questions have not {lengths[0]} scores like the first: {shown(uneven)}")
+    matrix = np.asarray([predictions[key] for key in keys], np.float64)
+    bad = [keys[row] for row in np.flatnonzero(np.isnan(matrix).any(1))]
+    if bad:
+        raise ValueError(f"{len(bad)} questions have scores that are not numbers (NaN): {shown(bad)}")
+    return matrix
+
+
+def target_ranks(scores: Floats, targets: ArrayLike, ties: Ties = "first") -> NDArray[np.int64]:
+    """The rank, from 1, of each row's target column; scores [questions, candidates]."""
+    columns = np.asarray(targets, np.int64)[:, None]
+    own = np.take_along_axis(scores, columns, 1)
+    if ties == "worst":
+        return (scores >= own).sum(1)
+    earlier = np.arange(scores.shape[1]) < columns
+    return 1 + (scores > own).sum(1) + ((scores == own) & earlier).sum(1)
+
+
+def ranks(scores: Floats) -> NDArray[np.int64]:
+    """The rank, from 1, of every candidate; equal scores in the order of the candidates."""
+    order = np.argsort(-scores, axis=1, kind="stable")
+    result = np.empty_like(order)
+    np.put_along_axis(result, order, np.arange(1, scores.shape[1] + 1)[None], 1)
+    return result
+
+
+def ndcg(scores: Floats, relevance: Floats, ties: Ties = "first") -> Floats:
+    """The discounted gain of the first k candidates over the best possible one, k the number of relevant ones.
+
+    Raises ValueError for a row without a relevant candidate, whose gain is 0 of 0.
+    """
+    num_relevant = (relevance != 0).sum(1)
+    if (num_relevant == 0).any():
+        rows = np.flatnonzero(num_relevant == 0).tolist()
+        raise ValueError(f"{len(rows)} questions have no relevant candidate (row {shown(rows)}); NDCG is undefined")
+    first = np.arange(scores.shape[1])[None] < num_relevant[:, None]
+    discounts = np.where(first, 1 / np.log2(np.arange(scores.shape[1]) + 2.0), 0)
+    if ties == "worst":
+        order = np.lexsort((relevance, -scores), axis=1)
+    else:
+        order = np.argsort(-scores, axis=1, kind="stable")
+    gained = (np.take_along_axis(relevance, order, 1) * discounts).sum(1)
+    best = (-np.sort(-relevance, axis=1) * discounts).sum(1)
+    return gained / best
+
+
+_MEASURES = {
+    "mrr": lambda found: 1.0 / found,
+    "r@1": lambda found: (found <= 1).astype(np.float64),
+    "r@5": lambda found: (found <= 5).astype(np.float64),
+    "r@10": lambda found: (found <= 10).astype(np.float64),
+    "mean_rank": lambda found: found.astype(np.float64),
+}
+
+
+def visdial_scores(
+    predictions: Mapping[Key, Sequence[float]],
+    references: Mapping[Key, VisdialReference],
+    ties: Ties = "first",
+    bootstrap: Bootstrap = Bootstrap(),  # noqa: B008  (frozen)
+) -> list[Score]:
+    """Every measure; NDCG over the questions with relevance, left out where there are none."""
+    aligned_keys(predictions, references)
+    measures: list[Measure] = ["mrr", "r@1", "r@5", "r@10", "mean_rank"]
+    if any(reference.relevance is not None for reference in references.values()):
+        measures.insert(0, "ndcg")
+    return [Visdial(measure, ties, bootstrap)(predictions, references) for measure in measures]
+
+
+def _targets(references: Mapping[Key, VisdialReference], keys: Sequence[Key], num: int) -> NDArray[np.int64]:
+    targets = [references[key].target for key in keys]
+    outside = [key for key, target in zip(keys, targets, strict=True) if not 0 <= target < num]
+    if outside:
+        raise ValueError(f"{len(outside)} targets are not among {num} candidates (counted from 0): {shown(outside)}")
+    return np.asarray(targets, np.int64)
+
+
+def _relevance(references: Mapping[Key, VisdialReference], keys: Sequence[Key], num: int) -> Floats:
+    rows = [references[key].relevance or () for key in keys]
+    uneven = [key for key, row in zip(keys, rows, strict=True) if len(row) != num]
+    if uneven:
+        raise ValueError(f"{len(uneven)} questions have not a relevance for each of {num} candidates: {shown(uneven)}")
+    matrix = np.asarray(rows, np.float64)
+    bad = [keys[row] for row in np.flatnonzero(~(np.isfinite(matrix) & (matrix >= 0)).all(1))]
+    if bad:
+        raise ValueError(f"{len(bad)} questions have a relevance that is negative or no number: {shown(bad)}")
+    return matrix
