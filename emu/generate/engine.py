@@ -19,10 +19,11 @@ from emu.decoders.base import VisualDecoder
 from emu.generate.beam import beam_search
 from emu.generate.continuation import Continuation
 from emu.generate.image import regress
-from emu.generate.interleaved import Draw, Event, Interleaver, Reply
+from emu.generate.interleaved import Draw, Event, Interleaver
 from emu.generate.options import ImageOptions, TextOptions
-from emu.generate.prompts import EncodedPrompt, Prompt, PromptEncoder
+from emu.generate.prompts import EncodedPrompt, Prompt, PromptEncoder, as_pieces
 from emu.generate.rank import mean_losses
+from emu.generate.reply import Reply
 from emu.generate.running_text import RunningText
 from emu.generate.text import write
 from emu.models.emu import Emu
@@ -106,13 +107,14 @@ class Engine:
     def generate(
         self,
         prompt: Prompt,
-        text: TextOptions = TextOptions(),  # noqa: B008 (frozen)
+        text: TextOptions | None = TextOptions(),  # noqa: B008 (frozen)
         image: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
         ask_image: bool = False,
         max_images: int | None = None,
     ) -> Reply:
         """An interleaved reply. An image is drawn where the model chooses to (or at once, if asked).
 
+        With `text=None` no text is written: an asked image stands alone.
         At most `max_images` are drawn: by default 1 where there is a visual decoder. The text goes
         on after an image, over the same cache, from the regressed embeddings. A model chooses to
         draw only if it was trained to (`ObjectiveConfig.train_image_start`).
@@ -124,14 +126,15 @@ class Engine:
     def stream(
         self,
         prompt: Prompt,
-        text: TextOptions = TextOptions(),  # noqa: B008 (frozen)
+        text: TextOptions | None = TextOptions(),  # noqa: B008 (frozen)
         image: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
         ask_image: bool = False,
         max_images: int | None = None,
     ) -> Iterator[Event]:
         """The reply of `generate` as it comes: pieces of text, pictures, at last the `Reply`.
 
-        The prompt is checked at the first step; whoever stops iterating stops the work.
+        A piece a token, empty where the token settles no text yet. The prompt is checked at the
+        first step; whoever stops iterating stops the work.
         """
         if max_images is None:
             max_images = 0 if self.decoder is None else 1
@@ -157,8 +160,7 @@ class Engine:
         """
         if isinstance(candidates, str) or not candidates:
             raise ValueError(f"candidates is {candidates!r}, give a list of at least one text")
-        pieces = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        answered = [self.encode([*pieces, " " + candidate]) for candidate in candidates]
+        answered = [self.encode([*as_pieces(prompt), " " + candidate]) for candidate in candidates]
         losses = mean_losses(self.model, self.encode(prompt), answered)
         return sorted(range(len(candidates)), key=losses.__getitem__)
 

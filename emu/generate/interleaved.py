@@ -17,32 +17,12 @@ from emu.generate.image import close_image, regress_next
 from emu.generate.options import TextOptions
 from emu.generate.pictures import to_png
 from emu.generate.prompts import EncodedPrompt
-from emu.generate.running_text import FinishReason, RunningText
+from emu.generate.reply import FinishReason, Reply
+from emu.generate.running_text import RunningText
 from emu.generate.text import write
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 from schemas.sample import Segment
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model answered, in order, and what it took."""
-
-    segments: tuple[Segment, ...]
-    finish_reason: FinishReason
-    num_prompt_tokens: int  # positions of the prompt, those of images included
-    num_reply_tokens: int  # positions of the answer, those of images included
-
-    @property
-    def text(self) -> str:
-        """All texts of the reply, joined."""
-        return "".join(s.text or "" for s in self.segments if s.kind == "text")
-
-    @property
-    def images(self) -> tuple[Segment, ...]:
-        """The pictures of the reply, encoded as PNG."""
-        return tuple(s for s in self.segments if s.kind == "image")
-
 
 Event = str | Image.Image | Reply
 
@@ -64,23 +44,25 @@ class Interleaver:
         model: Emu,
         tokenizer: EmuTokenizer,
         prompt: EncodedPrompt,
-        options: TextOptions,
+        options: TextOptions | None,
         draw: Draw | None,
     ) -> None:
-        """Runs the prompt. Without `draw` the reply is text alone."""
+        """Runs the prompt. Without `draw` the reply is text alone, without `options` no text."""
         self._rows = Continuation(model, [prompt])
         self._config = model.config
-        self._tokenizer, self._options, self._draw = tokenizer, options, draw
+        self._tokenizer, self._draw = tokenizer, draw
+        self._options = options or TextOptions()
+        self._writes = options is not None
         self._num_prompt = self._num_used = len(prompt.ids)
         self._num_written = self._num_images = 0
         self._segments: list[Segment] = []
 
     def events(self) -> Iterator[Event]:
-        """Pieces of text and pictures as they come; at last the whole reply."""
+        """Pieces of text (empty ones too) and pictures as they come; at last the whole reply."""
         if self._draw is not None and self._draw.at_once:
             yield self._drawn(self._draw)
-        reason: FinishReason = "length"
-        while (room := self._room()) > 0:
+        reason: FinishReason = "length" if self._writes else "stop"
+        while self._writes and (room := self._room()) > 0:
             text = RunningText(self._tokenizer, room, self._options.stop, self._may_choose())
             yield from self._pieces(text)
             self._keep(text)
@@ -102,8 +84,7 @@ class Interleaver:
             yield text.push_all(ids)
             return
         for (piece,) in write(self._rows, [text], self._options):
-            if piece:
-                yield piece
+            yield piece
 
     def _keep(self, text: RunningText) -> None:
         self._num_written += len(text.ids)

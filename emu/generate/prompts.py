@@ -5,8 +5,10 @@ Shapes: C channels, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 from torch import Tensor
@@ -20,8 +22,14 @@ from schemas.sample import Segment
 Piece = str | bytes | Path | Image.Image | Tensor | Segment
 """A `str` is always a text. Bytes (encoded), a path, a PIL image and a normalised `Tensor[3,H,W]`
 are images. A segment is what it says."""
-Prompt = Piece | list[Piece] | tuple[Piece, ...]
-"""One piece, or a list of them. Nothing is put between the pieces."""
+Prompt = Piece | Sequence[Piece]
+"""One piece, or a list or tuple of them. Nothing is put between the pieces."""
+
+
+def as_pieces(prompt: Prompt) -> list[Piece]:
+    """The pieces of a prompt in order."""
+    is_several = isinstance(prompt, list | tuple)
+    return list(cast(Sequence[Piece], prompt)) if is_several else [cast(Piece, prompt)]
 
 
 class PromptTooLong(ValueError):
@@ -50,11 +58,10 @@ class PromptEncoder:
         `<image>`, whose places only an image may take. Raises `PromptTooLong` where fewer than
         `room` positions would be left.
         """
-        pieces = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         block = image_block(self.config.former.num_queries)
         texts: list[str] = []
         pixels: list[Tensor] = []
-        for number, piece in enumerate(pieces):
+        for number, piece in enumerate(as_pieces(prompt)):
             content = self._text_or_pixels(piece, number)
             texts.append(content if isinstance(content, str) else block)
             if isinstance(content, Tensor):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
+from emu.generate.reply import FinishReason
 from emu.tokenizer import EmuTokenizer
 
-FinishReason = Literal["stop", "length", "image"]
 INCOMPLETE = "\ufffd"  # what sentencepiece shows for bytes that do not make a character yet
 
 
@@ -15,8 +14,7 @@ class RunningText:
     """Ids in, text out. A piece is handed out only when no later token can change it.
 
     Held back are bytes of an unfinished character and whatever may be the beginning of a stop
-    string. `reason` says why the text ended: `stop` for the end token or a stop string, `length`
-    for the limit, `image` for a token that opens an image.
+    string. `reason` says why the text ended, once it has.
     """
 
     def __init__(

@@ -9,10 +9,10 @@ from PIL import Image
 
 import emu
 from emu.generate.engine import Engine
-from emu.generate.interleaved import Reply
 from emu.generate.options import ImageOptions, TextOptions
 from emu.generate.pictures import PictureError, PictureTooLarge, decode_picture, to_png
 from emu.generate.prompts import PromptTooLong
+from emu.generate.reply import Reply
 from schemas.sample import Sample, Segment, check_sample
 from tests.generate.bomb import bomb_png
 
@@ -54,6 +54,11 @@ def test_an_asked_picture_comes_first_and_text_goes_on(engine: Engine, photo: Im
     check_sample(Sample("reply", "served", reply.segments))
     assert reply.num_prompt_tokens == len(engine.encode([photo, "more"], draw=True).ids)
     assert reply.num_reply_tokens == 9 + 4 or reply.finish_reason == "stop"
+
+
+def test_an_asked_picture_can_stand_alone(engine: Engine) -> None:
+    reply = engine.generate("a", None, SMALL, ask_image=True)
+    assert [s.kind for s in reply.segments] == ["image"] and reply.finish_reason == "stop"
 
 
 def test_a_model_that_chooses_to_draw_is_followed(engine: Engine) -> None:
