@@ -32,8 +32,7 @@ def save_model(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    for stale in (CONFIG, INDEX, WEIGHTS):
-        (directory / stale).unlink(missing_ok=True)
+    (directory / CONFIG).unlink(missing_ok=True)
     save_torch_state_dict(model.state_dict(), directory, max_shard_size=max_shard_size)
     if tokenizer_path is not None:
         EmuTokenizer.load(tokenizer_path, model.config.instruct).save(directory / TOKENIZER)

@@ -83,6 +83,11 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_initial_weights_are_sensible(model: Emu, batch: Batch) -> None:
     state = dict(model.named_parameters())
     assert 0.015 < state["former.queries"].std() < 0.025
+    former = model.config.former
+    queries = state["former.blocks.0.self_attention.q.weight"].std().item()
+    assert queries == pytest.approx((former.d_model * former.d_kv) ** -0.5, rel=0.1)
+    first, third = (state[f"visual.trunk.blocks.{i}.mlp.fc2.weight"].std() for i in (0, 2))
+    assert (first / third).item() == pytest.approx(3**0.5, rel=0.1)
     assert not state["language.lm.model.embed_tokens.weight"][model.config.special.pad].any()
     assert all(weight.isfinite().all() for weight in state.values())
     losses = Objective(model.config.objective)(model(batch), batch)

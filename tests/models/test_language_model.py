@@ -37,6 +37,20 @@ def test_left_padding_with_positions_changes_nothing(model: Emu) -> None:
 
 
 @torch.no_grad()
+def test_padding_in_the_middle_with_positions_changes_nothing(model: Emu) -> None:
+    language = model.language
+    inputs = torch.randn(1, 6, model.config.language.hidden_size)
+    whole = language(inputs)
+    padded = torch.cat([inputs[:, :2], torch.randn_like(inputs[:, :3]), inputs[:, 2:]], dim=1)
+    mask = torch.tensor([[True] * 2 + [False] * 3 + [True] * 4])
+    found = language(padded, mask, positions_BL=mask.long().cumsum(1) - 1)
+    kept = torch.cat([found[:, :2], found[:, 5:]], dim=1)
+    torch.testing.assert_close(kept, whole, atol=1e-5, rtol=1e-5)
+    unplaced = language(padded, mask)  # positions count the padding too
+    assert not torch.allclose(unplaced[:, 5:], whole[:, 2:], atol=1e-4)
+
+
+@torch.no_grad()
 def test_right_padding_changes_nothing(model: Emu) -> None:
     inputs = torch.randn(1, 6, model.config.language.hidden_size)
     padded = torch.cat([inputs, torch.randn_like(inputs[:, :3])], dim=1)

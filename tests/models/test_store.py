@@ -45,6 +45,7 @@ def test_a_large_model_is_cut_into_pieces(
     names = json.loads((directory / INDEX).read_text())["weight_map"]
     assert len(set(names.values())) > 2 and set(names) == set(model.state_dict())
     assert weights_hash(load_model(directory)[0]) == weights_hash(model)
+    assert not (directory / WEIGHTS).exists()
     save_model(directory, model, tokenizer_path)  # over it, in one file: no piece stays
     assert sorted(path.name for path in directory.iterdir()) == sorted(
         path.name for path in saved.iterdir()

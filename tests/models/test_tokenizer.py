@@ -79,6 +79,16 @@ def test_special_tokens_come_back_when_kept(trained: EmuTokenizer) -> None:
     assert kept == "a square [IMG] <image> <image> [/IMG] [USER] : what?"
 
 
+def test_space_beside_a_special_token_does_not_count(trained: EmuTokenizer) -> None:
+    """Checked on a vocabulary that keeps every space, as LLaMA's does."""
+    assert trained.encode("a  star") != trained.encode("a star")
+    tight = trained.encode("a star[IMG]a star[/IMG]")
+    assert trained.encode("a star [IMG]a star[/IMG]") == tight
+    assert trained.encode("a star[IMG]  a star[/IMG]") == tight
+    assert trained.encode("a star[IMG]a star\n[/IMG] ") == tight
+    assert trained.encode(" a star[IMG]a star[/IMG]") != tight  # no special token before it
+
+
 def test_the_same_texts_give_the_same_tokenizer(tmp_path: Path) -> None:
     for name in ("one", "two"):
         train_tokenizer(TEXTS, 330, tmp_path / name)
