@@ -125,11 +125,12 @@ class Exchange:
                 wait_s = self._wait_s(rejected, trace, address)
                 if wait_s >= deadline.left_s:
                     raise
+                if isinstance(rejected, PatienceAsked):
+                    self._lanes.pause(trace.lane, wait_s)
             await asyncio.sleep(wait_s)
 
     def _wait_s(self, rejected: Rejected, trace: Trace, address: WebAddress) -> float:
         if isinstance(rejected, PatienceAsked):
-            self._lanes.pause(trace.lane, min(rejected.wait_s, self._config.deadline_s))
             return rejected.wait_s
         return backoff_s(self._config.backoff_s, trace.num_attempts, str(address.url))
 

@@ -1,7 +1,7 @@
 """From the exceptions of the HTTP client to reason words.
 
 Details are our own words or fixed ones of the system, so that equal failures read equal. Whether a reset
-connection shows as a closed one or as an error depends on the moment, hence one word for both.
+connection shows as a closed one, as an error or as a body cut short depends on the moment, hence one word.
 """
 
 import errno
@@ -37,8 +37,6 @@ def rejection_of(error: Exception, is_connected: bool) -> Rejected:
         return Rejected("connect_timeout")
     if isinstance(error, TimeoutError):
         return Rejected("read_timeout")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return Rejected("connection_lost" if cause is not None else "body_incomplete")
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL | UnicodeError):
         return Rejected("response_malformed")
     if isinstance(error, ssl.SSLError) and not is_connected:

@@ -16,6 +16,7 @@ MAX_SCANS = 64
 """Scans of a JPEG. Progressive ones have about ten; each may cost the time of a whole decode."""
 
 _MAX_PARTS = 4096  # chunks or segments walked through; files of cameras have dozens
+_SCAN, _END = 0xDA, 0xD9
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
 _TAG_ORIENTATION, _SHORT = 0x0112, 3
 
@@ -75,15 +76,18 @@ def exif_orientation(tiff: bytes) -> int:
 
 
 def _jpeg(data: bytes) -> ImageHeader:
-    if data.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageRejected("image_too_many_scans", f"limit {MAX_SCANS}")
-    orientation, frame = 1, b""
+    orientation, frame, is_progressive, num_in_scan = 1, b"", False, 0
     for marker, segment in _jpeg_segments(data):
         if marker == 0xE1 and segment.startswith(b"Exif\0\0") and orientation == 1:
             orientation = exif_orientation(segment[6:])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            frame = segment
+            frame, is_progressive = segment, marker in (0xC2, 0xC6, 0xCA, 0xCE)
+        elif marker == _SCAN:
+            num_in_scan = segment[0]
     precision, height, width, num_components = struct.unpack_from(">BHHB", frame)
+    has_scans = is_progressive or num_in_scan < num_components
+    if has_scans and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageRejected("image_too_many_scans", f"limit {MAX_SCANS}")
     colorspace = _turbo_colorspace(data, width, height)
     is_plain = precision == 8 and num_components == 3 and bool(colorspace) and orientation == 1
     return ImageHeader("jpeg", width, height, orientation, is_plain, colorspace)
@@ -101,7 +105,7 @@ def _turbo_colorspace(data: bytes, width: int, height: int) -> str:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Markers with their segments, up to the first scan."""
+    """Markers with their segments, up to the first scan and with its header."""
     place = 2
     for _ in range(_MAX_PARTS):
         place = data.find(b"\xff", place)  # like libjpeg, skip what lies between segments
@@ -113,12 +117,14 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         place += 1
         if marker == 0 or marker in _BARE_MARKERS:
             continue
-        if marker in (0xDA, 0xD9):
+        if marker == _END:
             return
         (length,) = struct.unpack_from(">H", data, place)
         if place + length > len(data):
             break
         yield marker, data[place + 2 : place + length]
+        if marker == _SCAN:
+            return
         place += max(length, 2)
     raise ImageRejected("image_truncated", "in the header")
 

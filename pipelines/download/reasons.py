@@ -42,9 +42,9 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         # A connection, but no good response.
         "timeout": Reason("Not done within `deadline_s`, retries included.", retriable=True),
         "read_timeout": Reason("Not a byte for `read_timeout_s`.", retriable=True),
-        "connection_lost": Reason("The connection broke before the end.", retriable=True),
+        "connection_lost": Reason("The connection ended before the response did.", retriable=True),
         "response_malformed": Reason("The response is not proper HTTP."),
-        "rate_limited": Reason("The host asked for patience (429) to the last.", retriable=True),
+        "rate_limited": Reason("The host asked for patience (408, 425, 429).", retriable=True),
         "server_error": Reason("The server failed (5xx).", retriable=True),
         "not_found": Reason("The host has no such thing (404, 410)."),
         "forbidden": Reason("The host does not hand it out (401, 402, 403, 451)."),
@@ -56,7 +56,6 @@ REASONS: Mapping[str, Reason] = MappingProxyType(
         # A response, but no good body.
         "body_empty": Reason("The body has no bytes."),
         "body_too_large": Reason("More than `max_bytes`, as sent or when unpacked."),
-        "body_incomplete": Reason("The body ended before its declared length.", retriable=True),
         "encoding_unsupported": Reason("A Content-Encoding that was not asked for."),
         "encoding_corrupt": Reason("The packed body cannot be unpacked."),
         # A body, but no good image.

@@ -13,7 +13,6 @@ PASSING = frozenset(
         "connect_timeout",
         "read_timeout",
         "connection_lost",
-        "body_incomplete",
         "rate_limited",
         "server_error",
     }

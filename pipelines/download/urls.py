@@ -21,7 +21,7 @@ MAX_URL_LENGTH = 8192
 _PORTS = {"http": 80, "https": 443}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\ud800-\udfff]")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):")
-_HOST = re.compile(r"^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*\.?$")
+_HOST = re.compile(r"^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*$")
 _KEPT = "!#$%&'()*+,-./:;=?@[]_~"
 
 
@@ -109,14 +109,14 @@ def _canonical_host(name: str | None) -> tuple[str, bool]:
     if not name:
         raise Rejected("url_invalid", "no host")
     host = name if name.isascii() else _ascii_host(name)
-    host = host.lower()
+    host = host.lower().removesuffix(".")  # the dot that marks a name as complete
     try:
         address = literal_address(host)
     except ValueError:
         raise Rejected("url_invalid", "the host is no valid IP address") from None
     if address is not None:
         return address, True
-    if not _HOST.match(host) or len(host) > 254 or any(len(x) > 63 for x in host.split(".")):
+    if not _HOST.match(host) or len(host) > 253 or any(len(x) > 63 for x in host.split(".")):
         raise Rejected("url_invalid", "the host is no valid name")
     return host, False
 

@@ -1,0 +1,48 @@
+"""Photos to serve, and a fetcher in a hurry."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trustme
+from PIL import Image
+
+from pipelines.download.fetch import FetchConfig
+
+
+@pytest.fixture(scope="session")
+def photo() -> bytes:
+    """A JPEG of 128 x 96 pixels."""
+    gradient = np.linspace(0, 255, 128 * 96 * 3).reshape(96, 128, 3).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(gradient).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def hurried() -> Callable[..., FetchConfig]:
+    """Makes a config with short waits; arguments go before."""
+
+    def make(**changes: Any) -> FetchConfig:
+        short = {
+            "deadline_s": 5.0,
+            "read_timeout_s": 0.5,
+            "connect_timeout_s": 1.0,
+            "backoff_s": 0.02,
+            "max_bytes": 1 << 20,
+        }
+        return FetchConfig(**{**short, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
+    """A certificate authority that no system knows, and its PEM file."""
+    made = trustme.CA()
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    made.cert_pem.write_to_path(str(path))
+    return made, path

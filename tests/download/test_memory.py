@@ -1,0 +1,51 @@
+"""Memory of a fetcher in a process of its own, against bodies without end and bombs."""
+
+import json
+import subprocess
+import sys
+
+from tests.servers.misbehaviour import endless, misbehaviours
+from tests.servers.web import WebServer, answer
+
+MIB = 1 << 20
+
+PROGRAM = """
+import json, resource, sys
+from pipelines.download.fetch import FetchConfig, Fetcher
+from pipelines.download.images import ImageConfig, normalise_image
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+allow, rounds = sys.argv[1], int(sys.argv[2])
+paths = ["/endless.jpg", "/gzip-bomb.jpg", "/bomb.png", "/large.jpg", "/huge.jpg"]
+config = FetchConfig(allow_host=(allow,), max_bytes=2 << 20, body_budget_bytes=8 << 20, per_host=64)
+urls = [f"http://images.example{path}" for path in paths] * rounds
+with Fetcher(config) as fetcher:
+    fetcher.fetch_many(["http://images.example/good.jpg"], lambda _, b: normalise_image(b, ImageConfig()))
+    before = peak()
+    results = fetcher.fetch_many(urls, lambda _, body: normalise_image(body, ImageConfig()).width)
+print(json.dumps({"grown": peak() - before, "reasons": [result.reason for result in results]}))
+"""
+
+
+def test_memory_does_not_grow_with_what_servers_send(photo: bytes) -> None:
+    """200 MiB and more are sent; the process keeps to its budget and the loads in flight."""
+    rounds = 40
+    handlers = {
+        **misbehaviours(photo),
+        "/endless.jpg": endless,
+        "/large.jpg": answer(200, bytes(2 * MIB)),
+    }
+    with WebServer(handlers) as server:
+        finished = subprocess.run(
+            [sys.executable, "-c", PROGRAM, server.allow(), str(rounds)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    said = json.loads(finished.stdout)
+    reasons = ["body_too_large", "body_too_large", "image_too_many_pixels", "not_an_image"]
+    assert said["reasons"] == [*reasons, "body_too_large"] * rounds
+    assert said["grown"] < 48 * MIB
