@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipelines.core.build_plan import shard_from_dict, shard_to_dict
 from pipelines.core.errors import EngineError, StepError, StorageError
@@ -31,11 +31,9 @@ class RayRunner:
     """Stages as operators of Ray Data on the connected cluster.
 
     Stages that construct their transforms are pools of actors, the others tasks. Workers that die are
-    replaced and their shard is begun again; an exception of a step ends the run.
+    replaced and their shard is begun again (a task by Ray's default up to three times, an actor without
+    end); an exception of a step ends the run.
     """
-
-    max_retries: int = -1
-    """Times that a task is started again after its worker died; -1 is without end."""
 
     def run(
         self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
@@ -54,7 +52,7 @@ class RayRunner:
         except Exception as error:
             raise _cause(error) from error
 
-    def _mapped(self, dataset: ray.data.Dataset, operator: Operator, scale: float) -> Any:
+    def _mapped(self, dataset: Dataset, operator: Operator, scale: float) -> Dataset:
         needs = operator.resources
         options: dict[str, Any] = {"num_cpus": needs.num_cpus * scale}
         if needs.num_gpus:
@@ -65,13 +63,7 @@ class RayRunner:
             pool = ActorPoolStrategy(min_size=1, max_size=needs.concurrency)
             actor: Any = _ShardActor
             return dataset.map(actor, fn_constructor_args=(operator,), compute=pool, **options)
-        retries = {"max_retries": self.max_retries}
-        return dataset.map(
-            _shard_task(operator),
-            concurrency=needs.concurrency,
-            ray_remote_args_fn=lambda: retries,
-            **options,
-        )
+        return dataset.map(_shard_task(operator), concurrency=needs.concurrency, **options)
 
 
 class _ShardActor:
@@ -105,7 +97,7 @@ def _done(row: Row, work: ShardWork) -> Row:
     return {"shard": row["shard"], "num_records": num_records}
 
 
-def _from_items(rows: Sequence[Row]) -> ray.data.Dataset:
+def _from_items(rows: Sequence[Row]) -> Dataset:
     context = DataContext.get_current().copy()
     # The bar of the engine counts shards; Ray's own bars would write over it.
     context.enable_progress_bars = False
@@ -133,7 +125,7 @@ def _cpu_scale(operators: Sequence[Operator], num_cpus: float) -> float:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The error that a step or the storage raised, out of what Ray wrapped it in; else Ray's own."""
+    """The error that a step or the storage raised, out of what Ray wrapped it in; else Ray's in words."""
     current: BaseException | None = error
     while current is not None:
         inner = getattr(current, "cause", None)
@@ -142,4 +134,5 @@ def _cause(error: BaseException) -> BaseException:
                 assert isinstance(found, BaseException)
                 return found
         current = inner if isinstance(inner, BaseException) else current.__cause__
-    return error
+    words = f"{type(error).__name__}: {error}"
+    return EngineError(f"Ray gave up ({words}); started again, the run goes on where it was")

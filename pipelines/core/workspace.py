@@ -118,6 +118,9 @@ class Workspace:
         for name in names or self.storage.list(WORK):
             if name != "lock":
                 self.storage.delete(f"{WORK}/{name}")
+        if not self.storage.list(WORK):
+            # Some stores keep empty folders.
+            self.storage.delete(WORK)
 
     def _path(self, level: int, shard: str) -> str:
         suffix = ".json" if level == self.last_level else ".arrow"

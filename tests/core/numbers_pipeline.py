@@ -6,6 +6,7 @@ Run as a script it is the whole job that the tests kill: `numbers_pipeline.py OU
 import argparse
 import hashlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from schemas.shard import INDEXES, LEDGERS, SHARDS, shard_name, write_tar
 from schemas.tables import INDEX, LEDGER
 
 RETRIABLE = "server_error"
+FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir"}
 
 
 @dataclass(frozen=True)
@@ -233,13 +235,31 @@ def main(arguments: Sequence[str]) -> Manifest:
     parser.add_argument("--pids")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--retry", action="store_true")
+    parser.add_argument("--kill-at", type=int, help="die at this operation on files of OUT")
     options = parser.parse_args(arguments)
+    if options.kill_at:
+        kill_at(options.kill_at, str(Path(options.out).absolute()))
     prior = options.out if options.retry else None
     fetch = (options.sleep_s, options.retry, prior, options.pids)
     source = NumberSource(options.records)
     pipeline = numbers_pipeline(source, options.calls, fetch)
     redo = has_retriable if options.retry else None
     return run(pipeline, options.out, _runner(options.ray), redo=redo, progress=False)
+
+
+def kill_at(number: int, folder: str) -> None:
+    """Die by SIGKILL just before the n-th opening, renaming or removal of a file below the folder."""
+    seen = 0
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        if event not in FILE_EVENTS or not arguments or not str(arguments[0]).startswith(folder):
+            return
+        seen += 1
+        if seen == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
 
 
 def _runner(on_ray: bool) -> Runner:
