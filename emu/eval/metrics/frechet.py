@@ -1,0 +1,153 @@
+"""The Fréchet distance of two sets of features, and the kernel distance beside it, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+_KERNEL_DEGREE = 3
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Count, mean [D] and sum of outer products of deviations [D, D] of features seen so far.
+
+    Two workers' statistics merge to those of all features (Chan et al., 1979), without a second pass and without
+    the loss of sums of squares.
+    """
+
+    count: int
+    mean: Floats
+    scatter: Floats
+
+    @classmethod
+    def empty(cls, width: int) -> FeatureStatistics:
+        """Statistics of no features."""
+        return cls(0, np.zeros(width), np.zeros((width, width)))
+
+    @classmethod
+    def of(cls, features: ArrayLike) -> FeatureStatistics:
+        """Statistics of a batch of features [N, D]; raises ValueError for values that are not finite."""
+        matrix = np.asarray(features, np.float64)
+        if matrix.ndim != 2:
+            raise ValueError(f"features have shape {matrix.shape}; they must be [samples, width]")
+        bad = np.flatnonzero(~np.isfinite(matrix).all(1))
+        if len(bad):
+            raise ValueError(f"features of {len(bad)} samples are not finite, the first of them {bad[:5].tolist()}")
+        if not len(matrix):
+            return cls.empty(matrix.shape[1])
+        mean = matrix.mean(0)
+        centred = matrix - mean
+        return cls(len(matrix), mean, centred.T @ centred)
+
+    def merged(self, other: FeatureStatistics) -> FeatureStatistics:
+        """The statistics of both sets of features together."""
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"features of widths {len(self.mean)} and {len(other.mean)} do not merge")
+        if self.count == 0 or other.count == 0:
+            return self if other.count == 0 else other
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        between = np.outer(delta, delta) * (self.count * other.count / count)
+        return FeatureStatistics(count, mean, self.scatter + other.scatter + between)
+
+    def updated(self, features: ArrayLike) -> FeatureStatistics:
+        """The statistics after one more batch [N, D]."""
+        return self.merged(FeatureStatistics.of(features))
+
+    @property
+    def covariance(self) -> Floats:
+        """The unbiased covariance [D, D]; raises ValueError for fewer than two samples."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 samples, there are {self.count}")
+        return self.scatter / (self.count - 1)
+
+
+def gather(batches: Iterable[ArrayLike], width: int) -> FeatureStatistics:
+    """The statistics of a stream of batches [N, D]."""
+    statistics = FeatureStatistics.empty(width)
+    for batch in batches:
+        statistics = statistics.updated(batch)
+    return statistics
+
+
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """The squared Wasserstein-2 distance of the two normal distributions with these statistics (Heusel et al., 2017)."""
+    return gaussian_distance(first.mean, first.covariance, second.mean, second.covariance)
+
+
+def gaussian_distance(mean_1: ArrayLike, covariance_1: ArrayLike, mean_2: ArrayLike, covariance_2: ArrayLike) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two normal distributions.
+
+    The trace of the root is the sum of singular values of F1^T F2 with Ci = Fi Fi^T, which is real and
+    accurate where the product of covariances is near singular and a general matrix root is neither. A result below
+    0 by rounding is 0.
+    """
+    means = np.asarray(mean_1, np.float64), np.asarray(mean_2, np.float64)
+    factors = _factor(covariance_1), _factor(covariance_2)
+    if means[0].shape != means[1].shape or factors[0].shape != factors[1].shape:
+        raise ValueError(f"widths differ: {len(means[0])} and {len(means[1])}")
+    root_trace = scipy.linalg.svdvals(factors[0].T @ factors[1]).sum()
+    traces = sum(float((factor**2).sum()) for factor in factors)
+    distance = float(((means[0] - means[1]) ** 2).sum()) + traces - 2 * float(root_trace)
+    return max(distance, 0.0)
+
+
+def _factor(covariance: ArrayLike) -> Floats:
+    """F with F F^T the covariance; eigenvalues below 0 by rounding count as 0."""
+    matrix = np.asarray(covariance, np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
+        raise ValueError(f"a covariance must be square and finite; this one has shape {matrix.shape}")
+    scale = np.abs(matrix).max(initial=0)
+    if np.abs(matrix - matrix.T).max(initial=0) > 1e-6 * scale:
+        raise ValueError("a covariance must be symmetric")
+    values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
+    if values.min(initial=0) < -1e-6 * scale * len(matrix):
+        raise ValueError(f"a covariance has no negative eigenvalues; the smallest is {values.min()}")
+    return vectors * np.sqrt(np.maximum(values, 0))
+
+
+@dataclass(frozen=True)
+class KernelDistance:
+    """The mean and the standard deviation over subsets of the squared kernel distance."""
+
+    mean: float
+    deviation: float
+
+
+def kernel_distance(
+    first: ArrayLike, second: ArrayLike, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> KernelDistance:
+    """KID: the unbiased squared maximum mean discrepancy with kernel (x·y / D + 1)^3 (Bińkowski et al., 2018).
+
+    Raises ValueError where a set has fewer samples than a subset.
+    """
+    sets = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    smallest = min(len(one) for one in sets)
+    if not 2 <= subset_size <= smallest:
+        raise ValueError(f"subset_size is {subset_size}; the sets have {len(sets[0])} and {len(sets[1])} samples")
+    generator = np.random.default_rng(seed)
+    found = [
+        squared_discrepancy(*(one[generator.choice(len(one), subset_size, replace=False)] for one in sets))
+        for _ in range(num_subsets)
+    ]
+    return KernelDistance(float(np.mean(found)), float(np.std(found)))
+
+
+def squared_discrepancy(first: Floats, second: Floats) -> float:
+    """The unbiased estimate on all samples, [N, D] and [M, D]; it may be below 0."""
+    within_1, within_2 = _kernel(first, first), _kernel(second, second)
+    n, m = len(first), len(second)
+    pairs_1 = (within_1.sum() - np.trace(within_1)) / (n * (n - 1))
+    pairs_2 = (within_2.sum() - np.trace(within_2)) / (m * (m - 1))
+    return float(pairs_1 + pairs_2 - 2 * _kernel(first, second).mean())
+
+
+def _kernel(first: Floats, second: Floats) -> Floats:
+    return (first @ second.T / first.shape[1] + 1) ** _KERNEL_DEGREE

@@ -1,0 +1,116 @@
+"""Features of images for FID, KID and CLIP scores, from weights that the user has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emu.eval.metrics.metric import Bootstrap, Key, Score, mean_score
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+Floats = NDArray[np.float64]
+_INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[np.uint8]], Floats]:
+    """A function from images [N, 3, H, W], 0 to 255, to the 2,048 pooled features that FID is defined on.
+
+    The network is that of torch-fidelity, with its resizing to 299 pixels; `weights` is the file in its format.
+
+    Raises ModuleNotFoundError without the extra `fid`, FileNotFoundError without the weights, each with what to do.
+    """
+    try:
+        import torch
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("FID needs torch-fidelity: install the extra with pip install 'emu-platform[fid]'") from error
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"no Inception weights at {weights}; FID needs torch-fidelity's file {_INCEPTION_FILE} "
+            "(see docs/metrics.md); other Inception weights give other numbers"
+        )
+    # the library unpickles whatever the file holds; refuse anything but tensors first
+    torch.load(weights, map_location="cpu", weights_only=True)
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
+
+    def features(images: NDArray[np.uint8]) -> Floats:
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
+            raise ValueError(f"images are {images.dtype} {images.shape}; they must be uint8 [N, 3, H, W]")
+        with torch.inference_mode():
+            (pooled,) = network(torch.from_numpy(images).to(device))
+        return pooled.double().cpu().numpy()
+
+    return features
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """Unit embeddings of images and texts by a model of open_clip."""
+
+    model: Any
+    preprocess: Callable[[Image.Image], torch.Tensor]
+    tokenizer: Callable[[Sequence[str]], torch.Tensor]
+    device: str = "cpu"
+
+    @classmethod
+    def load(cls, name: str, weights: Path, device: str = "cpu") -> ClipEncoder:
+        """The model `name` of open_clip with the weights in a file; raises FileNotFoundError without it."""
+        import open_clip
+
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"no weights at {weights} for the CLIP model {name!r} (see docs/metrics.md)")
+        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=str(weights), device=device)
+        return cls(model.eval(), preprocess, open_clip.get_tokenizer(name), device)  # pyright: ignore[reportArgumentType]
+
+    def images(self, images: Sequence[Image.Image]) -> Floats:
+        """Embeddings [N, D] of images."""
+        import torch
+
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)
+        with torch.inference_mode():
+            return _unit(self.model.encode_image(pixels).double().cpu().numpy())
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """Embeddings [N, D] of texts."""
+        import torch
+
+        with torch.inference_mode():
+            return _unit(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).double().cpu().numpy())
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """The mean of `weight * max(0, cosine)` of paired embeddings.
+
+    With weight 1 that is CLIP-T (image and text) or CLIP-I (two images); 2.5 is CLIPScore (Hessel et al., 2021).
+    """
+
+    weight: float = 1.0
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __call__(self, keys: Sequence[Key], first: ArrayLike, second: ArrayLike) -> Score:
+        """The score of rows that belong together, each [N, D]."""
+        sides = _unit(np.asarray(first, np.float64)), _unit(np.asarray(second, np.float64))
+        if sides[0].shape != sides[1].shape or len(keys) != len(sides[0]):
+            raise ValueError(f"{len(keys)} ids, embeddings {sides[0].shape} and {sides[1].shape} do not pair")
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"{len(keys) - len(set(keys))} ids appear more than once")
+        if not keys:
+            raise ValueError("nothing to score: no embeddings")
+        values = self.weight * np.maximum((sides[0] * sides[1]).sum(1), 0)
+        return mean_score("CLIP score", dict(zip(keys, values.tolist(), strict=True)), self.bootstrap)
+
+
+def _unit(rows: Floats) -> Floats:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or (lengths == 0).any():
+        raise ValueError("an embedding is 0 or not finite; it has no direction")
+    return rows / lengths
