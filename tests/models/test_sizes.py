@@ -1,7 +1,5 @@
 """Parameter counts of the paper's model, on the meta device."""
 
-import time
-
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -25,9 +23,7 @@ def build(instruct: bool) -> Emu:
 
 
 def test_parts_have_the_released_counts() -> None:
-    start = time.monotonic()
     model = build(instruct=False)
-    assert time.monotonic() - start < 30, "building on meta draws nothing"
     assert count(model.visual) == 1_012_588_928
     assert count(model.ln_visual) == 2_816
     assert T5_WORDS == 24_674_304
