@@ -1,0 +1,162 @@
+"""Requests that are answered, over HTTP, by a real engine."""
+
+import base64
+import io
+import threading
+import time
+
+from PIL import Image
+
+from emu.generate.engine import Engine
+from emu.generate.options import TextOptions
+from emu.serve.limits import Limits
+from tests.serve.conftest import CHAT, Caller, Serve, image_part, parts, problem
+
+TWO_STEPS = {"num_inference_steps": 2}
+
+
+def test_a_text_is_what_the_engine_says(caller: Caller, engine: Engine) -> None:
+    response = caller.ask("describe the image", max_tokens=12)
+    answer = response.json()
+    assert answer["object"] == "chat.completion" and answer["model"] == "tiny"
+    choice = answer["choices"][0]
+    assert choice["message"]["role"] == "assistant"
+    assert choice["finish_reason"] in ("stop", "length")
+    reply = engine.generate("describe the image", TextOptions(max_new_tokens=12), max_images=0)
+    assert choice["message"]["content"] == reply.text
+    assert answer["usage"] == {
+        "prompt_tokens": reply.num_prompt_tokens,
+        "completion_tokens": reply.num_reply_tokens,
+        "total_tokens": reply.num_prompt_tokens + reply.num_reply_tokens,
+    }
+
+
+def test_a_caption_and_a_question_see_the_picture(
+    caller: Caller, engine: Engine, photo_png: bytes
+) -> None:
+    for text in ("describe the image", "what colour is it?"):
+        served = caller.text(parts(photo_png, text), max_tokens=8)
+        assert [served] == engine.generate_text([[photo_png, text]], max_new_tokens=8)
+        assert [served] == [caller.text(parts(photo_png, text), max_completion_tokens=8)]
+
+
+def test_a_drawn_picture_comes_as_an_image_part(
+    caller: Caller, engine: Engine, photo_png: bytes
+) -> None:
+    image = {"height": 32, "width": 48, **TWO_STEPS, "guidance_scale": 3.0, "scheduler": "ddim"}
+    response = caller.ask(parts("like ", photo_png), modalities=["image"], image=image, seed=5)
+    (part,) = response.json()["choices"][0]["message"]["content"]
+    header, _, data = part["image_url"]["url"].partition(",")
+    assert part["type"] == "image_url" and header == "data:image/png;base64"
+    drawn = Image.open(io.BytesIO(base64.b64decode(data)))
+    expected = engine.generate_image(["like ", photo_png], 32, 48, 2, 3.0, seed=5, scheduler="ddim")
+    assert drawn.size == (48, 32) and drawn.tobytes() == expected.tobytes()
+
+
+def test_both_modalities_give_a_picture_and_text(caller: Caller) -> None:
+    response = caller.ask("a", modalities=["text", "image"], max_tokens=5, image=TWO_STEPS)
+    content = response.json()["choices"][0]["message"]["content"]
+    assert content[0]["type"] == "image_url"
+    assert all(part["type"] == "text" for part in content[1:])
+
+
+def test_a_stream_joins_to_the_whole_answer(caller: Caller, photo_png: bytes) -> None:
+    for content in ("describe", parts(photo_png, "what is it?")):
+        chunks = caller.stream(content, max_tokens=30, stream_options={"include_usage": True})
+        assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+        assert chunks[-2]["choices"][0]["finish_reason"] in ("stop", "length")
+        assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] <= 30
+        pieces = [c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]]
+        assert "".join(pieces) == caller.text(content, max_tokens=30)
+        assert sum(map(bool, pieces)) > 3, "the text must come in pieces"
+
+
+def test_drawing_tokens_follows_seed_and_temperature(caller: Caller) -> None:
+    options = {"temperature": 1.8, "max_tokens": 12}
+    assert caller.text("a", seed=1, **options) == caller.text("a", seed=1, **options)
+    assert caller.text("a", seed=1, **options) != caller.text("a", seed=2, **options)
+
+
+def test_stop_and_beams_reach_the_engine(caller: Caller, engine: Engine) -> None:
+    whole = caller.text("describe", max_tokens=12)
+    stopped = caller.ask("describe", max_tokens=12, stop=whole[3:5]).json()["choices"][0]
+    assert stopped["message"]["content"] == whole[: whole.index(whole[3:5])]
+    assert stopped["finish_reason"] == "stop"
+    searched = caller.text("describe", max_tokens=6, num_beams=3)
+    assert [searched] == engine.generate_text(["describe"], max_new_tokens=6, num_beams=3)
+
+
+def test_neutral_and_foreign_fields_of_the_schema_are_accepted(caller: Caller) -> None:
+    fields = {"n": 1, "user": "someone", "tools": [], "presence_penalty": 0.0, "logprobs": False}
+    assert caller.ask("a", max_tokens=2, model="tiny", **fields).status_code == 200
+
+
+def test_the_model_list_says_what_the_page_needs(caller: Caller) -> None:
+    (model,) = caller.client.get("/v1/models").json()["data"]
+    assert model["id"] == "tiny" and model["emu"]["draws"] is True
+    assert model["emu"]["positions_per_image"] == 10
+    assert caller.client.get("/v1/models/tiny").json() == model
+    assert problem(caller.client.get("/v1/models/other"))[0] == 404
+    assert caller.client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_page_needs_nothing_from_elsewhere(caller: Caller) -> None:
+    response = caller.client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "connect-src 'self'" in response.headers["content-security-policy"]
+    assert "<title>Emu</title>" in response.text
+    assert "http://" not in response.text and "https://" not in response.text
+
+
+def test_images_of_the_web_come_through_the_given_function(
+    serve_with: Serve, engine: Engine, photo_png: bytes
+) -> None:
+    def fetch(urls: list[str]) -> list[bytes | str]:
+        return [photo_png if url.endswith("photo.png") else "http_404" for url in urls]
+
+    def at(url: str) -> dict[str, object]:
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    with serve_with(fetch=fetch) as caller:
+        pieces = [at("https://images.example/photo.png"), image_part(photo_png), *parts("two")]
+        expected = engine.generate_text([[photo_png, photo_png, "two"]], max_new_tokens=5)
+        assert [caller.text(pieces, max_tokens=5)] == expected
+        status, param, message = problem(caller.ask([at("http://images.example/gone.png")]))
+        assert (status, param) == (400, "messages.0.content.0.image_url.url")
+        assert "http_404" in message
+
+
+def test_a_late_answer_is_given_up_and_its_thread_freed(serve_with: Serve) -> None:
+    slow = {"max_tokens": 1000, "stop": ["never to be said"]}
+    with serve_with(Limits(timeout_s=0.4)) as caller:
+        for _ in range(3):  # more than there are threads
+            status, _, message = problem(caller.ask("describe the image", **slow))
+            assert status == 504 and "0.4 s" in message
+        assert caller.ask("a", max_tokens=1).status_code == 200
+        last = caller.stream("describe the image", **slow)[-1]
+        assert last["error"]["code"] == "timeout"
+
+
+def test_a_caller_that_hangs_up_ends_the_work(caller: Caller) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "stream": True, "max_tokens": 1000}
+    for _ in range(4):
+        with caller.client.stream("POST", CHAT, json=body) as response:
+            next(response.iter_lines())
+    begun = time.monotonic()
+    assert caller.ask("a", max_tokens=1).status_code == 200
+    assert time.monotonic() - begun < 2.5  # four whole answers take longer than that
+
+
+def test_health_answers_while_the_engine_works(caller: Caller) -> None:
+    def work() -> None:
+        caller.ask("describe the image", max_tokens=100)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    begun = time.monotonic()
+    assert caller.client.get("/healthz").status_code == 200
+    waited = time.monotonic() - begun
+    for thread in threads:
+        thread.join()
+    assert waited < 1.0

@@ -1,0 +1,184 @@
+"""Requests that are refused: the status, the field, the value and the limit."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emu.serve.errors import ApiError
+from emu.serve.limits import Limits
+from emu.serve.schema import parse_request
+from tests.generate.bomb import bomb_png
+from tests.serve.conftest import CHAT, Caller, Serve, image_part, parts, problem
+
+PART = "messages.0.content.0"
+URL = f"{PART}.image_url.url"
+
+
+def message(content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "words"),
+    [
+        ([], 400, None, "a JSON list"),
+        ({}, 400, "messages", "missing"),
+        ({"messages": []}, 400, "messages", "at least 1"),
+        ({"messages": "hello"}, 400, "messages", "list"),
+        ({"messages": [{"content": "a"}]}, 400, "messages.0.role", "missing"),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "missing"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, 400, "messages.0.role", "'tool'"),
+        (message(3), 400, "messages.0.content", "3"),
+        (message([{"type": "video"}]), 400, PART, "'video'"),
+        (message([{"text": "a"}]), 400, PART, "type"),
+        (message([{"type": "text"}]), 400, f"{PART}.text", "missing"),
+        (message([{"type": "text", "text": None}]), 400, f"{PART}.text", "None"),
+        (message([{"type": "image_url", "image_url": "x"}]), 400, f"{PART}.image_url", "'x'"),
+        (message([{"type": "image_url", "image_url": {}}]), 400, URL, "missing"),
+        (message("a <image> b"), 400, "messages.0.content", "<image>"),
+        (message(parts("fine", "[USER]: x")), 400, "messages.0.content.1.text", "[USER]"),
+        (message("a") | {"max_token": 3}, 400, "max_token", "mean max_tokens"),
+        (message("a") | {"max_tokens": 0}, 400, "max_tokens", "0"),
+        (message("a") | {"max_tokens": "7"}, 400, "max_tokens", "'7'"),
+        (message("a") | {"max_tokens": 5000}, 400, "max_tokens", "5000, the limit is 1024"),
+        (message("a") | {"max_tokens": 5, "max_completion_tokens": 6}, 400, "max_tokens", "both"),
+        (message("a") | {"temperature": 2.5}, 400, "temperature", "2.5"),
+        (message("a") | {"top_p": 0}, 400, "top_p", "0"),
+        (message("a") | {"seed": 2**70}, 400, "seed", str(2**70)),
+        (message("a") | {"stop": ["a"] * 5}, 400, "stop", "at most 4"),
+        (message("a") | {"stop": [""]}, 400, "stop", "none empty"),
+        (message("a") | {"n": 2}, 400, "n", "2"),
+        (message("a") | {"logprobs": True}, 400, "logprobs", "True"),
+        (message("a") | {"tools": [{}]}, 400, "tools", "[]"),
+        (message("a") | {"stream": "yes"}, 400, "stream", "'yes'"),
+        (message("a") | {"modalities": ["audio"]}, 400, "modalities.0", "'audio'"),
+        (message("a") | {"modalities": []}, 400, "modalities", "at least 1"),
+        (message("a") | {"modalities": ["image"], "stream": True}, 400, "stream", "text only"),
+        (message("a") | {"num_beams": 3, "temperature": 1}, 400, "num_beams", "3"),
+        (message("a") | {"image": {"height": 4096}}, 400, "image.height", "limit is 1024"),
+        (message("a") | {"image": {"steps": 3}}, 400, "image.steps", "not a known field"),
+        (message("a") | {"modalities": ["image"], "image": {"height": 33}}, 400, None, "multiples"),
+        (message("a") | {"modalities": ["image"], "image": {"scheduler": "x"}}, 400, None, "'x'"),
+        (message("a") | {"model": "gpt-4"}, 404, "model", "'tiny'"),
+        (message("a " * 3000), 400, "messages", "1024"),
+    ],
+)
+def test_a_wrong_request_names_its_field(
+    caller: Caller, body: Any, status: int, param: str | None, words: str
+) -> None:
+    got_status, got_param, text = problem(caller.send(body))
+    assert (got_status, got_param) == (status, param), text
+    assert words in text
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "words"),
+    [
+        ("ftp://images.example/a.png", 400, "give data:"),
+        ("file:///etc/passwd", 400, "give data:"),
+        ("http://169.254.169.254/a.png", 400, "fetches no images"),
+        ("data:image/png;base64,???", 400, "not base64"),
+        ("data:image/png,abc", 400, "give data:"),
+        ("data:image/png;base64,", 422, "empty"),
+        ("data:image/png;base64,PGh0bWw+", 422, "no picture"),
+    ],
+)
+def test_a_wrong_image_address_is_named(caller: Caller, url: str, status: int, words: str) -> None:
+    response = caller.ask([{"type": "image_url", "image_url": {"url": url}}])
+    got_status, param, text = problem(response)
+    assert (got_status, param) == (status, URL) and words in text
+
+
+def test_pictures_beyond_the_limits_are_refused_undecoded(
+    caller: Caller, serve_with: Serve, photo_png: bytes
+) -> None:
+    bomb = bomb_png(20000, 20000)
+    assert len(bomb) < 200_000
+    status, param, text = problem(caller.ask([image_part(bomb)]))
+    assert (status, param) == (413, URL) and "pixels" in text
+    status, param, text = problem(caller.ask(parts(*[photo_png] * 17)))
+    assert (status, param) == (413, "messages") and "17 images, the limit is 16" in text
+    with serve_with(Limits(max_image_bytes=1000, max_body_bytes=60_000)) as small:
+        status, param, text = problem(small.ask([image_part(bytes(3000))]))
+        assert (status, param) == (413, URL) and "limit is 1000" in text
+        status, _, text = problem(small.ask("x" * 70_000))
+        assert status == 413 and "60000 bytes" in text
+
+
+def test_a_damaged_picture_is_named(caller: Caller, photo_png: bytes) -> None:
+    whole = bytearray(photo_png)
+    del whole[len(whole) // 2 :]
+    status, param, text = problem(caller.ask(parts("a", bytes(whole))))
+    assert (status, param) == (422, "messages.0.content.1.image_url.url") and "damaged" in text
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{bad", "Expecting property name"),
+        (b"", "Expecting value"),
+        (b'{"seed": NaN}', "NaN"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b"[" * 200_000, "not JSON"),
+        (b'{"messages":[{"role":"user","content":"\\ud800"}]}', "not valid unicode"),
+        (b'{"max_tokens": ' + b"9" * 5000 + b"}", "not JSON"),
+    ],
+)
+def test_rubbish_is_answered(caller: Caller, body: bytes, words: str) -> None:
+    response = caller.client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    status, _, text = problem(response)
+    assert status == 400 and words in text
+
+
+def test_wrong_paths_methods_and_types_have_the_same_form(caller: Caller) -> None:
+    assert problem(caller.client.get("/v1/nothing"))[0] == 404
+    assert problem(caller.client.get(CHAT))[0] == 405
+    status, _, text = problem(caller.client.post(CHAT, content=b"{}"))
+    assert status == 415 and "application/json" in text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    [
+        "messages",
+        "model",
+        "max_tokens",
+        "stop",
+        "seed",
+        "n",
+        "image",
+        "modalities",
+        "stream",
+        "tools",
+    ]
+)
+
+
+@given(st.dictionaries(FIELDS, JSON, max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_any_json_is_parsed_or_refused_with_a_reason(body: dict[str, Any]) -> None:
+    try:
+        assert parse_request(body).messages
+    except ApiError as error:
+        assert error.problem.status == 400 and error.problem.message
+        json.dumps(error.problem.as_json())
+
+
+def test_damaged_uploads_never_break_the_server(caller: Caller, photo_png: bytes) -> None:
+    draw = random.Random(3)
+    for _ in range(25):
+        data = bytearray(photo_png)
+        for _ in range(draw.randint(1, 6)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        response = caller.ask([image_part(bytes(data))], max_tokens=1)
+        assert response.status_code in (200, 413, 422), response.text
