@@ -202,8 +202,8 @@ def _bmp(data: bytes) -> ImageHeader:
     return ImageHeader("bmp", abs(width), abs(height))
 
 
-def _tiff(data: bytes) -> ImageHeader:
-    return ImageHeader("tiff", 0, 0, exif_orientation(data))
+def _tiff(_: bytes) -> ImageHeader:
+    return ImageHeader("tiff", 0, 0)  # Pillow tells the size, and turns TIFFs upright by itself
 
 
 _READERS = {
