@@ -1,0 +1,75 @@
+"""Training plans small enough for tests: a model of some ten thousand weights on a small dataset."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emu.config import EmuConfig, tiny_config
+from emu.data.sequence import SequenceConfig
+from emu.train.config import OptimConfig, TrainConfig
+from emu.train.loop import TrainPlan
+from schemas.sample import Sample
+from tests.data.small_dataset import document, small_tokenizer, write_dataset
+
+SEQUENCE = SequenceConfig(pair_length=48, window_length=56, sampled_length=48)
+
+
+def mini_config(vocab_size: int, dropout: float = 0.1) -> EmuConfig:
+    """All parts of the model at the smallest size that still trains."""
+    tiny = tiny_config(vocab_size)
+    vision = replace(
+        tiny.vision, image_size=16, patch_size=8, width=32, layers=1, heads=2, mlp_hidden=48
+    )
+    former = replace(
+        tiny.former,
+        d_model=32,
+        d_kv=16,
+        num_heads=2,
+        num_layers=1,
+        d_ff=48,
+        num_queries=4,
+        dropout=dropout,
+    )
+    language = replace(
+        tiny.language, hidden_size=48, num_layers=1, num_heads=2, intermediate_size=96
+    )
+    return replace(tiny, vision=vision, former=former, language=language, decoder=None)
+
+
+def some_documents() -> list[Sample]:
+    """Documents with no, one and several images."""
+    return [document(number, number % 4) for number in range(24)]
+
+
+def mini_plan(root: Path, dropout: float = 0.1, **train: Any) -> TrainPlan:
+    """A plan on a dataset that is written into `root` on first use; `train` changes its TrainConfig."""
+    data, tokenizer = root / "data", root / "tokenizer.model"
+    if not data.is_dir():
+        write_dataset(data, some_documents(), 7)
+        small_tokenizer(tokenizer)
+    from emu.tokenizer import EmuTokenizer
+
+    model = mini_config(EmuTokenizer.load(tokenizer).num_pieces, dropout)
+    defaults: dict[str, Any] = {
+        "steps": 6,
+        "batch_size": 4,
+        "checkpoint_every": 2,
+        "num_threads": 0,
+        "optim": OptimConfig(vision_lr=1e-3, former_lr=1e-3, language_lr=1e-3),
+    }
+    config = TrainConfig(**defaults | train)
+    return TrainPlan(str(data), str(root / "out"), str(tokenizer), model, SEQUENCE, config)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights in a model or checkpoint directory."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def are_equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    """True for the same names and the same bits."""
+    return set(some) == set(others) and all(torch.equal(some[n], others[n]) for n in some)

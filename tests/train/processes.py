@@ -1,0 +1,59 @@
+"""Work in processes of their own that can be killed; forked from a server that has imported torch."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from emu.data.stream import Share
+from emu.train.loop import TrainPlan, open_stream, train
+from emu.train.optim import make_optimizer
+from emu.train.parallel import Ranks
+from emu.train.start import start_model
+from emu.train.step import Stepper, StepResult
+
+CPU = torch.device("cpu")
+SERVER = multiprocessing.get_context("forkserver")
+
+
+def start(work: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Begin the work in a fresh process."""
+    SERVER.set_forkserver_preload(["tests.train.processes"])
+    process = SERVER.Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def gradients_after(plan: TrainPlan, ranks: Ranks) -> tuple[dict[str, torch.Tensor], StepResult]:
+    """Gradients that one step moves the weights by, and what it measured."""
+    model = start_model(plan.model, plan.train, None, CPU)
+    optimizer = make_optimizer(model, plan.train.optim)
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(*_: object) -> None:
+        for name, weight in model.named_parameters():
+            if weight.grad is not None:
+                seen[name] = weight.grad.clone()
+
+    optimizer.register_step_pre_hook(keep)
+    batches = open_stream(plan, None, ranks).next_step()
+    return seen, Stepper(model, optimizer, plan.train, ranks, CPU).step(batches, 0)
+
+
+def gradient_work(rank: int, world: int, plan: TrainPlan, folder: Path) -> None:
+    """Write what `gradients_after` gives on one of several ranks."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    torch.save(gradients_after(plan, Ranks(Share(rank, world))), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def train_work(plan: TrainPlan) -> None:
+    """Train to the end of the plan."""
+    torch.set_num_threads(1)
+    train(plan)
