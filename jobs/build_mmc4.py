@@ -4,7 +4,7 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,12 +135,9 @@ def summary(manifest: Manifest, out: str, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Run the job; 0 if the dataset is complete, 1 if it is not, 2 if an option is wrong."""
-    try:
-        options = tyro.cli(BuildMmc4, description=BuildMmc4.__doc__)
-    except ValueError as error:
-        return _complain(error, BAD_VALUE)
+    options = tyro.cli(BuildMmc4, args=args)
     start_logging()
     began = time.monotonic()
     try:

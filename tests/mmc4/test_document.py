@@ -2,6 +2,7 @@ import copy
 import json
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,9 @@ from pipelines.corpora.mmc4_document import (
     DocumentError,
     parse_document,
 )
+from pipelines.corpora.mmc4_match import MatchRules
+from pipelines.corpora.mmc4_steps import PARSED, ParseDocuments
+from schemas.links import LINK_TYPE
 
 GOOD: dict[str, Any] = {
     "url": "http://s.example/page.html",
@@ -161,3 +165,25 @@ def check(line: str) -> None:
         assert len(found.similarity) == len(found.image_urls) == len(found.matched_text_index) > 0
         assert all(len(row) == len(found.texts) for row in found.similarity)
         "".join([found.url, *found.texts, *found.image_urls]).encode("utf-8")
+
+
+@settings(max_examples=60, deadline=None)
+@given(edits=st.lists(st.tuples(st.sampled_from(PATHS), ANYTHING), min_size=1, max_size=6))
+def test_any_documents_become_rows_of_the_table(edits: list[tuple[str, Any]]):
+    lines = [changed(path, value) for path, value in edits]
+    table = pa.table(
+        {
+            "key": [f"d-{i}" for i in range(len(lines))],
+            "source": ["d.jsonl"] * len(lines),
+            "record": list(range(1, len(lines) + 1)),
+            "links": pa.array([[]] * len(lines), pa.list_(LINK_TYPE)),
+            "drop_reason": pa.nulls(len(lines), pa.string()),
+            "drop_detail": pa.nulls(len(lines), pa.string()),
+            "line": lines,
+        }
+    )
+    parsed = ParseDocuments(MatchRules())(table)
+    assert parsed.schema.equals(PARSED) and parsed["key"].equals(table["key"])
+    for row in parsed.to_pylist():
+        assert (row["drop_reason"] is None) == (row["texts"] is not None)
+        assert row["drop_reason"] is not None or len(row["links"]) == 2

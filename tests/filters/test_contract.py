@@ -1,0 +1,71 @@
+"""The contract of filters, over the registry: a new filter is tested by being registered."""
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipelines.core.filter import Filter
+from pipelines.filters import FILTER_REASONS, FILTERS
+from schemas.sample import SAMPLES, Sample, Segment
+from schemas.tables import REASON_PATTERN
+
+
+def image(width: int, height: int) -> Segment:
+    return Segment.of_image(b"x", "jpg", width, height)
+
+
+ROWS = [
+    Sample("a", "test", (Segment.of_text(""),)),
+    Sample("b", "test", (Segment.of_text("é" * 50), image(30, 500), image(100, 80))),
+    Sample("c", "test", (image(30, 500),)),
+    Sample("d", "test", (Segment.of_text("ab"), image(64, 64), Segment.of_text("c"))),
+]
+TABLE = SAMPLES.table([row.as_row() for row in ROWS])
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_contract(name: str, repository: Path):
+    filter_ = FILTERS[name]()
+    assert isinstance(filter_, Filter) and filter_.name == name
+    assert (repository / f"pipelines/filters/{name}.py").is_file()
+    reasons = filter_.reasons(TABLE)
+    assert len(reasons) == len(TABLE) and reasons.type == pa.string()
+    found = [r for r in reasons.to_pylist() if r is not None]
+    assert found, "the table has a row that each filter drops with its defaults"
+    assert all(re.fullmatch(REASON_PATTERN, r) and r in FILTER_REASONS for r in found)
+    chunked = pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(1, 0), TABLE.slice(1)])
+    assert filter_.reasons(chunked).to_pylist() == reasons.to_pylist()
+    assert len(filter_.reasons(TABLE.slice(0, 0))) == 0
+    assert len(filter_.reasons(TABLE.schema.empty_table())) == 0
+
+
+def test_min_images():
+    drops = FILTERS["min_images"](2, reason="lonely").reasons(TABLE).to_pylist()
+    assert drops == ["lonely", None, "lonely", "lonely"]
+
+
+def test_text_length_counts_characters_not_bytes():
+    drops = FILTERS["text_length"](3, 49).reasons(TABLE).to_pylist()
+    assert drops == ["text_too_short", "text_too_long", "text_too_short", None]
+
+
+def test_image_size_looks_at_the_largest_image():
+    drops = FILTERS["image_size"](64).reasons(TABLE).to_pylist()
+    assert drops == ["images_too_small", None, "images_too_small", None]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("min_images", {"minimum": 0}),
+        ("text_length", {"minimum": 5, "maximum": 4}),
+        ("text_length", {"minimum": -1}),
+        ("image_size", {"min_side": 0}),
+        ("image_size", {"max_drop": 90}),
+    ],
+)
+def test_impossible_limits_are_refused(name: str, arguments: dict):
+    with pytest.raises(ValueError, match=name):
+        FILTERS[name](**arguments)

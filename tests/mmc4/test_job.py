@@ -1,0 +1,140 @@
+import gzip
+import json
+import os
+import stat
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from jobs.build_mmc4 import main
+from pipelines.miniworld.server import ImageServer
+from schemas.manifest import manifest_from_json
+from tests.mmc4.pages import draw, page, write_pages
+
+
+@pytest.fixture
+def photos(sample_data: Path) -> Iterator[str]:
+    """IP:PORT of a server that stands for the hosts of the sample documents."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(sample_data), **kwargs)
+
+        def log_message(self, format, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def run_job(*options: object) -> int:
+    return main(["--runner", "local", *map(str, options)])
+
+
+def test_real_documents_and_photos(
+    tmp_path: Path, sample_data: Path, photos: str, capsys: pytest.CaptureFixture[str]
+):
+    status = run_job(
+        *("--documents", sample_data / "mmc4/docs_*", sample_data / "mmc4/published_example.jsonl"),
+        *("--out", tmp_path / "out", "--min-similarity", 0.24, "--samples-per-shard", 200),
+        *("--fetch.allow-host", f"images.example={photos}", f"www.hfitinfo.com={photos}"),
+        *("--fetch.per-host", 32),
+    )
+    assert status == 0
+    manifest = manifest_from_json((tmp_path / "out/manifest.json").read_text())
+    assert (manifest.records.total, manifest.records.kept) == (481, 428)
+    assert manifest.records.dropped == {"no_image_wanted": 52, "no_image_arrived": 1}
+    assert (manifest.links.total, manifest.links.kept) == (1523, 1062)
+    assert manifest.links.dropped == {"low_similarity": 459, "not_found": 2}
+    printed = capsys.readouterr().out
+    assert "481" in printed and "low_similarity" in printed and "report.html" in printed
+    report = (tmp_path / "out/report.html").read_text()
+    assert report.count("<article") == 12 and report.count("data:image/jpeg;base64,") > 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--min-similarity", "30"], "min_similarity=30.0 is not in -1..1"),
+        (["--max-images", "0"], "max_images=0: at least 1"),
+        (["--samples-per-shard", "0"], "samples_per_shard=0: at least 1"),
+        (["--limit", "-3"], "limit=-3: at least 1"),
+        (["--side", "0"], "side 0 is not in 8..16384"),
+        (["--num-cpus", "0"], "num_cpus=0: at least 1"),
+        (["--fetch.deadline-s", "-1"], "deadline_s -1.0 is not in"),
+        (["--fetch.allow-host", "nonsense"], "is not HOST=IP:PORT"),
+        (["--retry-failed", "--overwrite"], "exclude each other"),
+        (["--nonsense"], "nonsense"),
+        (["--runner", "spark"], "spark"),
+    ],
+)
+def test_bad_values_end_with_status_2_and_name_value_limit_and_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+):
+    with pytest.raises(SystemExit) as ended:
+        main(["--documents", "x.jsonl", "--out", str(tmp_path / "out"), *options])
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    shown = " ".join((printed.out + printed.err).replace("│", " ").split())
+    assert message in shown and "Traceback" not in shown
+
+
+def test_missing_documents_and_strange_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    assert run_job("--documents", tmp_path / "no-*.jsonl", "--out", out) == 2
+    assert "no file matches" in capsys.readouterr().err
+    documents = write_pages(tmp_path / "d.jsonl", [page(["a"], ["red"], [[0.1]])])
+    assert run_job("--documents", documents, "--out", out, "--retry-failed") == 1
+    assert "no finished dataset" in capsys.readouterr().err
+    assert run_job("--documents", documents, "--out", out) == 0
+    assert run_job("--documents", documents, "--out", out, "--side", 128) == 1
+    assert "differs in the configuration" in capsys.readouterr().err
+    assert run_job("--documents", documents, "--out", out, "--side", 128, "--overwrite") == 0
+    assert run_job("--documents", documents, "--out", tmp_path / "d.jsonl" / "out") == 1
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_an_alarm_can_end_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    documents = write_pages(tmp_path / "d.jsonl", [page(["a"], ["red"], [[0.1]])] * 20)
+    options = ("--documents", documents, "--out", tmp_path / "out")
+    assert run_job(*options, "--fail-on-alarm") == 1
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert "error:" in capsys.readouterr().err
+    assert run_job(*options) == 0
+    assert "ALARM" in capsys.readouterr().out
+
+
+def test_relative_paths_are_those_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "docs").mkdir()
+    line = json.dumps(page(["a"], ["red"], [[0.5]])) + "\n"
+    (tmp_path / "docs/d.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    monkeypatch.chdir(tmp_path)
+    with ImageServer(draw(tmp_path / "images")) as server:
+        fetch = ("--fetch.allow-host", server.allow_host)
+        assert run_job("--documents", "docs/*.gz", "--out", "out", *fetch) == 0
+    manifest = manifest_from_json((tmp_path / "out/manifest.json").read_text())
+    assert manifest.records.kept == 1
+    folder = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit):
+        run_job("--documents", "docs/*.gz", "--out", "out")
+    assert "absolute path" in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+def test_the_job_is_executable(repository: Path):
+    path = repository / "jobs/build_mmc4.py"
+    assert os.stat(path).st_mode & stat.S_IXUSR
+    assert path.read_text().startswith("#!/usr/bin/env python3\n")

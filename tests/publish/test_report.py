@@ -1,0 +1,193 @@
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.core.storage import Storage
+from pipelines.core.tables import write_parquet
+from pipelines.publish.chart import bins, number, safe, size
+from pipelines.publish.contact_sheet import pick_samples
+from pipelines.publish.figures import MAX_HOSTS, Distribution, Hosts, collect_figures
+from pipelines.publish.report import Report
+from pipelines.publish.shards import ShardSink
+from schemas.manifest import Fingerprint, Manifest, Tally
+from schemas.sample import SAMPLES, Sample, Segment
+from schemas.tables import LEDGER
+
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>\x00\u202e<!-- '
+VOID = {"meta", "img", "line", "rect", "br", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects tags and attributes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+def picture(colour: tuple[int, int, int]) -> Segment:
+    buffer = io.BytesIO()
+    Image.new("RGB", (90, 60), colour).save(buffer, "PNG")
+    return Segment.of_image(buffer.getvalue(), "png", 90, 60)
+
+
+def dataset(out: Path, num_shards: int = 2, per_shard: int = 10, text: str = "hello") -> Manifest:
+    """A published dataset, made of the parts that make real ones."""
+    storage, entries = Storage(str(out)), []
+    for shard in range(num_shards):
+        samples = [
+            Sample(
+                f"s{shard}-{i}",
+                "test",
+                (Segment.of_text(text), picture((i, shard, 0)), Segment.of_text(f"{text} {i}")),
+                {"url": f"http://{text}/", "similarity": [0.25], "scores": {"mean": i / 10}},
+            )
+            for i in range(per_shard)
+        ]
+        rows = SAMPLES.table([s.as_row() for s in samples])
+        entries.append(ShardSink().write(f"test-{shard:06d}", rows, storage))
+        ledger = [
+            {
+                "key": f"s{shard}-{i}",
+                "slot": slot,
+                "source": "x",
+                "record": i + 1,
+                "url": f"http://host{slot}.example/{text}" if slot is not None else None,
+                "stage": "fetch" if slot == 1 else "publish",
+                "status": "dropped" if slot == 1 else "kept",
+                "reason": "not_found" if slot == 1 else None,
+            }
+            for i in range(per_shard)
+            for slot in (None, 0, 1)
+        ]
+        path = f"ledger/test-{shard:06d}.parquet"
+        write_parquet(storage, path, LEDGER.table(ledger), LEDGER)
+    total = num_shards * per_shard
+    return Manifest(
+        "test",
+        tuple(entries),
+        Tally(total, total),
+        Tally(2 * total, total, {"not_found": total}),
+        Fingerprint("a", "b", "c"),
+        stages={"fetch": {"seen": total, "dropped": {}}},
+        alarms=(f"too much {text}",),
+        config={"rules": {"name": text}, "side": 256},
+    )
+
+
+REPORT = Report("A title <b>", {"not_found": "It is <gone>."})
+
+
+def written(out: Path, manifest: Manifest) -> str:
+    REPORT(Storage(str(out)), manifest)
+    return (out / "report.html").read_text()
+
+
+def test_everything_from_outside_is_escaped(tmp_path: Path):
+    page = written(tmp_path, dataset(tmp_path, text=EVIL))
+    parsed = Page(page)
+    tags = {tag for tag, _ in parsed.tags}
+    assert "script" not in tags and "a" not in tags and "link" not in tags
+    assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
+    assert "<!--" not in page and "\x00" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_the_file_needs_nothing_else(tmp_path: Path):
+    page = written(tmp_path, dataset(tmp_path))
+    sources = [a["src"] for tag, a in Page(page).tags if "src" in a]
+    assert sources and all((s or "").startswith("data:image/jpeg;base64,") for s in sources)
+    assert "url(" not in page and "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_it_shows_counts_reasons_alarms_hosts_and_config(tmp_path: Path):
+    page = written(tmp_path, dataset(tmp_path))
+    for text in (
+        "20 of 20 documents were kept, with 20 images",
+        "too much hello",
+        "It is &lt;gone&gt;.",
+        "host1.example",
+        "rules.name",
+        "A title &lt;b&gt;",
+    ):
+        assert text in page, text
+    assert page.count("<article") == 12
+
+
+def test_equal_datasets_give_equal_reports(tmp_path: Path):
+    pages = [written(tmp_path / n, dataset(tmp_path / n)) for n in "ab"]
+    assert pages[0] == pages[1]
+
+
+def test_cards_lie_evenly_over_the_shards(tmp_path: Path):
+    manifest = dataset(tmp_path, num_shards=3, per_shard=8)
+    keys = [s.key for s in pick_samples(Storage(str(tmp_path)), manifest, 6)]
+    assert keys == ["s0-2", "s0-6", "s1-2", "s1-6", "s2-2", "s2-6"]
+    assert len(list(pick_samples(Storage(str(tmp_path)), manifest, 100))) == 24
+
+
+def test_figures_of_a_dataset(tmp_path: Path):
+    figures = collect_figures(Storage(str(tmp_path)), dataset(tmp_path), "fetch")
+    assert figures.images.counts == {1: 20} and figures.texts.counts == {2: 20}
+    assert figures.side.counts == {60: 20}
+    assert figures.scores["mean"].median == 0.4 and figures.scores["mean"].size == 20
+    assert figures.hosts.worst(5) == [("host1.example", 20, 0, "not_found")]
+
+
+def test_distributions_and_hosts_do_not_grow_with_the_dataset():
+    values = Distribution()
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        values.add(generator.uniform(0, 1000, 5000))
+    assert len(values.counts) < 4000 and values.size == 100_000
+    assert values.mean == pytest.approx(500, rel=0.02)
+    hosts = Hosts()
+    for i in range(10):
+        urls = [f"http://h{i}-{j}.example/" for j in range(MAX_HOSTS)] + ["http://often/"] * 9
+        hosts.add(urls, ["timeout"] * len(urls))
+    assert len(hosts.failed) <= MAX_HOSTS and len(hosts.reasons) <= MAX_HOSTS
+    assert hosts.worst(1) == [("often", 90, 0, "timeout")]
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [5.0] * 9, [0.31, 0.32], [1, 1, 2, 900_000], [-0.5, 0.5], [0, 0, 1e-7]]
+)
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_every_value_is_in_a_bin(values: list[float], is_whole: bool):
+    distribution = Distribution()
+    distribution.add(np.array(values, dtype=float))
+    edges, counts = bins(distribution, is_whole)
+    assert sum(counts) == len(values) and len(edges) == len(counts) + 1 <= 60
+    assert edges == sorted(edges)
+
+
+def test_words_for_numbers():
+    assert [number(v) for v in (0, 3, 1234.5, 12.34, 0.31416)] == [
+        "0",
+        "3",
+        "1,234",
+        "12.3",
+        "0.314",
+    ]
+    assert [size(v) for v in (0, 999, 1000, 9_640_000)] == ["0 B", "999 B", "1 kB", "9.64 MB"]
+    assert safe("a\x1b<&'\"\n") == "a\ufffd&lt;&amp;&#x27;&quot;\n"
