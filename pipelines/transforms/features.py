@@ -197,7 +197,7 @@ def batched(places: Iterable[ImagePlace], size: int) -> Iterator[list[ImagePlace
 
 def _halves(values: np.ndarray, places: Sequence[ImagePlace]) -> np.ndarray:
     largest = float(np.abs(values).max(initial=0))
-    if largest > np.finfo(np.float16).max:
+    if largest > float(np.finfo(np.float16).max):
         raise FeatureError(
             f"'{places[0].key}' ff.: a token value of {largest:.3g} is beyond float16 (65504); store "
             "the features as int8, which keeps a scale a token"
