@@ -1,0 +1,267 @@
+#!/usr/bin/env python3
+"""The whole road on a drawn world: documents, shards, features, training steps, a served reply.
+
+    make demo
+
+Runs the jobs of this folder one after the other on a local Ray, as a user would, and counts after each
+what really came out of it. Exit status 0 means that every part ran and every count held.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import ray
+import tyro
+
+from emu.train.metrics import METRICS, read_metrics
+from jobs.asking import AskingError, ask_all, held_out_picture, wait_until_healthy
+from jobs.cluster import ray_session
+from jobs.serve import free_port
+from pipelines.miniworld.config import MiniworldConfig
+from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
+from pipelines.miniworld.server import ImageServer
+from schemas.manifest import MANIFEST_FILE, Manifest, manifest_from_json
+
+RULE = "─" * 78
+
+
+class DemoError(RuntimeError):
+    """A part of the road that did not do what it should have."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Builds a drawn world, a dataset, features and a model, and asks the served model."""
+
+    out: Path = Path("demo_out")
+    """Folder for everything; parts that are finished there are not made again."""
+    num_documents: int = 240
+    """Documents of the drawn world."""
+    feature_steps: int = 40
+    """Optimizer steps on the precomputed features, the visual encoder frozen."""
+    steps: int = 260
+    """Optimizer steps on the pictures, every part trained."""
+    decoder_steps: int = 300
+    """Optimizer steps of the visual decoder."""
+    num_workers: int = 2
+    """Workers of Ray Train."""
+    seed: int = 7
+    """Of the world and of the training."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_documents", "feature_steps", "steps", "num_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: at least 1")
+
+
+@dataclass
+class Report:
+    """What was measured on the way, for the summary at the end."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    lines: list[tuple[str, str]] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, number: int, title: str) -> Iterator[None]:
+        """A part of the road with its heading and its seconds."""
+        print(f"\n{RULE}\n{number}. {title}\n{RULE}", flush=True)
+        start = time.monotonic()
+        yield
+        self.seconds[title] = time.monotonic() - start
+        print(f"   {self.seconds[title]:.1f} s", flush=True)
+
+    def say(self, name: str, value: str) -> None:
+        """A line of the summary, also printed at once."""
+        self.lines.append((name, value))
+        print(f"   {name}: {value}", flush=True)
+
+
+def main(options: Demo) -> int:
+    """Walk the road; the exit status."""
+    report, out = Report(), options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        summary = _draw(options, out, report)
+        with ray_session(num_cpus=max(4, options.num_workers + 2)):
+            environment = dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+            manifest = _build(summary, out, report, environment)
+            _features(manifest, out, report, environment)
+            _train(options, out, report, environment)
+            _decoder(options, out, report, environment)
+            _serve(options, out, report, environment)
+    except (AskingError, DemoError, OSError, ValueError) as error:
+        print(f"\nThe demo stopped: {error}", file=sys.stderr)
+        return 1
+    _summary(report, out)
+    return 0
+
+
+def _draw(options: Demo, out: Path, report: Report) -> MiniworldSummary:
+    with report.part(1, "Draw a world, as MMC4 documents"):
+        config = MiniworldConfig(seed=options.seed, num_documents=options.num_documents)
+        summary = write_mmc4(config, out / "world")
+        report.say(
+            "world",
+            f"{summary.num_records} documents, {summary.num_links} links, some of them broken",
+        )
+    return summary
+
+
+def _build(
+    summary: MiniworldSummary, out: Path, report: Report, environment: Mapping[str, str]
+) -> Manifest:
+    with report.part(2, "Fetch, clean, write shards"):
+        with ImageServer(out / "world" / "images", retry_after_s=0) as server:
+            _job(
+                "build_mmc4",
+                environment,
+                f"--documents={out / 'world' / 'documents'}/*",
+                f"--out={out / 'mmc4'}",
+                "--samples-per-shard=60",
+                f"--fetch.allow-host={server.allow_host}",
+            )
+        manifest = _manifest(out)
+        _expect("records", manifest.records.total, summary.num_records)
+        _expect("documents kept", manifest.records.kept, summary.num_documents_kept)
+        _expect("links", manifest.links.total, summary.num_links)
+        _expect("images", manifest.num_images, summary.num_images_kept)
+        _expect("rows of the index", _index_rows(out), manifest.num_samples)
+        dropped = sum(manifest.links.dropped.values())
+        report.say(
+            "dataset",
+            f"{manifest.num_samples} documents, {manifest.num_images} images in "
+            f"{len(manifest.shards)} shards; {dropped} links dropped, each with its reason",
+        )
+    return manifest
+
+
+def _features(
+    manifest: Manifest, out: Path, report: Report, environment: Mapping[str, str]
+) -> None:
+    with report.part(3, "Precompute features of the visual encoder"):
+        _job("precompute_features", environment, f"--data={out / 'mmc4'}", "--recipe=tiny")
+        features = _manifest(out).features or {}
+        _expect("features", features.get("num_rows"), manifest.num_images)
+        report.say(
+            "features",
+            f"{features['num_rows']} images x {features['num_tokens']} tokens x "
+            f"{features['width']}, {features['storage']}",
+        )
+
+
+def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, str]) -> None:
+    shared = (f"--data={out / 'mmc4'}", f"--num-workers={options.num_workers}", "--recipe=tiny")
+    with report.part(4, "Train on the features, the visual encoder frozen"):
+        first = out / "run_features"
+        _job(
+            "train_emu",
+            environment,
+            *shared,
+            f"--out={first}",
+            f"--steps={options.feature_steps}",
+            "--use-features",
+        )
+        _steps(first, options.feature_steps, report)
+    with report.part(5, "Go on with every part: next token and next visual embedding"):
+        run = out / "run"
+        _job(
+            "train_emu",
+            environment,
+            *shared,
+            f"--out={run}",
+            f"--steps={options.steps}",
+            f"--init={first / 'model'}",
+        )
+        _steps(run, options.steps, report)
+
+
+def _steps(run: Path, steps: int, report: Report) -> None:
+    rows = read_metrics(run)
+    if not rows:
+        raise DemoError(f"{run / METRICS} is empty: no optimizer step was taken")
+    _expect("optimizer steps", rows[-1]["step"], steps)
+    for name in ("text_loss", "visual_loss"):
+        start, end = rows[0][name], min(row[name] for row in rows[-10:])
+        report.say(f"{run.name} {name}", f"{start:.3f} at the start, {end:.3f} at the end")
+        if name == "text_loss" and not end < start:
+            raise DemoError(f"{name} of {run.name} did not fall: {start} to {end}")
+
+
+def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str, str]) -> None:
+    with report.part(6, "Train the visual decoder on the model's own embeddings"):
+        model = out / "run" / "model"
+        _job(
+            "train_decoder",
+            environment,
+            f"--model={model}",
+            f"--data={out / 'mmc4'}",
+            f"--steps={options.decoder_steps}",
+        )
+        if not (model / "decoder" / "unet").is_dir():
+            raise DemoError(f"{model / 'decoder'} holds no U-Net")
+
+
+def _serve(options: Demo, out: Path, report: Report, environment: Mapping[str, str]) -> None:
+    with report.part(7, "Serve the model, ask for a caption, an answer and a picture"):
+        port = free_port("127.0.0.1")
+        command = [sys.executable, "-m", "jobs.serve", f"--model={out / 'run' / 'model'}"]
+        server = subprocess.Popen([*command, f"--port={port}"], env=environment)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until_healthy(address, lambda: server.poll() is None)
+            asked = ask_all(address, held_out_picture(options.seed + 1), out / "pictures")
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+        for each in asked:
+            report.say(each.name, each.told)
+
+
+def _job(name: str, environment: Mapping[str, str], *arguments: str) -> None:
+    """Run a job as a user would; its output goes to the terminal."""
+    print(f"   $ jobs/{name}.py {' '.join(arguments)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", f"jobs.{name}", *arguments], env=environment)
+    if done.returncode:
+        raise DemoError(f"jobs/{name}.py ended with status {done.returncode}; its output is above")
+
+
+def _manifest(out: Path) -> Manifest:
+    path = out / "mmc4" / MANIFEST_FILE
+    return manifest_from_json(path.read_text(), str(path))
+
+
+def _index_rows(out: Path) -> int:
+    return sum(pq.read_metadata(f).num_rows for f in sorted((out / "mmc4/index").glob("*")))
+
+
+def _expect(name: str, found: Any, wanted: Any) -> None:
+    if found != wanted:
+        raise DemoError(f"{name}: {found}, expected {wanted}")
+
+
+def _summary(report: Report, out: Path) -> None:
+    print(f"\n{RULE}\nWhat was built, and how long it took\n{RULE}")
+    for title, seconds in report.seconds.items():
+        print(f"  {seconds:6.1f} s  {title}")
+    print(f"  {sum(report.seconds.values()):6.1f} s  in all\n")
+    for name, value in report.lines:
+        print(f"  {name:24} {value}")
+    print(f"\n  dataset report           {out / 'mmc4' / 'report.html'}")
+    print(f"  loss curves              {out / 'run' / 'curves.svg'}")
+    print(f"  pictures                 {out / 'pictures'}")
+    print(f"  the model                {out / 'run' / 'model'}")
+    print(f"\n  ask it yourself: .venv/bin/python jobs/serve.py --model {out / 'run' / 'model'}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(main(tyro.cli(Demo)))
