@@ -89,7 +89,7 @@ class Fetcher:
     ) -> None:
         self.config = config
         self._is_closed = False
-        self._one_call = threading.Lock()
+        self._one_call = asyncio.Lock()  # also holds until an interrupted call has been unwound
         self._dns_threads = ThreadPoolExecutor(_DNS_THREADS, "fetch-dns")
         self._convert_threads = ThreadPoolExecutor(config.convert_threads, "fetch-convert")
         self._budget = ByteBudget(config.body_budget_bytes)
@@ -137,8 +137,7 @@ class Fetcher:
         """
         if self._is_closed:
             raise RuntimeError("the fetcher is closed: make a new one")
-        with self._one_call:
-            return self._await(self._fetch_all(urls, convert))
+        return self._await(self._one_after_another(urls, convert))
 
     def close(self) -> None:
         """Ends connections and threads. Lookups still on their way are abandoned."""
@@ -187,6 +186,12 @@ class Fetcher:
         return session, Exchange(
             config, session, self._resolver, self._lanes, dead_hosts, self._now
         )
+
+    async def _one_after_another(
+        self, urls: Sequence[str], convert: Convert[V] | None
+    ) -> list[Fetched[V]]:
+        async with self._one_call:
+            return await self._fetch_all(urls, convert)
 
     async def _fetch_all(self, urls: Sequence[str], convert: Convert[V] | None) -> list[Fetched[V]]:
         results: dict[int, Fetched[V]] = {}

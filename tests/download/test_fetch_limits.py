@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -125,6 +126,18 @@ def test_a_conversion_may_reject_and_its_errors_are_not_swallowed(hurried) -> No
             fetcher.fetch_many([server.url("/a")] * 20, convert)
         assert "link 2" in caught.value.__notes__[0]
         assert fetcher.fetch_many([server.url("/a")])[0].body == b"x"
+
+
+def test_calls_from_several_threads_wait_for_each_other(hurried) -> None:
+    with (
+        WebServer({"/a": slow(0.02)}) as server,
+        Fetcher(hurried(allow_host=(server.allow(),), per_host=3)) as fetcher,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        urls = [server.url("/a")] * 6
+        calls = [threads.submit(fetcher.fetch_many, urls) for _ in range(4)]
+        assert all(result.body == b"x" for call in calls for result in call.result(timeout=20))
+        assert server.most_at_once == 3
 
 
 def test_a_closed_fetcher_says_so_and_leaves_no_threads() -> None:
