@@ -1,0 +1,202 @@
+"""The English WordNet 3.0 database: senses of words, hypernyms, and Wu-Palmer similarity by NLTK 3.3's rules.
+
+The data is not part of this project: `load` reads the database files of WordNet 3.0 (`data.noun`, `index.noun`,
+`noun.exc` and so on; wordnet(5WN)), wherever the user has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+RootRule = Literal["nltk-3.3", "nltk-3.8.1"]
+_POS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
+# How inflected forms lose their endings, by part of speech (morphy(7WN)).
+_ENDINGS = {
+    "n": (("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
+          ("men", "man"), ("ies", "y")),
+    "v": (("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", "")),
+    "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
+    "r": (),
+}  # fmt: skip
+_ROOT_NAME = "*ROOT*"
+_HYPERNYMS = ("@", "@i")
+
+
+@dataclass(frozen=True)
+class Sense:
+    """A synset: part of speech and offset identify it; the name orders equals as NLTK does."""
+
+    pos: str
+    offset: int
+    name: str
+    hypernyms: tuple[int, ...]
+
+
+@dataclass
+class WordNet:
+    """Senses by word and the similarity of two senses."""
+
+    _index: dict[str, dict[str, tuple[int, ...]]]
+    _exceptions: dict[str, dict[str, tuple[str, ...]]]
+    _senses: dict[tuple[str, int], Sense]
+    _paths: dict[tuple[str, int], dict[tuple[str, int], int]] = field(default_factory=dict)
+    _depths: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path) -> WordNet:
+        """The database in `folder`; raises FileNotFoundError that says what to install where files are missing."""
+        names = [f"{kind}.{pos}" for kind in ("index", "data") for pos in _POS.values()]
+        names += [f"{pos}.exc" for pos in _POS.values()]
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"WordNet 3.0 is not in {folder}: no {', '.join(missing[:3])}. WUPS needs its database files; Debian's "
+                "package wordnet-base has them (in /usr/share/wordnet), see docs/metrics.md"
+            )
+        index = {pos: dict(_index(folder / f"index.{name}")) for pos, name in _POS.items()}
+        exceptions = {pos: dict(_exceptions(folder / f"{name}.exc")) for pos, name in _POS.items()}
+        senses = {
+            (sense.pos, sense.offset): sense
+            for pos, name in _POS.items()
+            for sense in _read_senses(folder / f"data.{name}", pos, index[pos])
+        }
+        return cls(index, exceptions, senses)
+
+    def base_forms(self, word: str, pos: str) -> list[str]:
+        """The words of the database that `word` is a form of, itself first if it is one."""
+        if word in self._exceptions[pos]:
+            return self._known([word, *self._exceptions[pos][word]], pos)
+        forms = self._stripped([word], pos)
+        found = self._known([word, *forms], pos)
+        while forms and not found:
+            forms = self._stripped(forms, pos)
+            found = self._known(forms, pos)
+        return found
+
+    def first_sense(self, word: str) -> Sense | None:
+        """The first sense of the word, nouns before verbs, adjectives and adverbs; None for an unknown word."""
+        for pos in _POS:
+            for form in self.base_forms(word.lower(), pos):
+                return self._senses[pos, self._index[pos][form][0]]
+        return None
+
+    def similarity(self, first: Sense, second: Sense, rule: RootRule = "nltk-3.3") -> float | None:
+        """Wu-Palmer similarity as NLTK computes it; None where the senses share no hypernym.
+
+        Parts of speech other than nouns have many roots, and NLTK may put an artificial one above them, so that any
+        two senses are a little similar. NLTK 3.3 does where the first sense is a verb, NLTK 3.8.1 and later where
+        either sense is not a noun. Published scores of NExT-OE are by the former.
+        """
+        with_root = first.pos == "v" if rule == "nltk-3.3" else (first.pos, second.pos) != ("n", "n")
+        subsumer = self._subsumer(first, second, with_root)
+        if subsumer is None:
+            return None
+        depth = (0 if subsumer == _ROOT else self._depth(subsumer)[1]) + 1
+        lengths = self._distance(first, subsumer, with_root), self._distance(second, subsumer, with_root)
+        if lengths[0] is None or lengths[1] is None:
+            return None
+        return 2.0 * depth / (lengths[0] + depth + lengths[1] + depth)
+
+    def _known(self, forms: list[str], pos: str) -> list[str]:
+        return list(dict.fromkeys(form for form in forms if form in self._index[pos]))
+
+    def _stripped(self, forms: list[str], pos: str) -> list[str]:
+        return [
+            form[: -len(old)] + new for form in forms for old, new in _ENDINGS[pos] if form.endswith(old)
+        ]
+
+    def _subsumer(self, first: Sense, second: Sense, with_root: bool) -> tuple[str, int] | None:
+        """The deepest common hypernym by shortest depth; the first sense itself, else the first by name, of equals."""
+        common = self._hypernym_paths(first).keys() & self._hypernym_paths(second).keys()
+        depths = {sense: self._depth(sense)[0] for sense in common}
+        if with_root:
+            depths[_ROOT] = 0
+        if not depths:
+            return None
+        deepest = max(depths.values())
+        candidates = [sense for sense, depth in depths.items() if depth == deepest]
+        own = (first.pos, first.offset)
+        return own if own in candidates else min(candidates, key=self._name)
+
+    def _name(self, key: tuple[str, int]) -> str:
+        return _ROOT_NAME if key == _ROOT else self._senses[key].name
+
+    def _depth(self, key: tuple[str, int]) -> tuple[int, int]:
+        """The lengths of the shortest and the longest path to a sense without hypernyms."""
+        if key not in self._depths:
+            above = [self._depth((key[0], offset)) for offset in self._senses[key].hypernyms]
+            shortest = min((depth[0] + 1 for depth in above), default=0)
+            self._depths[key] = shortest, max((depth[1] + 1 for depth in above), default=0)
+        return self._depths[key]
+
+    def _distance(self, sense: Sense, other: tuple[str, int], with_root: bool) -> int | None:
+        paths = self._hypernym_paths(sense)
+        if other == _ROOT:
+            return max(paths.values()) + 1
+        others = self._hypernym_paths(self._senses[other])
+        distances = [paths[key] + others[key] for key in paths.keys() & others.keys()]
+        if with_root:
+            distances.append(max(paths.values()) + 1 + max(others.values()) + 1)
+        return min(distances, default=None)
+
+    def _hypernym_paths(self, sense: Sense) -> dict[tuple[str, int], int]:
+        """The shortest distance to each hypernym, the sense itself included."""
+        start = (sense.pos, sense.offset)
+        if start not in self._paths:
+            paths: dict[tuple[str, int], int] = {}
+            waiting = [start]
+            distance = 0
+            while waiting:
+                paths.update((key, distance) for key in waiting)
+                above = ((key[0], offset) for key in waiting for offset in self._senses[key].hypernyms)
+                waiting = [key for key in dict.fromkeys(above) if key not in paths]
+                distance += 1
+            self._paths[start] = paths
+        return self._paths[start]
+
+
+_ROOT = ("", 0)
+
+
+@lru_cache(maxsize=2)
+def load_wordnet(folder: Path) -> WordNet:
+    """`WordNet.load`, once for each folder."""
+    return WordNet.load(folder)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    # the licence at the top is indented
+    with path.open(encoding="utf-8") as lines:
+        yield from (line for line in lines if not line.startswith(" "))
+
+
+def _index(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for line in _lines(path):
+        fields = line.split()
+        num_senses = int(fields[2])
+        yield fields[0], tuple(int(offset) for offset in fields[-num_senses:])
+
+
+def _exceptions(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for line in _lines(path):
+        form, *bases = line.split()
+        yield form, tuple(bases)
+
+
+def _read_senses(path: Path, pos: str, index: dict[str, tuple[int, ...]]) -> Iterator[Sense]:
+    for line in _lines(path):
+        fields = line.split("|")[0].split()
+        num_words = int(fields[3], 16)
+        # adjectives may carry a syntactic marker such as (p)
+        word = fields[4].split("(")[0].lower()
+        pointers = fields[4 + 2 * num_words :]
+        hypernyms = tuple(
+            int(pointers[2 + 4 * i]) for i in range(int(pointers[0])) if pointers[1 + 4 * i] in _HYPERNYMS
+        )
+        offset = int(fields[0])
+        number = index[word].index(offset) + 1
+        yield Sense(pos, offset, f"{word}.{fields[2]}.{number:02d}", hypernyms)

@@ -1,0 +1,169 @@
+"""WUPS of open-ended answers (NExT-OE): how similar the words of two answers are in WordNet.
+
+The official scorer lemmatises both answers, drops stop words, and takes products of the best Wu-Palmer
+similarities (Malinowski and Fritz, 2014); counts and yes/no answers must be equal instead. Its lemmas depend on a
+tagger of parts of speech: `tagged_lemmas` with NLTK's tagger gives the official lemmas, `first_lemmas` needs no
+tagger and gives scores that differ in the second digit (docs/metrics.md has both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, require
+from emu.eval.metrics.porter import stem
+from emu.eval.metrics.ptb import ptb_tokens
+from emu.eval.metrics.video_qa import nextqa_groups, nextqa_types
+from emu.eval.metrics.wordnet import RootRule, WordNet
+
+Lemmatize = Callable[[str], list[str]]
+Tag = Callable[[Sequence[str]], Sequence[str]]
+# Counts and yes/no answers are right or wrong.
+_EXACT_TYPES = ("DB", "DC")
+_WORDNET_POS = {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}
+
+
+@dataclass(frozen=True)
+class OpenReference:
+    """The answers that are right, and the type of the question (CW, CH, TN, TP, TC, DB, DC, DL, DO)."""
+
+    answers: Sequence[str]
+    question_type: str
+
+
+@dataclass(frozen=True)
+class Wups:
+    """WUPS in percent, by type: C causal, T temporal, D descriptive, and the finer ones.
+
+    Similarities below `threshold` count a tenth (0 and 0.9 are in use).
+    """
+
+    wordnet: WordNet
+    lemmatize: Lemmatize
+    stop_words: Collection[str] = ()
+    threshold: float = 0.0
+    rule: RootRule = "nltk-3.3"
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    _similarities: dict[tuple[str, str], float] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, OpenReference]) -> Score:
+        keys = aligned_keys(predictions, references)
+        require(predictions, str, "predictions")
+        types = nextqa_types(keys, [references[key].question_type for key in keys])
+        answers = {(key, i): text for key in keys for i, text in enumerate(references[key].answers)}
+        require(answers, str, "references")
+        texts = {*answers.values(), *predictions.values()}
+        words = {text: self.words(text) for text in texts}
+        samples = {
+            key: max(
+                (self._sample(words[predictions[key]], words[answer], kind) for answer in references[key].answers),
+                default=0.0,
+            )
+            for key, kind in zip(keys, types, strict=True)
+        }
+        return mean_score("WUPS", samples, self.bootstrap, nextqa_groups(samples.values(), types), scale=100)
+
+    def words(self, answer: str) -> list[str]:
+        """The lemmas of an answer without stop words."""
+        return [word for word in self.lemmatize(answer) if word not in self.stop_words]
+
+    def answer_similarity(self, first: Sequence[str], second: Sequence[str]) -> float:
+        """The smaller of the two directions' products."""
+        return min(self._product(first, second), self._product(second, first))
+
+    def _sample(self, prediction: list[str], answer: list[str], kind: str) -> float:
+        if kind in _EXACT_TYPES:
+            return float(prediction == answer)
+        return self.answer_similarity(prediction, answer)
+
+    def _product(self, first: Sequence[str], second: Sequence[str]) -> float:
+        """The product over `first` of the best similarity to `second`; words similar to none are left out."""
+        product, found = 1.0, False
+        for word in first:
+            if word in second:
+                found = True
+                continue
+            best = max((self._similarity(word, other) for other in second), default=0.0)
+            if best > 0:
+                product, found = product * best, True
+        return product if found else 0.0
+
+    def _similarity(self, first: str, second: str) -> float:
+        pair = (first, second)
+        value = self._similarities.get(pair)
+        if value is None:
+            value = self._word_similarity(first, second)
+            self._similarities[pair] = value
+        return value
+
+    def _word_similarity(self, first: str, second: str) -> float:
+        if first == second:
+            return 1.0
+        senses = self.wordnet.first_sense(first), self.wordnet.first_sense(second)
+        if senses[0] is None or senses[1] is None:
+            return 0.0
+        value = self.wordnet.similarity(senses[0], senses[1], self.rule) or 0.0
+        return value if value >= self.threshold else 0.1 * value
+
+
+def tagged_lemmas(wordnet: WordNet, tag: Tag) -> Lemmatize:
+    """Lemmas as the official scorer has them (pywsd's): by the tag of each word in its answer.
+
+    A word without a noun's, verb's, adjective's or adverb's tag is tagged alone, and is a noun if that gives none;
+    a lemma that WordNet does not know gives way to the stem, and an unknown stem to the word.
+    """
+    return partial(_tagged_lemmas, wordnet, tag)
+
+
+def first_lemmas(wordnet: WordNet) -> Lemmatize:
+    """Lemmas without a tagger: the base form as noun, else verb, adjective, adverb, else the word itself."""
+    return partial(_first_lemmas, wordnet)
+
+
+def nltk_tagger() -> Tag:
+    """NLTK's averaged perceptron tagger; raises with what to install where NLTK or its data is missing."""
+    try:
+        import nltk
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("tags need NLTK: install the extra with pip install 'emu-platform[wordnet]'") from error
+    try:
+        nltk.pos_tag(["word"])
+    except LookupError as error:
+        raise FileNotFoundError(
+            "NLTK has no tagger data: run python -m nltk.downloader averaged_perceptron_tagger_eng (see docs/metrics.md)"
+        ) from error
+    return lambda words: [tag for _, tag in nltk.pos_tag(list(words))]
+
+
+def _tagged_lemmas(wordnet: WordNet, tag: Tag, answer: str) -> list[str]:
+    words = ptb_tokens(answer)
+    return [
+        _lemma(wordnet, word.lower(), _WORDNET_POS.get(found[:2]) or _lone_pos(tag, word.lower()))
+        for word, found in zip(words, tag(words), strict=True)
+    ]
+
+
+def _lone_pos(tag: Tag, word: str) -> str:
+    return _WORDNET_POS.get(tag([word])[0][:2], "n")
+
+
+def _lemma(wordnet: WordNet, word: str, pos: str) -> str:
+    lemma = min(wordnet.base_forms(word, pos), key=len, default=word)
+    if wordnet.first_sense(lemma) is not None:
+        return lemma
+    stemmed = stem(word)
+    return stemmed if wordnet.first_sense(stemmed) is not None else word
+
+
+def _first_lemmas(wordnet: WordNet, answer: str) -> list[str]:
+    return [_first_lemma(wordnet, word.lower()) for word in ptb_tokens(answer)]
+
+
+def _first_lemma(wordnet: WordNet, word: str) -> str:
+    for pos in ("n", "v", "a", "r"):
+        forms = wordnet.base_forms(word, pos)
+        if forms:
+            return min(forms, key=len)
+    return word
