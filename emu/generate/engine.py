@@ -8,14 +8,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from emu.config import EmuConfig
-from emu.decoders.base import VisualDecoder
 from emu.generate.beam import beam_search
 from emu.generate.continuation import Continuation
 from emu.generate.image import regress
@@ -29,6 +28,9 @@ from emu.generate.text import write
 from emu.models.emu import Emu
 from emu.models.store import load_model
 from emu.tokenizer import EmuTokenizer
+
+if TYPE_CHECKING:
+    from emu.decoders.base import VisualDecoder  # brings diffusers, which takes seconds to import
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DECODER = "decoder"
@@ -59,7 +61,7 @@ class Engine:
         model, tokenizer = load_model(directory, device, DTYPES[dtype])
         decoder = None
         if (Path(directory) / DECODER).is_dir():
-            from emu.decoders import DECODERS  # diffusers takes seconds to import
+            from emu.decoders import DECODERS
 
             kind = DECODERS["stable_diffusion"]
             decoder = kind.load(Path(directory) / DECODER, device, DTYPES[dtype])

@@ -1,0 +1,123 @@
+"""The application on Ray Serve: a door and a replica in processes of their own."""
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from emu.generate.engine import Engine
+from emu.serve.app import ServeOptions, build_app
+from emu.serve.limits import Limits
+from tests.generate.bomb import bomb_png
+from tests.serve.conftest import CHAT, Caller, free_port, image_part, parts, problem
+
+LONG = {"max_tokens": 1000, "stop": ["never to be said"]}
+
+
+@pytest.fixture(scope="module")
+def served(local_ray: None, tiny_dir: Path) -> Iterator[Caller]:
+    """The tiny model on one replica that works on two requests at a time; eight more may wait."""
+    from ray import serve
+
+    port = free_port()
+    options = ServeOptions(
+        tiny_dir, requests_per_replica=2, requests_waiting=8, limits=Limits(timeout_s=30)
+    )
+    serve.start(http_options={"port": port})
+    try:
+        serve.run(build_app(options), name="emu-tests", route_prefix="/")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield Caller(client)
+    finally:
+        serve.shutdown()
+
+
+def test_caption_question_and_picture(served: Caller, engine: Engine, photo_png: bytes) -> None:
+    for text in ("describe the image", "what colour is it?"):
+        answer = served.text(parts(photo_png, text), max_tokens=6)
+        assert [answer] == engine.generate_text([[photo_png, text]], max_new_tokens=6)
+    image = {"height": 32, "width": 32, "num_inference_steps": 2}
+    response = served.ask("a red circle", modalities=["image"], image=image, seed=3)
+    (part,) = response.json()["choices"][0]["message"]["content"]
+    drawn = Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2])))
+    assert drawn.tobytes() == engine.generate_image("a red circle", 32, 32, 2, seed=3).tobytes()
+
+
+def test_a_stream_comes_in_pieces(served: Caller) -> None:
+    body = {"messages": [{"role": "user", "content": "describe"}], "stream": True, **LONG}
+    arrivals: list[float] = []
+    with served.client.stream("POST", CHAT, json=body) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                arrivals.append(time.monotonic())
+                if len(arrivals) == 40:
+                    break
+    assert arrivals[-1] - arrivals[1] > 0.02, "the pieces came all at once"
+    chunks = served.stream("describe", max_tokens=20)
+    pieces = [c["choices"][0]["delta"].get("content", "") for c in chunks]
+    assert "".join(pieces) == served.text("describe", max_tokens=20)
+
+
+def test_errors_keep_their_form(served: Caller) -> None:
+    status, param, _ = problem(served.ask([image_part(bomb_png(20000, 20000))]))
+    assert (status, param) == (413, "messages.0.content.0.image_url.url")
+    assert problem(served.ask("a " * 3000))[:2] == (400, "messages")
+    assert problem(served.send({"messages": []}))[:2] == (400, "messages")
+    assert problem(served.ask([{"type": "video"}]))[:2] == (400, "messages.0.content.0")
+    assert problem(served.ask("a", model="gpt-4"))[:2] == (404, "model")
+    assert problem(served.ask("x" * (33 << 20)))[0] == 413
+    bad = served.client.post(CHAT, content=b"{", headers={"Content-Type": "application/json"})
+    assert problem(bad)[0] == 400
+    chunk = {"messages": [{"role": "user", "content": "a " * 3000}], "stream": True}
+    assert problem(served.send(chunk))[:2] == (400, "messages")
+
+
+def test_eight_requests_at_once_are_all_answered(served: Caller) -> None:
+    contents = [f"circle {number}" for number in range(8)]
+    alone = [served.text(content, max_tokens=16) for content in contents]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda c: served.text(c, max_tokens=16), contents))
+    assert together == alone
+
+
+def test_the_line_has_an_end_and_the_door_stays_open(served: Caller) -> None:
+    def ask(_number: int) -> httpx.Response:
+        return served.ask("describe the image", max_tokens=120, stop=["never to be said"])
+
+    waited: list[float] = []
+
+    def look() -> None:
+        time.sleep(0.3)
+        begun = time.monotonic()
+        assert served.client.get("/healthz").json() == {"status": "ok"}
+        waited.append(time.monotonic() - begun)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    with ThreadPoolExecutor(24) as threads:
+        responses = list(threads.map(ask, range(24)))
+    looking.join()
+    statuses = [response.status_code for response in responses]
+    assert set(statuses) == {200, 503} and statuses.count(200) >= 10
+    busy = responses[statuses.index(503)]
+    assert problem(busy)[2].startswith("all replicas are busy")
+    assert busy.headers["retry-after"] == "5"
+    assert waited and waited[0] < 3
+
+
+def test_callers_that_hang_up_free_their_places(served: Caller) -> None:
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "stream": True, **LONG}
+    for _ in range(6):
+        with served.client.stream("POST", CHAT, json=body) as response:
+            next(response.iter_lines())
+    begun = time.monotonic()
+    assert served.ask("a", max_tokens=1).status_code == 200
+    assert time.monotonic() - begun < 4, "six whole answers take longer"
