@@ -13,6 +13,7 @@ from typing import Literal
 import tyro
 
 from jobs.cluster import ray_session, start_logging
+from jobs.paths import job_path
 from pipelines.core.errors import EngineError, StorageError
 from pipelines.core.lines import InputError, LineSource
 from pipelines.core.run import run
@@ -29,7 +30,6 @@ from schemas.manifest import Manifest, Tally
 from schemas.shard import LEDGERS, SHARDS
 
 BAD_VALUE, FAILED = 2, 1
-_JOB_FOLDER = "working_dir_files"  # where Ray unpacks the working directory of a job
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,7 @@ class BuildMmc4:
             raise ValueError(f"num_cpus={self.num_cpus}: at least 1; leave it out for all cores")
         if self.retry_failed and self.overwrite:
             raise ValueError("retry_failed and overwrite exclude each other: keep, or begin anew")
-        if "://" not in self.out and not Path(self.out).is_absolute() and _in_job_folder():
-            raise ValueError(
-                f"out={self.out!r} is relative, but a submitted job runs in a copy of its working "
-                "directory that Ray deletes; give an absolute path or an address"
-            )
+        job_path(self.out)
 
     def source(self) -> LineSource:
         """The documents."""
@@ -98,18 +94,19 @@ class BuildMmc4:
 
 def build(options: BuildMmc4) -> Manifest:
     """Build, finish or retry the dataset that the options describe."""
+    out = job_path(options.out)
     pipeline = mmc4_pipeline(
         options.source(),
         options.config(),
         options.fetch,
         extra={"samples_per_shard": options.samples_per_shard, "limit": options.limit},
-        prior=Prior(_absolute(options.out)) if options.retry_failed else None,
+        prior=Prior(out) if options.retry_failed else None,
     )
     on_ray = options.runner == "ray"
     with ray_session(options.num_cpus) if on_ray else nullcontext():
         return run(
             pipeline,
-            options.out,
+            out,
             RayRunner() if on_ray else LocalRunner(),
             redo=has_retriable if options.retry_failed else None,
             overwrite=options.overwrite,
@@ -168,14 +165,6 @@ def _tally(word: str, tally: Tally) -> list[str]:
 def _drops(dropped: Mapping[str, int]) -> list[str]:
     ranked = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
     return [f"  {'dropped':<8} {n:>10,}  {word:<24} {REASONS.get(word, '')}" for word, n in ranked]
-
-
-def _in_job_folder() -> bool:
-    return _JOB_FOLDER in Path.cwd().parts
-
-
-def _absolute(out: str) -> str:
-    return out if "://" in out else str(Path(out).absolute())
 
 
 if __name__ == "__main__":

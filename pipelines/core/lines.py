@@ -152,7 +152,9 @@ def _row(line: Line, name: str, stem: str) -> dict[str, Any]:
 
 
 def _address(name: str, base: str) -> str:
-    return name if _REMOTE.match(name) else str(Path(base, name).absolute())
+    if _REMOTE.match(name):
+        return name
+    return str(Path(base, Path(name).expanduser()).absolute())
 
 
 def _matches(pattern: str, base: str) -> list[str]:
@@ -178,7 +180,8 @@ def _name(found: str, pattern: str, base: str, filesystem: Any) -> str:
     """A found file as the user would name it: relative where the pattern is, with its protocol if remote."""
     if _REMOTE.match(pattern):
         return filesystem.unstrip_protocol(found)
-    return found if Path(pattern).is_absolute() else os.path.relpath(found, base)
+    is_absolute = Path(pattern).expanduser().is_absolute()
+    return found if is_absolute else os.path.relpath(found, base)
 
 
 def _checked(name: str) -> str:
@@ -201,5 +204,8 @@ def _version(name: str, base: str) -> str:
         info = filesystem.info(path)
         marks = [str(info.get(k)) for k in ("size", "ETag", "etag", "md5Hash", "mtime", "created")]
         return "|".join(marks)
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"'{name}': cannot be read: {error}") from error

@@ -132,7 +132,7 @@ def _hosts(figures: Figures) -> str:
 
 def _stages(manifest: Manifest) -> str:
     rows = []
-    for label, counts in manifest.stages.items():
+    for label, counts in sorted(manifest.stages.items(), key=_in_flow):
         links = counts.get("links") or {}
         rows.append(
             (
@@ -145,6 +145,13 @@ def _stages(manifest: Manifest) -> str:
         )
     heads = ("Stage or filter", "Records seen", "dropped", "Links seen", "dropped")
     return f"<h2>Step by step</h2>{_table(heads, rows, numeric=(1, 2, 3, 4))}"
+
+
+def _in_flow(stage: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+    """Key that puts stages in the order of the work: what sees less comes later."""
+    label, counts = stage
+    num_links = (counts.get("links") or {}).get("seen", 0)
+    return (-counts.get("seen", 0), label != "read", -num_links, label)
 
 
 def _origin(manifest: Manifest) -> str:

@@ -1,6 +1,5 @@
 import gzip
 import json
-import os
 import stat
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -136,5 +135,5 @@ def test_relative_paths_are_those_of_the_caller(
 
 def test_the_job_is_executable(repository: Path):
     path = repository / "jobs/build_mmc4.py"
-    assert os.stat(path).st_mode & stat.S_IXUSR
+    assert path.stat().st_mode & stat.S_IXUSR
     assert path.read_text().startswith("#!/usr/bin/env python3\n")

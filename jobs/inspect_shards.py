@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""Shows what a dataset holds, and proves that its files are those that its manifest names."""
+
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow.compute as pc
+import tyro
+from tqdm import tqdm
+
+from jobs.paths import job_path
+from pipelines.core.errors import StorageError
+from pipelines.core.storage import Storage
+from pipelines.core.tables import read_parquet
+from pipelines.publish.chart import size
+from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, Tally, manifest_from_json
+from schemas.sample import Sample
+from schemas.shard import INDEXES, LEDGERS, SHARDS, decode_members
+from schemas.tables import INDEX, KEPT, LEDGER
+from schemas.validation import SchemaError
+
+_CHUNK_BYTES = 1 << 22
+_SHOWN_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class InspectShards:
+    """Prints the counts of a dataset and one of its samples, and checks every shard against the manifest.
+
+    Ends with status 1 if a file is missing or differs from what the manifest says.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """Folder or address of the dataset: where its manifest.json lies."""
+    sample: str | None = None
+    """Key of a sample to show. None shows the first."""
+    verify: bool = True
+    """Read every tar and compare its hash; each sample is parsed as a reader would."""
+
+
+def counts(manifest: Manifest) -> Iterator[str]:
+    """Lines on what the dataset holds."""
+    num_bytes = sum(s.num_bytes for s in manifest.shards)
+    yield f"corpus     {manifest.corpus}"
+    yield f"shards     {len(manifest.shards):,} ({size(num_bytes)})"
+    yield f"samples    {manifest.num_samples:,} with {manifest.num_images:,} images"
+    for name, tally in (("records", manifest.records), ("links", manifest.links)):
+        yield from _tally(name, tally)
+    for alarm in manifest.alarms:
+        yield f"ALARM      {alarm}"
+
+
+def find_sample(storage: Storage, manifest: Manifest, key: str | None) -> Sample | None:
+    """The sample of a key, or the first; None where there is no such sample."""
+    for shard in manifest.shards:
+        index = read_parquet(storage, f"{INDEXES}/{shard.name}.parquet", INDEX, ("key", "members"))
+        chosen = index if key is None else index.filter(pc.equal(index["key"], key))
+        if chosen.num_rows:
+            row = chosen.slice(0, 1).to_pylist()[0]
+            with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
+                members = {m["name"]: _cut(tar, m["offset"], m["size"]) for m in row["members"]}
+            return decode_members(row["key"], members, f"{shard.name}.tar")
+    return None
+
+
+def problems(storage: Storage, shard: ShardEntry) -> Iterator[str]:
+    """What is wrong with the files of a shard, in words."""
+    digest = hashlib.sha256()
+    try:
+        with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
+            while chunk := tar.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        if digest.hexdigest() != shard.sha256:
+            yield f"{shard.name}: the tar's sha256 is {digest.hexdigest()}, not {shard.sha256}"
+            return
+        index = read_parquet(storage, f"{INDEXES}/{shard.name}.parquet", INDEX)
+        ledger = read_parquet(storage, f"{LEDGERS}/{shard.name}.parquet", LEDGER)
+        yield from _index_problems(storage, shard, index.to_pylist())
+        is_kept = pc.and_(pc.is_null(ledger["slot"]), pc.equal(ledger["status"], KEPT))
+        kept = ledger.filter(is_kept)["key"].to_pylist()
+        if Counter(kept) != Counter(index["key"].to_pylist()):
+            yield f"{shard.name}: the ledger keeps other records than the index holds"
+    except (SchemaError, StorageError, FileNotFoundError) as error:
+        yield f"{shard.name}: {error}"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Show and check a dataset; 0 if it is whole, 1 if not, 2 if there is none."""
+    options = tyro.cli(InspectShards, args=args)
+    storage = Storage(job_path(options.dataset))
+    try:
+        manifest = manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode())
+    except (FileNotFoundError, StorageError, SchemaError) as error:
+        print(f"error: no whole dataset in '{options.dataset}': {error}", file=sys.stderr)
+        return 2
+    print("\n".join(counts(manifest)))
+    sample = find_sample(storage, manifest, options.sample)
+    if sample is None and options.sample is not None:
+        print(f"error: no sample '{options.sample}' in '{options.dataset}'", file=sys.stderr)
+        return 2
+    if sample is not None:
+        print("\n" + "\n".join(_described(sample)))
+    return _verified(storage, manifest) if options.verify else 0
+
+
+def _verified(storage: Storage, manifest: Manifest) -> int:
+    shards = tqdm(manifest.shards, desc="verify", unit="shard")
+    found = [problem for shard in shards for problem in problems(storage, shard)]
+    print("\n" + ("\n".join(found) or f"verified   {len(manifest.shards):,} shards are whole"))
+    return 1 if found else 0
+
+
+def _index_problems(storage: Storage, shard: ShardEntry, rows: list[dict]) -> Iterator[str]:
+    if len(rows) != shard.num_samples:
+        yield f"{shard.name}: {len(rows)} rows in the index, {shard.num_samples} samples"
+    with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
+        for row in rows:
+            members = {m["name"]: _cut(tar, m["offset"], m["size"]) for m in row["members"]}
+            sample = decode_members(row["key"], members, f"{shard.name}.tar")
+            hashes = [hashlib.sha256(s.image or b"").hexdigest() for s in sample.images]
+            if hashes != row["image_sha256"]:
+                yield f"{shard.name}: images of '{row['key']}' differ from the index"
+
+
+def _described(sample: Sample) -> Iterator[str]:
+    yield f"sample     {sample.key}"
+    for segment in sample.segments:
+        if segment.kind == "image":
+            num_bytes = len(segment.image or b"")
+            yield f"  image    {segment.format}, {segment.width} x {segment.height}, {size(num_bytes)}"
+        else:
+            yield f"  text     {(segment.text or '')[:_SHOWN_CHARACTERS]!r}"
+
+
+def _tally(name: str, tally: Tally) -> Iterator[str]:
+    yield f"{name:<10} {tally.total:,}, kept {tally.kept:,}"
+    for reason, count in sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0])):
+        yield f"  dropped  {count:>10,}  {reason}"
+
+
+def _cut(tar: BinaryIO, offset: int, num_bytes: int) -> bytes:
+    tar.seek(offset)
+    return tar.read(num_bytes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from jobs.inspect_shards import main
+from pipelines.miniworld.server import ImageServer
+from tests.mmc4.pages import build, draw, page, write_pages
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    pages = [page(["a", "b"], ["red", "not_found/blue"], [[0.5, 0.1], [0.1, 0.5]])] * 3
+    documents = write_pages(tmp_path / "d.jsonl", [*pages, "[]"])
+    with ImageServer(draw(tmp_path / "images")) as server:
+        build(documents, tmp_path / "out", server, samples_per_shard=2)
+    return tmp_path / "out"
+
+
+def test_a_whole_dataset_is_shown_and_verified(dataset: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(dataset)]) == 0
+    printed = capsys.readouterr().out
+    for text in ("3 with 3 images", "not_found", "d-0000001", "png, 48 x 40", "2 shards are whole"):
+        assert text in printed, text
+    assert main([str(dataset), "--sample", "d-0000003", "--no-verify"]) == 0
+    assert "d-0000003" in capsys.readouterr().out
+    assert main([str(dataset), "--sample", "nobody"]) == 2
+
+
+def test_any_changed_byte_is_found(dataset: Path, capsys: pytest.CaptureFixture[str]):
+    tar = dataset / "shards/mmc4-000001.tar"
+    whole = tar.read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        tar.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert main([str(dataset)]) == 1
+        assert "mmc4-000001: the tar's sha256" in capsys.readouterr().out
+    tar.unlink()
+    assert main([str(dataset)]) == 1
+    assert "mmc4-000001" in capsys.readouterr().out
+
+
+def test_an_index_or_ledger_of_another_shard_is_found(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+):
+    for folder in ("index", "ledger"):
+        first, second = (dataset / folder / f"mmc4-00000{i}.parquet" for i in (0, 1))
+        kept = second.read_bytes()
+        second.write_bytes(first.read_bytes())
+        assert main([str(dataset)]) == 1
+        assert "mmc4-000001" in capsys.readouterr().out
+        second.write_bytes(kept)
+    assert main([str(dataset)]) == 0
+
+
+def test_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path)]) == 2
+    assert "no whole dataset" in capsys.readouterr().err
