@@ -54,7 +54,9 @@ class TokenizedCaptions:
         return np.repeat(np.arange(len(self.keys)), self.num_references)
 
 
-def tokenize_captions(predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> TokenizedCaptions:
+def tokenize_captions(
+    predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
+) -> TokenizedCaptions:
     """Both sides as tokens of the official tokeniser, in the order of the references.
 
     Raises ValueError for ids that do not agree, captions that are not strings, and images without references.
@@ -69,7 +71,10 @@ def tokenize_captions(predictions: Mapping[Key, str], references: Mapping[Key, S
     require({(key, index): caption for index, (key, caption) in enumerate(flat)}, str, "references")
     counts = np.asarray([len(references[key]) for key in keys], np.int64)
     return TokenizedCaptions(
-        keys, tokenize([predictions[key] for key in keys]), tokenize([caption for _, caption in flat]), counts
+        keys,
+        tokenize([predictions[key] for key in keys]),
+        tokenize([caption for _, caption in flat]),
+        counts,
     )
 
 
@@ -80,7 +85,10 @@ class Bleu:
     order: int = 4
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
-    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> Score:
+    def __call__(
+        self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
+    ) -> Score:
+        """The score; raises ValueError for ids or values that cannot be scored."""
         return self.score(tokenize_captions(predictions, references))
 
     def score(self, captions: TokenizedCaptions) -> Score:
@@ -89,7 +97,12 @@ class Bleu:
         samples = _bleu(statistics)[:, self.order - 1]
         value = _bleu(statistics.sum(0, keepdims=True))[0, self.order - 1]
         interval = self.bootstrap.interval(statistics, lambda sums: _bleu(sums)[:, self.order - 1])
-        return Score(f"Bleu_{self.order}", float(value), dict(zip(captions.keys, samples.tolist(), strict=True)), interval)
+        return Score(
+            f"Bleu_{self.order}",
+            float(value),
+            dict(zip(captions.keys, samples.tolist(), strict=True)),
+            interval,
+        )
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,10 @@ class RougeL:
 
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
-    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> Score:
+    def __call__(
+        self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
+    ) -> Score:
+        """The score; raises ValueError for ids or values that cannot be scored."""
         return self.score(tokenize_captions(predictions, references))
 
     def score(self, captions: TokenizedCaptions) -> Score:
@@ -126,15 +142,22 @@ class Cider:
 
     def __post_init__(self) -> None:
         if self.variant not in ("CIDEr", "CIDEr-D", "CIDEr-unclipped"):
-            raise ValueError(f"variant is {self.variant!r}; there are CIDEr, CIDEr-D and CIDEr-unclipped")
+            raise ValueError(
+                f"variant is {self.variant!r}; there are CIDEr, CIDEr-D and CIDEr-unclipped"
+            )
 
-    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> Score:
+    def __call__(
+        self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
+    ) -> Score:
+        """The score; raises ValueError for ids or values that cannot be scored."""
         return self.score(tokenize_captions(predictions, references))
 
     def score(self, captions: TokenizedCaptions) -> Score:
         """The score of captions that are tokens already."""
         samples = _cider(captions, clipped=self.variant != "CIDEr-unclipped")
-        return mean_score(self.variant, dict(zip(captions.keys, samples.tolist(), strict=True)), self.bootstrap)
+        return mean_score(
+            self.variant, dict(zip(captions.keys, samples.tolist(), strict=True)), self.bootstrap
+        )
 
 
 def score_captions(
@@ -158,7 +181,9 @@ def _bleu_statistics(captions: TokenizedCaptions) -> Floats:
     return np.stack([*columns, *correct, *guessed], axis=1).astype(np.float64)
 
 
-def _closest_lengths(candidates: Integers, references: Integers, captions: TokenizedCaptions) -> Integers:
+def _closest_lengths(
+    candidates: Integers, references: Integers, captions: TokenizedCaptions
+) -> Integers:
     """Of each image's reference lengths the one closest to the candidate's, the shorter one of two."""
     distances = np.abs(references - candidates[captions.owners])
     base = int(references.max(initial=0)) + 1
@@ -255,7 +280,9 @@ def _similarity(counts: NgramCounts, captions: TokenizedCaptions, clipped: bool)
     matched, where = _lookup(keys[~is_reference], keys[is_reference])
     ours, theirs = weights[~is_reference][where], weights[is_reference][matched]
     products = (np.minimum(ours, theirs) if clipped else ours) * theirs
-    sums = np.bincount(counts.sentences[is_reference][matched] - num, products, len(captions.references))
+    sums = np.bincount(
+        counts.sentences[is_reference][matched] - num, products, len(captions.references)
+    )
     scale = norms[:num][captions.owners] * norms[num:]
     return np.divide(sums, scale, out=sums, where=scale != 0)
 

@@ -38,7 +38,9 @@ class FeatureStatistics:
             raise ValueError(f"features have shape {matrix.shape}; they must be [samples, width]")
         bad = np.flatnonzero(~np.isfinite(matrix).all(1))
         if len(bad):
-            raise ValueError(f"features of {len(bad)} samples are not finite, the first of them {bad[:5].tolist()}")
+            raise ValueError(
+                f"features of {len(bad)} samples are not finite, the first of them {bad[:5].tolist()}"
+            )
         if not len(matrix):
             return cls.empty(matrix.shape[1])
         mean = matrix.mean(0)
@@ -48,7 +50,9 @@ class FeatureStatistics:
     def merged(self, other: FeatureStatistics) -> FeatureStatistics:
         """The statistics of both sets of features together."""
         if self.mean.shape != other.mean.shape:
-            raise ValueError(f"features of widths {len(self.mean)} and {len(other.mean)} do not merge")
+            raise ValueError(
+                f"features of widths {len(self.mean)} and {len(other.mean)} do not merge"
+            )
         if self.count == 0 or other.count == 0:
             return self if other.count == 0 else other
         count = self.count + other.count
@@ -78,11 +82,13 @@ def gather(batches: Iterable[ArrayLike], width: int) -> FeatureStatistics:
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """The squared Wasserstein-2 distance of the two normal distributions with these statistics (Heusel et al., 2017)."""
+    """The squared Wasserstein-2 distance of normal distributions with these statistics (Heusel et al., 2017)."""
     return gaussian_distance(first.mean, first.covariance, second.mean, second.covariance)
 
 
-def gaussian_distance(mean_1: ArrayLike, covariance_1: ArrayLike, mean_2: ArrayLike, covariance_2: ArrayLike) -> float:
+def gaussian_distance(
+    mean_1: ArrayLike, covariance_1: ArrayLike, mean_2: ArrayLike, covariance_2: ArrayLike
+) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two normal distributions.
 
     The trace of the root is the sum of singular values of F1^T F2 with Ci = Fi Fi^T, which is real and
@@ -93,7 +99,7 @@ def gaussian_distance(mean_1: ArrayLike, covariance_1: ArrayLike, mean_2: ArrayL
     factors = _factor(covariance_1), _factor(covariance_2)
     if means[0].shape != means[1].shape or factors[0].shape != factors[1].shape:
         raise ValueError(f"widths differ: {len(means[0])} and {len(means[1])}")
-    root_trace = scipy.linalg.svdvals(factors[0].T @ factors[1]).sum()
+    root_trace = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
     traces = sum(float((factor**2).sum()) for factor in factors)
     distance = float(((means[0] - means[1]) ** 2).sum()) + traces - 2 * float(root_trace)
     return max(distance, 0.0)
@@ -103,13 +109,17 @@ def _factor(covariance: ArrayLike) -> Floats:
     """F with F F^T the covariance; eigenvalues below 0 by rounding count as 0."""
     matrix = np.asarray(covariance, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
-        raise ValueError(f"a covariance must be square and finite; this one has shape {matrix.shape}")
+        raise ValueError(
+            f"a covariance must be square and finite; this one has shape {matrix.shape}"
+        )
     scale = np.abs(matrix).max(initial=0)
     if np.abs(matrix - matrix.T).max(initial=0) > 1e-6 * scale:
         raise ValueError("a covariance must be symmetric")
     values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
     if values.min(initial=0) < -1e-6 * scale * len(matrix):
-        raise ValueError(f"a covariance has no negative eigenvalues; the smallest is {values.min()}")
+        raise ValueError(
+            f"a covariance has no negative eigenvalues; the smallest is {values.min()}"
+        )
     return vectors * np.sqrt(np.maximum(values, 0))
 
 
@@ -122,7 +132,11 @@ class KernelDistance:
 
 
 def kernel_distance(
-    first: ArrayLike, second: ArrayLike, num_subsets: int = 100, subset_size: int = 1000, seed: int = 0
+    first: ArrayLike,
+    second: ArrayLike,
+    num_subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
 ) -> KernelDistance:
     """KID: the unbiased squared maximum mean discrepancy with kernel (x·y / D + 1)^3 (Bińkowski et al., 2018).
 
@@ -131,10 +145,14 @@ def kernel_distance(
     sets = np.asarray(first, np.float64), np.asarray(second, np.float64)
     smallest = min(len(one) for one in sets)
     if not 2 <= subset_size <= smallest:
-        raise ValueError(f"subset_size is {subset_size}; the sets have {len(sets[0])} and {len(sets[1])} samples")
+        raise ValueError(
+            f"subset_size is {subset_size}; the sets have {len(sets[0])} and {len(sets[1])} samples"
+        )
     generator = np.random.default_rng(seed)
     found = [
-        squared_discrepancy(*(one[generator.choice(len(one), subset_size, replace=False)] for one in sets))
+        squared_discrepancy(
+            *(one[generator.choice(len(one), subset_size, replace=False)] for one in sets)
+        )
         for _ in range(num_subsets)
     ]
     return KernelDistance(float(np.mean(found)), float(np.std(found)))

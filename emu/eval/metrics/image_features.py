@@ -31,7 +31,9 @@ def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[
         import torch
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("FID needs torch-fidelity: install the extra with pip install 'emu-platform[fid]'") from error
+        raise ModuleNotFoundError(
+            "FID needs torch-fidelity: install the extra with pip install 'emu-platform[fid]'"
+        ) from error
     if not Path(weights).is_file():
         raise FileNotFoundError(
             f"no Inception weights at {weights}; FID needs torch-fidelity's file {_INCEPTION_FILE} "
@@ -43,7 +45,9 @@ def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[
 
     def features(images: NDArray[np.uint8]) -> Floats:
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
-            raise ValueError(f"images are {images.dtype} {images.shape}; they must be uint8 [N, 3, H, W]")
+            raise ValueError(
+                f"images are {images.dtype} {images.shape}; they must be uint8 [N, 3, H, W]"
+            )
         with torch.inference_mode():
             (pooled,) = network(torch.from_numpy(images).to(device))
         return pooled.double().cpu().numpy()
@@ -66,8 +70,12 @@ class ClipEncoder:
         import open_clip
 
         if not Path(weights).is_file():
-            raise FileNotFoundError(f"no weights at {weights} for the CLIP model {name!r} (see docs/metrics.md)")
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=str(weights), device=device)
+            raise FileNotFoundError(
+                f"no weights at {weights} for the CLIP model {name!r} (see docs/metrics.md)"
+            )
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=str(weights), device=device
+        )
         return cls(model.eval(), preprocess, open_clip.get_tokenizer(name), device)  # pyright: ignore[reportArgumentType]
 
     def images(self, images: Sequence[Image.Image]) -> Floats:
@@ -83,7 +91,12 @@ class ClipEncoder:
         import torch
 
         with torch.inference_mode():
-            return _unit(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).double().cpu().numpy())
+            return _unit(
+                self.model.encode_text(self.tokenizer(list(texts)).to(self.device))
+                .double()
+                .cpu()
+                .numpy()
+            )
 
 
 @dataclass(frozen=True)
@@ -100,13 +113,17 @@ class ClipScore:
         """The score of rows that belong together, each [N, D]."""
         sides = _unit(np.asarray(first, np.float64)), _unit(np.asarray(second, np.float64))
         if sides[0].shape != sides[1].shape or len(keys) != len(sides[0]):
-            raise ValueError(f"{len(keys)} ids, embeddings {sides[0].shape} and {sides[1].shape} do not pair")
+            raise ValueError(
+                f"{len(keys)} ids, embeddings {sides[0].shape} and {sides[1].shape} do not pair"
+            )
         if len(set(keys)) != len(keys):
             raise ValueError(f"{len(keys) - len(set(keys))} ids appear more than once")
         if not keys:
             raise ValueError("nothing to score: no embeddings")
         values = self.weight * np.maximum((sides[0] * sides[1]).sum(1), 0)
-        return mean_score("CLIP score", dict(zip(keys, values.tolist(), strict=True)), self.bootstrap)
+        return mean_score(
+            "CLIP score", dict(zip(keys, values.tolist(), strict=True)), self.bootstrap
+        )
 
 
 def _unit(rows: Floats) -> Floats:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Key = Hashable
+# Any hashable; not `Hashable`, since mappings are invariant in their keys.
+Key = Any
 Prediction_contra = TypeVar("Prediction_contra", contravariant=True)
 Reference_contra = TypeVar("Reference_contra", contravariant=True)
 Value = TypeVar("Value")
@@ -52,8 +53,12 @@ class Metric(Protocol[Prediction_contra, Reference_contra]):
     """
 
     def __call__(
-        self, predictions: Mapping[Key, Prediction_contra], references: Mapping[Key, Reference_contra]
-    ) -> Score: ...
+        self,
+        predictions: Mapping[Key, Prediction_contra],
+        references: Mapping[Key, Reference_contra],
+    ) -> Score:
+        """The score."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,9 @@ class Bootstrap:
     confidence: float = 0.95
     seed: int = 0
 
-    def interval(self, statistics: NDArray[np.float64], combine: Combine | None = None) -> Interval | None:
+    def interval(
+        self, statistics: NDArray[np.float64], combine: Combine | None = None
+    ) -> Interval | None:
         """The interval of `combine(sums over resampled rows)`; of the mean of the one column by default.
 
         Args:
@@ -89,7 +96,9 @@ class Bootstrap:
             count = min(at_once, self.num_resamples - first)
             draws = generator.integers(num_rows, size=(count, num_rows), dtype=np.int32)
             draws += np.arange(count, dtype=np.int32)[:, None] * num_rows
-            weights = np.bincount(draws.ravel(), minlength=count * num_rows).reshape(count, num_rows)
+            weights = np.bincount(draws.ravel(), minlength=count * num_rows).reshape(
+                count, num_rows
+            )
             sums.append(weights @ rows)
         return np.concatenate(sums)
 
@@ -151,8 +160,12 @@ def require(values: Mapping[Key, object], kind: type | tuple[type, ...], what: s
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
     ]
     if wrong:
-        names = kind.__name__ if isinstance(kind, type) else " or ".join(one.__name__ for one in kind)
-        raise ValueError(f"{what}: {len(wrong)} values are not {names}: {', '.join(wrong[:_SHOWN])}")
+        names = (
+            kind.__name__ if isinstance(kind, type) else " or ".join(one.__name__ for one in kind)
+        )
+        raise ValueError(
+            f"{what}: {len(wrong)} values are not {names}: {', '.join(wrong[:_SHOWN])}"
+        )
 
 
 def shown(keys: Sequence[Key]) -> str:
@@ -161,7 +174,9 @@ def shown(keys: Sequence[Key]) -> str:
     return (text or "none") + (", ..." if len(keys) > _SHOWN else "")
 
 
-def grouped_means(values: Iterable[float], groups: Iterable[str], scale: float = 1.0) -> dict[str, float]:
+def grouped_means(
+    values: Iterable[float], groups: Iterable[str], scale: float = 1.0
+) -> dict[str, float]:
     """The mean of the values of each group, in the order the groups appear."""
     members: dict[str, list[float]] = {}
     for value, group in zip(values, groups, strict=True):

@@ -119,7 +119,9 @@ def _last_suffix(word: str) -> str:
     return _replaced(word, [(suffix, "") for suffix in _STEP_4], is_allowed)
 
 
-def _replaced(word: str, rules: Sequence[tuple[str, str]], is_allowed: Callable[[str], bool]) -> str:
+def _replaced(
+    word: str, rules: Sequence[tuple[str, str]], is_allowed: Callable[[str], bool]
+) -> str:
     """The word after the first rule whose suffix it has, where the rest allows it."""
     for suffix, replacement in rules:
         if word.endswith(suffix):

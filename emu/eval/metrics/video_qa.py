@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, grouped_means, mean_score, require, shown
+from emu.eval.metrics.metric import (
+    Bootstrap,
+    Key,
+    Score,
+    aligned_keys,
+    grouped_means,
+    mean_score,
+    require,
+    shown,
+)
 
 NEXTQA_TYPES = ("CW", "CH", "TN", "TP", "TC", "DB", "DC", "DL", "DO")
 
@@ -28,7 +37,10 @@ class NextQaChoice:
 
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
-    def __call__(self, predictions: Mapping[Key, int], references: Mapping[Key, ChoiceReference]) -> Score:
+    def __call__(
+        self, predictions: Mapping[Key, int], references: Mapping[Key, ChoiceReference]
+    ) -> Score:
+        """The score; raises ValueError for ids or values that cannot be scored."""
         keys = aligned_keys(predictions, references)
         require(predictions, int, "predictions")
         types = nextqa_types(keys, [references[key].question_type for key in keys])
@@ -57,12 +69,16 @@ class WordAccuracy:
     normalization: Literal["exact", "vqa"] = "exact"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
-    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, WordReference]) -> Score:
+    def __call__(
+        self, predictions: Mapping[Key, str], references: Mapping[Key, WordReference]
+    ) -> Score:
+        """The score; raises ValueError for ids or values that cannot be scored."""
         keys = aligned_keys(predictions, references)
         require(predictions, str, "predictions")
         require({key: reference.answer for key, reference in references.items()}, str, "references")
         samples = {
-            key: float(self.normalized(predictions[key]) == self.normalized(references[key].answer)) for key in keys
+            key: float(self.normalized(predictions[key]) == self.normalized(references[key].answer))
+            for key in keys
         }
         asked = [key for key in keys if references[key].question is not None]
         words = [_question_word(references[key].question or "") for key in asked]
@@ -81,16 +97,22 @@ class WordAccuracy:
 def nextqa_types(keys: Iterable[Key], types: Iterable[str]) -> list[str]:
     """The types with TP counted as TN; raises ValueError with the first few that do not exist."""
     found = list(types)
-    unknown = [f"{key}: {kind}" for key, kind in zip(keys, found, strict=True) if kind not in NEXTQA_TYPES]
+    unknown = [
+        f"{key}: {kind}" for key, kind in zip(keys, found, strict=True) if kind not in NEXTQA_TYPES
+    ]
     if unknown:
-        raise ValueError(f"{len(unknown)} question types are none of {', '.join(NEXTQA_TYPES)}: {shown(unknown)}")
+        raise ValueError(
+            f"{len(unknown)} question types are none of {', '.join(NEXTQA_TYPES)}: {shown(unknown)}"
+        )
     return ["TN" if kind == "TP" else kind for kind in found]
 
 
 def nextqa_groups(samples: Iterable[float], types: list[str]) -> dict[str, float]:
     """Means in percent of the three groups C, T, D and of the types."""
     values = list(samples)
-    return grouped_means(values, [kind[0] for kind in types], 100) | grouped_means(values, types, 100)
+    return grouped_means(values, [kind[0] for kind in types], 100) | grouped_means(
+        values, types, 100
+    )
 
 
 def _question_word(question: str) -> str:

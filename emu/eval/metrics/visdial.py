@@ -37,16 +37,28 @@ class Visdial:
     ties: Ties = "first"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
-    def __call__(self, predictions: Mapping[Key, Sequence[float]], references: Mapping[Key, VisdialReference]) -> Score:
-        used = {key: reference for key, reference in references.items() if not self._needs_relevance(reference)}
-        keys = aligned_keys({key: predictions[key] for key in predictions if key in used or key not in references}, used)
+    def __call__(
+        self, predictions: Mapping[Key, Sequence[float]], references: Mapping[Key, VisdialReference]
+    ) -> Score:
+        """The score; raises ValueError for ids or values that cannot be scored."""
+        used = {
+            key: reference
+            for key, reference in references.items()
+            if not self._needs_relevance(reference)
+        }
+        keys = aligned_keys(
+            {key: predictions[key] for key in predictions if key in used or key not in references},
+            used,
+        )
         scores = score_matrix(predictions, keys)
         if self.measure == "ndcg":
             samples = ndcg(scores, _relevance(used, keys, scores.shape[1]), self.ties)
         else:
             ranks = target_ranks(scores, _targets(used, keys, scores.shape[1]), self.ties)
             samples = _MEASURES[self.measure](ranks)
-        return mean_score(self.measure, dict(zip(keys, samples.tolist(), strict=True)), self.bootstrap)
+        return mean_score(
+            self.measure, dict(zip(keys, samples.tolist(), strict=True)), self.bootstrap
+        )
 
     def _needs_relevance(self, reference: VisdialReference) -> bool:
         """Whether the question counts in another measure only: relevance is annotated for one round a dialog."""
@@ -58,11 +70,15 @@ def score_matrix(predictions: Mapping[Key, Sequence[float]], keys: Sequence[Key]
     lengths = [len(predictions[key]) for key in keys]
     uneven = [key for key, length in zip(keys, lengths, strict=True) if length != lengths[0]]
     if uneven:
-        raise ValueError(f"{len(uneven)} questions have not {lengths[0]} scores like the first: {shown(uneven)}")
+        raise ValueError(
+            f"{len(uneven)} questions have not {lengths[0]} scores like the first: {shown(uneven)}"
+        )
     matrix = np.asarray([predictions[key] for key in keys], np.float64)
-    bad = [keys[row] for row in np.flatnonzero(np.isnan(matrix).any(1))]
+    bad = [keys[row] for row in np.flatnonzero(np.isnan(matrix).any(1)).tolist()]
     if bad:
-        raise ValueError(f"{len(bad)} questions have scores that are not numbers (NaN): {shown(bad)}")
+        raise ValueError(
+            f"{len(bad)} questions have scores that are not numbers (NaN): {shown(bad)}"
+        )
     return matrix
 
 
@@ -92,7 +108,9 @@ def ndcg(scores: Floats, relevance: Floats, ties: Ties = "first") -> Floats:
     num_relevant = (relevance != 0).sum(1)
     if (num_relevant == 0).any():
         rows = np.flatnonzero(num_relevant == 0).tolist()
-        raise ValueError(f"{len(rows)} questions have no relevant candidate (row {shown(rows)}); NDCG is undefined")
+        raise ValueError(
+            f"{len(rows)} questions have no relevant candidate (row {shown(rows)}); NDCG is undefined"
+        )
     first = np.arange(scores.shape[1])[None] < num_relevant[:, None]
     discounts = np.where(first, 1 / np.log2(np.arange(scores.shape[1]) + 2.0), 0)
     if ties == "worst":
@@ -127,11 +145,15 @@ def visdial_scores(
     return [Visdial(measure, ties, bootstrap)(predictions, references) for measure in measures]
 
 
-def _targets(references: Mapping[Key, VisdialReference], keys: Sequence[Key], num: int) -> NDArray[np.int64]:
+def _targets(
+    references: Mapping[Key, VisdialReference], keys: Sequence[Key], num: int
+) -> NDArray[np.int64]:
     targets = [references[key].target for key in keys]
     outside = [key for key, target in zip(keys, targets, strict=True) if not 0 <= target < num]
     if outside:
-        raise ValueError(f"{len(outside)} targets are not among {num} candidates (counted from 0): {shown(outside)}")
+        raise ValueError(
+            f"{len(outside)} targets are not among {num} candidates (counted from 0): {shown(outside)}"
+        )
     return np.asarray(targets, np.int64)
 
 
@@ -139,9 +161,15 @@ def _relevance(references: Mapping[Key, VisdialReference], keys: Sequence[Key], 
     rows = [references[key].relevance or () for key in keys]
     uneven = [key for key, row in zip(keys, rows, strict=True) if len(row) != num]
     if uneven:
-        raise ValueError(f"{len(uneven)} questions have not a relevance for each of {num} candidates: {shown(uneven)}")
+        raise ValueError(
+            f"{len(uneven)} questions have not a relevance for each of {num} candidates: {shown(uneven)}"
+        )
     matrix = np.asarray(rows, np.float64)
-    bad = [keys[row] for row in np.flatnonzero(~(np.isfinite(matrix) & (matrix >= 0)).all(1))]
+    bad = [
+        keys[row] for row in np.flatnonzero(~(np.isfinite(matrix) & (matrix >= 0)).all(1)).tolist()
+    ]
     if bad:
-        raise ValueError(f"{len(bad)} questions have a relevance that is negative or no number: {shown(bad)}")
+        raise ValueError(
+            f"{len(bad)} questions have a relevance that is negative or no number: {shown(bad)}"
+        )
     return matrix

@@ -64,9 +64,14 @@ class VqaAccuracy:
         if self.mode not in _NORMALIZERS:
             raise ValueError(f"mode is {self.mode!r}; there are {', '.join(_NORMALIZERS)}")
         if self.stemmed and self.mode != "released":
-            raise ValueError(f"mode {self.mode!r} does not stem; OKVQA's stemming belongs to mode 'released'")
+            raise ValueError(
+                f"mode {self.mode!r} does not stem; OKVQA's stemming belongs to mode 'released'"
+            )
 
-    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, VqaReference]) -> Score:
+    def __call__(
+        self, predictions: Mapping[Key, str], references: Mapping[Key, VqaReference]
+    ) -> Score:
+        """The score; raises ValueError for ids or values that cannot be scored."""
         keys = aligned_keys(predictions, references)
         require(predictions, str, "predictions")
         _check(references)
@@ -75,7 +80,9 @@ class VqaAccuracy:
         for kind in ("question_type", "answer_type"):
             typed = [(samples[key], getattr(references[key], kind)) for key in keys]
             known = [(value, f"{kind}/{group}") for value, group in typed if group is not None]
-            groups |= grouped_means([value for value, _ in known], [group for _, group in known], 100)
+            groups |= grouped_means(
+                [value for value, _ in known], [group for _, group in known], 100
+            )
         name = "VQA accuracy" if self.mode == "official" else f"VQA accuracy ({self.mode})"
         return mean_score(name, samples, self.bootstrap, groups, scale=100)
 
@@ -85,8 +92,12 @@ class VqaAccuracy:
         matches = answers.count(answer)
         if matches == 0:
             return 0.0
-        annotators = reference.annotators if reference.annotators is not None else range(len(answers))
-        same = Counter(annotator for text, annotator in zip(answers, annotators, strict=True) if text == answer)
+        annotators = (
+            reference.annotators if reference.annotators is not None else range(len(answers))
+        )
+        same = Counter(
+            annotator for text, annotator in zip(answers, annotators, strict=True) if text == answer
+        )
         total = 0.0
         for text, annotator in zip(answers, annotators, strict=True):
             others = matches - (same[annotator] if text == answer else 0)
@@ -98,11 +109,21 @@ def _check(references: Mapping[Key, VqaReference]) -> None:
     empty = [key for key, reference in references.items() if not reference.answers]
     if empty:
         raise ValueError(f"references: {len(empty)} questions have no answers: {shown(empty)}")
-    answers = {(key, i): text for key, reference in references.items() for i, text in enumerate(reference.answers)}
+    answers = {
+        (key, i): text
+        for key, reference in references.items()
+        for i, text in enumerate(reference.answers)
+    }
     require(answers, str, "references")
-    uneven = [key for key, ref in references.items() if ref.annotators and len(ref.annotators) != len(ref.answers)]
+    uneven = [
+        key
+        for key, ref in references.items()
+        if ref.annotators and len(ref.annotators) != len(ref.answers)
+    ]
     if uneven:
-        raise ValueError(f"references: {len(uneven)} questions have more or fewer annotators than answers: {shown(uneven)}")
+        raise ValueError(
+            f"references: {len(uneven)} questions have more or fewer annotators than answers: {shown(uneven)}"
+        )
 
 
 def _official(prediction: str, answers: Sequence[str], stemmed: bool) -> Normalized:

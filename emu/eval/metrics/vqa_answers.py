@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Words without their apostrophes and with them, in pairs; the scorers lower-case before they look here.
 _CONTRACTIONS_TEXT = """
@@ -24,8 +25,8 @@ whyll why'll whyre why're whys why's wont won't wouldve would've wouldnt wouldn'
 wouldn'tve wouldn't've yall y'all yall'll y'all'll y'allll y'all'll yall'd've y'all'd've y'alld've y'all'd've
 y'all'dve y'all'd've youd you'd youd've you'd've you'dve you'd've youll you'll youre you're youve you've
 """
-_WORDS = _CONTRACTIONS_TEXT.split()
-CONTRACTIONS = dict(zip(_WORDS[::2], _WORDS[1::2], strict=True))
+_WORDS: Sequence[str] = _CONTRACTIONS_TEXT.split()
+CONTRACTIONS: dict[str, str] = dict(zip(_WORDS[::2], _WORDS[1::2], strict=True))
 NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
     "seven": "7", "eight": "8", "nine": "9", "ten": "10",

@@ -91,12 +91,17 @@ class WordNet:
         two senses are a little similar. NLTK 3.3 does where the first sense is a verb, NLTK 3.8.1 and later where
         either sense is not a noun. Published scores of NExT-OE are by the former.
         """
-        with_root = first.pos == "v" if rule == "nltk-3.3" else (first.pos, second.pos) != ("n", "n")
+        with_root = (
+            first.pos == "v" if rule == "nltk-3.3" else (first.pos, second.pos) != ("n", "n")
+        )
         subsumer = self._subsumer(first, second, with_root)
         if subsumer is None:
             return None
         depth = (0 if subsumer == _ROOT else self._depth(subsumer)[1]) + 1
-        lengths = self._distance(first, subsumer, with_root), self._distance(second, subsumer, with_root)
+        lengths = (
+            self._distance(first, subsumer, with_root),
+            self._distance(second, subsumer, with_root),
+        )
         if lengths[0] is None or lengths[1] is None:
             return None
         return 2.0 * depth / (lengths[0] + depth + lengths[1] + depth)
@@ -106,7 +111,10 @@ class WordNet:
 
     def _stripped(self, forms: list[str], pos: str) -> list[str]:
         return [
-            form[: -len(old)] + new for form in forms for old, new in _ENDINGS[pos] if form.endswith(old)
+            form[: -len(old)] + new
+            for form in forms
+            for old, new in _ENDINGS[pos]
+            if form.endswith(old)
         ]
 
     def _subsumer(self, first: Sense, second: Sense, with_root: bool) -> tuple[str, int] | None:
@@ -152,7 +160,9 @@ class WordNet:
             distance = 0
             while waiting:
                 paths.update((key, distance) for key in waiting)
-                above = ((key[0], offset) for key in waiting for offset in self._senses[key].hypernyms)
+                above = (
+                    (key[0], offset) for key in waiting for offset in self._senses[key].hypernyms
+                )
                 waiting = [key for key in dict.fromkeys(above) if key not in paths]
                 distance += 1
             self._paths[start] = paths
@@ -195,7 +205,9 @@ def _read_senses(path: Path, pos: str, index: dict[str, tuple[int, ...]]) -> Ite
         word = fields[4].split("(")[0].lower()
         pointers = fields[4 + 2 * num_words :]
         hypernyms = tuple(
-            int(pointers[2 + 4 * i]) for i in range(int(pointers[0])) if pointers[1 + 4 * i] in _HYPERNYMS
+            int(pointers[2 + 4 * i])
+            for i in range(int(pointers[0]))
+            if pointers[1 + 4 * i] in _HYPERNYMS
         )
         offset = int(fields[0])
         number = index[word].index(offset) + 1

@@ -46,9 +46,14 @@ class Wups:
     threshold: float = 0.0
     rule: RootRule = "nltk-3.3"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    _similarities: dict[tuple[str, str], float] = field(default_factory=dict, repr=False, compare=False)
+    _similarities: dict[tuple[str, str], float] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
-    def __call__(self, predictions: Mapping[Key, str], references: Mapping[Key, OpenReference]) -> Score:
+    def __call__(
+        self, predictions: Mapping[Key, str], references: Mapping[Key, OpenReference]
+    ) -> Score:
+        """The score; raises ValueError for ids or values that cannot be scored."""
         keys = aligned_keys(predictions, references)
         require(predictions, str, "predictions")
         types = nextqa_types(keys, [references[key].question_type for key in keys])
@@ -58,12 +63,17 @@ class Wups:
         words = {text: self.words(text) for text in texts}
         samples = {
             key: max(
-                (self._sample(words[predictions[key]], words[answer], kind) for answer in references[key].answers),
+                (
+                    self._sample(words[predictions[key]], words[answer], kind)
+                    for answer in references[key].answers
+                ),
                 default=0.0,
             )
             for key, kind in zip(keys, types, strict=True)
         }
-        return mean_score("WUPS", samples, self.bootstrap, nextqa_groups(samples.values(), types), scale=100)
+        return mean_score(
+            "WUPS", samples, self.bootstrap, nextqa_groups(samples.values(), types), scale=100
+        )
 
     def words(self, answer: str) -> list[str]:
         """The lemmas of an answer without stop words."""
@@ -127,12 +137,15 @@ def nltk_tagger() -> Tag:
     try:
         import nltk
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("tags need NLTK: install the extra with pip install 'emu-platform[wordnet]'") from error
+        raise ModuleNotFoundError(
+            "tags need NLTK: install the extra with pip install 'emu-platform[wordnet]'"
+        ) from error
     try:
         nltk.pos_tag(["word"])
     except LookupError as error:
         raise FileNotFoundError(
-            "NLTK has no tagger data: run python -m nltk.downloader averaged_perceptron_tagger_eng (see docs/metrics.md)"
+            "NLTK has no tagger data: python -m nltk.downloader averaged_perceptron_tagger_eng "
+            "fetches it (docs/metrics.md)"
         ) from error
     return lambda words: [tag for _, tag in nltk.pos_tag(list(words))]
 
