@@ -274,17 +274,21 @@ def _similarity(counts: NgramCounts, captions: TokenizedCaptions, clipped: bool)
     num = len(captions.keys)
     num_sentences = num + len(captions.references)
     weights = counts.counts * _idf(counts, captions)
-    norms = np.sqrt(np.bincount(counts.sentences, weights**2, num_sentences))
+    norms = np.sqrt(_sums(counts.sentences, weights**2, num_sentences))
     keys = _image_keys(counts, captions)
     is_reference = counts.sentences >= num
     matched, where = _lookup(keys[~is_reference], keys[is_reference])
     ours, theirs = weights[~is_reference][where], weights[is_reference][matched]
     products = (np.minimum(ours, theirs) if clipped else ours) * theirs
-    sums = np.bincount(
-        counts.sentences[is_reference][matched] - num, products, len(captions.references)
-    )
+    sums = _sums(counts.sentences[is_reference][matched] - num, products, len(captions.references))
     scale = norms[:num][captions.owners] * norms[num:]
     return np.divide(sums, scale, out=sums, where=scale != 0)
+
+
+def _sums(places: Integers, values: Floats, length: int) -> Floats:
+    """The sum of the values at each place."""
+    # of no values NumPy counts in integers
+    return np.bincount(places, values, length).astype(np.float64)
 
 
 def _idf(counts: NgramCounts, captions: TokenizedCaptions) -> Floats:

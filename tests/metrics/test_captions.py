@@ -1,0 +1,113 @@
+"""Bleu, ROUGE-L and CIDEr against the stored values of the official scorers, and their edges."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from emu.eval.metrics.captions import Bleu, Cider, RougeL, score_captions
+from emu.eval.metrics.metric import Bootstrap
+
+STORED = json.loads((Path(__file__).parent / "official.json").read_text(encoding="utf-8"))
+NO_INTERVAL = Bootstrap(0)
+
+
+def test_scores_are_the_official_scorers_to_1e_9():
+    scores = score_captions(STORED["predictions"], STORED["references"], NO_INTERVAL)
+    assert [score.name for score in scores] == list(STORED["scores"])
+    for score in scores:
+        stored = STORED["scores"][score.name]
+        assert score.value == pytest.approx(stored["value"], abs=1e-9)
+        assert score.samples == pytest.approx(stored["samples"], abs=1e-9)
+
+
+def test_known_scores_of_the_official_scorers(shared: Path):
+    folder = shared / "golden" / "metrics"
+    if not folder.is_dir():
+        pytest.skip("no folder shared/golden/metrics beside the repository")
+    references: dict[str, list[str]] = {}
+    for record in json.loads((folder / "abstract48S.json").read_text()):
+        references.setdefault(record["image_id"], []).append(record["caption"])
+    # two candidates an image, each scored as a sample of its own
+    candidates = json.loads((folder / "abstract_candsB.json").read_text())
+    scores = score_captions(
+        {index: record["caption"] for index, record in enumerate(candidates)},
+        {index: references[record["image_id"]] for index, record in enumerate(candidates)},
+        NO_INTERVAL,
+    )
+    found = {score.name: f"{score.value:.6f}" for score in scores}
+    assert found == {
+        "Bleu_1": "0.833688",
+        "Bleu_2": "0.697768",
+        "Bleu_3": "0.573835",
+        "Bleu_4": "0.462659",
+        "ROUGE_L": "0.642443",
+        "CIDEr": "0.655244",
+    }
+
+
+def test_cider_d_is_the_coco_scorers_cider_and_the_unclipped_one_is_not():
+    values = {
+        variant: Cider(variant, NO_INTERVAL)(STORED["predictions"], STORED["references"]).value
+        for variant in ("CIDEr", "CIDEr-D", "CIDEr-unclipped")
+    }
+    assert values["CIDEr"] == values["CIDEr-D"] != values["CIDEr-unclipped"]
+
+
+def test_perfect_captions_score_highest():
+    captions = {
+        index: f"a {word} sits on the old red mat"
+        for index, word in enumerate(["dog", "cat", "cow"])
+    }
+    references = {key: [text, "something else"] for key, text in captions.items()}
+    assert Bleu(4, NO_INTERVAL)(captions, references).value == pytest.approx(1, abs=1e-6)
+    assert RougeL(NO_INTERVAL)(captions, references).value == pytest.approx(1)
+    alone = Cider(bootstrap=NO_INTERVAL)(captions, {key: [text] for key, text in captions.items()})
+    assert alone.value == pytest.approx(10)
+
+
+def test_one_image_has_no_cider():
+    assert Cider(bootstrap=NO_INTERVAL)({"a": "a dog"}, {"a": ["a dog"]}).value == 0
+
+
+def test_empty_captions_score_zero_and_nothing_is_nan():
+    scores = score_captions({1: "", 2: ""}, {1: ["a dog"], 2: ["a cat"]}, NO_INTERVAL)
+    assert all(score.value == pytest.approx(0, abs=1e-9) for score in scores)
+    assert not any(math.isnan(value) for score in scores for value in score.samples.values())
+
+
+def test_interval_holds_the_score_and_is_the_same_for_a_seed():
+    first = score_captions(STORED["predictions"], STORED["references"], Bootstrap(200, seed=1))
+    again = score_captions(STORED["predictions"], STORED["references"], Bootstrap(200, seed=1))
+    assert first == again
+    for score in first:
+        assert score.interval is not None
+        assert score.interval.low < score.value < score.interval.high
+
+
+BAD_INPUTS: list[tuple[Mapping, Mapping[object, Sequence[object]], str]] = [
+    ({"a": "x"}, {"a": ["x"], "b": ["y"]}, "1 of 2 references have no prediction .'b'."),
+    ({"a": "x", "c": "y"}, {"a": ["x"]}, "1 of 2 predictions have no reference .'c'."),
+    ({1: "x"}, {"1": ["x"]}, "types differ: int and str"),
+    ({}, {}, "nothing to score"),
+    ({"a": None}, {"a": ["x"]}, "'a': None"),
+    ({"a": float("nan")}, {"a": ["x"]}, "predictions: 1 values are not str"),
+    ({"a": "x"}, {"a": []}, "1 images have none: 'a'"),
+    ({"a": "x"}, {"a": "x"}, "references: 1 values are not list or tuple"),
+    ({"a": "x"}, {"a": ["x", 3]}, "references: 1 values are not str"),
+]
+
+
+@pytest.mark.parametrize(("predictions", "references", "message"), BAD_INPUTS)
+def test_bad_input_is_an_error_that_names_it(
+    predictions: Mapping, references: Mapping, message: str
+):
+    with pytest.raises(ValueError, match=message):
+        score_captions(predictions, references, NO_INTERVAL)
+
+
+def test_an_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="'CIDEr-X'"):
+        Cider("CIDEr-X")
