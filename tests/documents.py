@@ -1,0 +1,43 @@
+"""Commands in the documentation: what stands in `sh` blocks of README.md and docs/."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+JOB = re.compile(r"(?:^|/)jobs/(\w+)\.py$")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One call of a job: its module under `jobs/` and its arguments."""
+
+    page: str
+    job: str
+    arguments: tuple[str, ...]
+
+
+def pages(root: Path) -> list[Path]:
+    """Every page of documentation."""
+    return [root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path) -> list[str]:
+    """The `sh` blocks of a page, continued lines joined."""
+    return [block.replace("\\\n", " ") for block in BLOCK.findall(page.read_text())]
+
+
+def commands(root: Path) -> list[Command]:
+    """Every call of a job in every page; placeholders such as `…` are left out."""
+    found = []
+    for page in pages(root):
+        for line in (line for block in blocks(page) for line in block.splitlines()):
+            words = [w for w in shlex.split(line, comments=True) if w not in ("&", "…", "...")]
+            for place, word in enumerate(words):
+                if match := JOB.search(word):
+                    rest = words[place + 1 :]
+                    stop = next((n for n, w in enumerate(rest) if w in ("&&", "|", ">", ";")), None)
+                    found.append(Command(page.name, match[1], tuple(rest[:stop])))
+                    break
+    return found

@@ -1,0 +1,46 @@
+"""The documentation is tested: its commands parse, its links lead somewhere."""
+
+import contextlib
+import importlib
+import inspect
+import os
+import re
+from pathlib import Path
+
+import pytest
+import tyro
+
+from tests.documents import Command, commands, pages
+
+ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)")
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {c.job for c in commands(ROOT)} >= {"build_mmc4", "train_emu", "serve"}
+
+
+@pytest.mark.parametrize("command", commands(ROOT), ids=lambda c: f"{c.page}:{c.job}")
+def test_a_command_of_the_docs_parses(command: Command) -> None:
+    module = importlib.import_module(f"jobs.{command.job}")
+    options = re.search(r"tyro\.cli\(\s*(\w+)", inspect.getsource(module))
+    assert options, f"jobs/{command.job}.py has no command line"
+    wanted = getattr(module, options[1])
+    if "--help" in command.arguments or not command.arguments:
+        return
+    with contextlib.redirect_stderr(None):
+        assert tyro.cli(wanted, args=list(command.arguments)) is not None
+
+
+@pytest.mark.parametrize("page", pages(ROOT), ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    broken = [t for t in LINK.findall(page.read_text()) if not (page.parent / t).exists()]
+    assert not broken, f"{page.name} links to {broken}"
+
+
+def test_every_job_is_executable_and_has_its_shebang() -> None:
+    jobs = [p for p in (ROOT / "jobs").glob("*.py") if "tyro.cli(" in p.read_text()]
+    assert len(jobs) >= 6
+    for job in jobs:
+        assert job.read_text().startswith("#!/usr/bin/env python3\n"), job.name
+        assert os.access(job, os.X_OK), f"{job.name} is not executable (chmod +x)"
