@@ -123,18 +123,30 @@ def _worked_on(
     if num_workers == 0:
         yield from map(ShardFeatures(*arguments), rows)
         return
-    import ray
-    from ray.data import ActorPoolStrategy
+    yield from _on_ray(rows, arguments, num_workers)
 
+
+def _on_ray(
+    rows: list[dict[str, Any]], arguments: tuple[Any, ...], num_workers: int
+) -> Iterator[dict[str, Any]]:
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False  # the bar of the job counts shards
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    context.execution_no_progress_timeout_s = -1  # a shard may take long
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    shards = ray.data.from_items(rows, override_num_blocks=len(rows))
-    done = shards.map(
-        ShardFeatures,  # pyright: ignore[reportArgumentType]  (a class: one worker an actor)
-        fn_constructor_args=arguments,
-        compute=ActorPoolStrategy(size=min(num_workers, len(rows))),
-        num_gpus=1 if has_gpus else 0,
-    )
-    yield from done.iter_rows()
+    with DataContext.current(context):
+        shards = ray.data.from_items(rows, override_num_blocks=len(rows))
+        done = shards.map(
+            ShardFeatures,  # pyright: ignore[reportArgumentType]  (a class: one worker an actor)
+            fn_constructor_args=arguments,
+            compute=ActorPoolStrategy(size=min(num_workers, len(rows))),
+            num_gpus=1 if has_gpus else 0,
+        )
+        yield from done.iter_rows()
 
 
 def summary(manifest: Manifest, num_done: int, options: PrecomputeFeatures, seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Work in processes of their own that can be killed; forked from a server that has imported torch."""
 
 import multiprocessing
+import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,3 +58,19 @@ def train_work(plan: TrainPlan) -> None:
     """Train to the end of the plan."""
     torch.set_num_threads(1)
     train(plan)
+
+
+def train_rank(rank: int, world: int, plan: TrainPlan) -> None:
+    """Train to the end of the plan as one of several ranks."""
+    torch.set_num_threads(1)
+    meeting = f"file://{plan.out}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    train(plan, Ranks(Share(rank, world)))
+    dist.destroy_process_group()
+
+
+def train_without_ray(plan: TrainPlan) -> None:
+    """Train where Ray cannot be imported; nothing imported so far has asked for it."""
+    assert not [name for name in sys.modules if name == "ray" or name.startswith("ray.")]
+    sys.modules["ray"] = None  # type: ignore[assignment]
+    train_work(plan)

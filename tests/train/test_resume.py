@@ -14,7 +14,7 @@ from emu.train.loop import SUMMARY, Run, TrainPlan, train
 from emu.train.metrics import read_metrics
 from emu.train.parallel import Ranks
 from tests.train.plans import are_equal, mini_plan, weights_of
-from tests.train.processes import start, train_work
+from tests.train.processes import start, train_without_ray, train_work
 
 CPU = torch.device("cpu")
 
@@ -97,6 +97,13 @@ def test_killed_again_and_again_also_while_writing_a_checkpoint(whole: TrainPlan
     assert process.exitcode == 0 and kills >= 4 and while_writing >= 2
     assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
     assert not list(folder.glob(f"{TEMPORARY}*")) and len(checkpoints(tmp_path / "out")) == 2
+
+
+def test_training_needs_no_ray(whole: TrainPlan, tmp_path: Path):
+    process = start(train_without_ray, elsewhere(whole, tmp_path / "out"))
+    process.join(60)
+    assert process.exitcode == 0
+    assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
 
 
 def test_a_finished_run_started_again_does_nothing_more(whole: TrainPlan):
