@@ -56,8 +56,9 @@ class BuildMmc4:
     min_similarity: float = 0.32
     """CLIP similarity (-1 to 1) to its sentence below which an image is left out. 0.32 is the paper's threshold;
     OpenFlamingo's script uses 0.24, which keeps far more."""
-    max_images: int | None = None
-    """Images fetched for one document at most: the most similar ones. None takes all."""
+    max_images: int | None = 256
+    """Images fetched for one document at most: the most similar ones. Real documents have a handful; the
+    default only bounds what a freak of a page can cost. None takes all."""
     limit: int | None = None
     """Documents read at most, for a trial. None reads all."""
     retry_failed: bool = False

@@ -17,6 +17,7 @@ Source: MMC4 v1.1 as released (github.com/allenai/mmc4, README).
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -108,8 +109,7 @@ def _loaded(line: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(n for n in names if names.count(n) > 1)
+        doubled = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise DocumentError("doubled_field", f"field {_shown(doubled)}")
     return found
 

@@ -33,7 +33,8 @@ class MatchRules:
     """The rules for the images of a document."""
 
     min_similarity: float = 0.32
-    max_images: int | None = None
+    max_images: int | None = 256
+    """Bounds the memory and time that one document can take."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.min_similarity <= 1:
@@ -68,8 +69,8 @@ def choose_images(
     alive = [i for i, outcome in enumerate(outcomes) if outcome.reason is None]
     if rules.max_images is not None:
         ranked = sorted(alive, key=lambda i: (-best[i], i))
-        for i in ranked[rules.max_images :]:
-            outcomes[i] = Outcome("over_max_images", f"number {ranked.index(i) + 1} by similarity")
+        for place, i in enumerate(ranked[rules.max_images :], rules.max_images + 1):
+            outcomes[i] = Outcome("over_max_images", f"number {place} by similarity")
     return outcomes
 
 

@@ -13,7 +13,7 @@ from pipelines.corpora.mmc4_document import (
     DocumentError,
     parse_document,
 )
-from pipelines.corpora.mmc4_match import MatchRules
+from pipelines.corpora.mmc4_match import MatchRules, choose_images
 from pipelines.corpora.mmc4_steps import PARSED, ParseDocuments
 from schemas.links import LINK_TYPE
 
@@ -187,3 +187,15 @@ def test_any_documents_become_rows_of_the_table(edits: list[tuple[str, Any]]):
     for row in parsed.to_pylist():
         assert (row["drop_reason"] is None) == (row["texts"] is not None)
         assert row["drop_reason"] is not None or len(row["links"]) == 2
+
+
+@pytest.mark.timeout(60)
+def test_freak_documents_take_no_more_than_linear_time():
+    many = {f"f{i}": 0 for i in range(200_000)}
+    with pytest.raises(DocumentError, match="'last'"):
+        parse_document(json.dumps(many)[:-1] + ', "last": 1, "last": 2}')
+    info = [{"raw_url": "", "matched_text_index": 0}] * 200_000
+    document = {"url": "", "text_list": ["a"], "image_info": info}
+    found = parse_document(json.dumps(document | {"similarity_matrix": [[0.5]] * 200_000}))
+    outcomes = choose_images(found.similarity, found.texts, MatchRules())
+    assert sum(o.reason is None for o in outcomes) == 256

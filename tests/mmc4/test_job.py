@@ -1,10 +1,7 @@
 import gzip
 import json
 import stat
-from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -12,28 +9,6 @@ from jobs.build_mmc4 import main
 from pipelines.miniworld.server import ImageServer
 from schemas.manifest import manifest_from_json
 from tests.mmc4.pages import draw, page, write_pages
-
-
-@pytest.fixture
-def photos(sample_data: Path) -> Iterator[str]:
-    """IP:PORT of a server that stands for the hosts of the sample documents."""
-
-    class Handler(SimpleHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, directory=str(sample_data), **kwargs)
-
-        def log_message(self, format, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def run_job(*options: object) -> int:
