@@ -98,7 +98,7 @@ def _check_column(values: pa.ChunkedArray, column: Column, spec: TableSpec) -> N
     good = pc.fill_null(column.is_valid(values), column.nullable)
     row = pc.index(good, pa.scalar(False)).as_py()
     if row >= 0:
-        shown = repr(values[row].as_py())[:80]
+        shown = _shown(values[row].as_py())
         raise SchemaError(
             f"{spec.label}: column '{column.name}', row {row}: {shown} is not {column.rule}"
         )
@@ -110,10 +110,15 @@ def _array(spec: TableSpec, column: Column, rows: list[dict]) -> pa.Array:
         return pa.array(values, type=column.type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError, ValueError) as error:
         row = _first_bad(values, column.type)
-        shown = repr(values[row])[:80]
+        shown = _shown(values[row])
         raise SchemaError(
             f"{spec.label}: column '{column.name}', row {row}: {shown} is not {column.type}"
         ) from error
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _first_bad(values: list, type_: pa.DataType) -> int:

@@ -67,14 +67,18 @@ class RayRunner:
 
 
 class _ShardActor:
-    """An operator kept on an actor of Ray Data."""
+    """An operator kept on an actor of Ray Data.
+
+    It is opened with the first shard: an exception then takes the road of all exceptions of steps, while one in
+    the making of an actor would be tried again and come out as the death of an actor.
+    """
 
     def __init__(self, operator: Operator) -> None:
-        self._work = None
-        self._work = operator.open()
+        self._operator = operator
+        self._work: ShardWork | None = None
 
     def __call__(self, row: Row) -> Row:
-        assert self._work is not None
+        self._work = self._work or self._operator.open()
         return _done(row, self._work)
 
     def __del__(self) -> None:

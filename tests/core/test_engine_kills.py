@@ -1,81 +1,64 @@
 """kill -9 at any moment, any number of times, then a run to the end: the same bytes."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from engine_jobs import Job, kill_group
 from numbers_pipeline import contents
-
-SCRIPT = Path(__file__).with_name("numbers_pipeline.py")
-
-
-def start(out: Path, *options: str) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])}
-    command = [sys.executable, str(SCRIPT), str(out), *options]
-    return subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, start_new_session=True, text=True
-    )
-
-
-def to_the_end(out: Path, *options: str) -> None:
-    process = start(out, *options)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def untouched(job: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("untouched") / "out"
-    to_the_end(out)
+    job.to_the_end(out)
     return contents(out)
 
 
 def test_twenty_kills_at_random_file_operations_give_the_same_bytes(
-    tmp_path: Path, untouched: dict[str, str]
+    job: Job, tmp_path: Path, untouched: dict[str, str]
 ) -> None:
     chance, out, num_kills = random.Random(1), tmp_path / "out0", 0
     while num_kills < 20:
-        process = start(out, "--kill-at", str(chance.randint(1, 60)))
+        process = job.start(out, "--kill-at", str(chance.randint(1, 60)))
         process.communicate(timeout=120)
         assert process.returncode in (-signal.SIGKILL, 0)
         num_kills += process.returncode == -signal.SIGKILL
         if (out / "manifest.json").exists():
             out = tmp_path / f"out{num_kills}"
     for folder in tmp_path.iterdir():
-        to_the_end(folder)
+        job.to_the_end(folder)
         assert contents(folder) == untouched
 
 
 def test_kills_from_outside_at_random_times_give_the_same_bytes(
-    tmp_path: Path, untouched: dict[str, str]
+    job: Job, tmp_path: Path, untouched: dict[str, str]
 ) -> None:
     chance, out = random.Random(2), tmp_path / "out"
     for _ in range(5):
-        process = start(out, "--sleep-s", "0.01")
+        process = job.start(out, "--sleep-s", "0.01")
         time.sleep(chance.uniform(0.3, 1.5))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
-    to_the_end(out)
+        kill_group(process)
+    job.to_the_end(out)
     assert contents(out) == untouched
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_kill_at_every_file_operation_of_a_build_gives_the_same_bytes(tmp_path: Path) -> None:
-    to_the_end(tmp_path / "untouched", "--records", "20")
+def test_a_kill_at_every_file_operation_of_a_build_gives_the_same_bytes(
+    job: Job, tmp_path: Path
+) -> None:
+    job.to_the_end(tmp_path / "untouched", "--records", "20")
     untouched = contents(tmp_path / "untouched")
     number, ended = 0, False
     while not ended:
         number += 1
         out = tmp_path / f"out{number}"
-        process = start(out, "--records", "20", "--kill-at", str(number))
+        process = job.start(out, "--records", "20", "--kill-at", str(number))
         process.communicate(timeout=120)
         ended = process.returncode == 0
-        to_the_end(out, "--records", "20")
+        job.to_the_end(out, "--records", "20")
         assert contents(out) == untouched, f"killed at operation {number}"
     assert number > 100

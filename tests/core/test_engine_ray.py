@@ -1,0 +1,167 @@
+"""The Ray runner gives the bytes of the local one, also when workers or whole jobs are killed."""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from engine_jobs import Job, kill_group
+from numbers_pipeline import NumberSource, contents, numbers_pipeline
+from ray import cloudpickle
+from test_engine_barrier import with_dedup
+
+from pipelines.core.errors import StepError
+from pipelines.core.run import run
+from pipelines.core.run_ray import RayRunner
+from pipelines.core.stage import Construct, Pipeline, Resources, Stage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _code_travels_to_workers() -> Iterator[None]:
+    """Workers cannot import the modules of tests; a real pipeline lies in a package that they have."""
+    modules = [sys.modules[n] for n in (__name__, "numbers_pipeline", "test_engine_barrier")]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    yield
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def build(pipeline: Pipeline, out: Path) -> dict[str, str]:
+    run(pipeline, str(out), RayRunner(), progress=False)
+    return contents(out)
+
+
+def build_locally(pipeline: Pipeline, out: Path) -> dict[str, str]:
+    run(pipeline, str(out), progress=False)
+    return contents(out)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_both_runners_give_the_same_bytes(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    expected = build_locally(numbers_pipeline(), tmp_path / "local")
+    assert build(numbers_pipeline(calls=str(calls)), tmp_path / "ray") == expected
+    noted = [p.name.split(".")[0] for p in calls.iterdir()]
+    assert {n: noted.count(n) for n in ("parse", "fetch", "write")} == {
+        "parse": 6,
+        "fetch": 6,
+        "write": 6,
+    }
+    assert str(os.getpid()) not in {p.name.split(".")[2] for p in calls.iterdir()}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_both_runners_give_the_same_bytes_with_a_barrier(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    expected = build_locally(with_dedup(calls), tmp_path / "local")
+    assert build(with_dedup(calls), tmp_path / "ray") == expected
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_an_error_of_a_step_names_stage_and_shard(tmp_path: Path) -> None:
+    def fail(table: pa.Table) -> pa.Table:
+        if 42 in table["number"].to_pylist():
+            raise ValueError("no forty-two")
+        return table
+
+    pipeline = numbers_pipeline()
+    parse, fetch = pipeline.stages
+    broken = replace(pipeline, stages=(parse, Stage("check", (fail,)), fetch))
+    with pytest.raises(StepError, match=r"stage 'check', shard 'numbers-000004': .*no forty-two"):
+        run(broken, str(tmp_path), RayRunner(), progress=False)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+class Unmakeable:
+    def __init__(self) -> None:
+        raise FileNotFoundError("no weights here")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_transform_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    stage = Stage("features", (Construct(Unmakeable),))  # type: ignore[arg-type]
+    pipeline = replace(numbers_pipeline(), stages=(stage,))
+    with pytest.raises(StepError, match=r"stage 'features'.*making 'Unmakeable'.*no weights here"):
+        run(pipeline, str(tmp_path), RayRunner(), progress=False)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_more_stages_than_cpus_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    parse, fetch = numbers_pipeline().stages
+    assert isinstance(fetch, Stage)
+    greedy = replace(fetch, resources=Resources(num_cpus=100))
+    pipeline = replace(numbers_pipeline(NumberSource(20)), stages=(parse, greedy))
+    assert len(build(pipeline, tmp_path)) == 7
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_killed_workers_change_nothing(tmp_path: Path) -> None:
+    source, calls = NumberSource(120), tmp_path / "calls"
+    calls.mkdir()
+    expected = build_locally(numbers_pipeline(source), tmp_path / "local")
+    killed: list[str] = []
+    is_over = threading.Event()
+
+    def kill_some() -> None:
+        chance, seen = random.Random(4), set()
+        while not is_over.is_set() and len(killed) < 6:
+            for call in sorted(calls.glob("*")):
+                what, shard, pid, _ = call.name.split(".")
+                if (what, shard) in seen or what not in ("parse", "fetch"):
+                    continue
+                seen.add((what, shard))
+                if chance.random() < 0.4 and len(killed) < 6 and int(pid) != os.getpid():
+                    with suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+                        killed.append(f"{what} {shard}")
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_some)
+    killer.start()
+    try:
+        pipeline = numbers_pipeline(source, str(calls), (0.01,))
+        assert build(pipeline, tmp_path / "ray") == expected
+    finally:
+        is_over.set()
+        killer.join()
+    assert len(killed) == 6, killed
+
+
+def kill_ray_jobs(job: Job, tmp_path: Path, num_kills: int, seed: int) -> None:
+    chance, out, options = random.Random(seed), tmp_path / "out", ("--ray", "--sleep-s", "0.1")
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    for _ in range(num_kills):
+        process = job.start(out, *options, "--calls", str(calls))
+        # Half of the kills fall into the work, the others into its beginning or end.
+        wanted = len(list(calls.iterdir())) + chance.randint(0, 8)
+        deadline = time.monotonic() + 120
+        while len(list(calls.iterdir())) < wanted and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0.0, 0.5))
+        kill_group(process)
+    job.to_the_end(out, *options)
+    job.to_the_end(tmp_path / "local")
+    assert contents(out) == contents(tmp_path / "local")
+
+
+def test_killed_jobs_change_nothing(job: Job, tmp_path: Path) -> None:
+    kill_ray_jobs(job, tmp_path, 2, seed=5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_killed_jobs_change_nothing(job: Job, tmp_path: Path) -> None:
+    kill_ray_jobs(job, tmp_path, 20, seed=6)
