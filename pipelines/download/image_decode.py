@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image
 
 from pipelines.download.image_header import ImageHeader, ImageRejected
+from pipelines.download.scratch import scratch
 
 _TURBO_COLORSPACES = frozenset({"YCbCr", "RGB", "Gray"})
 _PILLOW_NAMES = {
@@ -34,6 +35,8 @@ _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 
 def decode(data: bytes, header: ImageHeader, min_width: int, min_height: int) -> np.ndarray:
     """Pixels (height, width, 3), uint8; of a JPEG, the smallest scale that is at least as large as asked.
+
+    They hold until the next call in the same thread.
 
     Raises:
         ImageRejected: image_truncated, image_corrupt or image_format_unsupported.
@@ -73,10 +76,13 @@ def _scaled(header: ImageHeader, min_width: int, min_height: int) -> tuple[int, 
     return next(fits, (header.width, header.height))
 
 
-def _decode_turbo(data: bytes, min_width: int, min_height: int) -> np.ndarray:
+def _decode_turbo(data: bytes, width: int, height: int) -> np.ndarray:
+    """Pixels at the scale that has exactly this size."""
+    buffer = scratch("decoded", width * height * 3)
+
     def turbo(is_strict: bool) -> np.ndarray:
         return simplejpeg.decode_jpeg(
-            data, "RGB", min_height=min_height, min_width=min_width, strict=is_strict
+            data, "RGB", min_height=height, min_width=width, buffer=buffer, strict=is_strict
         )
 
     try:

@@ -14,6 +14,7 @@ import simplejpeg
 
 from pipelines.download.image_decode import check, decode, open_lazily
 from pipelines.download.image_header import ImageHeader, ImageRejected, read_header
+from pipelines.download.scratch import scratch
 
 __all__ = ["ImageConfig", "ImageRejected", "NormalisedImage", "normalise_image"]
 
@@ -137,9 +138,15 @@ def _shrunk(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """
     cv2.setNumThreads(1)  # a pool of threads costs more than it gains on images of this size
     if pixels.shape[0] < 2 * height or pixels.shape[1] < 2 * width:
-        between = (2 * width, 2 * height)
-        pixels = cv2.resize(pixels, between, interpolation=cv2.INTER_LINEAR)
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+        pixels = _resized(pixels, 2 * width, 2 * height, cv2.INTER_LINEAR, "between")
+    return _resized(pixels, width, height, cv2.INTER_AREA, "resized")
+
+
+def _resized(
+    pixels: np.ndarray, width: int, height: int, interpolation: int, name: str
+) -> np.ndarray:
+    result = scratch(name, width * height * 3).reshape(height, width, 3)
+    return np.asarray(cv2.resize(pixels, (width, height), dst=result, interpolation=interpolation))
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
