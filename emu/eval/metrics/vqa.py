@@ -83,7 +83,11 @@ class VqaAccuracy:
             groups |= grouped_means(
                 [value for value, _ in known], [group for _, group in known], 100
             )
-        name = "VQA accuracy" if self.mode == "official" else f"VQA accuracy ({self.mode})"
+        name = (
+            "VQA accuracy"
+            if self.mode == "official"
+            else f"VQA accuracy ({self.mode}{', stemmed' * self.stemmed})"
+        )
         return mean_score(name, samples, self.bootstrap, groups, scale=100)
 
     def accuracy(self, prediction: str, reference: VqaReference) -> float:

@@ -1,0 +1,35 @@
+"""A WordNet of a dozen words in the format of the database files (wndb(5WN))."""
+
+from pathlib import Path
+
+# word: hypernym, by part of speech
+_TREES: dict[str, dict[str, str | None]] = {
+    "noun": {
+        "entity": None,
+        "animal": "entity",
+        "dog": "animal",
+        "cat": "animal",
+        "goose": "animal",
+    },
+    "verb": {"move": None, "walk": "move", "sleep": None},
+    "adj": {"red": None},
+    "adv": {"fast": None},
+}
+_LETTERS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
+_LICENCE = "  1 This is no licence, but stands where one does.  \n"
+
+
+def write_wordnet(folder: Path) -> Path:
+    """Writes the database files into the folder."""
+    for pos, words in _TREES.items():
+        letter = _LETTERS[pos]
+        offsets = {word: 100 + place for place, word in enumerate(words)}
+        data, index = _LICENCE, _LICENCE
+        for word, parent in words.items():
+            pointers = f"001 @ {offsets[parent]:08d} {letter} 0000" if parent else "000"
+            data += f"{offsets[word]:08d} 03 {letter} 01 {word} 0 {pointers} | a {word}\n"
+            index += f"{word} {letter} 1 {int(parent is not None)} {'@ ' if parent else ''}1 0 {offsets[word]:08d}  \n"
+        (folder / f"data.{pos}").write_text(data)
+        (folder / f"index.{pos}").write_text(index)
+        (folder / f"{pos}.exc").write_text("geese goose\n" if pos == "noun" else "")
+    return folder

@@ -1,0 +1,175 @@
+"""NExT-QA multiple choice, one-word answers, and WUPS on a small made-up WordNet."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from emu.eval.metrics.metric import Bootstrap
+from emu.eval.metrics.video_qa import ChoiceReference, NextQaChoice, WordAccuracy, WordReference
+from emu.eval.metrics.wordnet import WordNet, load_wordnet
+from emu.eval.metrics.wups import OpenReference, Wups, first_lemmas, nltk_tagger, tagged_lemmas
+from tests.metrics.small_wordnet import write_wordnet
+
+NO_INTERVAL = Bootstrap(0)
+
+
+@pytest.fixture(scope="module")
+def wordnet(tmp_path_factory: pytest.TempPathFactory) -> WordNet:
+    return WordNet.load(write_wordnet(tmp_path_factory.mktemp("wordnet")))
+
+
+def similarity(wordnet: WordNet, first: str, second: str, rule: str = "nltk-3.3") -> float | None:
+    senses = wordnet.first_sense(first), wordnet.first_sense(second)
+    assert senses[0] is not None and senses[1] is not None
+    return wordnet.similarity(senses[0], senses[1], rule)  # type: ignore[arg-type]
+
+
+def test_choices_by_type_count_previous_as_next():
+    references = {
+        "a": ChoiceReference(0, "CW"),
+        "b": ChoiceReference(1, "TP"),
+        "c": ChoiceReference(2, "TN"),
+    }
+    score = NextQaChoice(NO_INTERVAL)({"a": 0, "b": 1, "c": 3}, references)
+    assert score.value == pytest.approx(200 / 3)
+    assert score.groups == {"C": 100, "T": 50, "CW": 100, "TN": 50}
+
+
+def test_known_scores_of_nextqa_choices(shared: Path):
+    folder = shared / "golden" / "metrics"
+    if not folder.is_dir():
+        pytest.skip("no folder shared/golden/metrics beside the repository")
+    rows = list(csv.DictReader((folder / "nextqa_mc_val.csv").open()))
+    references = {
+        f"{row['video']}_{row['qid']}": ChoiceReference(int(row["answer"]), row["type"])
+        for row in rows
+    }
+    answers = json.loads((folder / "nextqa_mc_val_predictions.json").read_text())
+    score = NextQaChoice(NO_INTERVAL)(
+        {key: value["prediction"] for key, value in answers.items()}, references
+    )
+    found = [f"{value:.2f}" for value in (score.value, *(score.groups[kind] for kind in "CTD"))]
+    assert found == ["49.74", "46.26", "50.74", "59.33"]
+
+
+def test_one_word_answers_ignore_case_and_a_final_period():
+    references = {
+        1: WordReference("dog", "what is it?"),
+        2: WordReference("man", "who runs"),
+        3: WordReference("two", "How many"),
+        4: WordReference("no", "is it red"),
+    }
+    score = WordAccuracy(bootstrap=NO_INTERVAL)(
+        {1: " Dog.", 2: "woman", 3: "2", 4: "the no"}, references
+    )
+    assert score.groups == {"what": 100, "who": 0, "how": 0, "other": 0}
+    loose = WordAccuracy("vqa", NO_INTERVAL)(
+        {1: " Dog.", 2: "woman", 3: "2", 4: "the no"}, references
+    )
+    assert loose.groups == {"what": 100, "who": 0, "how": 100, "other": 100}
+
+
+def test_bad_choices_are_named():
+    reference = {"a": ChoiceReference(0, "XX")}
+    with pytest.raises(ValueError, match="1 question types are none of CW"):
+        NextQaChoice(NO_INTERVAL)({"a": 0}, reference)
+    with pytest.raises(ValueError, match="predictions: 1 values are not int: 'a': True"):
+        NextQaChoice(NO_INTERVAL)({"a": True}, {"a": ChoiceReference(1, "CW")})
+
+
+def test_similarity_is_twice_the_depth_over_both_paths(wordnet: WordNet):
+    # entity > animal > dog, cat; depths count from 1
+    assert similarity(wordnet, "dog", "cat") == pytest.approx(2 * 2 / (3 + 3))
+    assert similarity(wordnet, "dog", "animal") == pytest.approx(2 * 2 / (3 + 2))
+    assert similarity(wordnet, "dog", "dog") == 1
+
+
+def test_only_a_verb_in_first_place_has_the_artificial_root(wordnet: WordNet):
+    # walk > move; the root above move makes 1 of depth; dog is 3 below it, walk 2
+    assert similarity(wordnet, "walk", "dog") == pytest.approx(2 / (3 + 4))
+    assert similarity(wordnet, "dog", "walk") is None
+    assert similarity(wordnet, "dog", "walk", "nltk-3.8.1") == pytest.approx(2 / (4 + 3))
+    assert similarity(wordnet, "red", "dog") is None
+    assert similarity(wordnet, "red", "dog", "nltk-3.8.1") == pytest.approx(2 / (2 + 4))
+
+
+def test_equally_deep_hypernyms_are_ordered_by_name(wordnet: WordNet):
+    # two verbs without a common hypernym meet in the root, and so do a top verb and its child in NLTK's order
+    assert similarity(wordnet, "walk", "sleep") == pytest.approx(2 / (3 + 2))
+    assert similarity(wordnet, "move", "walk") == pytest.approx(2 * 1 / (1 + 2))
+    assert similarity(wordnet, "walk", "move") == pytest.approx(2 / (3 + 2))
+
+
+def test_inflected_words_are_found(wordnet: WordNet):
+    assert wordnet.base_forms("dogs", "n") == ["dog"]
+    assert wordnet.base_forms("geese", "n") == ["goose"]
+    assert wordnet.base_forms("walking", "v") == ["walk"]
+    assert wordnet.first_sense("nothing") is None
+
+
+def test_wups_takes_the_smaller_product_of_best_similarities(wordnet: WordNet):
+    metric = Wups(wordnet, first_lemmas(wordnet), {"the"}, bootstrap=NO_INTERVAL)
+    assert metric.answer_similarity(["dog"], ["dog"]) == 1
+    assert metric.answer_similarity(["dog", "xyz"], ["cat"]) == pytest.approx(4 / 6)
+    assert metric.answer_similarity(["dog"], ["xyz"]) == 0
+    assert metric.answer_similarity([], ["dog"]) == 0
+    strict = Wups(wordnet, first_lemmas(wordnet), {"the"}, threshold=0.9)
+    assert strict.answer_similarity(["dog"], ["cat"]) == pytest.approx(0.4 / 6)
+
+
+def test_wups_of_questions_by_type_is_exact_for_counts_and_yes_no(wordnet: WordNet):
+    metric = Wups(wordnet, first_lemmas(wordnet), {"the"}, bootstrap=NO_INTERVAL)
+    references = {
+        1: OpenReference(["the dogs"], "CW"),
+        2: OpenReference(["dog"], "DC"),
+        3: OpenReference(["cat", "goose"], "TP"),
+    }
+    score = metric({1: "Dog", 2: "cat", 3: "goose"}, references)
+    assert score.samples == {1: 1, 2: 0, 3: 1}
+    assert score.groups == {"C": 100, "D": 0, "T": 100, "CW": 100, "DC": 0, "TN": 100}
+
+
+def test_lemmas_follow_the_tags_of_the_words(wordnet: WordNet):
+    tags = {"dogs": "NNS", "walking": "VBG", "Geese": "NNS", "walks": "IN", "blurred": "VBN"}
+    lemmatize = tagged_lemmas(wordnet, lambda words: [tags.get(word, "NN") for word in words])
+    # "walks" has no useful tag, so it is a noun; its form stays, since it has senses, if only a verb's
+    assert lemmatize("dogs walking Geese walks") == ["dog", "walk", "goose", "walks"]
+    # without any sense the stem stands in where that has one
+    assert lemmatize("catness blurred") == ["cat", "blurred"]
+
+
+def test_a_folder_without_wordnet_says_what_to_install(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="wordnet-base"):
+        load_wordnet(tmp_path)
+
+
+@pytest.mark.slow
+def test_known_scores_of_nextoe(shared: Path):
+    folder = shared / "golden" / "metrics"
+    try:
+        database, tag = load_wordnet(Path("/usr/share/wordnet")), nltk_tagger()
+    except (FileNotFoundError, ModuleNotFoundError) as missing:
+        pytest.skip(str(missing))
+    rows = list(csv.DictReader((folder / "nextoe_val.csv").open()))
+    answers = json.loads((folder / "nextoe_val_predictions.json").read_text())
+    references = {
+        f"{row['video']}_{row['qid']}": OpenReference([row["answer"]], row["type"]) for row in rows
+    }
+    predictions = {
+        f"{video}_{key}": text for video, found in answers.items() for key, text in found.items()
+    }
+    stop_words = frozenset((folder / "nextoe_stopwords.txt").read_text().splitlines())
+    score = Wups(database, tagged_lemmas(database, tag), stop_words, bootstrap=NO_INTERVAL)(
+        predictions, references
+    )
+    found = {
+        kind: f"{score.groups[kind]:.2f}"
+        for kind in ("C", "T", "D", "CW", "CH", "TN", "TC", "DB", "DC", "DL", "DO")
+    }
+    assert f"{score.value:.2f}" == "21.48"
+    assert found == {
+        "C": "14.76", "T": "14.90", "D": "46.60", "CW": "13.56", "CH": "18.14", "TN": "11.53", "TC": "19.73",
+        "DB": "57.76", "DC": "38.02", "DL": "43.71", "DO": "44.95",
+    }  # fmt: skip

@@ -1,0 +1,257 @@
+"""Accuracy by annotators' agreement in its modes, against a plain transcription of the official scorer."""
+
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from emu.eval.metrics.metric import Bootstrap
+from emu.eval.metrics.porter import stem
+from emu.eval.metrics.vqa import VqaAccuracy, VqaReference
+from emu.eval.metrics.vqa_answers import (
+    ARTICLES,
+    CONTRACTIONS,
+    NUMBERS,
+    normalized,
+    short_answer,
+    short_caption,
+    textvqa_normalized,
+    without_punctuation,
+)
+from tests.metrics.made_strings import made_strings
+
+NO_INTERVAL = Bootstrap(0)
+
+
+def question(*answers: str, **others: str) -> VqaReference:
+    return VqaReference(answers, **others)  # type: ignore[arg-type]
+
+
+def accuracy(
+    prediction: str, reference: VqaReference, mode: str = "official", stemmed: bool = False
+) -> float:
+    return VqaAccuracy(mode, stemmed, NO_INTERVAL).accuracy(prediction, reference)  # type: ignore[arg-type]
+
+
+def test_agreement_counts_others_up_to_three():
+    assert accuracy("red", question(*["red"] * 10)) == 1
+    assert accuracy("red", question("red", *["blue"] * 9)) == pytest.approx(9 * (1 / 3) / 10)
+    assert accuracy("red", question("red", "red", "red", *["blue"] * 7)) == pytest.approx(
+        (3 * 2 / 3 + 7) / 10
+    )
+    assert accuracy("green", question("red", "blue")) == 0
+
+
+def test_official_mode_normalises_only_where_annotators_differ():
+    same, different = question(*["red"] * 10), question(*["red"] * 9, "blue")
+    assert (accuracy("The red.", same), accuracy("The red.", different)) == (0, 1)
+    assert accuracy("The red.", same, "always_normalised") == 1
+
+
+def test_released_mode_normalises_the_prediction_always_and_references_by_punctuation_only():
+    assert accuracy("two", question(*["2"] * 10), "released") == 1
+    assert accuracy("2", question(*["two"] * 9, "2"), "released") == pytest.approx(9 / 30)
+    assert (
+        accuracy("running dogs", question(*["run dog"] * 9, "cats"), "released", stemmed=True) == 0
+    )
+    assert accuracy("dogs", question(*["dog"] * 9, "cats"), "released", stemmed=True) == 1
+
+
+def test_textvqa_mode_splits_possessives_and_drops_commas():
+    assert textvqa_normalized("The Dog's 1,000 bones?") == "dog 's 1000 bones"
+    assert accuracy("1,000", question(*["1000"] * 10), "textvqa") == 1
+
+
+def test_equal_answers_of_the_same_confidence_are_one_annotator_in_vizwiz():
+    answers = ["red"] * 4 + ["blue"] * 6
+    alone = VqaReference(answers, ["yes"] * 10)
+    assert accuracy("red", alone) == pytest.approx(6 / 10)
+    assert accuracy("red", VqaReference(answers)) == 1
+
+
+def test_groups_are_means_by_question_and_answer_type():
+    references = {
+        1: question(*["red"] * 10, question_type="what", answer_type="other"),
+        2: question(*["yes"] * 10, question_type="is", answer_type="yes/no"),
+        3: question(*["no"] * 10, question_type="is", answer_type="yes/no"),
+    }
+    score = VqaAccuracy(bootstrap=NO_INTERVAL)({1: "red", 2: "yes", 3: "yes"}, references)
+    assert score.value == pytest.approx(200 / 3)
+    assert score.groups == {
+        "question_type/what": 100,
+        "question_type/is": 50,
+        "answer_type/other": 100,
+        "answer_type/yes/no": 50,
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("The two red-cats", "2 red cats"),
+        ("red, blue", "red blue"),
+        ("1,000 dogs!", "1000 dogs"),
+        ("red/blue 1,2", "redblue 12"),
+        ("dont know", "don't know"),
+        ("3.5 a.m.", "3.5 am"),
+        ("a\tred\n", "red"),
+        ("." * 40 + "x", "." * 8 + "x"),
+        ("", ""),
+    ],
+)
+def test_official_normalisation(answer: str, expected: str):
+    assert normalized(answer) == expected
+
+
+def transcribed_normalization(text: str) -> str:
+    """The official scorer's steps, as its code states them."""
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    result = text
+    for sign in ';/[]"{}()=+\\_-><@`,?!':
+        if (sign + " " in text or " " + sign in text) or re.search(
+            r"(\d)(\,)(\d)", text
+        ) is not None:
+            result = result.replace(sign, "")
+        else:
+            result = result.replace(sign, " ")
+    result = re.compile(r"(?!<=\d)(\.)(?!\d)").sub("", result, count=32)
+    words = [NUMBERS.get(word, word) for word in result.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def test_normalisation_is_the_official_one_on_made_strings():
+    strings = made_strings(3000, seed=6)
+    assert [normalized(text) for text in strings] == [
+        transcribed_normalization(text) for text in strings
+    ]
+
+
+def test_accuracy_is_the_official_one_on_made_answers():
+    generator = random.Random(3)
+    words = ["red", "Red.", "the red", "blue", "2", "two", "dont", "don't", "a b", ""]
+    for _ in range(300):
+        answers = [
+            {"answer": generator.choice(words), "confidence": generator.choice("ab")}
+            for _ in range(10)
+        ]
+        prediction = generator.choice(words)
+        reference = VqaReference([a["answer"] for a in answers], [a["confidence"] for a in answers])
+        if len({answer["answer"].strip() for answer in answers}) > 1:
+            prediction = transcribed_normalization(prediction)
+            answers = [
+                {**answer, "answer": transcribed_normalization(answer["answer"])}
+                for answer in answers
+            ]
+        scores = []
+        for answer in answers:
+            others = [other for other in answers if other != answer]
+            scores.append(min(1, sum(other["answer"] == prediction for other in others) / 3))
+        assert accuracy(prediction, reference) == pytest.approx(sum(scores) / 10)
+
+
+def test_known_scores_of_vizwiz(shared: Path):
+    folder = shared / "golden" / "metrics"
+    if not folder.is_dir():
+        pytest.skip("no folder shared/golden/metrics beside the repository")
+    annotations = json.loads((folder / "val_annotations_vqa_format.json").read_text())[
+        "annotations"
+    ]
+    references = {
+        record["question_id"]: VqaReference(
+            [answer["answer"] for answer in record["answers"]],
+            [answer["answer_confidence"] for answer in record["answers"]],
+        )
+        for record in annotations
+    }
+    metric, always = (
+        VqaAccuracy(bootstrap=NO_INTERVAL),
+        VqaAccuracy("always_normalised", bootstrap=NO_INTERVAL),
+    )
+    first = {key: reference.answers[0] for key, reference in references.items()}
+    most = {
+        key: Counter(reference.answers).most_common(1)[0][0]
+        for key, reference in references.items()
+    }
+    wrapped = {key: f"The {answer}." for key, answer in first.items()}
+    cases = [
+        (dict.fromkeys(references, "unanswerable"), metric, "42.9413"),
+        (dict.fromkeys(references, "yes"), metric, "2.8579"),
+        (most, metric, "67.0626"),
+        (first, metric, "54.6184"),
+        (wrapped, metric, "50.2562"),
+        (wrapped, always, "54.6184"),
+    ]
+    for predictions, scorer, expected in cases:
+        assert f"{scorer(predictions, references).value:.4f}" == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        ("It is a red dog. And more", "red dog"),
+        ('"quoted"', ""),
+        ("a an the cat", "cat"),
+        ("the a cat", "a cat"),
+        ("Yes, it is", "yes"),
+        ("No.\nmore", "no"),
+        ("it's ITS.", "its"),
+        ("", ""),
+    ],
+)
+def test_short_answers_of_the_released_evaluation(reply: str, answer: str):
+    assert short_answer(reply) == answer
+
+
+def test_short_captions_of_the_released_evaluation():
+    assert short_caption("A dog. It runs.\nx") == "a dog"
+    assert short_caption("A Dog.") == "a dog"
+
+
+# Words and their stems by NLTK's PorterStemmer.
+STEMS = """
+caresses caress ponies poni ties tie died die agreed agre feed feed plastered plaster hopping hop falling fall
+filing file happy happi enjoy enjoy relational relat probably probabl geology geolog formality formal news news
+sky sky skies sky dying die oed o controlling control rate rate cease ceas ion ion
+"""
+
+
+def test_stems_are_those_of_the_reference_stemmer():
+    words = STEMS.split()
+    assert [stem(word) for word in words[::2]] == words[1::2]
+    assert stem("Running Dogs") == "running dog"
+
+
+@pytest.mark.slow
+def test_stems_are_nltks():
+    reference = pytest.importorskip("nltk.stem", reason="needs NLTK").PorterStemmer()
+    words = {word for text in made_strings(20_000, seed=8) for word in [text, *text.split()]}
+    ends = "ational tional enci izer bli alli ousli fulli logi icate ness ment ion ies ied eed ing ed y s ll e"
+    suffixes = ends.split()
+    words |= {
+        f"{start}{suffix}"
+        for start in ["", "b", "tr", "abil", "hopp", "zoo", "conn"]
+        for suffix in suffixes
+    }
+    assert {word for word in words if stem(word) != reference.stem(word)} == set()
+
+
+def test_punctuation_between_digits_decides_for_every_sign():
+    assert without_punctuation("a-b") == "a b"
+    assert without_punctuation("a-b 1,2") == "ab 12"
+
+
+def test_bad_input_is_named():
+    metric = VqaAccuracy(bootstrap=NO_INTERVAL)
+    with pytest.raises(ValueError, match="predictions: 1 values are not str: 1: 2"):
+        metric({1: 2}, {1: question("x")})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="1 questions have no answers: 1"):
+        metric({1: "x"}, {1: question()})
+    with pytest.raises(ValueError, match="more or fewer annotators"):
+        metric({1: "x"}, {1: VqaReference(["x", "y"], ["a"])})
+    with pytest.raises(ValueError, match="does not stem"):
+        VqaAccuracy("official", stemmed=True)
+    with pytest.raises(ValueError, match="mode is 'other'"):
+        VqaAccuracy("other")  # type: ignore[arg-type]
