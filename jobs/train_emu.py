@@ -3,6 +3,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from emu.config import ObjectiveConfig
 from emu.data.dataset import DatasetError
 from emu.data.sequence import SequenceConfig, SequenceError
 from emu.models.store import load_config
@@ -45,7 +47,8 @@ class TrainEmu:
 
     OUT/model is the trained model, OUT/metrics.jsonl and OUT/curves.svg show how it came about. A run that
     was stopped, killed or lost goes on from OUT/checkpoints when it is started again with the same options.
-    Every value of the recipe can be changed under --train.* and --sequence.*; their defaults are the recipe's.
+    Every value of the recipe can be changed under --train.*, --sequence.* and --objective.*; their defaults
+    are the recipe's.
     """
 
     data: str
@@ -77,6 +80,7 @@ class TrainEmu:
     """Lost workers after which the run is given up."""
     train: TrainConfig = field(default_factory=lambda: RECIPES["tiny"]().train)
     sequence: SequenceConfig = field(default_factory=lambda: RECIPES["tiny"]().sequence)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:
@@ -97,11 +101,12 @@ def plan_of(options: TrainEmu) -> TrainPlan:
             f"tokenizer={tokenizer}: has {fitted.model.language.vocab_size} pieces, recipe "
             f"{recipe.name} needs {recipe.model.language.vocab_size}"
         )
+    model = fitted.model if init is None else load_config(init)
     return TrainPlan(
         data=data,
         out=out,
         tokenizer=tokenizer,
-        model=fitted.model if init is None else load_config(init),
+        model=replace(model, objective=options.objective),
         sequence=options.sequence,
         train=_train_config(options),
         init=init,
@@ -125,8 +130,7 @@ def run(options: TrainEmu, plan: TrainPlan) -> Summary:
         return train(plan, device=torch.device("cuda" if use_gpu else "cpu"))
     from emu.train.ray_trainer import train_on_ray
 
-    # Ray Train's controller needs no core of its own, but a worker each needs one.
-    num_cpus = options.num_cpus or max(options.num_workers, torch.get_num_threads())
+    num_cpus = options.num_cpus or max(options.num_workers, os.cpu_count() or 1)
     with ray_session(num_cpus):
         return train_on_ray(plan, options.num_workers, use_gpu, options.max_failures)
 

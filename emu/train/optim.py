@@ -70,8 +70,10 @@ def weight_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW over the trainable weights of a model."""
-    return AdamW(weight_groups(model, config), betas=config.betas, eps=config.eps)
+    """AdamW over the trainable weights of a model, in one pass over them where they have values."""
+    is_fused = not any(weight.is_meta for weight in model.parameters())
+    groups = weight_groups(model, config)
+    return AdamW(groups, betas=config.betas, eps=config.eps, fused=is_fused)
 
 
 def rate_factor(step: int, steps: int, config: OptimConfig) -> float:

@@ -1,0 +1,130 @@
+"""The doors: features, then training on them, as a person calls them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emu.models.store import load_model
+from emu.train.metrics import read_metrics
+from jobs import precompute_features, train_emu
+from jobs.paths import job_path
+from tests.data.small_dataset import document, write_dataset
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    documents = [document(number, number % 3) for number in range(20)]
+    return write_dataset(tmp_path_factory.mktemp("jobs") / "docs", documents, 8)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls a job's main; its exit status, standard output and error."""
+
+    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # tyro ends the process itself
+            status = int(stop.code or 0)
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return call
+
+
+def train_here(*arguments: object) -> list[object]:
+    """Options of a short training in this process."""
+    return ["--num-workers", 0, "--steps", 4, "--batch-size", 2, *arguments]
+
+
+def test_the_road_from_features_to_a_model_that_loads(run: Run, data: Path, tmp_path: Path):
+    status, shown, _ = run(precompute_features.main, "--data", data, "--num-workers", 0)
+    assert status == 0 and "19 images, 65 tokens of width 96" in shown
+    again = run(precompute_features.main, "--data", data, "--num-workers", 0)
+    assert again[0] == 0 and "3 in" in again[1] and "0 of them now" in again[1]
+    options = ["--data", data, "--out", tmp_path / "run", "--use-features"]
+    status, shown, _ = run(train_emu.main, *options, *train_here())
+    assert status == 0 and "steps      4 (8 samples" in shown
+    model, tokenizer = load_model(tmp_path / "run" / "model")
+    assert len(tokenizer) == model.config.num_embeddings
+    rows = read_metrics(tmp_path / "run")
+    assert len(rows) == 4 and rows[-1]["text_loss"] < rows[0]["text_loss"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["use_features"] is True
+
+    more = ["--data", data, "--out", tmp_path / "more", "--init", tmp_path / "run" / "model"]
+    status, _, error = run(train_emu.main, *more, *train_here("--use-features"))
+    assert status == 0, error  # the tower was frozen, so the features are still its own
+
+
+def test_features_of_another_seed_are_refused_before_training(run: Run, data: Path, tmp_path: Path):
+    assert run(precompute_features.main, "--data", data, "--num-workers", 0)[0] == 0
+    options = ["--data", data, "--out", tmp_path / "run", "--use-features", "--seed", 3]
+    status, _, error = run(train_emu.main, *options, *train_here())
+    assert status == 2 and "features were made by 'tiny, seed 0'" in error
+    status, _, error = run(
+        precompute_features.main, "--data", data, "--num-workers", 0, "--seed", 3
+    )
+    assert status == 2 and "--overwrite" in error
+
+
+def test_training_goes_on_and_refuses_another_run(run: Run, data: Path, tmp_path: Path):
+    options = ["--data", data, "--out", tmp_path / "run"]
+    assert run(train_emu.main, *options, *train_here())[0] == 0
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    assert run(train_emu.main, *options, *train_here())[0] == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
+    status, _, error = run(train_emu.main, *options, *train_here("--seed", 9))
+    assert status == 2 and "train.seed: then 0, now 9" in error
+    status, _, error = run(train_emu.main, *options, *train_here("--resume", "never"))
+    assert status == 2 and "give another --out" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "/nowhere", "--out", "OUT"], "no manifest.json"),
+        (["--data", "DATA", "--out", "OUT", "--num-workers", "-1"], "num_workers=-1"),
+        (["--data", "DATA", "--out", "OUT", "--steps", "0"], "steps is 0, give at least 1"),
+        (["--data", "DATA", "--out", "OUT", "--recipe", "emu_14b"], "give --tokenizer PATH"),
+        (
+            ["--data", "DATA", "--out", "OUT", "--tokenizer", "/no.model"],
+            "no tokenizer at /no.model",
+        ),
+        (
+            ["--data", "DATA", "--out", "OUT", "--sequence.window-length", "5"],
+            "window_length is 5; give 12",
+        ),
+        (["--data", "DATA", "--out", "OUT", "--train.optim.clip-norm", "0"], "clip_norm is 0"),
+    ],
+)
+def test_bad_options_are_explained(
+    run: Run, data: Path, tmp_path: Path, options: list[str], message: str
+):
+    places = {"DATA": str(data), "OUT": str(tmp_path / "out")}
+    given = [places.get(option, option) for option in options]
+    status, _, error = run(train_emu.main, "--num-workers", 0, "--steps", 1, *given)
+    assert status == 2 and message in error and "Traceback" not in error
+
+
+def test_help_shows_the_values_of_the_chosen_recipe(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        train_emu.main(["--recipe", "emu_14b", "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    for text in ("--train.optim.vision-lr", "4e-05", "10000", "1024", "Peak learning rate"):
+        assert text in shown
+
+
+def test_relative_paths_in_a_submitted_job_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "working_dir_files" / "_ray_pkg"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match="'out' is relative, but a submitted job"):
+        job_path("out")
+    assert job_path("/a/b") == "/a/b" and job_path("s3://a/b") == "s3://a/b"
