@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Builds an MMC4 dataset: documents with links in, webdataset shards with images out."""
 
+import inspect
 import logging
 import sys
 import time
@@ -135,7 +136,7 @@ def summary(manifest: Manifest, out: str, seconds: float) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the job; 0 if the dataset is complete, 1 if it is not, 2 if an option is wrong."""
-    options = tyro.cli(BuildMmc4, args=args)
+    options = tyro.cli(BuildMmc4, args=args, description=inspect.getdoc(BuildMmc4))
     start_logging()
     began = time.monotonic()
     try:
