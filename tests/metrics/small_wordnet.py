@@ -23,9 +23,11 @@ def write_wordnet(folder: Path) -> Path:
     """Writes the database files into the folder."""
     for pos, words in _TREES.items():
         letter = _LETTERS[pos]
-        offsets = {word: 100 + place for place, word in enumerate(words)}
         data, index = _LICENCE, _LICENCE
+        offsets: dict[str, int] = {}
         for word, parent in words.items():
+            # a sense is found by the place of its record in the file
+            offsets[word] = len(data)
             pointers = f"001 @ {offsets[parent]:08d} {letter} 0000" if parent else "000"
             data += f"{offsets[word]:08d} 03 {letter} 01 {word} 0 {pointers} | a {word}\n"
             index += f"{word} {letter} 1 {int(parent is not None)} {'@ ' if parent else ''}1 0 {offsets[word]:08d}  \n"

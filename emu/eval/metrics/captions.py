@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, require, shown
-from emu.eval.metrics.ngrams import Integers, NgramCounts, count_ngrams
+from emu.eval.metrics.ngrams import Integers, JoinedCounts, NgramCounts, count_ngrams, join_counts
 from emu.eval.metrics.ptb import tokenize
 
 Floats = NDArray[np.float64]
@@ -44,14 +44,29 @@ class TokenizedCaptions:
         return np.concatenate([[0], np.cumsum(self.num_references)])
 
     @cached_property
-    def counts(self) -> tuple[Integers, list[NgramCounts]]:
-        """Lengths and n-gram counts of the candidates followed by the references."""
-        return count_ngrams([*self.candidates, *self.references], _MAX_ORDER)
-
-    @property
     def owners(self) -> Integers:
         """The image of each reference."""
         return np.repeat(np.arange(len(self.keys)), self.num_references)
+
+    @cached_property
+    def _counts(self) -> tuple[Integers, list[NgramCounts]]:
+        return count_ngrams([*self.candidates, *self.references], _MAX_ORDER)
+
+    @property
+    def lengths(self) -> Integers:
+        """The numbers of words of the candidates, then of the references."""
+        return self._counts[0]
+
+    @cached_property
+    def joined(self) -> list[JoinedCounts]:
+        """The n-grams of candidates joined with those of their references, for each order."""
+        images = np.concatenate([np.arange(len(self.keys)), self.owners])
+        return [join_counts(counts, images, len(self.keys)) for counts in self._counts[1]]
+
+    @cached_property
+    def bleu_statistics(self) -> Floats:
+        """What Bleu is made of: lengths, correct and guessed n-grams of each image."""
+        return _bleu_statistics(self)
 
 
 def tokenize_captions(
@@ -93,7 +108,7 @@ class Bleu:
 
     def score(self, captions: TokenizedCaptions) -> Score:
         """The score of captions that are tokens already."""
-        statistics = _bleu_statistics(captions)
+        statistics = captions.bleu_statistics
         samples = _bleu(statistics)[:, self.order - 1]
         value = _bleu(statistics.sum(0, keepdims=True))[0, self.order - 1]
         interval = self.bootstrap.interval(statistics, lambda sums: _bleu(sums)[:, self.order - 1])
@@ -174,9 +189,9 @@ def score_captions(
 def _bleu_statistics(captions: TokenizedCaptions) -> Floats:
     """Columns: candidate length, closest reference length, then correct and guessed n-grams of each order."""
     num = len(captions.keys)
-    lengths, orders = captions.counts
+    lengths = captions.lengths
     columns = [lengths[:num], _closest_lengths(lengths[:num], lengths[num:], captions)]
-    correct = [_clipped_matches(counts, captions) for counts in orders]
+    correct = [_clipped_matches(joined, num) for joined in captions.joined]
     guessed = [np.maximum(0, lengths[:num] - order) for order in range(_MAX_ORDER)]
     return np.stack([*columns, *correct, *guessed], axis=1).astype(np.float64)
 
@@ -190,33 +205,12 @@ def _closest_lengths(
     return np.minimum.reduceat(distances * base + references, captions.starts[:-1]) % base
 
 
-def _clipped_matches(counts: NgramCounts, captions: TokenizedCaptions) -> Integers:
+def _clipped_matches(joined: JoinedCounts, num_images: int) -> Floats:
     """The candidate's n-grams that a reference has, each counted at most as often as in one reference."""
-    num = len(captions.keys)
-    keys = _image_keys(counts, captions)
-    is_reference = counts.sentences >= num
-    order = np.argsort(keys[is_reference], kind="stable")
-    reference_keys = keys[is_reference][order]
-    found, firsts = np.unique(reference_keys, return_index=True)
-    most = np.maximum.reduceat(counts.counts[is_reference][order], firsts) if len(found) else found
-    matched, where = _lookup(found, keys[~is_reference])
-    clipped = np.minimum(counts.counts[~is_reference][matched], most[where])
-    return np.bincount(counts.sentences[~is_reference][matched], clipped, num).astype(np.int64)
-
-
-def _image_keys(counts: NgramCounts, captions: TokenizedCaptions) -> Integers:
-    """One number for each row's image and n-gram."""
-    images = np.concatenate([np.arange(len(captions.keys)), captions.owners])
-    return images[counts.sentences] * max(counts.num_ngrams, 1) + counts.ngrams
-
-
-def _lookup(table: Integers, keys: Integers) -> tuple[NDArray[np.bool_], Integers]:
-    """Which keys the sorted table has, and where it has those."""
-    if not len(table):
-        return np.zeros(len(keys), bool), np.zeros(0, np.int64)
-    where = np.minimum(np.searchsorted(table, keys), len(table) - 1)
-    matched = table[where] == keys
-    return matched, where[matched]
+    most = np.zeros(joined.num_candidate_rows, np.int64)
+    np.maximum.at(most, joined.candidate_rows, joined.counts.counts[joined.reference_rows])
+    clipped = np.minimum(joined.counts.counts[: joined.num_candidate_rows], most)
+    return _sums(joined.counts.sentences[: joined.num_candidate_rows], clipped, num_images)
 
 
 def _bleu(statistics: Floats) -> Floats:
@@ -259,9 +253,8 @@ def _common_subsequence(places: Mapping[str, int], length: int, words: Sequence[
 def _cider(captions: TokenizedCaptions, clipped: bool) -> Floats:
     """Ten times the mean similarity over orders and references, of each image."""
     num = len(captions.keys)
-    lengths, orders = captions.counts
-    pairs = np.maximum(lengths - 1, 0)
-    similarity = sum(_similarity(counts, captions, clipped) for counts in orders)
+    pairs = np.maximum(captions.lengths - 1, 0)
+    similarity = sum(_similarity(joined, captions, clipped) for joined in captions.joined)
     if clipped:
         delta = (pairs[:num][captions.owners] - pairs[num:]).astype(np.float64)
         similarity = similarity * np.exp(-(delta**2) / (2 * _CIDER_SIGMA**2))
@@ -269,31 +262,22 @@ def _cider(captions: TokenizedCaptions, clipped: bool) -> Floats:
     return 10.0 * sums / _MAX_ORDER / captions.num_references
 
 
-def _similarity(counts: NgramCounts, captions: TokenizedCaptions, clipped: bool) -> Floats:
+def _similarity(joined: JoinedCounts, captions: TokenizedCaptions, clipped: bool) -> Floats:
     """The cosine of each reference with its candidate by n-grams of one order."""
-    num = len(captions.keys)
-    num_sentences = num + len(captions.references)
-    weights = counts.counts * _idf(counts, captions)
-    norms = np.sqrt(_sums(counts.sentences, weights**2, num_sentences))
-    keys = _image_keys(counts, captions)
-    is_reference = counts.sentences >= num
-    matched, where = _lookup(keys[~is_reference], keys[is_reference])
-    ours, theirs = weights[~is_reference][where], weights[is_reference][matched]
+    num, num_references = len(captions.keys), len(captions.references)
+    counts = joined.counts
+    # the log of images over images whose references have the n-gram
+    idf = np.log(float(num)) - np.log(np.maximum(1.0, joined.num_images_with))[counts.ngrams]
+    weights = counts.counts * idf
+    norms = np.sqrt(_sums(counts.sentences, weights**2, num + num_references))
+    ours, theirs = weights[joined.candidate_rows], weights[joined.reference_rows]
     products = (np.minimum(ours, theirs) if clipped else ours) * theirs
-    sums = _sums(counts.sentences[is_reference][matched] - num, products, len(captions.references))
+    sums = _sums(counts.sentences[joined.reference_rows] - num, products, num_references)
     scale = norms[:num][captions.owners] * norms[num:]
     return np.divide(sums, scale, out=sums, where=scale != 0)
 
 
-def _sums(places: Integers, values: Floats, length: int) -> Floats:
+def _sums(places: Integers, values: Floats | Integers, length: int) -> Floats:
     """The sum of the values at each place."""
     # of no values NumPy counts in integers
     return np.bincount(places, values, length).astype(np.float64)
-
-
-def _idf(counts: NgramCounts, captions: TokenizedCaptions) -> Floats:
-    """The log of images over images whose references have the n-gram, for each row."""
-    num = len(captions.keys)
-    keys = np.unique(_image_keys(counts, captions)[counts.sentences >= num])
-    frequency = np.bincount(keys % max(counts.num_ngrams, 1), minlength=counts.num_ngrams)
-    return np.log(float(num)) - np.log(np.maximum(1.0, frequency))[counts.ngrams]

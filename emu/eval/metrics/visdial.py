@@ -14,6 +14,7 @@ from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_sc
 Ties = Literal["first", "worst"]
 Measure = Literal["ndcg", "mrr", "r@1", "r@5", "r@10", "mean_rank"]
 Floats = NDArray[np.float64]
+_BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,29 @@ def score_matrix(predictions: Mapping[Key, Sequence[float]], keys: Sequence[Key]
 def target_ranks(scores: Floats, targets: ArrayLike, ties: Ties = "first") -> NDArray[np.int64]:
     """The rank, from 1, of each row's target column; scores [questions, candidates]."""
     columns = np.asarray(targets, np.int64)[:, None]
+    found = np.empty(len(scores), np.int64)
+    # rows of a block stay in the processor's cache between the two comparisons
+    for first in range(0, len(scores), _BLOCK_ROWS):
+        rows = slice(first, first + _BLOCK_ROWS)
+        found[rows] = _block_ranks(scores[rows], columns[rows], ties)
+    return found
+
+
+def _block_ranks(scores: Floats, columns: NDArray[np.int64], ties: Ties) -> NDArray[np.int64]:
     own = np.take_along_axis(scores, columns, 1)
+    as_good = np.count_nonzero(scores >= own, axis=1)
     if ties == "worst":
-        return (scores >= own).sum(1)
-    earlier = np.arange(scores.shape[1]) < columns
-    return 1 + (scores > own).sum(1) + ((scores == own) & earlier).sum(1)
+        return as_good
+    better = np.count_nonzero(scores > own, axis=1)
+    tied = np.flatnonzero(as_good > better + 1)
+    earlier = np.arange(scores.shape[1]) < columns[tied]
+    better[tied] += ((scores[tied] == own[tied]) & earlier).sum(1)
+    return better + 1
 
 
 def ranks(scores: Floats) -> NDArray[np.int64]:
     """The rank, from 1, of every candidate; equal scores in the order of the candidates."""
-    order = np.argsort(-scores, axis=1, kind="stable")
+    order = _best_first(scores)
     result = np.empty_like(order)
     np.put_along_axis(result, order, np.arange(1, scores.shape[1] + 1)[None], 1)
     return result
@@ -116,10 +130,20 @@ def ndcg(scores: Floats, relevance: Floats, ties: Ties = "first") -> Floats:
     if ties == "worst":
         order = np.lexsort((relevance, -scores), axis=1)
     else:
-        order = np.argsort(-scores, axis=1, kind="stable")
+        order = _best_first(scores)
     gained = (np.take_along_axis(relevance, order, 1) * discounts).sum(1)
     best = (-np.sort(-relevance, axis=1) * discounts).sum(1)
     return gained / best
+
+
+def _best_first(scores: Floats) -> NDArray[np.int64]:
+    """The columns of each row by falling score, equal ones in their order."""
+    order = np.argsort(-scores, axis=1)
+    ordered = np.take_along_axis(scores, order, 1)
+    # the default sort is several times faster than the stable one; rows with equal scores are rare
+    tied = np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))
+    order[tied] = np.argsort(-scores[tied], axis=1, kind="stable")
+    return order
 
 
 _MEASURES = {

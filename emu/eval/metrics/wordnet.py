@@ -6,8 +6,8 @@ The data is not part of this project: `load` reads the database files of WordNet
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -25,6 +25,11 @@ _ENDINGS = {
 _ROOT_NAME = "*ROOT*"
 _HYPERNYMS = ("@", "@i")
 
+# Part of speech and byte offset in its data file.
+SenseId = tuple[str, int]
+Exceptions = Mapping[str, Mapping[str, tuple[str, ...]]]
+_ROOT: SenseId = ("", 0)
+
 
 @dataclass(frozen=True)
 class Sense:
@@ -36,15 +41,20 @@ class Sense:
     hypernyms: tuple[int, ...]
 
 
-@dataclass
 class WordNet:
-    """Senses by word and the similarity of two senses."""
+    """Senses by word and the similarity of two senses; records are read from the database when first asked for."""
 
-    _index: dict[str, dict[str, tuple[int, ...]]]
-    _exceptions: dict[str, dict[str, tuple[str, ...]]]
-    _senses: dict[tuple[str, int], Sense]
-    _paths: dict[tuple[str, int], dict[tuple[str, int], int]] = field(default_factory=dict)
-    _depths: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
+    def __init__(
+        self,
+        index: Mapping[str, Mapping[str, str]],
+        data: Mapping[str, bytes],
+        exceptions: Exceptions,
+    ) -> None:
+        self._index, self._data, self._exceptions = index, data, exceptions
+        self._senses: dict[SenseId, Sense] = {}
+        self._paths: dict[SenseId, dict[SenseId, int]] = {}
+        self._depths: dict[SenseId, tuple[int, int]] = {}
+        self._distances: dict[tuple[SenseId, SenseId, bool], int | None] = {}
 
     @classmethod
     def load(cls, folder: Path) -> WordNet:
@@ -57,14 +67,17 @@ class WordNet:
                 f"WordNet 3.0 is not in {folder}: no {', '.join(missing[:3])}. WUPS needs its database files; Debian's "
                 "package wordnet-base has them (in /usr/share/wordnet), see docs/metrics.md"
             )
-        index = {pos: dict(_index(folder / f"index.{name}")) for pos, name in _POS.items()}
-        exceptions = {pos: dict(_exceptions(folder / f"{name}.exc")) for pos, name in _POS.items()}
-        senses = {
-            (sense.pos, sense.offset): sense
-            for pos, name in _POS.items()
-            for sense in _read_senses(folder / f"data.{name}", pos, index[pos])
+        index = {pos: _records(folder / f"index.{name}") for pos, name in _POS.items()}
+        forms = {pos: _records(folder / f"{name}.exc") for pos, name in _POS.items()}
+        exceptions = {
+            pos: {form: tuple(bases.split()) for form, bases in found.items()}
+            for pos, found in forms.items()
         }
-        return cls(index, exceptions, senses)
+        return cls(
+            index,
+            {pos: (folder / f"data.{name}").read_bytes() for pos, name in _POS.items()},
+            exceptions,
+        )
 
     def base_forms(self, word: str, pos: str) -> list[str]:
         """The words of the database that `word` is a form of, itself first if it is one."""
@@ -81,8 +94,12 @@ class WordNet:
         """The first sense of the word, nouns before verbs, adjectives and adverbs; None for an unknown word."""
         for pos in _POS:
             for form in self.base_forms(word.lower(), pos):
-                return self._senses[pos, self._index[pos][form][0]]
+                return self._sense((pos, self._offsets(form, pos)[0]))
         return None
+
+    def hypernyms(self, sense: Sense) -> list[Sense]:
+        """The senses directly above, instances' included."""
+        return [self._sense((sense.pos, offset)) for offset in sense.hypernyms]
 
     def similarity(self, first: Sense, second: Sense, rule: RootRule = "nltk-3.3") -> float | None:
         """Wu-Palmer similarity as NLTK computes it; None where the senses share no hypernym.
@@ -94,6 +111,9 @@ class WordNet:
         with_root = (
             first.pos == "v" if rule == "nltk-3.3" else (first.pos, second.pos) != ("n", "n")
         )
+        # hypernyms keep to a part of speech
+        if first.pos != second.pos and not with_root:
+            return None
         subsumer = self._subsumer(first, second, with_root)
         if subsumer is None:
             return None
@@ -106,6 +126,34 @@ class WordNet:
             return None
         return 2.0 * depth / (lengths[0] + depth + lengths[1] + depth)
 
+    def _offsets(self, word: str, pos: str) -> list[int]:
+        fields = self._index[pos][word].split()
+        return [int(offset) for offset in fields[-int(fields[1]) :]]
+
+    def _sense(self, key: SenseId) -> Sense:
+        if key not in self._senses:
+            data, start = self._data[key[0]], key[1]
+            record = data[start : data.index(b"\n", start)].decode().split("|")[0].split()
+            if int(record[0]) != start:
+                raise ValueError(
+                    f"no sense at {start} of WordNet's data.{_POS[key[0]]}: {record[0]!r}"
+                )
+            self._senses[key] = self._parsed(key, record)
+        return self._senses[key]
+
+    def _parsed(self, key: SenseId, record: list[str]) -> Sense:
+        pos, offset = key
+        # adjectives may carry a syntactic marker such as (p)
+        word = record[4].split("(")[0].lower()
+        pointers = record[4 + 2 * int(record[3], 16) :]
+        hypernyms = tuple(
+            int(pointers[2 + 4 * i])
+            for i in range(int(pointers[0]))
+            if pointers[1 + 4 * i] in _HYPERNYMS
+        )
+        number = self._offsets(word, pos).index(offset) + 1
+        return Sense(pos, offset, f"{word}.{record[2]}.{number:02d}", hypernyms)
+
     def _known(self, forms: list[str], pos: str) -> list[str]:
         return list(dict.fromkeys(form for form in forms if form in self._index[pos]))
 
@@ -117,59 +165,62 @@ class WordNet:
             if form.endswith(old)
         ]
 
-    def _subsumer(self, first: Sense, second: Sense, with_root: bool) -> tuple[str, int] | None:
+    def _subsumer(self, first: Sense, second: Sense, with_root: bool) -> SenseId | None:
         """The deepest common hypernym by shortest depth; the first sense itself, else the first by name, of equals."""
         common = self._hypernym_paths(first).keys() & self._hypernym_paths(second).keys()
+        if not common:
+            return _ROOT if with_root else None
         depths = {sense: self._depth(sense)[0] for sense in common}
         if with_root:
             depths[_ROOT] = 0
-        if not depths:
-            return None
         deepest = max(depths.values())
         candidates = [sense for sense, depth in depths.items() if depth == deepest]
         own = (first.pos, first.offset)
         return own if own in candidates else min(candidates, key=self._name)
 
-    def _name(self, key: tuple[str, int]) -> str:
-        return _ROOT_NAME if key == _ROOT else self._senses[key].name
+    def _name(self, key: SenseId) -> str:
+        return _ROOT_NAME if key == _ROOT else self._sense(key).name
 
-    def _depth(self, key: tuple[str, int]) -> tuple[int, int]:
+    def _depth(self, key: SenseId) -> tuple[int, int]:
         """The lengths of the shortest and the longest path to a sense without hypernyms."""
         if key not in self._depths:
-            above = [self._depth((key[0], offset)) for offset in self._senses[key].hypernyms]
+            above = [self._depth((key[0], offset)) for offset in self._sense(key).hypernyms]
             shortest = min((depth[0] + 1 for depth in above), default=0)
             self._depths[key] = shortest, max((depth[1] + 1 for depth in above), default=0)
         return self._depths[key]
 
-    def _distance(self, sense: Sense, other: tuple[str, int], with_root: bool) -> int | None:
+    def _distance(self, sense: Sense, other: SenseId, with_root: bool) -> int | None:
+        key = (sense.pos, sense.offset), other, with_root
+        if key not in self._distances:
+            self._distances[key] = self._shortest_distance(sense, other, with_root)
+        return self._distances[key]
+
+    def _shortest_distance(self, sense: Sense, other: SenseId, with_root: bool) -> int | None:
+        """The shortest way over a common hypernym, which need not be `other` itself."""
         paths = self._hypernym_paths(sense)
         if other == _ROOT:
             return max(paths.values()) + 1
-        others = self._hypernym_paths(self._senses[other])
+        others = self._hypernym_paths(self._sense(other))
         distances = [paths[key] + others[key] for key in paths.keys() & others.keys()]
         if with_root:
             distances.append(max(paths.values()) + 1 + max(others.values()) + 1)
         return min(distances, default=None)
 
-    def _hypernym_paths(self, sense: Sense) -> dict[tuple[str, int], int]:
+    def _hypernym_paths(self, sense: Sense) -> dict[SenseId, int]:
         """The shortest distance to each hypernym, the sense itself included."""
         start = (sense.pos, sense.offset)
-        if start not in self._paths:
-            paths: dict[tuple[str, int], int] = {}
-            waiting = [start]
-            distance = 0
+        found = self._paths.get(start)
+        if found is None:
+            found = self._paths[start] = {}
+            waiting, distance = [start], 0
             while waiting:
-                paths.update((key, distance) for key in waiting)
+                found.update((key, distance) for key in waiting)
                 above = (
-                    (key[0], offset) for key in waiting for offset in self._senses[key].hypernyms
+                    (key[0], offset) for key in waiting for offset in self._sense(key).hypernyms
                 )
-                waiting = [key for key in dict.fromkeys(above) if key not in paths]
+                waiting = [key for key in dict.fromkeys(above) if key not in found]
                 distance += 1
-            self._paths[start] = paths
-        return self._paths[start]
-
-
-_ROOT = ("", 0)
+        return found
 
 
 @lru_cache(maxsize=2)
@@ -178,37 +229,8 @@ def load_wordnet(folder: Path) -> WordNet:
     return WordNet.load(folder)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    # the licence at the top is indented
+def _records(path: Path) -> dict[str, str]:
+    """The rest of each line by its first word; the licence at the top is indented."""
     with path.open(encoding="utf-8") as lines:
-        yield from (line for line in lines if not line.startswith(" "))
-
-
-def _index(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for line in _lines(path):
-        fields = line.split()
-        num_senses = int(fields[2])
-        yield fields[0], tuple(int(offset) for offset in fields[-num_senses:])
-
-
-def _exceptions(path: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for line in _lines(path):
-        form, *bases = line.split()
-        yield form, tuple(bases)
-
-
-def _read_senses(path: Path, pos: str, index: dict[str, tuple[int, ...]]) -> Iterator[Sense]:
-    for line in _lines(path):
-        fields = line.split("|")[0].split()
-        num_words = int(fields[3], 16)
-        # adjectives may carry a syntactic marker such as (p)
-        word = fields[4].split("(")[0].lower()
-        pointers = fields[4 + 2 * num_words :]
-        hypernyms = tuple(
-            int(pointers[2 + 4 * i])
-            for i in range(int(pointers[0]))
-            if pointers[1 + 4 * i] in _HYPERNYMS
-        )
-        offset = int(fields[0])
-        number = index[word].index(offset) + 1
-        yield Sense(pos, offset, f"{word}.{fields[2]}.{number:02d}", hypernyms)
+        pairs = (line.partition(" ") for line in lines if not line.startswith(" "))
+        return {word: rest for word, _, rest in pairs}

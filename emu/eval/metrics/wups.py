@@ -16,7 +16,7 @@ from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_sc
 from emu.eval.metrics.porter import stem
 from emu.eval.metrics.ptb import ptb_tokens
 from emu.eval.metrics.video_qa import nextqa_groups, nextqa_types
-from emu.eval.metrics.wordnet import RootRule, WordNet
+from emu.eval.metrics.wordnet import RootRule, Sense, WordNet
 
 Lemmatize = Callable[[str], list[str]]
 Tag = Callable[[Sequence[str]], Sequence[str]]
@@ -49,6 +49,7 @@ class Wups:
     _similarities: dict[tuple[str, str], float] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _senses: dict[str, Sense | None] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(
         self, predictions: Mapping[Key, str], references: Mapping[Key, OpenReference]
@@ -108,10 +109,13 @@ class Wups:
             self._similarities[pair] = value
         return value
 
+    def _sense(self, word: str) -> Sense | None:
+        if word not in self._senses:
+            self._senses[word] = self.wordnet.first_sense(word)
+        return self._senses[word]
+
     def _word_similarity(self, first: str, second: str) -> float:
-        if first == second:
-            return 1.0
-        senses = self.wordnet.first_sense(first), self.wordnet.first_sense(second)
+        senses = self._sense(first), self._sense(second)
         if senses[0] is None or senses[1] is None:
             return 0.0
         value = self.wordnet.similarity(senses[0], senses[1], self.rule) or 0.0
@@ -129,7 +133,7 @@ def tagged_lemmas(wordnet: WordNet, tag: Tag) -> Lemmatize:
 
 def first_lemmas(wordnet: WordNet) -> Lemmatize:
     """Lemmas without a tagger: the base form as noun, else verb, adjective, adverb, else the word itself."""
-    return partial(_first_lemmas, wordnet)
+    return partial(_first_lemmas, wordnet, {})
 
 
 def nltk_tagger() -> Tag:
@@ -170,8 +174,12 @@ def _lemma(wordnet: WordNet, word: str, pos: str) -> str:
     return stemmed if wordnet.first_sense(stemmed) is not None else word
 
 
-def _first_lemmas(wordnet: WordNet, answer: str) -> list[str]:
-    return [_first_lemma(wordnet, word.lower()) for word in ptb_tokens(answer)]
+def _first_lemmas(wordnet: WordNet, known: dict[str, str], answer: str) -> list[str]:
+    words = [word.lower() for word in ptb_tokens(answer)]
+    for word in words:
+        if word not in known:
+            known[word] = _first_lemma(wordnet, word)
+    return [known[word] for word in words]
 
 
 def _first_lemma(wordnet: WordNet, word: str) -> str:

@@ -1,0 +1,238 @@
+"""Our metrics against the official scorers and plain loops, as JSON lines; rounds are interleaved.
+
+    SUBJECTS: captions (tokens, Bleu, ROUGE-L and CIDEr of 4,000 captions with 5 references, against pycocoevalcap with its
+    Java tokeniser), visdial (every measure of 2,064 dialogs of 10 rounds with 100 candidates, against a loop over
+    questions), wups (NExT-OE validation against a transcription of the definition)
+
+Each round runs in a fresh process, so nothing is cached from one to the next; imports and reading are not counted.
+Usage: `python -m benchmarks.metrics --help`.
+"""
+
+import csv
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from benchmarks.clients import cpu_s
+from benchmarks.plain_metrics import plain_visdial, plain_wups
+from emu.eval.metrics.captions import score_captions
+from emu.eval.metrics.metric import Bootstrap
+from emu.eval.metrics.visdial import ndcg, target_ranks
+from emu.eval.metrics.wordnet import WordNet
+from emu.eval.metrics.wups import OpenReference, Wups, first_lemmas
+
+Subject = Literal["captions", "visdial", "wups"]
+_NUM_REFERENCES = 5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare, on which data, how often."""
+
+    subjects: tuple[Subject, ...] = ("captions", "visdial", "wups")
+    data: Path = Path("../shared/golden/metrics")
+    wordnet: Path = Path("/usr/share/wordnet")
+    num_rounds: int = 5
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one round took, children's CPU included, and a number that both sides must agree on."""
+
+    wall_s: float
+    cpu_s: float
+    result: float
+
+
+def caption_data(folder: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
+    """4,000 captions with 5 references: of each image's 48 sentences every sixth against the next five."""
+    sentences: dict[str, list[str]] = {}
+    for record in json.loads((folder / "abstract48S.json").read_text()):
+        sentences.setdefault(record["image_id"], []).append(record["caption"])
+    size = _NUM_REFERENCES + 1
+    groups = [
+        found[i : i + size] for found in sentences.values() for i in range(0, len(found), size)
+    ]
+    return {i: group[0] for i, group in enumerate(groups)}, {
+        i: group[1:] for i, group in enumerate(groups)
+    }
+
+
+def our_captions(
+    data: tuple[dict[int, str], dict[int, list[str]]], num_resamples: int = 0
+) -> float:
+    """The sum of the six scores."""
+    return sum(score.value for score in score_captions(*data, Bootstrap(num_resamples)))
+
+
+def our_captions_with_intervals(data: tuple[dict[int, str], dict[int, list[str]]]) -> float:
+    """The same with six intervals of 1,000 resamples."""
+    return our_captions(data, 1000)
+
+
+def official_captions(data: tuple[dict[int, str], dict[int, list[str]]]) -> float:
+    """The sum of the six scores by pycocoevalcap."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    candidates, references = data
+    tokenizer = PTBTokenizer()
+    right = tokenizer.tokenize(
+        {key: [{"caption": text} for text in texts] for key, texts in references.items()}
+    )
+    given = tokenizer.tokenize({key: [{"caption": text}] for key, text in candidates.items()})
+    bleu, _ = Bleu(4).compute_score(right, given, verbose=0)
+    return (
+        sum(bleu)
+        + float(Rouge().compute_score(right, given)[0])
+        + float(Cider().compute_score(right, given)[0])
+    )
+
+
+def visdial_data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores [20640, 100], the right candidates, and relevance [2064, 100] of each dialog's first round."""
+    generator = np.random.default_rng(0)
+    relevance = np.where(
+        generator.random((2064, 100)) < 0.1, generator.integers(1, 6, (2064, 100)) / 5, 0
+    )
+    relevance[:, 0] = 1
+    return generator.normal(size=(20640, 100)), generator.integers(0, 100, 20640), relevance
+
+
+def our_visdial(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+    """The sum of the six measures."""
+    scores, targets, relevance = data
+    found = target_ranks(scores, targets)
+    recalls = sum(float((found <= k).mean()) for k in (1, 5, 10))
+    return (
+        recalls
+        + float(found.mean())
+        + float((1 / found).mean())
+        + float(ndcg(scores[::10], relevance).mean())
+    )
+
+
+def wups_data(
+    options: Comparison,
+) -> tuple[WordNet, dict[str, str], dict[str, OpenReference], frozenset[str]]:
+    """WordNet, predictions, references and stop words of NExT-OE."""
+    rows = list(csv.DictReader((options.data / "nextoe_val.csv").open()))
+    answers = json.loads((options.data / "nextoe_val_predictions.json").read_text())
+    references = {
+        f"{row['video']}_{row['qid']}": OpenReference([row["answer"]], row["type"]) for row in rows
+    }
+    predictions = {
+        f"{video}_{key}": text for video, found in answers.items() for key, text in found.items()
+    }
+    stop_words = frozenset((options.data / "nextoe_stopwords.txt").read_text().splitlines())
+    return WordNet.load(options.wordnet), predictions, references, stop_words
+
+
+def our_wups(
+    data: tuple[WordNet, dict[str, str], dict[str, OpenReference], frozenset[str]],
+) -> float:
+    """WUPS in percent."""
+    wordnet, predictions, references, stop_words = data
+    return Wups(wordnet, first_lemmas(wordnet), stop_words, bootstrap=Bootstrap(0))(
+        predictions, references
+    ).value
+
+
+def sides(subject: Subject) -> dict[str, Callable[[Any], float]]:
+    """The functions that a subject compares, the reference last."""
+    return {
+        "captions": {
+            "ours": our_captions,
+            "ours with intervals": our_captions_with_intervals,
+            "pycocoevalcap": official_captions,
+        },
+        "visdial": {"ours": our_visdial, "loop": plain_visdial},
+        "wups": {"ours": our_wups, "transcription": plain_wups},
+    }[subject]
+
+
+def measure(subject: Subject, side: str, options: Comparison) -> Cost:
+    """One round in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure, (subject, side, options))
+
+
+def _measure(subject: Subject, side: str, options: Comparison) -> Cost:
+    data = {
+        "captions": lambda: caption_data(options.data),
+        "visdial": visdial_data,
+        "wups": lambda: wups_data(options),
+    }[subject]()
+    work = sides(subject)[side]
+    if side == "pycocoevalcap":
+        official_captions(({0: "a"}, {0: ["a"]}))  # its imports
+    start, start_cpu = time.perf_counter(), cpu_s()
+    result = work(data)
+    return Cost(time.perf_counter() - start, cpu_s() - start_cpu, result)
+
+
+def compare(subject: Subject, options: Comparison) -> None:
+    """Prints a JSON line a side: medians, their ratio to the reference, and the range of the rounds' ratios."""
+    costs: dict[str, list[Cost]] = {side: [] for side in sides(subject)}
+    for _ in range(options.num_rounds):
+        for side, found in costs.items():
+            found.append(measure(subject, side, options))
+    reference = next(reversed(costs))
+    agreed = costs[reference][0].result
+    for side, found in costs.items():
+        assert all(abs(cost.result - agreed) < 1e-6 for cost in found), (side, found, agreed)
+        ratios = [
+            theirs.wall_s / ours.wall_s
+            for ours, theirs in zip(found, costs[reference], strict=True)
+        ]
+        line = {
+            "subject": subject,
+            "side": side,
+            "wall_s": round(statistics.median(cost.wall_s for cost in found), 4),
+            "cpu_s": round(statistics.median(cost.cpu_s for cost in found), 4),
+            "times_faster": round(statistics.median(ratios), 2),
+            "times_faster_range": [round(min(ratios), 2), round(max(ratios), 2)],
+            "times_less_cpu": round(
+                statistics.median(cost.cpu_s for cost in costs[reference])
+                / statistics.median(cost.cpu_s for cost in found),
+                2,
+            ),
+            "result": agreed,
+        }
+        print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    """Prints what is compared, then the lines."""
+    options = tyro.cli(Comparison)
+    machine = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "numpy": version("numpy"),
+    }
+    try:
+        machine["pycocoevalcap"] = version("pycocoevalcap")
+    except PackageNotFoundError:
+        machine["pycocoevalcap"] = "not installed"
+    print(
+        json.dumps({**machine, **{key: str(value) for key, value in asdict(options).items()}}),
+        flush=True,
+    )
+    for subject in options.subjects:
+        compare(subject, options)
+
+
+if __name__ == "__main__":
+    main()
