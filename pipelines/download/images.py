@@ -21,6 +21,8 @@ __all__ = ["ImageConfig", "ImageRejected", "NormalisedImage", "normalise_image"]
 PILLOW_MAX_PIXELS = 89_478_485
 """Where Pillow begins to warn of decompression bombs; `max_pixels` stays below it."""
 
+_LINEAR_BELOW = 1.4
+
 _FORMATS: dict[str, Literal["jpg", "png", "webp"]] = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 
 
@@ -133,11 +135,15 @@ def _fitted(width: int, height: int, side: int) -> tuple[int, int]:
 def _shrunk(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Pixels (height, width, 3), each the mean over the area that it covers.
 
-    OpenCV is slow at areas of less than 2 x 2 pixels. There, the mean of 2 x 2 samples in between, taken
-    linearly, comes within 0.2 dB in half the time.
+    OpenCV takes long for areas of less than 2 x 2 pixels. Below 1.4, two samples a side, taken linearly,
+    are as good (PSNR against Pillow's Lanczos and bicubic on photos); below 2, the mean of 2 x 2 such
+    samples comes within 1 dB of the area in half the time.
     """
     cv2.setNumThreads(1)  # a pool of threads costs more than it gains on images of this size
-    if pixels.shape[0] < 2 * height or pixels.shape[1] < 2 * width:
+    ratio = max(pixels.shape[0] / height, pixels.shape[1] / width)
+    if ratio < _LINEAR_BELOW:
+        return _resized(pixels, width, height, cv2.INTER_LINEAR, "resized")
+    if ratio < 2.0:
         pixels = _resized(pixels, 2 * width, 2 * height, cv2.INTER_LINEAR, "between")
     return _resized(pixels, width, height, cv2.INTER_AREA, "resized")
 
