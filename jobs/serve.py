@@ -22,6 +22,7 @@ from pathlib import Path
 
 import tyro
 from ray import serve
+from ray.exceptions import RayError
 
 from emu.config import EmuConfig
 from emu.serve.app import ServeOptions, build_app
@@ -86,14 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2
-    stop = threading.Event()
-    stop_on_signals(stop)
     with ray_session():
-        return run(job, options, stop)
+        return run(job, options, stop_on_signals())
 
 
-def stop_on_signals(stop: threading.Event) -> None:
-    """Sets `stop` at the first Ctrl-C or SIGTERM; a second one ends the process at once."""
+def stop_on_signals() -> threading.Event:
+    """Set at the first Ctrl-C or SIGTERM; a second one ends the process at once.
+
+    To be called after `ray.init`, which sets handlers of its own.
+    """
+    stop = threading.Event()
 
     def on_signal(number: int, _frame: object) -> None:
         stop.set()
@@ -101,6 +104,7 @@ def stop_on_signals(stop: threading.Event) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    return stop
 
 
 def serve_options(job: ServeJob) -> ServeOptions:
@@ -139,9 +143,9 @@ def open_fetcher(config: FetchConfig) -> Fetch:
 def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> int:
     """Starts the application, waits for `stop`, takes the application away again."""
     port = job.port or free_port(job.host)
-    serve.start(http_options={"host": job.host, "port": port})
     app = build_app(options, partial(open_fetcher, job.fetch) if job.fetch_images else None)
     try:
+        serve.start(http_options={"host": job.host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{'127.0.0.1' if job.host == '0.0.0.0' else job.host}:{port}"
         if not answers(url):
@@ -149,9 +153,20 @@ def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> int:
         print(f"ready: {url}/ (page), {url}/v1 (API)", flush=True)
         stop.wait()
         print("stopping", flush=True)
+    except (RuntimeError, RayError) as error:
+        last_line = str(error).strip().splitlines()[-1]
+        print(f"serve: {last_line}", *what_failed(), sep="\n", file=sys.stderr)
+        return 1
     finally:
         serve.delete(APPLICATION)
     return 0
+
+
+def what_failed() -> list[str]:
+    """What the deployments of the application say of themselves."""
+    application = serve.status().applications.get(APPLICATION)
+    deployments = application.deployments if application else {}
+    return [f"{name}: {each.message}" for name, each in deployments.items() if each.message]
 
 
 def free_port(host: str) -> int:
