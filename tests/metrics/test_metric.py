@@ -1,0 +1,59 @@
+"""The bootstrap, ids and means that every metric shares."""
+
+import math
+
+import numpy as np
+import pytest
+
+from emu.eval.metrics.metric import Bootstrap, aligned_keys, grouped_means, keyed, mean_score
+
+
+def test_interval_of_a_mean_is_near_the_normal_one():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    interval = Bootstrap(4000, 0.95, seed=1).interval(values)
+    assert interval is not None
+    half = 1.96 * values.std() / 20
+    assert (interval.low, interval.high) == (
+        pytest.approx(values.mean() - half, abs=0.03),
+        pytest.approx(values.mean() + half, abs=0.03),
+    )
+
+
+def test_interval_of_a_ratio_resamples_its_parts_together():
+    rows = np.stack([np.arange(1, 101.0), 2 * np.arange(1, 101.0)], axis=1)
+    interval = Bootstrap(50).interval(rows, lambda sums: sums[:, 0] / sums[:, 1])
+    assert interval is not None
+    assert (interval.low, interval.high) == pytest.approx((0.5, 0.5))
+
+
+def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch: pytest.MonkeyPatch):
+    values = np.random.default_rng(0).random(50)
+    whole = Bootstrap(64, seed=3).interval(values)
+    monkeypatch.setattr("emu.eval.metrics.metric._DRAWS_AT_ONCE", 50)
+    assert Bootstrap(64, seed=3).interval(values) == whole
+
+
+def test_no_resamples_give_no_interval():
+    assert Bootstrap(0).interval(np.ones(3)) is None
+
+
+def test_a_mean_with_a_score_that_is_not_finite_is_an_error():
+    with pytest.raises(ValueError, match="m: 2 samples have no finite score: 'b', 'c'"):
+        mean_score("m", {"a": 1.0, "b": math.nan, "c": math.inf}, Bootstrap(0))
+
+
+def test_ids_keep_the_order_of_the_references_and_only_five_are_named():
+    assert aligned_keys({2: "", 1: ""}, {1: "", 2: ""}) == [1, 2]
+    with pytest.raises(
+        ValueError, match=r"7 of 7 references have no prediction \(0, 1, 2, 3, 4, \.\.\.\)"
+    ):
+        aligned_keys({}, dict.fromkeys(range(7)))
+
+
+def test_doubled_ids_are_named():
+    with pytest.raises(ValueError, match="file: 1 ids appear more than once: 'a'"):
+        keyed([("a", 1), ("b", 2), ("a", 1)], "file")
+
+
+def test_means_of_groups_keep_their_order():
+    assert list(grouped_means([1, 0, 0.5], ["x", "y", "x"], 100).items()) == [("x", 75), ("y", 0)]
