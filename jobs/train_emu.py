@@ -143,11 +143,13 @@ def progress(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
     def follow() -> None:
         interval_s = 0.5 if sys.stderr.isatty() else 10.0  # a log wants fewer lines
         with tqdm(total=plan.train.steps, unit="step", mininterval=interval_s) as bar:
+            bar.set_description("workers start")
             while True:
                 is_last_look = stop.wait(poll_s)
                 rows = read_metrics(Path(plan.out))
                 if rows:
                     row = rows[-1]
+                    bar.set_description("training", refresh=False)
                     bar.set_postfix_str(
                         f"text {row['text_loss']:.3f} visual {row['visual_loss']:.3f} "
                         f"{row['samples_per_s']:.1f} samples/s",

@@ -16,13 +16,21 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
-from ray.train import Checkpoint, CheckpointUploadMode, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from emu.data.stream import Share
 from emu.train.checkpoint import FOLDER, CheckpointError, checkpoints
 from emu.train.loop import SUMMARY, Summary, TrainPlan, check_resume, train
 from emu.train.parallel import Ranks
+from emu.train.step import TrainingError
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints in a run's folder; it refuses one of another Ray version."""
@@ -33,7 +41,7 @@ def train_on_ray(
 ) -> Summary:
     """Train on workers of the connected Ray; a lost worker costs the steps since the last checkpoint.
 
-    Raises what `train` raises, wrapped by Ray Train, after `max_failures` failures.
+    Raises `TrainingError` with the words of the first worker's error after `max_failures` failures.
     """
     check_resume(plan)
     folder = Path(plan.out).absolute() / FOLDER
@@ -49,9 +57,22 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingError(_reason(error)) from error
     summary = json.loads((folder.parent / SUMMARY).read_text())
     return Summary(**summary | {"alarms": tuple(summary["alarms"])})
+
+
+def _reason(error: TrainingFailedError) -> str:
+    """What went wrong on the lowest failed rank, else Ray's own words."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return str(error)
+    rank = min(failures)
+    name = type(failures[rank]).__name__
+    return f"worker {rank} of the last attempt: {name}: {failures[rank]}"
 
 
 def _work(config: dict[str, Any]) -> None:

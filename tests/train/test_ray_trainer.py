@@ -13,6 +13,7 @@ from emu.train.checkpoint import checkpoints
 from emu.train.loop import TrainPlan
 from emu.train.metrics import read_metrics
 from emu.train.ray_trainer import train_on_ray
+from emu.train.step import TrainingError
 from tests.train.plans import are_equal, mini_plan, weights_of
 from tests.train.processes import start, train_rank
 from tests.train.test_resume import stopped_after
@@ -79,5 +80,5 @@ def test_an_error_of_a_worker_comes_back_with_its_words(local_ray: None, tmp_pat
     plan = mini_plan(tmp_path, steps=4)
     tar = next((Path(plan.data) / "shards").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:-512])
-    with pytest.raises(Exception, match="the manifest says"):
+    with pytest.raises(TrainingError, match=r"worker 0 .*DatasetError.*the manifest says"):
         train_on_ray(plan, num_workers=1, max_failures=0)
