@@ -36,9 +36,14 @@ def autoencoder_loss(
 
 
 @torch.no_grad()
-def set_latent_scale(vae: AutoencoderKL, pixels_BCHW: Tensor) -> float:
-    """Sets and returns the factor that brings the latents of these images to unit deviation."""
-    latents = posterior_of(vae, pixels_BCHW).mode()
+def set_latent_scale(
+    vae: AutoencoderKL, pixels_BCHW: Tensor, generator: Generator | None = None
+) -> float:
+    """Sets and returns the factor that brings the latents of these images to unit deviation.
+
+    Of drawn latents, as the U-Net sees them, not of their means.
+    """
+    latents = posterior_of(vae, pixels_BCHW).sample(generator)
     factor = float(1 / latents.float().std().clamp(min=1e-6))
     vae.register_to_config(scaling_factor=factor)
     return factor

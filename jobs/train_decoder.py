@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Trains the visual decoder of a trained model: from what the model regresses to pictures."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from emu.data.dataset import DatasetError
+from emu.data.images import ImageError
+from emu.generate.engine import DECODER
+from emu.train.decoder import (
+    CONDITIONS,
+    Advance,
+    DecoderPlan,
+    DecoderSummary,
+    DecoderTrainConfig,
+    train_decoder,
+)
+from emu.train.metrics import METRICS
+from emu.train.prompted import PromptRules
+from emu.train.step import TrainingError
+from jobs.cluster import start_logging
+from jobs.paths import job_path
+
+BAD_VALUE, FAILED = 2, 1
+STABLE_DIFFUSION_RATE = 1e-4  # paper, section 7 of its settings: the peak of the U-Net's rate
+
+
+@dataclass(frozen=True)
+class TrainDecoder:
+    """Trains the visual decoder: the U-Net that turns a model's visual embeddings into pictures.
+
+    A first try, after jobs/train_emu.py has trained a model on the same dataset:
+
+        jobs/train_decoder.py --model run/model --data mmc4
+
+    The model stays as it is: for the sentence of each picture it regresses the embeddings that the U-Net
+    is conditioned on, a tenth of them replaced by those of the empty prompt. Without --stable-diffusion a
+    small autoencoder is trained first, on the same pictures. The result, in the layout of diffusers, becomes
+    visible when it is whole; where it lies in MODEL/decoder, the model draws from then on. A run that is
+    stopped begins anew when it is started again.
+    """
+
+    model: str
+    """Folder of a trained model, such as OUT/model of jobs/train_emu.py."""
+    data: str
+    """Folder or address of a finished dataset with pictures and their sentences."""
+    out: str | None = None
+    """Folder of the visual decoder, replaced as a whole. None: MODEL/decoder, where the model finds it."""
+    stable_diffusion: str | None = None
+    """A folder of Stable Diffusion v1.x in the layout of diffusers (unet/, vae/, scheduler/). Its U-Net is
+    trained on, with new K and V in the cross-attentions; its autoencoder stays. None: all from scratch, at
+    the sizes in the model's configuration."""
+    steps: int | None = None
+    """Optimizer steps of the U-Net. None: --train.steps."""
+    autoencoder_steps: int | None = None
+    """Optimizer steps of the autoencoder before, not used with --stable-diffusion. None:
+    --train.autoencoder-steps."""
+    batch_size: int | None = None
+    """Pictures a step. None: --train.batch-size."""
+    learning_rate: float | None = None
+    """Peak learning rate of the U-Net. None: --train.learning-rate, with --stable-diffusion the paper's 1e-4."""
+    seed: int | None = None
+    """Of fresh weights, order of pictures and noise. None: --train.seed."""
+    train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
+    rules: PromptRules = field(default_factory=PromptRules)
+
+
+def plan_of(options: TrainDecoder) -> DecoderPlan:
+    """The training that the options describe."""
+    changes = {
+        name: value
+        for name in ("steps", "autoencoder_steps", "batch_size", "learning_rate", "seed")
+        if (value := getattr(options, name)) is not None
+    }
+    if options.stable_diffusion is not None:
+        changes.setdefault("learning_rate", STABLE_DIFFUSION_RATE)
+    model, source = job_path(options.model), options.stable_diffusion
+    return DecoderPlan(
+        model=model,
+        data=job_path(options.data),
+        out=f"{model}/{DECODER}" if options.out is None else job_path(options.out),
+        stable_diffusion=None if source is None else job_path(source),
+        train=replace(options.train, **changes),
+        rules=options.rules,
+    )
+
+
+@contextmanager
+def progress(plan: DecoderPlan) -> Iterator[Advance]:
+    """A progress bar for each stage, on standard error."""
+    totals = {"autoencoder": plan.train.autoencoder_steps, "unet": plan.train.steps}
+    interval_s = 0.5 if sys.stderr.isatty() else 10.0  # a log wants fewer lines
+    bars: dict[str, tqdm] = {}
+
+    def advance(stage: str, number: int, loss: float | None) -> None:
+        if stage not in bars:
+            for bar in bars.values():
+                bar.close()
+            unit = "prompt" if stage == CONDITIONS else "step"
+            bars[stage] = tqdm(
+                desc=stage, total=totals.get(stage), unit=unit, mininterval=interval_s
+            )
+        if loss is not None:
+            bars[stage].set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        bars[stage].update(number)
+
+    try:
+        yield advance
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def summary_text(summary: DecoderSummary, seconds: float) -> str:
+    """What the training did, in words for a terminal."""
+    left_out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(summary.left_out.items()))
+    lines = ["", f"pictures   {summary.num_pictures:,} with {summary.num_prompts:,} prompts"]
+    if left_out:
+        lines.append(f"left out   {left_out}")
+    if summary.autoencoder_loss is not None:
+        lines.append(f"autoencoder  loss {summary.autoencoder_loss:.4f} at the end")
+    lines += [
+        f"U-Net      loss {summary.unet_loss:.4f} at the end",
+        f"written    {summary.out} (losses in {METRICS})",
+        f"time       {seconds:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job; 0 if the visual decoder is written, 1 if not, 2 if an option or the data is wrong."""
+    start_logging(logging.WARNING)
+    began = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        options = tyro.cli(
+            TrainDecoder, args=arguments, description=TrainDecoder.__doc__, prog="train_decoder.py"
+        )
+        plan = plan_of(options)
+        if options.stable_diffusion is None:
+            print("no Stable Diffusion given: autoencoder and U-Net are trained from scratch")
+        with progress(plan) as advance:
+            summary = train_decoder(plan, device, advance)
+    except (ValueError, FileNotFoundError, FileExistsError, DatasetError, ImageError) as error:
+        return _complain(error, BAD_VALUE)
+    except TrainingError as error:
+        return _complain(error, FAILED)
+    print(summary_text(summary, time.monotonic() - began))
+    return 0
+
+
+def _complain(error: Exception, status: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
