@@ -17,6 +17,7 @@ from pipelines.core.workspace import WORK, Workspace
 from schemas.manifest import MANIFEST_FILE, Fingerprint, Manifest, manifest_from_json
 from schemas.shard import FEATURES, INDEXES, LEDGERS, SHARDS
 from schemas.tables import LEDGER
+from schemas.validation import SchemaError
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,16 @@ class Request:
 
     def finished_at_rest(self) -> Manifest | None:
         """The manifest of a finished dataset that the request leaves alone; needs no lock."""
-        manifest = load_manifest(self.storage)
-        if manifest is None or self.redo or self.overwrite or self.storage.exists(WORK):
+        if self.redo or self.overwrite:
+            return None
+        try:
+            manifest = load_manifest(self.storage)
+        except SchemaError as error:
+            raise EngineError(f"{error}; {OVERWRITE}") from error
+        if manifest is None:
+            return None
+        # Temporary files alone are of somebody who adds to the dataset (features).
+        if self.storage.list(WORK) not in ([], ["tmp"]):
             return None
         self.check_equal(manifest.fingerprint, manifest, "holds")
         return manifest
@@ -77,8 +86,12 @@ def load_manifest(storage: Storage) -> Manifest | None:
 def decide(request: Request) -> Manifest | BuildPlan:
     """The manifest if there is nothing to do, else the plan of what to build; under the lock."""
     storage = request.storage
-    plan = load_plan(storage)
-    manifest = load_manifest(storage)
+    try:
+        plan, manifest = load_plan(storage), load_manifest(storage)
+    except SchemaError as error:
+        if request.overwrite:
+            return _begin_again(request)
+        raise EngineError(f"{error}; {OVERWRITE}") from error
     if plan is not None and plan.redo is None and manifest is not None:
         # Killed between the manifest and the end: the dataset is finished.
         storage.delete(PLAN_FILE)

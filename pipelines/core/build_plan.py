@@ -65,11 +65,15 @@ def load_plan(storage: Storage) -> BuildPlan | None:
     if not storage.exists(PLAN_FILE):
         return None
     where = storage.address(PLAN_FILE)
-    document = json.loads(storage.read_bytes(PLAN_FILE))
-    if document.get("schema") != PLAN_SCHEMA:
+    try:
+        document = json.loads(storage.read_bytes(PLAN_FILE))
+        version = document.get("schema")
+    except (ValueError, AttributeError) as error:
+        raise SchemaError(f"{where}: not a plan: {error}") from error
+    if version != PLAN_SCHEMA:
         raise SchemaError(
-            f"{where}: version {document.get('schema')!r}, this release reads '{PLAN_SCHEMA}'; "
-            "finish the build with the release that began it, or overwrite it"
+            f"{where}: version {version!r}, this release reads '{PLAN_SCHEMA}'; "
+            "finish the build with the release that began it"
         )
     return BuildPlan(
         fingerprint=Fingerprint(**document["fingerprint"]),

@@ -71,21 +71,23 @@ class Storage:
 
     def exists(self, path: str) -> bool:
         """True if there is a file or folder of that path."""
-        if self.is_local:
-            return self.local_path(path).exists()
-        system, full = self._remote(path)
-        return bool(system.exists(full))
+        with self.explained(path):
+            if self.is_local:
+                return self.local_path(path).exists()
+            system, full = self._remote(path)
+            return bool(system.exists(full))
 
     def list(self, folder: str) -> list[str]:
         """Names of the files and folders in a folder, sorted; empty where there is no such folder."""
-        if self.is_local:
-            local = self.local_path(folder)
-            return sorted(p.name for p in local.iterdir()) if local.is_dir() else []
-        system, full = self._remote(folder)
-        try:
-            found = system.ls(full, detail=False)
-        except FileNotFoundError:
-            return []
+        with self.explained(folder):
+            if self.is_local:
+                local = self.local_path(folder)
+                return sorted(p.name for p in local.iterdir()) if local.is_dir() else []
+            system, full = self._remote(folder)
+            try:
+                found = system.ls(full, detail=False)
+            except FileNotFoundError:
+                return []
         return sorted(n for n in (p.rstrip("/").rpartition("/")[2] for p in found) if n)
 
     def size(self, path: str) -> int:
@@ -138,12 +140,11 @@ class Storage:
 
     def _commit_local(self, path: str, write: Callable[[BinaryIO], T]) -> T:
         final, folder = self.local_path(path), self.local_path(TEMPORARY)
-        folder.mkdir(parents=True, exist_ok=True)
         final.parent.mkdir(parents=True, exist_ok=True)
         # Two workers may write the same file at the same time (a lost worker that is not dead).
         temporary = folder / f"{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         try:
-            with temporary.open("xb") as file:
+            with _opened(temporary) as file:
                 result = write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -151,6 +152,11 @@ class Storage:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        finally:
+            # Not empty: other files are being written, or a build is in progress.
+            with suppress(OSError):
+                folder.rmdir()
+                folder.parent.rmdir()
         _sync_folder(final.parent)
         return result
 
@@ -186,6 +192,14 @@ class Storage:
 
 def _write_all(file: BinaryIO, data: bytes) -> None:
     file.write(data)
+
+
+def _opened(temporary: Path) -> BinaryIO:
+    """A new file for writing; its folder may vanish at any moment, when another writer leaves it empty."""
+    while True:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return temporary.open("xb")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -84,6 +84,13 @@ def test_a_folder_that_is_a_file_is_said_in_words(tmp_path: Path) -> None:
         Storage(str(tmp_path / "out")).commit("a.txt", b"")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_forbidden_folder_is_said_in_words(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StorageError, match="no permission"):
+        Storage(str(tmp_path / "out")).commit("a.txt", b"")
+
+
 def test_writers_of_one_file_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     contents = [bytes([n]) * 100_000 for n in range(8)]
@@ -93,6 +100,7 @@ def test_writers_of_one_file_at_the_same_time_do_not_mix(tmp_path: Path) -> None
     for thread in threads:
         thread.join()
     assert storage.read_bytes("a") in contents
+    assert storage.list("") == ["a"]
 
 
 def test_a_relative_root_means_the_same_in_another_folder(
