@@ -1,8 +1,9 @@
 """Our metrics against the official scorers and plain loops, as JSON lines; rounds are interleaved.
 
-    SUBJECTS: captions (tokens, Bleu, ROUGE-L and CIDEr of 4,000 captions with 5 references, against pycocoevalcap with its
-    Java tokeniser), visdial (every measure of 2,064 dialogs of 10 rounds with 100 candidates, against a loop over
-    questions), wups (NExT-OE validation against a transcription of the definition)
+    SUBJECTS: captions (tokens, Bleu, ROUGE-L and CIDEr of 4,000 captions with 5 references, against pycocoevalcap
+    with its Java tokeniser), visdial (every measure of 2,064 dialogs of 10 rounds with 100 candidates, against a
+    loop over questions), visdial_ranks (the ranks alone), wups (NExT-OE validation, against a transcription of
+    its definition)
 
 Each round runs in a fresh process, so nothing is cached from one to the next; imports and reading are not counted.
 Usage: `python -m benchmarks.metrics --help`.
@@ -24,14 +25,14 @@ import numpy as np
 import tyro
 
 from benchmarks.clients import cpu_s
-from benchmarks.plain_metrics import plain_visdial, plain_wups
+from benchmarks.plain_metrics import plain_ranks, plain_visdial, plain_wups
 from emu.eval.metrics.captions import score_captions
 from emu.eval.metrics.metric import Bootstrap
 from emu.eval.metrics.visdial import ndcg, target_ranks
 from emu.eval.metrics.wordnet import WordNet
 from emu.eval.metrics.wups import OpenReference, Wups, first_lemmas
 
-Subject = Literal["captions", "visdial", "wups"]
+Subject = Literal["captions", "visdial", "visdial_ranks", "wups"]
 _NUM_REFERENCES = 5
 
 
@@ -39,7 +40,7 @@ _NUM_REFERENCES = 5
 class Comparison:
     """What to compare, on which data, how often."""
 
-    subjects: tuple[Subject, ...] = ("captions", "visdial", "wups")
+    subjects: tuple[Subject, ...] = ("captions", "visdial", "visdial_ranks", "wups")
     data: Path = Path("../shared/golden/metrics")
     wordnet: Path = Path("/usr/share/wordnet")
     num_rounds: int = 5
@@ -124,6 +125,11 @@ def our_visdial(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
     )
 
 
+def our_ranks(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+    """The mean rank."""
+    return float(target_ranks(data[0], data[1]).mean())
+
+
 def wups_data(
     options: Comparison,
 ) -> tuple[WordNet, dict[str, str], dict[str, OpenReference], frozenset[str]]:
@@ -159,6 +165,7 @@ def sides(subject: Subject) -> dict[str, Callable[[Any], float]]:
             "pycocoevalcap": official_captions,
         },
         "visdial": {"ours": our_visdial, "loop": plain_visdial},
+        "visdial_ranks": {"ours": our_ranks, "loop": plain_ranks},
         "wups": {"ours": our_wups, "transcription": plain_wups},
     }[subject]
 
@@ -173,6 +180,7 @@ def _measure(subject: Subject, side: str, options: Comparison) -> Cost:
     data = {
         "captions": lambda: caption_data(options.data),
         "visdial": visdial_data,
+        "visdial_ranks": visdial_data,
         "wups": lambda: wups_data(options),
     }[subject]()
     work = sides(subject)[side]

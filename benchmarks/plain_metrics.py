@@ -29,6 +29,12 @@ def plain_visdial(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
     )
 
 
+def plain_ranks(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+    """The mean rank, a question at a time."""
+    found = [_rank(row.tolist(), int(target)) for row, target in zip(data[0], data[1], strict=True)]
+    return sum(found) / len(found)
+
+
 def _rank(row: list[float], target: int) -> int:
     order = sorted(range(len(row)), key=lambda index: -row[index])
     return order.index(target) + 1

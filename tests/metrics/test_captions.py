@@ -82,6 +82,8 @@ def test_interval_holds_the_score_and_is_the_same_for_a_seed():
     first = score_captions(STORED["predictions"], STORED["references"], Bootstrap(200, seed=1))
     again = score_captions(STORED["predictions"], STORED["references"], Bootstrap(200, seed=1))
     assert first == again
+    alone = Bleu(2, Bootstrap(200, seed=1))(STORED["predictions"], STORED["references"])
+    assert alone.interval == first[1].interval
     for score in first:
         assert score.interval is not None
         assert score.interval.low < score.value < score.interval.high

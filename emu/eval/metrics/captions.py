@@ -8,13 +8,22 @@ others split at any white space, CIDEr's length is a count of pairs of words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, require, shown
+from emu.eval.metrics.metric import (
+    Bootstrap,
+    Combine,
+    Key,
+    Score,
+    aligned_keys,
+    mean_score,
+    require,
+    shown,
+)
 from emu.eval.metrics.ngrams import Integers, JoinedCounts, NgramCounts, count_ngrams, join_counts
 from emu.eval.metrics.ptb import tokenize
 
@@ -111,7 +120,7 @@ class Bleu:
         statistics = captions.bleu_statistics
         samples = _bleu(statistics)[:, self.order - 1]
         value = _bleu(statistics.sum(0, keepdims=True))[0, self.order - 1]
-        interval = self.bootstrap.interval(statistics, lambda sums: _bleu(sums)[:, self.order - 1])
+        interval = self.bootstrap.interval(statistics, partial(_bleu_of, self.order))
         return Score(
             f"Bleu_{self.order}",
             float(value),
@@ -182,8 +191,26 @@ def score_captions(
 ) -> list[Score]:
     """Bleu_1 to Bleu_4, ROUGE_L and CIDEr, with the tokens made once."""
     captions = tokenize_captions(predictions, references)
-    bleus = [Bleu(order, bootstrap).score(captions) for order in range(1, _MAX_ORDER + 1)]
-    return [*bleus, RougeL(bootstrap).score(captions), Cider(bootstrap=bootstrap).score(captions)]
+    alone = Bootstrap(0)
+    scores = [Bleu(order, alone).score(captions) for order in range(1, _MAX_ORDER + 1)]
+    scores += [RougeL(alone).score(captions), Cider(bootstrap=alone).score(captions)]
+    # one set of resamples for all: columns of Bleu's statistics, then ROUGE-L, then CIDEr
+    means = [np.fromiter(score.samples.values(), np.float64) for score in scores[_MAX_ORDER:]]
+    statistics = np.column_stack([captions.bleu_statistics, *means])
+    combines: list[Combine] = [partial(_bleu_of, order) for order in range(1, _MAX_ORDER + 1)]
+    combines += [partial(_mean_of, column, len(captions.keys)) for column in (-2, -1)]
+    intervals = bootstrap.intervals(statistics, combines)
+    return [
+        replace(score, interval=interval) for score, interval in zip(scores, intervals, strict=True)
+    ]
+
+
+def _bleu_of(order: int, sums: Floats) -> Floats:
+    return _bleu(sums[:, : 2 + 2 * _MAX_ORDER])[:, order - 1]
+
+
+def _mean_of(column: int, num_samples: int, sums: Floats) -> Floats:
+    return sums[:, column] / num_samples
 
 
 def _bleu_statistics(captions: TokenizedCaptions) -> Floats:

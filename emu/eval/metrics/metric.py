@@ -78,14 +78,23 @@ class Bootstrap:
             statistics: what the score is made of, [samples] or [samples, statistics].
             combine: sums of statistics [resamples, statistics] to scores [resamples].
         """
+        return self.intervals(statistics, [combine])[0]
+
+    def intervals(
+        self, statistics: NDArray[np.float64], combines: Sequence[Combine | None]
+    ) -> list[Interval | None]:
+        """The interval of each combination, from the same resamples; None as in `interval`."""
         rows = np.atleast_2d(np.asarray(statistics, np.float64).T).T
         if self.num_resamples == 0 or len(rows) == 0:
-            return None
-        average = lambda sums: sums[:, 0] / len(rows)  # noqa: E731
-        scores = (combine or average)(self._sums(rows))
+            return [None] * len(combines)
+        sums = self._sums(rows)
         tail = (1 - self.confidence) / 2
-        low, high = np.quantile(scores, [tail, 1 - tail])
-        return Interval(float(low), float(high), self.confidence)
+        found: list[Interval | None] = []
+        for combine in combines:
+            scores = sums[:, 0] / len(rows) if combine is None else combine(sums)
+            low, high = np.quantile(scores, [tail, 1 - tail])
+            found.append(Interval(float(low), float(high), self.confidence))
+        return found
 
     def _sums(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         generator = np.random.default_rng(self.seed)

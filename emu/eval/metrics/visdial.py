@@ -96,10 +96,10 @@ def target_ranks(scores: Floats, targets: ArrayLike, ties: Ties = "first") -> ND
 
 def _block_ranks(scores: Floats, columns: NDArray[np.int64], ties: Ties) -> NDArray[np.int64]:
     own = np.take_along_axis(scores, columns, 1)
-    as_good = np.count_nonzero(scores >= own, axis=1)
+    as_good = _counts(scores >= own)
     if ties == "worst":
         return as_good
-    better = np.count_nonzero(scores > own, axis=1)
+    better = _counts(scores > own)
     tied = np.flatnonzero(as_good > better + 1)
     earlier = np.arange(scores.shape[1]) < columns[tied]
     better[tied] += ((scores[tied] == own[tied]) & earlier).sum(1)
@@ -119,21 +119,27 @@ def ndcg(scores: Floats, relevance: Floats, ties: Ties = "first") -> Floats:
 
     Raises ValueError for a row without a relevant candidate, whose gain is 0 of 0.
     """
-    num_relevant = (relevance != 0).sum(1)
+    num_relevant = _counts(relevance != 0)
     if (num_relevant == 0).any():
         rows = np.flatnonzero(num_relevant == 0).tolist()
         raise ValueError(
             f"{len(rows)} questions have no relevant candidate (row {shown(rows)}); NDCG is undefined"
         )
-    first = np.arange(scores.shape[1])[None] < num_relevant[:, None]
-    discounts = np.where(first, 1 / np.log2(np.arange(scores.shape[1]) + 2.0), 0)
+    scores = np.ascontiguousarray(scores)
+    discounts = 1 / np.log2(np.arange(scores.shape[1]) + 2.0)
     if ties == "worst":
         order = np.lexsort((relevance, -scores), axis=1)
     else:
         order = _best_first(scores)
-    gained = (np.take_along_axis(relevance, order, 1) * discounts).sum(1)
-    best = (-np.sort(-relevance, axis=1) * discounts).sum(1)
-    return gained / best
+    found = np.take_along_axis(relevance, order, 1)
+    found *= np.arange(scores.shape[1]) < num_relevant[:, None]
+    # the best order puts the others, whose relevance is 0, last
+    return found @ discounts / (np.sort(relevance, axis=1)[:, ::-1] @ discounts)
+
+
+def _counts(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many are true in each row; several times faster than NumPy's own count."""
+    return mask.view(np.uint8).sum(1, dtype=np.uint32).astype(np.int64)
 
 
 def _best_first(scores: Floats) -> NDArray[np.int64]:

@@ -170,11 +170,13 @@ class WordNet:
         common = self._hypernym_paths(first).keys() & self._hypernym_paths(second).keys()
         if not common:
             return _ROOT if with_root else None
-        depths = {sense: self._depth(sense)[0] for sense in common}
-        if with_root:
-            depths[_ROOT] = 0
-        deepest = max(depths.values())
-        candidates = [sense for sense, depth in depths.items() if depth == deepest]
+        deepest, candidates = (0, [_ROOT]) if with_root else (-1, [])
+        for sense in common:
+            depth = self._depth(sense)[0]
+            if depth > deepest:
+                deepest, candidates = depth, [sense]
+            elif depth == deepest:
+                candidates.append(sense)
         own = (first.pos, first.offset)
         return own if own in candidates else min(candidates, key=self._name)
 
@@ -183,11 +185,12 @@ class WordNet:
 
     def _depth(self, key: SenseId) -> tuple[int, int]:
         """The lengths of the shortest and the longest path to a sense without hypernyms."""
-        if key not in self._depths:
+        found = self._depths.get(key)
+        if found is None:
             above = [self._depth((key[0], offset)) for offset in self._sense(key).hypernyms]
             shortest = min((depth[0] + 1 for depth in above), default=0)
-            self._depths[key] = shortest, max((depth[1] + 1 for depth in above), default=0)
-        return self._depths[key]
+            found = self._depths[key] = shortest, max((depth[1] + 1 for depth in above), default=0)
+        return found
 
     def _distance(self, sense: Sense, other: SenseId, with_root: bool) -> int | None:
         key = (sense.pos, sense.offset), other, with_root
