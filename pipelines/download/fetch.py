@@ -14,6 +14,7 @@ import os
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -88,7 +89,6 @@ class Fetcher:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
-        self._is_closed = False
         self._one_call = asyncio.Lock()  # also holds until an interrupted call has been unwound
         self._dns_threads = ThreadPoolExecutor(_DNS_THREADS, "fetch-dns")
         self._convert_threads = ThreadPoolExecutor(config.convert_threads, "fetch-convert")
@@ -105,6 +105,15 @@ class Fetcher:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
         self._session, self._exchange = self._await(self._open())
+        # Also closes a fetcher that its owner forgot, at the latest when the process ends.
+        self._finalizer = weakref.finalize(
+            self,
+            _close,
+            self._session,
+            self._loop,
+            self._thread,
+            (self._dns_threads, self._convert_threads),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -135,21 +144,13 @@ class Fetcher:
         Raises:
             OSError: this machine has run out of file descriptors.
         """
-        if self._is_closed:
+        if not self._finalizer.alive:
             raise RuntimeError("the fetcher is closed: make a new one")
         return self._await(self._one_after_another(urls, convert))
 
     def close(self) -> None:
         """Ends connections and threads. Lookups still on their way are abandoned."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._await(self._session.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        self._dns_threads.shutdown(wait=False, cancel_futures=True)
-        self._convert_threads.shutdown(cancel_futures=True)
+        self._finalizer()
 
     def _await(self, work: Coroutine[Any, Any, V]) -> V:
         """The result of `work` on the fetcher's own loop; an interrupt here cancels it there."""
@@ -250,6 +251,23 @@ class Fetcher:
             raise
         finally:
             lease.release()
+
+
+def _close(
+    session: aiohttp.ClientSession,
+    loop: asyncio.AbstractEventLoop,
+    thread: threading.Thread,
+    executors: Sequence[ThreadPoolExecutor],
+) -> None:
+    if threading.current_thread() is thread:  # the last reference was dropped on the loop itself
+        loop.create_task(session.close()).add_done_callback(lambda _: loop.stop())
+        return
+    asyncio.run_coroutine_threadsafe(session.close(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    for executor in executors:
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _arrived(

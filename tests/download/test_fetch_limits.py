@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +151,19 @@ def test_a_closed_fetcher_says_so_and_leaves_no_threads() -> None:
     assert threading.active_count() == num_before
     with pytest.raises(RuntimeError, match="closed"):
         fetcher.fetch_many([""])
+
+
+def test_a_forgotten_fetcher_closes_itself(hurried) -> None:
+    with WebServer({"/a": answer(200, b"x")}) as server:
+        program = (
+            "from pipelines.download.fetch import FetchConfig, Fetcher\n"
+            f"fetcher = Fetcher(FetchConfig(allow_host=({server.allow()!r},)))\n"
+            f"print(fetcher.fetch_many([{server.url('/a')!r}])[0].body)\n"
+        )
+        finished = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        )
+    assert (finished.stdout, finished.stderr) == ("b'x'\n", "")
 
 
 def test_proxies_of_the_environment_are_not_used(hurried, monkeypatch: pytest.MonkeyPatch) -> None:
