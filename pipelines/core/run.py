@@ -15,9 +15,9 @@ from pipelines.core.counts import Counts, alarms, merged
 from pipelines.core.errors import AlarmError, EngineError
 from pipelines.core.lock import exclusive
 from pipelines.core.progress import with_progress
+from pipelines.core.row_rules import Place
 from pipelines.core.runner import LocalRunner, Runner
 from pipelines.core.stage import Barrier, Pipeline
-from pipelines.core.steps import explained
 from pipelines.core.storage import Storage
 from pipelines.core.tables import read_parquet
 from pipelines.core.unique import KeyRange, check_unique
@@ -96,7 +96,9 @@ class _Build:
         if manifest.alarms and fail_on_alarm:
             raise AlarmError("; ".join(manifest.alarms))
         for hook in self.pipeline.finish:
-            with explained("finish", "(all)", getattr(hook, "__name__", type(hook).__name__)):
+            with Place(
+                "finish", "(all)", getattr(hook, "__name__", type(hook).__name__)
+            ).explained():
                 hook(self.storage, manifest)
         self.storage.commit(MANIFEST_FILE, manifest.to_json().encode())
         self.storage.delete(PLAN_FILE)
@@ -144,7 +146,7 @@ class _Build:
             return
         source = self.pipeline.source
         tables = (previous(self.workspace, source, s, level).table for s in self.plan.active)
-        with explained(stage.name, "(all)", "the plan of the barrier"):
+        with Place(stage.name, "(all)", "the plan of the barrier").explained():
             value = stage.plan(tables)
         self.workspace.save_barrier(level, value)
 

@@ -6,9 +6,11 @@ from functools import partial
 
 import pyarrow as pa
 
+from pipelines.core.counts import READ
 from pipelines.core.errors import StepError
 from pipelines.core.filter import Filter
 from pipelines.core.ledger import in_order, kept_rows
+from pipelines.core.row_rules import Place
 from pipelines.core.runner import Operator
 from pipelines.core.stage import (
     Barrier,
@@ -21,7 +23,7 @@ from pipelines.core.stage import (
     Stage,
     Transform,
 )
-from pipelines.core.steps import ShardState, admit, apply_step, begin, explained, step_name
+from pipelines.core.steps import ShardState, admit, apply_step, begin, step_name
 from pipelines.core.tables import write_parquet
 from pipelines.core.workspace import PUBLISH, Workspace
 from schemas.manifest import ShardEntry
@@ -106,7 +108,7 @@ class SinkWork:
         if workspace.level_of(name) >= level:
             return 0
         state = previous(workspace, self._source, shard, level)
-        with explained(PUBLISH, name, "the sink"):
+        with Place(PUBLISH, name, "the sink").explained():
             entry = self._sink.write(name, state.table, workspace.storage)
         if not isinstance(entry, ShardEntry) or entry.name != name:
             raise StepError(PUBLISH, name, f"the sink returned {entry!r}, not the shard's entry")
@@ -131,7 +133,7 @@ def previous(workspace: Workspace, source: Source, shard: ShardPlan, level: int)
     """The state of a shard before a level: what the level below saved, or the records just read."""
     if level > 1:
         return workspace.load(level - 1, shard.name)
-    with explained("read", shard.name, "the source"):
+    with Place(READ, shard.name, "the source").explained():
         table = source.read(shard)
     return admit(table, shard.name, shard.num_records)
 
@@ -155,5 +157,5 @@ def _advance(
 def _made(step: Transform | Construct | Filter, stage: str) -> Transform | Filter:
     if not isinstance(step, Construct):
         return step
-    with explained(stage, "(all)", f"making '{step.name}'"):
+    with Place(stage, "(all)", f"making '{step.name}'").explained():
         return step.make(*step.args)

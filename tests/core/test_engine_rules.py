@@ -96,7 +96,7 @@ BROKEN: dict[str, tuple[Transform | Filter, str]] = {
     ),
     "a filter's bad reason": (
         Filter("shout", lambda t: pa.array(["BAD"] * t.num_rows)),
-        "step 'shout': drop_reason 'BAD'",
+        "step 'shout' gave the drop_reason 'BAD'",
     ),
 }
 
@@ -152,9 +152,9 @@ class FailingSource(NumberSource):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (ShortSource(), "the plan counts 10 records, the source read 9"),
+        (ShortSource(), "the source read 9 records, the plan counts 10"),
         (DoublingSource(), "the same key to several records: ..number-000000"),
-        (ShoutingSource(), "the source: key 'N.0'"),
+        (ShoutingSource(), "the source gave the key 'N.0'"),
         (FailingSource(), "the source raised EOFError: the file ends here"),
     ],
 )
