@@ -28,11 +28,27 @@ def blocks(page: Path) -> list[str]:
     return [block.replace("\\\n", " ") for block in BLOCK.findall(page.read_text())]
 
 
+def lines(block: str) -> list[str]:
+    """The commands of a block; one whose quotes span lines stays together."""
+    found: list[str] = []
+    pending = ""
+    for line in block.splitlines():
+        pending = f"{pending}\n{line}" if pending else line
+        try:
+            shlex.split(pending, comments=True)
+        except ValueError:
+            continue
+        found.append(pending)
+        pending = ""
+    assert not pending, f"no closing quotation: {pending}"
+    return found
+
+
 def commands(root: Path) -> list[Command]:
     """Every call of a job in every page; placeholders such as `…` are left out."""
     found = []
     for page in pages(root):
-        for line in (line for block in blocks(page) for line in block.splitlines()):
+        for line in (line for block in blocks(page) for line in lines(block)):
             words = [w for w in shlex.split(line, comments=True) if w not in ("&", "…", "...")]
             for place, word in enumerate(words):
                 if match := JOB.search(word):
