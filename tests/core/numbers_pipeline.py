@@ -267,7 +267,7 @@ def _runner(on_ray: bool) -> Runner:
 
     from pipelines.core.run_ray import RayRunner
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     return RayRunner()
 
 
