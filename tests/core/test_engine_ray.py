@@ -150,11 +150,6 @@ def kill_ray_jobs(job: Job, tmp_path: Path, num_kills: int, seed: int) -> None:
     assert contents(out) == contents(tmp_path / "local")
 
 
-@pytest.mark.timeout(600)
-def test_killed_jobs_change_nothing(job: Job, tmp_path: Path) -> None:
-    kill_ray_jobs(job, tmp_path, 2, seed=5)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_killed_jobs_change_nothing(job: Job, tmp_path: Path) -> None:
