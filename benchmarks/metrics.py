@@ -1,15 +1,16 @@
 """Our metrics against the official scorers and plain loops, as JSON lines; rounds are interleaved.
 
-    SUBJECTS: captions (tokens, Bleu, ROUGE-L and CIDEr of 4,000 captions with 5 references, against pycocoevalcap
-    with its Java tokeniser), visdial (every measure of 2,064 dialogs of 10 rounds with 100 candidates, against a
-    loop over questions), visdial_ranks (the ranks alone), wups (NExT-OE validation, against a transcription of
-    its definition)
+    SUBJECTS: captions (Bleu, ROUGE-L and CIDEr of 4,000 captions with 5 references that are tokens already, against
+    pycocoevalcap), captions_as_text (the same from text; both sides run Stanford's tokeniser), visdial (every measure
+    of 2,064 dialogs of 10 rounds with 100 candidates, against a loop over questions), visdial_ranks (the ranks alone),
+    wups (NExT-OE validation, against a transcription of its definition)
 
 Each round runs in a fresh process, so nothing is cached from one to the next; imports and reading are not counted.
 Usage: `python -m benchmarks.metrics --help`.
 """
 
 import csv
+import importlib
 import json
 import multiprocessing
 import platform
@@ -26,13 +27,15 @@ import tyro
 
 from benchmarks.clients import cpu_s
 from benchmarks.plain_metrics import plain_ranks, plain_visdial, plain_wups
-from emu.eval.metrics.captions import score_captions
+from emu.eval.metrics.captions import already_tokens, score_captions, tokenize_captions
 from emu.eval.metrics.metric import Bootstrap
+from emu.eval.metrics.stanford import StanfordTokenizer
 from emu.eval.metrics.visdial import ndcg, target_ranks
 from emu.eval.metrics.wordnet import WordNet
 from emu.eval.metrics.wups import OpenReference, Wups, first_lemmas
 
-Subject = Literal["captions", "visdial", "visdial_ranks", "wups"]
+Subject = Literal["captions", "captions_as_text", "visdial", "visdial_ranks", "wups"]
+Captions = tuple[dict[int, str], dict[int, list[str]]]
 _NUM_REFERENCES = 5
 
 
@@ -40,7 +43,13 @@ _NUM_REFERENCES = 5
 class Comparison:
     """What to compare, on which data, how often."""
 
-    subjects: tuple[Subject, ...] = ("captions", "visdial", "visdial_ranks", "wups")
+    subjects: tuple[Subject, ...] = (
+        "captions",
+        "captions_as_text",
+        "visdial",
+        "visdial_ranks",
+        "wups",
+    )
     data: Path = Path("../shared/golden/metrics")
     wordnet: Path = Path("/usr/share/wordnet")
     num_rounds: int = 5
@@ -55,7 +64,7 @@ class Cost:
     result: float
 
 
-def caption_data(folder: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
+def caption_data(folder: Path) -> Captions:
     """4,000 captions with 5 references: of each image's 48 sentences every sixth against the next five."""
     sentences: dict[str, list[str]] = {}
     for record in json.loads((folder / "abstract48S.json").read_text()):
@@ -69,37 +78,54 @@ def caption_data(folder: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
     }
 
 
-def our_captions(
-    data: tuple[dict[int, str], dict[int, list[str]]], num_resamples: int = 0
-) -> float:
-    """The sum of the six scores."""
-    return sum(score.value for score in score_captions(*data, Bootstrap(num_resamples)))
+def token_data(folder: Path) -> Captions:
+    """The same as Stanford's tokens."""
+    found = tokenize_captions(*caption_data(folder), StanfordTokenizer.find())
+    starts = found.starts.tolist()
+    references = [found.references[starts[i] : starts[i + 1]] for i in range(len(found.keys))]
+    return dict(enumerate(found.candidates)), {i: list(one) for i, one in enumerate(references)}
 
 
-def our_captions_with_intervals(data: tuple[dict[int, str], dict[int, list[str]]]) -> float:
+def our_captions(data: Captions, num_resamples: int = 0) -> float:
+    """The sum of the six scores of tokens."""
+    scores = score_captions(*data, already_tokens, Bootstrap(num_resamples))
+    return sum(score.value for score in scores)
+
+
+def our_captions_with_intervals(data: Captions) -> float:
     """The same with six intervals of 1,000 resamples."""
     return our_captions(data, 1000)
 
 
-def official_captions(data: tuple[dict[int, str], dict[int, list[str]]]) -> float:
-    """The sum of the six scores by pycocoevalcap."""
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+def our_captions_as_text(data: Captions) -> float:
+    """The sum of the six scores of text."""
+    scores = score_captions(*data, StanfordTokenizer.find(), Bootstrap(0))
+    return sum(score.value for score in scores)
 
-    candidates, references = data
-    tokenizer = PTBTokenizer()
-    right = tokenizer.tokenize(
-        {key: [{"caption": text} for text in texts] for key, texts in references.items()}
+
+def official_captions(data: Captions) -> float:
+    """The sum of the six scores of tokens by pycocoevalcap."""
+    bleu, rouge, cider = (
+        importlib.import_module(f"pycocoevalcap.{name}.{name}")
+        for name in ("bleu", "rouge", "cider")
     )
-    given = tokenizer.tokenize({key: [{"caption": text}] for key, text in candidates.items()})
-    bleu, _ = Bleu(4).compute_score(right, given, verbose=0)
+    right, given = data[1], {key: [text] for key, text in data[0].items()}
     return (
-        sum(bleu)
-        + float(Rouge().compute_score(right, given)[0])
-        + float(Cider().compute_score(right, given)[0])
+        sum(bleu.Bleu(4).compute_score(right, given, verbose=0)[0])
+        + float(rouge.Rouge().compute_score(right, given)[0])
+        + float(cider.Cider().compute_score(right, given)[0])
     )
+
+
+def official_captions_as_text(data: Captions) -> float:
+    """The sum of the six scores of text by pycocoevalcap."""
+    wrapper = importlib.import_module("pycocoevalcap.tokenizer.ptbtokenizer")
+    tokenizer = wrapper.PTBTokenizer()
+    right = tokenizer.tokenize(
+        {key: [{"caption": text} for text in texts] for key, texts in data[1].items()}
+    )
+    given = tokenizer.tokenize({key: [{"caption": text}] for key, text in data[0].items()})
+    return official_captions(({key: texts[0] for key, texts in given.items()}, right))
 
 
 def visdial_data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -164,6 +190,10 @@ def sides(subject: Subject) -> dict[str, Callable[[Any], float]]:
             "ours with intervals": our_captions_with_intervals,
             "pycocoevalcap": official_captions,
         },
+        "captions_as_text": {
+            "ours": our_captions_as_text,
+            "pycocoevalcap": official_captions_as_text,
+        },
         "visdial": {"ours": our_visdial, "loop": plain_visdial},
         "visdial_ranks": {"ours": our_ranks, "loop": plain_ranks},
         "wups": {"ours": our_wups, "transcription": plain_wups},
@@ -178,14 +208,15 @@ def measure(subject: Subject, side: str, options: Comparison) -> Cost:
 
 def _measure(subject: Subject, side: str, options: Comparison) -> Cost:
     data = {
-        "captions": lambda: caption_data(options.data),
+        "captions": lambda: token_data(options.data),
+        "captions_as_text": lambda: caption_data(options.data),
         "visdial": visdial_data,
         "visdial_ranks": visdial_data,
         "wups": lambda: wups_data(options),
     }[subject]()
     work = sides(subject)[side]
     if side == "pycocoevalcap":
-        official_captions(({0: "a"}, {0: ["a"]}))  # its imports
+        sides(subject)[side](({0: "a"}, {0: ["a"]}))  # its imports
     start, start_cpu = time.perf_counter(), cpu_s()
     result = work(data)
     return Cost(time.perf_counter() - start, cpu_s() - start_cpu, result)

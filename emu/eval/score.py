@@ -17,14 +17,22 @@ import numpy as np
 import tyro
 
 from emu.eval import files
-from emu.eval.metrics.captions import Bleu, Cider, RougeL, score_captions
+from emu.eval.metrics.captions import (
+    Bleu,
+    Cider,
+    RougeL,
+    already_tokens,
+    score_captions,
+    tokenize_captions,
+)
 from emu.eval.metrics.frechet import FeatureStatistics, frechet_distance, kernel_distance
 from emu.eval.metrics.metric import Bootstrap, Metric, Score, require
+from emu.eval.metrics.stanford import StanfordTokenizer
 from emu.eval.metrics.video_qa import NextQaChoice, WordAccuracy
 from emu.eval.metrics.visdial import visdial_scores
 from emu.eval.metrics.vqa import VqaAccuracy
 from emu.eval.metrics.wordnet import RootRule, load_wordnet
-from emu.eval.metrics.wups import Wups, first_lemmas, nltk_tagger, tagged_lemmas
+from emu.eval.metrics.wups import Wups, first_lemmas, nltk_lemmas
 
 MetricName = Literal[
     "captions", "bleu", "rouge_l", "cider", "cider_d", "cider_unclipped", "vqa", "vqa_always_normalised",
@@ -43,6 +51,8 @@ class ScoreFiles:
         output: where the scores of samples go, as JSON; beside the predictions where not given.
         num_resamples: resamples of the confidence interval; 0 leaves it out.
         seed: of the resamples.
+        pre_tokenised: captions of both files are tokens joined by single spaces; else Stanford's tokeniser makes them,
+            which needs Java and the extra `captions` (captions, bleu, rouge_l, cider...).
         wordnet: the folder of WordNet 3.0's database files (nextoe).
         stop_words: a file with a word a line (nextoe).
         tagger: "nltk" gives the official lemmas, "none" needs no tagger (nextoe).
@@ -56,6 +66,7 @@ class ScoreFiles:
     output: Path | None = None
     num_resamples: int = 1000
     seed: int = 0
+    pre_tokenised: bool = False
     wordnet: Path = Path("/usr/share/wordnet")
     stop_words: Path | None = None
     tagger: Literal["nltk", "none"] = "nltk"
@@ -124,14 +135,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _captions(options: ScoreFiles) -> list[Score]:
     predictions = files.predicted_values(options.predictions, "caption")
     references = files.caption_references(options.references)
+    # ids and kinds of values first: a fault in the files shows without Java
+    tokenize_captions(predictions, references, list)
+    tokenize = already_tokens if options.pre_tokenised else StanfordTokenizer.find()
     if options.metric == "captions":
-        return score_captions(predictions, references, options.bootstrap)
+        return score_captions(predictions, references, tokenize, options.bootstrap)
     metrics: Mapping[str, Metric[str, Sequence[str]]] = {
-        "bleu": Bleu(4, options.bootstrap),
-        "rouge_l": RougeL(options.bootstrap),
-        "cider": Cider("CIDEr", options.bootstrap),
-        "cider_d": Cider("CIDEr-D", options.bootstrap),
-        "cider_unclipped": Cider("CIDEr-unclipped", options.bootstrap),
+        "bleu": Bleu(tokenize, 4, options.bootstrap),
+        "rouge_l": RougeL(tokenize, options.bootstrap),
+        "cider": Cider(tokenize, "CIDEr", options.bootstrap),
+        "cider_d": Cider(tokenize, "CIDEr-D", options.bootstrap),
+        "cider_unclipped": Cider(tokenize, "CIDEr-unclipped", options.bootstrap),
     }
     return [metrics[options.metric](predictions, references)]
 
@@ -169,9 +183,7 @@ def _nextqa(options: ScoreFiles) -> list[Score]:
 
 def _nextoe(options: ScoreFiles) -> list[Score]:
     wordnet = load_wordnet(options.wordnet)
-    lemmatize = (
-        tagged_lemmas(wordnet, nltk_tagger()) if options.tagger == "nltk" else first_lemmas(wordnet)
-    )
+    lemmatize = nltk_lemmas(wordnet) if options.tagger == "nltk" else first_lemmas(wordnet)
     words = (
         options.stop_words.read_text(encoding="utf-8").splitlines() if options.stop_words else ()
     )

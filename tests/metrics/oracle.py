@@ -1,25 +1,24 @@
 """The official scorers of captions, where Java and pycocoevalcap are installed."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 
 import pytest
 
+from emu.eval.metrics.stanford import StanfordTokenizer
 
-def require_java_tokenizer() -> None:
-    """Skips a test where the official tokeniser cannot run."""
-    pytest.importorskip(
-        "pycocoevalcap", reason="needs pycocoevalcap, which carries the official tokeniser"
-    )
-    if shutil.which("java") is None:
-        pytest.skip("needs Java for the official tokeniser")
+
+def stanford_tokenizer() -> StanfordTokenizer:
+    """Stanford's tokeniser; skips the test where it cannot run."""
+    try:
+        return StanfordTokenizer.find()
+    except (ModuleNotFoundError, FileNotFoundError) as missing:
+        pytest.skip(str(missing))
 
 
 def official_tokens(captions: Sequence[str]) -> list[str]:
     """What the official wrapper makes of captions, each its own image."""
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    found = PTBTokenizer().tokenize(
+    wrapper = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
+    found = wrapper.PTBTokenizer().tokenize(
         {index: [{"caption": text}] for index, text in enumerate(captions)}
     )
     return [found[index][0] for index in range(len(captions))]
@@ -28,14 +27,14 @@ def official_tokens(captions: Sequence[str]) -> list[str]:
 def official_scores(
     candidates: Mapping[object, str], references: Mapping[object, Sequence[str]]
 ) -> dict[str, tuple[float, list[float]]]:
-    """The official score and scores of samples of token strings."""
-    from pycocoevalcap.bleu.bleu import Bleu
+    """The official score and scores of samples of token strings; skips the test without pycocoevalcap."""
+    scorers = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="needs pycocoevalcap")
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     right = {key: list(references[key]) for key in references}
     given = {key: [candidates[key]] for key in references}
-    bleu, bleus = Bleu(4).compute_score(right, given, verbose=0)
+    bleu, bleus = scorers.Bleu(4).compute_score(right, given, verbose=0)
     rouge, rouges = Rouge().compute_score(right, given)
     cider, ciders = Cider().compute_score(right, given)
     scores = {f"Bleu_{order + 1}": (bleu[order], list(bleus[order])) for order in range(4)}

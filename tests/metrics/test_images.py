@@ -18,6 +18,7 @@ from emu.eval.metrics.frechet import (
 )
 from emu.eval.metrics.image_features import ClipEncoder, ClipScore, inception_features
 from emu.eval.metrics.metric import Bootstrap
+from tests.metrics.absent import hide_package
 
 GENERATOR = np.random.default_rng(0)
 
@@ -169,6 +170,14 @@ def test_clip_embeddings_come_from_a_file_of_weights(tmp_path: Path):
     np.testing.assert_allclose(texts, expected, atol=1e-6)
     with pytest.raises(FileNotFoundError, match=r"no weights at .*missing\.pt"):
         ClipEncoder.load("tiny-emu-test", tmp_path / "missing.pt")
+
+
+def test_without_torch_fidelity_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hide_package("torch_fidelity", monkeypatch)
+    with pytest.raises(ModuleNotFoundError, match=r"torch_fidelity: .*'emu-platform\[fid\]'"):
+        inception_features(tmp_path / "none.pth")
 
 
 def test_missing_inception_weights_say_which_file_is_needed(tmp_path: Path):

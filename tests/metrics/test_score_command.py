@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from emu.eval.score import main
+from tests.metrics.absent import hide_package
+from tests.metrics.oracle import stanford_tokenizer
 from tests.metrics.small_wordnet import write_wordnet
 
 
@@ -48,7 +50,7 @@ def test_coco_results_print_a_table_and_write_every_sample(
         "r.json",
         {"annotations": [{"id": 9, "image_id": i, "caption": c} for i, c in captions]},
     )
-    scores = run("captions", predictions, references)
+    scores = run("captions", predictions, references, "--pre-tokenised")
     assert list(scores) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"]
     assert scores["ROUGE_L"]["samples"].keys() == {"1", "2"}
     printed = capsys.readouterr().out.splitlines()
@@ -65,7 +67,7 @@ def test_single_caption_metrics_read_json_lines_and_csv(tmp_path: Path, metric: 
         '{"image_id": 1, "caption": "a dog"}\n\n{"image_id": 2, "caption": "a cat"}\n',
     )
     references = write(tmp_path, "r.csv", "image_id,caption\n1,a dog\n2,a cat\n2,the cat\n")
-    (score,) = run(metric, predictions, references).values()
+    (score,) = run(metric, predictions, references, "--pre-tokenised").values()
     assert score["samples"].keys() == {"1", "2"}
 
 
@@ -131,7 +133,7 @@ def test_open_answers_with_a_wordnet_folder(tmp_path: Path):
         str(write(tmp_path, "stop.txt", "the\n")),
     ]
     assert run("nextoe", predictions, references, *options)["WUPS"]["value"] == 100
-    with pytest.raises(SystemExit, match="wordnet-base"):
+    with pytest.raises(SystemExit, match=r"WordNet 3\.0 is not in"):
         run("nextoe", predictions, references, "--wordnet", str(tmp_path))
 
 
@@ -187,6 +189,37 @@ def test_bad_predictions_end_the_command_with_what_is_wrong(
         run("captions", write(tmp_path, "p.json", predictions), references)
 
 
+def test_captions_that_are_not_tokens_end_the_command(tmp_path: Path):
+    references = write(tmp_path, "r.json", CAPTIONS)
+    predictions = [{"image_id": 1, "caption": "a  dog "}, CAPTIONS[1]]
+    with pytest.raises(SystemExit, match=r"1 captions are not tokens.*'a  dog '"):
+        run("cider", write(tmp_path, "p.json", predictions), references, "--pre-tokenised")
+
+
+def test_captions_as_text_need_the_package_or_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hide_package("pycocoevalcap", monkeypatch)
+    references = write(tmp_path, "r.json", CAPTIONS)
+    with pytest.raises(SystemExit, match=r"error: .*pip install 'emu-platform\[captions\]'"):
+        run("captions", references, references)
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.slow
+def test_captions_as_text_are_tokenised_by_stanfords_program(tmp_path: Path):
+    stanford_tokenizer()
+    texts = ["A dog, and a\nCat!", "It's 5 p.m."]
+    references = write(
+        tmp_path, "r.json", [{"image_id": i, "caption": text} for i, text in enumerate(texts)]
+    )
+    tokens = ["a dog and a cat", "it 's 5 p.m."]
+    predictions = write(
+        tmp_path, "p.json", [{"image_id": i, "caption": text} for i, text in enumerate(tokens)]
+    )
+    assert run("rouge_l", predictions, references)["ROUGE_L"]["value"] == 1
+
+
 def test_files_that_do_not_exist_or_have_no_known_ending_are_named(tmp_path: Path):
     references = write(tmp_path, "r.json", CAPTIONS)
     with pytest.raises(SystemExit, match=r"error: no file .*none\.json"):
@@ -199,7 +232,8 @@ def test_the_module_runs_and_does_not_load_torch_or_ray(tmp_path: Path):
     predictions = write(tmp_path, "p.json", CAPTIONS)
     code = (
         "import sys; from emu.eval.score import main; "
-        f"main(['captions', '--predictions', {str(predictions)!r}, '--references', {str(predictions)!r}]); "
+        f"files = ['--predictions', {str(predictions)!r}, '--references', {str(predictions)!r}]; "
+        "main(['captions', '--pre-tokenised', *files]); "
         "print(sorted({'ray', 'torch', 'nltk', 'open_clip'} & set(sys.modules)))"
     )
     run_ = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,7 +9,15 @@ import pytest
 from emu.eval.metrics.metric import Bootstrap
 from emu.eval.metrics.video_qa import ChoiceReference, NextQaChoice, WordAccuracy, WordReference
 from emu.eval.metrics.wordnet import WordNet, load_wordnet
-from emu.eval.metrics.wups import OpenReference, Wups, first_lemmas, nltk_tagger, tagged_lemmas
+from emu.eval.metrics.wups import (
+    OpenReference,
+    Wups,
+    first_lemmas,
+    nltk_lemmas,
+    plain_words,
+    tagged_lemmas,
+)
+from tests.metrics.absent import hide_package
 from tests.metrics.small_wordnet import write_wordnet
 
 NO_INTERVAL = Bootstrap(0)
@@ -140,8 +148,28 @@ def test_lemmas_follow_the_tags_of_the_words(wordnet: WordNet):
     assert lemmatize("catness blurred") == ["cat", "blurred"]
 
 
+def test_words_keep_their_hyphens_and_apostrophes():
+    assert plain_words("to  hi-five him, don't ...") == [
+        "to",
+        "hi-five",
+        "him",
+        ",",
+        "don't",
+        *"...",
+    ]
+    assert plain_words(" - \n") == ["-"]
+
+
+def test_without_nltk_the_error_says_what_to_install(
+    wordnet: WordNet, monkeypatch: pytest.MonkeyPatch
+):
+    hide_package("nltk", monkeypatch)
+    with pytest.raises(ModuleNotFoundError, match=r"nltk: .*'emu-platform\[wordnet\]'"):
+        nltk_lemmas(wordnet)
+
+
 def test_a_folder_without_wordnet_says_what_to_install(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="wordnet-base"):
+    with pytest.raises(FileNotFoundError, match=r"WordNet 3\.0 is not in"):
         load_wordnet(tmp_path)
 
 
@@ -149,7 +177,8 @@ def test_a_folder_without_wordnet_says_what_to_install(tmp_path: Path):
 def test_known_scores_of_nextoe(shared: Path):
     folder = shared / "golden" / "metrics"
     try:
-        database, tag = load_wordnet(Path("/usr/share/wordnet")), nltk_tagger()
+        database = load_wordnet(Path("/usr/share/wordnet"))
+        lemmatize = nltk_lemmas(database)
     except (FileNotFoundError, ModuleNotFoundError) as missing:
         pytest.skip(str(missing))
     rows = list(csv.DictReader((folder / "nextoe_val.csv").open()))
@@ -161,9 +190,7 @@ def test_known_scores_of_nextoe(shared: Path):
         f"{video}_{key}": text for video, found in answers.items() for key, text in found.items()
     }
     stop_words = frozenset((folder / "nextoe_stopwords.txt").read_text().splitlines())
-    score = Wups(database, tagged_lemmas(database, tag), stop_words, bootstrap=NO_INTERVAL)(
-        predictions, references
-    )
+    score = Wups(database, lemmatize, stop_words, bootstrap=NO_INTERVAL)(predictions, references)
     found = {
         kind: f"{score.groups[kind]:.2f}"
         for kind in ("C", "T", "D", "CW", "CH", "TN", "TC", "DB", "DC", "DL", "DO")

@@ -1,13 +1,17 @@
 """Bleu, ROUGE-L and CIDEr of captions, equal to the official scorers (pycocoevalcap) on the same tokens.
 
-Predictions are one caption an image, references one or more. The arithmetic is that of the official scorers,
+Predictions are one caption an image, references one or more. What the tokens are decides the scores, so every metric
+is told: `StanfordTokenizer.find()` for captions as text, `already_tokens` for tokens joined by spaces.
+
+The arithmetic is that of the official scorers,
 their odd corners included: an empty caption scores 0 in Bleu and CIDEr, ROUGE-L splits at single spaces while the
 others split at any white space, CIDEr's length is a count of pairs of words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -25,10 +29,12 @@ from emu.eval.metrics.metric import (
     shown,
 )
 from emu.eval.metrics.ngrams import Integers, JoinedCounts, NgramCounts, count_ngrams, join_counts
-from emu.eval.metrics.ptb import tokenize
 
 Floats = NDArray[np.float64]
+# Captions to their tokens joined by spaces.
+Tokenize = Callable[[Sequence[str]], Sequence[str]]
 _MAX_ORDER = 4
+_LINE_END = re.compile(r"[\n\r\v\f\u2028\u2029]")
 # The official Bleu scorer's guards against division by zero.
 _SMALL, _TINY = 1e-9, 1e-15
 _ROUGE_BETA = 1.2
@@ -78,10 +84,22 @@ class TokenizedCaptions:
         return _bleu_statistics(self)
 
 
+def already_tokens(captions: Sequence[str]) -> Sequence[str]:
+    """The captions as they are; raises ValueError for one that is not tokens joined by single spaces."""
+    wrong = [
+        text for text in captions if text and ("" in text.split(" ") or _LINE_END.search(text))
+    ]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} captions are not tokens joined by single spaces on one line: {shown(wrong)}"
+        )
+    return captions
+
+
 def tokenize_captions(
-    predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
+    predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]], tokenize: Tokenize
 ) -> TokenizedCaptions:
-    """Both sides as tokens of the official tokeniser, in the order of the references.
+    """Both sides as tokens, each side tokenised in one call, in the order of the references.
 
     Raises ValueError for ids that do not agree, captions that are not strings, and images without references.
     """
@@ -96,16 +114,24 @@ def tokenize_captions(
     counts = np.asarray([len(references[key]) for key in keys], np.int64)
     return TokenizedCaptions(
         keys,
-        tokenize([predictions[key] for key in keys]),
-        tokenize([caption for _, caption in flat]),
+        _one_each(tokenize, [predictions[key] for key in keys]),
+        _one_each(tokenize, [caption for _, caption in flat]),
         counts,
     )
+
+
+def _one_each(tokenize: Tokenize, captions: Sequence[str]) -> Sequence[str]:
+    found = tokenize(captions)
+    if len(found) != len(captions):
+        raise ValueError(f"{len(captions)} captions were tokenised into {len(found)}")
+    return found
 
 
 @dataclass(frozen=True)
 class Bleu:
     """Corpus Bleu of one order with the closest reference's length (Papineni et al., 2002)."""
 
+    tokenize: Tokenize
     order: int = 4
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
@@ -113,7 +139,7 @@ class Bleu:
         self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
     ) -> Score:
         """The score; raises ValueError for ids or values that cannot be scored."""
-        return self.score(tokenize_captions(predictions, references))
+        return self.score(tokenize_captions(predictions, references, self.tokenize))
 
     def score(self, captions: TokenizedCaptions) -> Score:
         """The score of captions that are tokens already."""
@@ -133,13 +159,14 @@ class Bleu:
 class RougeL:
     """ROUGE-L as the captions' scorer has it: best precision and best recall over the references, beta 1.2."""
 
+    tokenize: Tokenize
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __call__(
         self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
     ) -> Score:
         """The score; raises ValueError for ids or values that cannot be scored."""
-        return self.score(tokenize_captions(predictions, references))
+        return self.score(tokenize_captions(predictions, references, self.tokenize))
 
     def score(self, captions: TokenizedCaptions) -> Score:
         """The score of captions that are tokens already."""
@@ -161,6 +188,7 @@ class Cider:
     different sets of images do not compare, and a single image scores 0.
     """
 
+    tokenize: Tokenize
     variant: str = "CIDEr"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
@@ -174,7 +202,7 @@ class Cider:
         self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
     ) -> Score:
         """The score; raises ValueError for ids or values that cannot be scored."""
-        return self.score(tokenize_captions(predictions, references))
+        return self.score(tokenize_captions(predictions, references, self.tokenize))
 
     def score(self, captions: TokenizedCaptions) -> Score:
         """The score of captions that are tokens already."""
@@ -187,13 +215,17 @@ class Cider:
 def score_captions(
     predictions: Mapping[Key, str],
     references: Mapping[Key, Sequence[str]],
+    tokenize: Tokenize,
     bootstrap: Bootstrap = Bootstrap(),  # noqa: B008  (frozen)
 ) -> list[Score]:
     """Bleu_1 to Bleu_4, ROUGE_L and CIDEr, with the tokens made once."""
-    captions = tokenize_captions(predictions, references)
+    captions = tokenize_captions(predictions, references, tokenize)
     alone = Bootstrap(0)
-    scores = [Bleu(order, alone).score(captions) for order in range(1, _MAX_ORDER + 1)]
-    scores += [RougeL(alone).score(captions), Cider(bootstrap=alone).score(captions)]
+    scores = [Bleu(tokenize, order, alone).score(captions) for order in range(1, _MAX_ORDER + 1)]
+    scores += [
+        RougeL(tokenize, alone).score(captions),
+        Cider(tokenize, bootstrap=alone).score(captions),
+    ]
     # one set of resamples for all: columns of Bleu's statistics, then ROUGE-L, then CIDEr
     means = [np.fromiter(score.samples.values(), np.float64) for score in scores[_MAX_ORDER:]]
     statistics = np.column_stack([captions.bleu_statistics, *means])

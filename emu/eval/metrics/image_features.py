@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emu.eval.metrics.metric import Bootstrap, Key, Score, mean_score
+from emu.eval.metrics.optional import optional_module
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +28,11 @@ def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[
 
     Raises ModuleNotFoundError without the extra `fid`, FileNotFoundError without the weights, each with what to do.
     """
-    try:
-        import torch
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "FID needs torch-fidelity: install the extra with pip install 'emu-platform[fid]'"
-        ) from error
+    import torch
+
+    library = optional_module(
+        "torch_fidelity.feature_extractor_inceptionv3", "fid", "features for FID need"
+    )
     if not Path(weights).is_file():
         raise FileNotFoundError(
             f"no Inception weights at {weights}; FID needs torch-fidelity's file {_INCEPTION_FILE} "
@@ -41,7 +40,8 @@ def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[
         )
     # the library unpickles whatever the file holds; refuse anything but tensors first
     torch.load(weights, map_location="cpu", weights_only=True)
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device)
+    network = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    network = network.to(device)
 
     def features(images: NDArray[np.uint8]) -> Floats:
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:

@@ -64,8 +64,8 @@ class WordNet:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"WordNet 3.0 is not in {folder}: no {', '.join(missing[:3])}. WUPS needs its database files; Debian's "
-                "package wordnet-base has them (in /usr/share/wordnet), see docs/metrics.md"
+                f"WordNet 3.0 is not in {folder}: no {', '.join(missing[:3])}. WUPS needs its database files, which "
+                "you bring (docs/metrics.md)"
             )
         index = {pos: _records(folder / f"index.{name}") for pos, name in _POS.items()}
         forms = {pos: _records(folder / f"{name}.exc") for pos, name in _POS.items()}

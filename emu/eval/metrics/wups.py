@@ -2,24 +2,28 @@
 
 The official scorer lemmatises both answers, drops stop words, and takes products of the best Wu-Palmer
 similarities (Malinowski and Fritz, 2014); counts and yes/no answers must be equal instead. Its lemmas depend on a
-tagger of parts of speech: `tagged_lemmas` with NLTK's tagger gives the official lemmas, `first_lemmas` needs no
+tagger of parts of speech: `nltk_lemmas` has the official words, tags and lemmas, `first_lemmas` needs no
 tagger and gives scores that differ in the second digit (docs/metrics.md has both).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, require
+from emu.eval.metrics.optional import optional_module
 from emu.eval.metrics.porter import stem
-from emu.eval.metrics.ptb import ptb_tokens
 from emu.eval.metrics.video_qa import nextqa_groups, nextqa_types
 from emu.eval.metrics.wordnet import RootRule, Sense, WordNet
 
 Lemmatize = Callable[[str], list[str]]
+Split = Callable[[str], Sequence[str]]
 Tag = Callable[[Sequence[str]], Sequence[str]]
+# A word with the hyphens and apostrophes inside it, or one other sign.
+_WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
 # Counts and yes/no answers are right or wrong.
 _EXACT_TYPES = ("DB", "DC")
 _WORDNET_POS = {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}
@@ -122,13 +126,18 @@ class Wups:
         return value if value >= self.threshold else 0.1 * value
 
 
-def tagged_lemmas(wordnet: WordNet, tag: Tag) -> Lemmatize:
+def plain_words(answer: str) -> list[str]:
+    """The words of an answer and its signs, each by itself; hyphens and apostrophes stay inside their words."""
+    return _WORD.findall(answer)
+
+
+def tagged_lemmas(wordnet: WordNet, tag: Tag, split: Split = plain_words) -> Lemmatize:
     """Lemmas as the official scorer has them (pywsd's): by the tag of each word in its answer.
 
     A word without a noun's, verb's, adjective's or adverb's tag is tagged alone, and is a noun if that gives none;
     a lemma that WordNet does not know gives way to the stem, and an unknown stem to the word.
     """
-    return partial(_tagged_lemmas, wordnet, tag)
+    return partial(_tagged_lemmas, wordnet, tag, split)
 
 
 def first_lemmas(wordnet: WordNet) -> Lemmatize:
@@ -136,26 +145,29 @@ def first_lemmas(wordnet: WordNet) -> Lemmatize:
     return partial(_first_lemmas, wordnet, {})
 
 
-def nltk_tagger() -> Tag:
-    """NLTK's averaged perceptron tagger; raises with what to install where NLTK or its data is missing."""
-    try:
-        import nltk
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "tags need NLTK: install the extra with pip install 'emu-platform[wordnet]'"
-        ) from error
+def nltk_lemmas(wordnet: WordNet) -> Lemmatize:
+    """`tagged_lemmas` by NLTK's words and its averaged perceptron tagger.
+
+    Raises ModuleNotFoundError without NLTK and FileNotFoundError without its tagger's data, each with what to do.
+    """
+    nltk = optional_module("nltk", "wordnet", "tags of words need")
     try:
         nltk.pos_tag(["word"])
     except LookupError as error:
         raise FileNotFoundError(
-            "NLTK has no tagger data: python -m nltk.downloader averaged_perceptron_tagger_eng "
-            "fetches it (docs/metrics.md)"
+            "NLTK finds no data of its averaged perceptron tagger, which you bring (docs/metrics.md); "
+            "--tagger none scores without it"
         ) from error
-    return lambda words: [tag for _, tag in nltk.pos_tag(list(words))]
+    return tagged_lemmas(
+        wordnet,
+        lambda words: [tag for _, tag in nltk.pos_tag(list(words))],
+        # an answer is one sentence, so the data that finds sentences is not needed
+        nltk.tokenize.NLTKWordTokenizer().tokenize,
+    )
 
 
-def _tagged_lemmas(wordnet: WordNet, tag: Tag, answer: str) -> list[str]:
-    words = ptb_tokens(answer)
+def _tagged_lemmas(wordnet: WordNet, tag: Tag, split: Split, answer: str) -> list[str]:
+    words = split(answer)
     return [
         _lemma(wordnet, word.lower(), _WORDNET_POS.get(found[:2]) or _lone_pos(tag, word.lower()))
         for word, found in zip(words, tag(words), strict=True)
@@ -175,7 +187,7 @@ def _lemma(wordnet: WordNet, word: str, pos: str) -> str:
 
 
 def _first_lemmas(wordnet: WordNet, known: dict[str, str], answer: str) -> list[str]:
-    words = [word.lower() for word in ptb_tokens(answer)]
+    words = [word.lower() for word in plain_words(answer)]
     for word in words:
         if word not in known:
             known[word] = _first_lemma(wordnet, word)
