@@ -38,7 +38,9 @@ class StanfordTokenizer:
         Raises ModuleNotFoundError without the package and FileNotFoundError without its jar or Java, each with
         what to do.
         """
-        wrapper = optional_module(_WRAPPER, "captions", "tokens of captions need")
+        wrapper = optional_module(
+            _WRAPPER, "captions", "captions as text (without --pre-tokenised) need"
+        )
         folder = Path(str(wrapper.__file__)).parent
         jar = folder / wrapper.STANFORD_CORENLP_3_4_1_JAR
         if not jar.is_file():
