@@ -46,7 +46,7 @@ def test_kills_from_outside_at_random_times_give_the_same_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_a_kill_at_every_file_operation_of_a_build_gives_the_same_bytes(
     job: Job, tmp_path: Path
 ) -> None:
