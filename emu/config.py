@@ -129,6 +129,29 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """How fresh weights are drawn; weights that are loaded replace them.
+
+    The defaults are usual for large models. A small one that starts from nothing needs more contrast,
+    or its language model learns to overlook the pictures before it can use them.
+    """
+
+    embedding_std: float = 0.02  # of the tokens' input embeddings
+    language_std: float = 0.02  # of the matrices in LLaMA's layers
+    block_std: float = 0.02  # of the matrices in the tower's blocks
+    position_std: float = 0.02  # of the tower's positions
+    query_gain: float = (
+        1.0  # on T5's deviation of the queries that look at patches: above 1, sharper
+    )
+    ground: float = 0.0  # part of a white page that the patch embedding's bias takes away
+
+    def __post_init__(self) -> None:
+        _positive(self, but=("ground",))
+        if not 0 <= self.ground <= 1:
+            raise ValueError(f"InitConfig.ground is {self.ground}, give a number in 0..1")
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
     """LoRA on the self-attention of the language model (Emu-I: rank 16, alpha 16)."""
 
@@ -186,6 +209,7 @@ class EmuConfig:
     instruct: bool = False
     adapter: AdapterConfig | None = None
     decoder: DecoderConfig | None = None
+    init: InitConfig = field(default_factory=InitConfig)
 
     @property
     def special(self) -> SpecialTokens:
@@ -219,21 +243,34 @@ def emu_14b_config(instruct: bool = False) -> EmuConfig:
 
 
 def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
-    """Every part of the paper at a few million parameters, for one processor core."""
+    """Every part of the paper at a few million parameters, for one processor core.
+
+    Sizes, weight of the regression and initial deviations are chosen so that a run of some hundred steps
+    from nothing learns to look at its pictures (docs/decisions/0030).
+    """
     return EmuConfig(
         vision=VisionConfig(
-            image_size=64, patch_size=8, width=96, layers=3, heads=4, mlp_hidden=256, embed_dim=64
+            image_size=64, patch_size=8, width=64, layers=3, heads=4, mlp_hidden=192, embed_dim=64
         ),
         former=CausalFormerConfig(
-            d_model=96, d_kv=24, num_heads=4, num_layers=2, d_ff=192, num_queries=8
+            d_model=96, d_kv=24, num_heads=4, num_layers=2, d_ff=192, num_queries=8, dropout=0.0
         ),
         language=LanguageConfig(
-            hidden_size=192,
-            num_layers=4,
-            num_heads=6,
-            intermediate_size=512,
+            hidden_size=128,
+            num_layers=3,
+            num_heads=4,
+            intermediate_size=344,
             vocab_size=vocab_size,
             max_positions=1024,
+        ),
+        objective=ObjectiveConfig(visual_weight=0.1),
+        init=InitConfig(
+            embedding_std=0.3,
+            language_std=0.08,
+            block_std=0.06,
+            position_std=0.05,
+            query_gain=5.0,
+            ground=0.75,
         ),
         instruct=instruct,
         decoder=DecoderConfig(

@@ -28,11 +28,17 @@ def tiny() -> Recipe:
     return Recipe(
         name="tiny",
         model=tiny_config(),
-        sequence=SequenceConfig(pair_length=96, window_length=128, sampled_length=96),
+        sequence=SequenceConfig(pair_length=96, window_length=96, sampled_length=96),
         train=TrainConfig(
-            steps=300,
+            steps=700,
             batch_size=8,
-            optim=OptimConfig(vision_lr=5e-4, former_lr=2e-3, language_lr=2e-3, warmup_ratio=0.1),
+            optim=OptimConfig(
+                vision_lr=7e-4,
+                former_lr=7e-4,
+                language_lr=2e-3,
+                warmup_ratio=0.1,
+                visual_wait_ratio=0.12,
+            ),
         ),
     )
 

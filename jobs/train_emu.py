@@ -80,7 +80,7 @@ class TrainEmu:
     """Lost workers after which the run is given up."""
     train: TrainConfig = field(default_factory=lambda: RECIPES["tiny"]().train)
     sequence: SequenceConfig = field(default_factory=lambda: RECIPES["tiny"]().sequence)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=lambda: RECIPES["tiny"]().model.objective)
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:
@@ -220,6 +220,7 @@ def parse(arguments: list[str]) -> TrainEmu:
         recipe="tiny",
         train=recipe.train,
         sequence=recipe.sequence,
+        objective=recipe.model.objective,
     )
     return tyro.cli(
         TrainEmu, args=arguments, default=default, description=TrainEmu.__doc__, prog="train_emu.py"

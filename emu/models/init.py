@@ -1,6 +1,8 @@
 """Initial weights, part by part, from one generator.
 
 Released checkpoints replace all of this; a small model starts here.
+
+Shapes: V vision width, C channels, H W pixels of a patch.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from torch import Generator, Tensor, nn
 
 from emu.config import EmuConfig
 
-STD = 0.02  # of LLaMA, of the ViT and of the causal queries
+STD = 0.02  # of the heads, the patch embedding, the class token and the causal queries
+WHITE = (1.9303, 2.0749, 2.1459)  # a white pixel under CLIP's normalisation
+PATCHES = "visual.trunk.patch_embed.proj"
 
 
 @torch.no_grad()
@@ -26,6 +30,8 @@ def init_weights(model: nn.Module, config: EmuConfig, generator: Generator) -> N
         weight.copy_(initial_value(name, weight, config, generator))
         if name.endswith("embed_tokens.weight"):
             weight[config.special.pad] = 0
+    if config.init.ground:
+        darken_ground(model, config.init.ground)
 
 
 def initial_value(name: str, weight: Tensor, config: EmuConfig, generator: Generator) -> Tensor:
@@ -38,11 +44,11 @@ def initial_value(name: str, weight: Tensor, config: EmuConfig, generator: Gener
     if name.startswith("former."):
         std = former_std(name, weight, config)
     elif name.startswith("visual."):
-        std = visual_std(name)
+        std = visual_std(name, config)
     elif "lora_A" in name:
         std = 1 / math.sqrt(3 * weight.shape[1])
     else:
-        std = STD
+        std = language_std(name, config)
     drawn = torch.empty(weight.shape)
     return nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
 
@@ -57,11 +63,35 @@ def former_std(name: str, weight: Tensor, config: EmuConfig) -> float:
     if name.startswith("former.projection"):
         return (3 * former.d_model) ** -0.5  # that of a plain linear layer, as released
     if name.endswith("attention.q.weight"):
-        return (former.d_model * former.d_kv) ** -0.5
+        gain = config.init.query_gain if "cross_attention" in name else 1.0
+        return gain * (former.d_model * former.d_kv) ** -0.5
     return weight.shape[1] ** -0.5
 
 
-def visual_std(name: str) -> float:
+def visual_std(name: str, config: EmuConfig) -> float:
     """The ViT's deviation, smaller in deeper residual branches (as in timm's `Eva`)."""
+    if name.endswith("pos_embed"):
+        return config.init.position_std
+    if ".blocks." not in name:
+        return STD
+    std = config.init.block_std
     match = re.search(r"blocks\.(\d+)\.(attn\.proj|mlp\.fc2)\.", name)
-    return STD / math.sqrt(2 * (int(match[1]) + 1)) if match else STD
+    return std / math.sqrt(2 * (int(match[1]) + 1)) if match else std
+
+
+def language_std(name: str, config: EmuConfig) -> float:
+    """LLaMA's deviation: of its layers, of the tokens' embeddings, of the two heads."""
+    if name.endswith("embed_tokens.weight"):
+        return config.init.embedding_std
+    return config.init.language_std if ".layers." in name else STD
+
+
+def darken_ground(model: nn.Module, ground: float) -> None:
+    """Lets the patch embedding's bias take away that part of what a white patch gives.
+
+    On pale pages every patch is nearly the same large vector, which hides what tells them apart.
+    """
+    parts = dict(model.named_parameters())
+    weight_VCHW, bias_V = parts[f"{PATCHES}.weight"], parts[f"{PATCHES}.bias"]
+    white_V = weight_VCHW.float().sum(dim=(2, 3)).cpu() @ torch.tensor(WHITE)
+    bias_V.copy_(-ground * white_V)

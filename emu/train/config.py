@@ -30,11 +30,15 @@ class OptimConfig:
     """Largest norm of the gradient over all weights (5.0: Emu2; the paper does not say)."""
     warmup_ratio: float = 0.2
     """Part of all steps over which the rate rises linearly; then it falls along a cosine."""
+    visual_wait_ratio: float = 0.0
+    """Part of all steps for which visual encoder, ln_visual and Causal Former wait at rate zero; then their
+    rate rises over a warmup of its own. For a language model that starts from nothing: before it
+    knows its words, its gradient teaches them only to be out of the way."""
     final_ratio: float = 0.0
     """Where the cosine ends, as a part of the peak."""
 
     def __post_init__(self) -> None:
-        for name in ("warmup_ratio", "final_ratio"):
+        for name in ("warmup_ratio", "visual_wait_ratio", "final_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, give a number in 0..1")
         if self.clip_norm <= 0:

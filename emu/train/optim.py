@@ -86,8 +86,19 @@ def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
     return config.final_ratio + (1 - config.final_ratio) * cosine
 
 
+def visual_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """The part of that rate that vision and former take at a step: 0 while they wait, then rising to 1."""
+    wait = round(config.visual_wait_ratio * steps)
+    if wait == 0:
+        return 1.0
+    warmup = max(1, round(config.warmup_ratio * steps))
+    return min(1.0, max(0.0, (step - wait + 1) / warmup))
+
+
 def set_rates(optimizer: Optimizer, step: int, steps: int, config: OptimConfig) -> None:
     """Give every group its rate for a step."""
     factor = rate_factor(step, steps, config)
+    visual = factor * visual_factor(step, steps, config)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        is_visual = group["name"].partition("/")[0] in ("vision", "former")
+        group["lr"] = group["peak_lr"] * (visual if is_visual else factor)

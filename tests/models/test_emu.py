@@ -65,8 +65,9 @@ def test_images_and_places_must_agree(model: Emu, batch: Batch) -> None:
 
 
 def test_patches_of_another_size_are_refused(model: Emu) -> None:
+    width = model.config.vision.width
     with pytest.raises(
-        ValueError, match=r"patches have shape \(1, 4, 5\), needed is \(N, 65, 96\)"
+        ValueError, match=rf"patches have shape \(1, 4, 5\), needed is \(N, 65, {width}\)"
     ):
         model.encode_patches(torch.zeros(1, 4, 5))
 

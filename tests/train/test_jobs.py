@@ -43,7 +43,7 @@ def train_here(*arguments: object) -> list[object]:
 
 def test_the_road_from_features_to_a_model_that_loads(run: Run, data: Path, tmp_path: Path):
     status, shown, _ = run(precompute_features.main, "--data", data, "--num-workers", 0)
-    assert status == 0 and "19 images, 65 tokens of width 96" in shown
+    assert status == 0 and "19 images, 65 tokens of width 64" in shown
     again = run(precompute_features.main, "--data", data, "--num-workers", 0)
     assert again[0] == 0 and "3 in" in again[1] and "0 of them now" in again[1]
     options = ["--data", data, "--out", tmp_path / "run", "--use-features"]

@@ -8,7 +8,14 @@ from emu.config import emu_14b_config, tiny_config
 from emu.models.emu import Emu
 from emu.recipes import RECIPES, emu_14b
 from emu.train.config import OptimConfig, TrainConfig
-from emu.train.optim import make_optimizer, part_of, rate_factor, set_rates, weight_groups
+from emu.train.optim import (
+    make_optimizer,
+    part_of,
+    rate_factor,
+    set_rates,
+    visual_factor,
+    weight_groups,
+)
 
 PAPER = OptimConfig()
 
@@ -76,6 +83,28 @@ def test_rates_of_all_groups_move_together():
     set_rates(optimizer, 99, 1000, config)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates["vision/decay"] == 2e-5 and rates["regress/decay"] == 5e-4
+
+
+def test_vision_and_former_wait_and_then_warm_up_on_their_own():
+    config = OptimConfig(warmup_ratio=0.1, visual_wait_ratio=0.3)
+    factors = [visual_factor(step, 100, config) for step in range(100)]
+    assert factors[:30] == [0.0] * 30
+    assert factors[30:40] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert factors[40:] == [1.0] * 60
+    optimizer = make_optimizer(Emu(tiny_config(300)), config)
+    for step, visual_part in ((10, 0.0), (34, 0.5), (60, 1.0)):
+        set_rates(optimizer, step, 100, config)
+        factor = rate_factor(step, 100, config)
+        for group in optimizer.param_groups:
+            is_visual = group["name"].startswith(("vision", "former"))
+            wanted = group["peak_lr"] * factor * (visual_part if is_visual else 1.0)
+            assert group["lr"] == pytest.approx(wanted), (step, group["name"])
+
+
+def test_without_a_wait_all_parts_start_together():
+    assert {visual_factor(step, 100, PAPER) for step in range(100)} == {1.0}
+    always = OptimConfig(visual_wait_ratio=1.0)
+    assert {visual_factor(step, 100, always) for step in range(100)} == {0.0}
 
 
 @pytest.mark.parametrize("name", RECIPES)
