@@ -71,20 +71,35 @@ def test_threads_that_read_ahead_change_nothing(whole: TrainPlan, tmp_path: Path
 
 
 def test_killed_again_and_again_also_while_writing_a_checkpoint(whole: TrainPlan, tmp_path: Path):
-    plan = elsewhere(whole, tmp_path / "out")
-    plan = replace(plan, train=replace(plan.train, checkpoint_every=1))
-    folder, dice = tmp_path / "out" / FOLDER, random.Random(3)
+    dice, while_writing = random.Random(3), 0
+    for attempt in range(6):  # whether a kill meets a checkpoint half written is a matter of luck
+        out = tmp_path / f"out{attempt}"
+        plan = elsewhere(whole, out)
+        while_writing += kill_until_done(
+            replace(plan, train=replace(plan.train, checkpoint_every=1)), dice
+        )
+        assert are_equal(weights_of(out / "model"), weights_of(Path(whole.out) / "model"))
+        assert not list((out / FOLDER).glob(f"{TEMPORARY}*")) and len(checkpoints(out)) == 2
+        if while_writing >= 2:
+            return
+    raise AssertionError(f"{while_writing} kills met a checkpoint half written, wanted 2")
+
+
+def kill_until_done(plan: TrainPlan, dice: random.Random) -> int:
+    """Kill a run up to eight times, then let it end; how many kills left a checkpoint half written."""
+    out = Path(plan.out)
+    folder = out / FOLDER
     kills, while_writing = 0, 0
     while True:
         process = start(train_work, plan)
         if kills >= 8:
             process.join(60)
             break
-        started = len(checkpoints(tmp_path / "out"))
+        started = len(checkpoints(out))
         deadline = time.monotonic() + 60
         while process.exitcode is None and time.monotonic() < deadline:
             if list(folder.glob(f"{TEMPORARY}*")) and (
-                kills % 2 or len(checkpoints(tmp_path / "out")) > started
+                kills % 2 or len(checkpoints(out)) > started
             ):
                 break  # in the middle of a checkpoint
         time.sleep(dice.choice((0.0, 0.0, 0.002, 0.01)))
@@ -94,9 +109,8 @@ def test_killed_again_and_again_also_while_writing_a_checkpoint(whole: TrainPlan
         while_writing += bool(list(folder.glob(f"{TEMPORARY}*")))
         if process.exitcode == 0:
             break
-    assert process.exitcode == 0 and kills >= 4 and while_writing >= 2
-    assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
-    assert not list(folder.glob(f"{TEMPORARY}*")) and len(checkpoints(tmp_path / "out")) == 2
+    assert process.exitcode == 0 and kills >= 1
+    return while_writing
 
 
 def test_training_needs_no_ray(whole: TrainPlan, tmp_path: Path):
