@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import tyro
@@ -150,10 +151,11 @@ def _features(
     with report.part(3, "Precompute features of the visual encoder"):
         _job("precompute_features", environment, f"--data={out / 'mmc4'}", "--recipe=tiny")
         features = _manifest(out).features or {}
-        _expect("features", features.get("num_rows"), manifest.num_images)
+        num_rows = sum(_feature_rows(f) for f in sorted((out / "mmc4/features").glob("*.arrow")))
+        _expect("features", num_rows, manifest.num_images)
         report.say(
             "features",
-            f"{features['num_rows']} images x {features['num_tokens']} tokens x "
+            f"{num_rows} images x {features['num_tokens']} tokens x "
             f"{features['width']}, {features['storage']}",
         )
 
@@ -241,6 +243,11 @@ def _manifest(out: Path) -> Manifest:
 
 def _index_rows(out: Path) -> int:
     return sum(pq.read_metadata(f).num_rows for f in sorted((out / "mmc4/index").glob("*")))
+
+
+def _feature_rows(path: Path) -> int:
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all().num_rows
 
 
 def _expect(name: str, found: Any, wanted: Any) -> None:

@@ -55,19 +55,6 @@ def begun(tmp_path: Path) -> TrainPlan:
     return plan
 
 
-def test_two_workers_of_ray_give_the_bits_of_two_plain_ranks(local_ray: None, tmp_path: Path):
-    plan = mini_plan(tmp_path, steps=8)
-    ranks = [start(train_rank, r, 2, in_two(plan, tmp_path / "plain")) for r in range(2)]
-    summary = train_on_ray(in_two(plan, tmp_path / "ray"), num_workers=2)
-    for rank in ranks:
-        rank.join(60)
-        assert rank.exitcode == 0
-    assert summary.steps == 8
-    ours, plain = weights_of(tmp_path / "ray" / "model"), weights_of(tmp_path / "plain" / "model")
-    assert are_equal(ours, plain)
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(600)  # four starts of a worker, each of which imports torch
 def test_a_lost_worker_costs_nothing_but_time(local_ray: None, begun: TrainPlan, tmp_path: Path):
     for name in ("plain", "ray"):
