@@ -45,11 +45,11 @@ class Demo:
 
     out: Path = Path("demo_out")
     """Folder for everything; parts that are finished there are not made again."""
-    num_documents: int = 240
+    num_documents: int = 450
     """Documents of the drawn world."""
-    feature_steps: int = 40
+    feature_steps: int = 60
     """Optimizer steps on the precomputed features, the visual encoder frozen."""
-    steps: int = 260
+    steps: int = 520
     """Optimizer steps on the pictures, every part trained."""
     decoder_steps: int = 300
     """Optimizer steps of the visual decoder."""
@@ -108,7 +108,13 @@ def main(options: Demo) -> int:
 
 def _draw(options: Demo, out: Path, report: Report) -> MiniworldSummary:
     with report.part(1, "Draw a world, as MMC4 documents"):
-        config = MiniworldConfig(seed=options.seed, num_documents=options.num_documents)
+        config = MiniworldConfig(
+            seed=options.seed,
+            num_documents=options.num_documents,
+            images_per_document=(1, 3),
+            sentences_per_document=(3, 4),
+            max_things=1,
+        )
         summary = write_mmc4(config, out / "world")
         report.say(
             "world",
@@ -127,7 +133,7 @@ def _build(
                 environment,
                 f"--documents={out / 'world' / 'documents'}/*",
                 f"--out={out / 'mmc4'}",
-                "--samples-per-shard=60",
+                "--samples-per-shard=150",
                 f"--fetch.allow-host={server.allow_host}",
             )
         manifest = _manifest(out)
@@ -171,6 +177,7 @@ def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, s
             f"--out={first}",
             f"--steps={options.feature_steps}",
             "--use-features",
+            "--train.optim.visual-wait-ratio=0.9",  # the language model learns its words first
         )
         _steps(first, options.feature_steps, report)
     with report.part(5, "Go on with every part: next token and next visual embedding"):
