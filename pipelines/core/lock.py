@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.core.errors import LockedError
-from pipelines.core.storage import Storage
+from pipelines.core.storage import ATTEMPTS, Storage
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ def exclusive(storage: Storage) -> Iterator[None]:
         yield
         return
     path = storage.local_path(LOCK)
-    descriptor = _acquire(path)
+    with storage.explained(LOCK):
+        descriptor = _acquire(path)
     try:
         yield
     finally:
@@ -42,13 +43,7 @@ def exclusive(storage: Storage) -> Iterator[None]:
 
 def _acquire(path: Path) -> int:
     while True:
-        try:
-            with Storage(str(path.parent)).explained(path.name):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            # The holder before us deleted the folder in between.
-            continue
+        descriptor = _opened(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -65,6 +60,16 @@ def _acquire(path: Path) -> int:
     holder = {"pid": os.getpid(), "host": socket.gethostname()}
     os.write(descriptor, json.dumps(holder).encode())
     return descriptor
+
+
+def _opened(path: Path) -> int:
+    for _ in range(ATTEMPTS):
+        # The holder before us may delete the folder in between.
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _held(path: Path, content: bytes) -> str:

@@ -23,6 +23,7 @@ from pipelines.core.errors import StorageError
 
 T = TypeVar("T")
 TEMPORARY = ".work/tmp"
+ATTEMPTS = 100
 
 HINTS = {
     errno.ENOSPC: "the disk is full: free some space and start again; finished shards are kept",
@@ -196,10 +197,12 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
 
 def _opened(temporary: Path) -> BinaryIO:
     """A new file for writing; its folder may vanish at any moment, when another writer leaves it empty."""
-    while True:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
             return temporary.open("xb")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    return temporary.open("xb")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,9 +3,9 @@
 import errno
 import os
 import pickle
-import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -91,16 +91,21 @@ def test_a_forbidden_folder_is_said_in_words(tmp_path: Path) -> None:
         Storage(str(tmp_path / "out")).commit("a.txt", b"")
 
 
-def test_writers_of_one_file_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
+def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    contents = [bytes([n]) * 100_000 for n in range(8)]
-    threads = [threading.Thread(target=storage.commit, args=("a", c)) for c in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert storage.read_bytes("a") in contents
-    assert storage.list("") == ["a"]
+    contents = [bytes([n]) * 10_000 for n in range(8)]
+
+    def write(content: bytes) -> None:
+        for _ in range(25):
+            storage.commit("one", content)
+            storage.commit(f"own{content[0]}", content)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, contents))
+    assert storage.read_bytes("one") in contents
+    assert [storage.read_bytes(f"own{n}") for n in range(8)] == contents
+    # Nothing of the work is left, not even its folder.
+    assert storage.list("") == ["one", *(f"own{n}" for n in range(8))]
 
 
 def test_a_relative_root_means_the_same_in_another_folder(
