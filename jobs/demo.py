@@ -45,13 +45,13 @@ class Demo:
 
     out: Path = Path("demo_out")
     """Folder for everything; parts that are finished there are not made again."""
-    num_documents: int = 450
+    num_documents: int = 240
     """Documents of the drawn world."""
-    feature_steps: int = 60
+    feature_steps: int = 30
     """Optimizer steps on the precomputed features, the visual encoder frozen."""
-    steps: int = 520
+    steps: int = 240
     """Optimizer steps on the pictures, every part trained."""
-    decoder_steps: int = 300
+    decoder_steps: int = 60
     """Optimizer steps of the visual decoder."""
     num_workers: int = 2
     """Workers of Ray Train."""
@@ -214,6 +214,7 @@ def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str,
             f"--model={model}",
             f"--data={out / 'mmc4'}",
             f"--steps={options.decoder_steps}",
+            f"--autoencoder-steps={options.decoder_steps}",
         )
         if not (model / "decoder" / "unet").is_dir():
             raise DemoError(f"{model / 'decoder'} holds no U-Net")
