@@ -66,9 +66,14 @@ def save_checkpoint(
     state |= {"config": dict(progress.config)}
     (temporary / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
     publish(temporary, final)
+    keep_newest(out, keep)
+    return final
+
+
+def keep_newest(out: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints."""
     for old in checkpoints(out)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 def checkpoints(out: Path) -> list[Path]:

@@ -35,6 +35,7 @@ from emu.train.checkpoint import (
     Progress,
     check_same_run,
     checkpoints,
+    keep_newest,
     load_checkpoint,
     publish,
     read_progress,
@@ -173,6 +174,7 @@ class Run:
             **self.counts,
         )
         if self.ranks.is_first:
+            keep_newest(self.out, self.plan.train.keep_checkpoints)  # a kill may have left one more
             publish_model(folder, self.model, self.plan.tokenizer)
             write_curves(self.out)
             described = json.dumps(dataclasses.asdict(summary), indent=2)
