@@ -87,7 +87,7 @@ def beam_search(rows: Continuation, limits: Sequence[int], options: TextOptions)
         origins, tokens = advance(searches, chances_BKW, special.eos, special.pad)
         if all(search.is_over for search in searches):
             return [search.best() for search in searches]
-        rows.select(origins)
+        rows.reorder(origins)
         rows.feed_ids(tokens)
         num_ids += 1
 

@@ -1,79 +1,150 @@
 """A batch of sequences that grows: one key-value cache for text steps and for visual steps.
 
-Shapes: B rows, L new positions, S all positions so far (padding included), D language width.
+Shapes: B rows, T positions of all prompts side by side, S all positions so far (padding included),
+H heads, K width of a head, D language width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from torch.nn.functional import scaled_dot_product_attention
 
 from emu.generate.prompts import EncodedPrompt
+from emu.models.decoding import KeyValues, run_layers
 from emu.models.emu import Emu
+
+MAX_IMAGES = 32  # through the visual encoder at once
 
 
 class Continuation:
-    """Prompts of different lengths, left padded, and what has been fed after them.
+    """Prompts of different lengths, run once, and what has been fed after them.
 
     `hidden_BD` is the state after the last position, from which the next token or the next visual
-    embedding is predicted. A row gives what it gives alone: padding is masked and not counted in
-    its positions.
+    embedding is predicted. A row gives what it gives alone: the prompts are run side by side without
+    padding; in the cache they end at the same place, and the gap before a shorter one is masked.
     """
 
+    @torch.inference_mode()
     def __init__(self, model: Emu, prompts: Sequence[EncodedPrompt]) -> None:
-        """Runs the prompts once; the Causal Former sees each image once."""
+        """Runs the prompts; the Causal Former sees each image once."""
         self.model = model
         self.device = model.ln_visual.weight.device
-        ids_BL, self._mask_BS = self._left_padded(prompts)
-        embeddings_NQD = None
-        pixels = [image for prompt in prompts for image in prompt.pixels]
-        if pixels:
-            embeddings_NQD = model.encode_images(torch.stack(pixels).to(self.device))
-        self._cache = DynamicCache()
-        positions_BL = (self._mask_BS.long().cumsum(1) - 1).clamp(min=0)
-        self._next_B = positions_BL[:, -1] + 1
-        self._forward(model.embed(ids_BL, embeddings_NQD), positions_BL)
+        lengths = [len(prompt.ids) for prompt in prompts]
+        self._num_prompt = max(lengths)
+        self._next_B = torch.tensor(lengths, device=self.device)
+        self._gaps_B = self._num_prompt - self._next_B
+        self._has_gaps = min(lengths) < self._num_prompt
+        self._cache = KeyValues(model.language, len(prompts), self._num_prompt)
+        hidden_TD = self._run(prompts, lengths)
+        self.hidden_BD = hidden_TD[self._next_B.cumsum(0) - 1]
 
     @property
     def num_rows(self) -> int:
         """Sequences in the batch."""
         return len(self.hidden_BD)
 
-    def feed(self, inputs_BLD: Tensor) -> Tensor:
-        """Appends the same number of positions to every row; gives their hidden states `BLD`."""
-        added = inputs_BLD.shape[1]
-        seen = self._mask_BS.new_ones(len(inputs_BLD), added)
-        self._mask_BS = torch.cat([self._mask_BS, seen], dim=1)
-        steps = torch.arange(added, device=self.device)
-        positions_BL = self._next_B[:, None] + steps
-        self._next_B = self._next_B + added
-        return self._forward(inputs_BLD, positions_BL)
+    @torch.inference_mode()
+    def feed(self, inputs_BD: Tensor) -> None:
+        """Appends one position to every row."""
+        place = self._cache.length
+        self._cache.extend(1)
+        mask_B11S = None
+        if self._has_gaps:
+            places_S = torch.arange(place + 1, device=self.device)
+            mask_B11S = (places_S >= self._gaps_B[:, None])[:, None, None]
 
+        def attend(layer: int, queries_BHK: Tensor, keys_BHK: Tensor, values_BHK: Tensor) -> Tensor:
+            keys, values = self._cache.kept(layer, place + 1)
+            keys[:, :, place], values[:, :, place] = keys_BHK, values_BHK
+            return scaled_dot_product_attention(
+                queries_BHK[:, :, None], keys, values, attn_mask=mask_B11S
+            ).squeeze(2)
+
+        self.hidden_BD = run_layers(self.model.language, inputs_BD, self._next_B, attend)
+        self._next_B = self._next_B + 1
+
+    @torch.inference_mode()
     def feed_ids(self, ids_B: Sequence[int]) -> None:
         """Appends one token to every row."""
-        self.feed(self.model.language.embed(torch.tensor(ids_B, device=self.device)[:, None]))
+        self.feed(self.model.language.embed(torch.tensor(ids_B, device=self.device)))
 
+    @torch.inference_mode()
+    def branch(self, inputs_TD: Tensor, depths_T: Tensor, sees_TT: Tensor) -> Tensor:
+        """The hidden states `TD` of positions that branch off after the one row; nothing is kept.
+
+        `depths_T` counts from 0 after the row; `sees_TT` says which branched positions each sees
+        beside the whole row.
+        """
+        assert self.num_rows == 1, f"{self.num_rows} rows"
+        shared = self._cache.length
+        end = shared + len(inputs_TD)
+        self._cache.reserve(end)
+        mask_TS = torch.cat([sees_TT.new_ones(len(inputs_TD), shared), sees_TT], dim=1)
+
+        def attend(layer: int, queries_THK: Tensor, keys_THK: Tensor, values_THK: Tensor) -> Tensor:
+            keys, values = self._cache.kept(layer, end)
+            keys[0, :, shared:], values[0, :, shared:] = (
+                keys_THK.transpose(0, 1),
+                values_THK.transpose(0, 1),
+            )
+            queries_1HTK = queries_THK.transpose(0, 1)[None]
+            mixed = scaled_dot_product_attention(queries_1HTK, keys, values, attn_mask=mask_TS)
+            return mixed[0].transpose(0, 1)
+
+        return run_layers(self.model.language, inputs_TD, self._next_B + depths_T, attend)
+
+    @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows in this order; a row may be named several times."""
+        if rows == list(range(self.num_rows)):
+            return
         index = torch.tensor(rows, device=self.device)
-        self._cache.batch_select_indices(index)
-        self._mask_BS, self._next_B = self._mask_BS[index], self._next_B[index]
+        self._cache.select(index)
+        self._next_B, self._gaps_B = self._next_B[index], self._gaps_B[index]
         self.hidden_BD = self.hidden_BD[index]
 
-    def _forward(self, inputs_BLD: Tensor, positions_BL: Tensor) -> Tensor:
-        mask = None if bool(self._mask_BS.all()) else self._mask_BS
-        hidden_BLD = self.model.language(inputs_BLD, mask, self._cache, positions_BL)
-        self.hidden_BD = hidden_BLD[:, -1]
-        return hidden_BLD
+    @torch.inference_mode()
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Lets each row go on from another row of the same prompt, whose cache they share."""
+        if rows == list(range(self.num_rows)):
+            return
+        index = torch.tensor(rows, device=self.device)
+        self._cache.reorder(index, self._num_prompt)
+        self.hidden_BD = self.hidden_BD[index]
 
-    def _left_padded(self, prompts: Sequence[EncodedPrompt]) -> tuple[Tensor, Tensor]:
-        longest = max(len(prompt.ids) for prompt in prompts)
-        pad = self.model.config.special.pad
-        gaps = [longest - len(prompt.ids) for prompt in prompts]
-        rows = [[pad] * gap + list(prompt.ids) for gap, prompt in zip(gaps, prompts, strict=True)]
-        mask = [[False] * gap + [True] * (longest - gap) for gap in gaps]
-        ids_BL = torch.tensor(rows, device=self.device)
-        return ids_BL, torch.tensor(mask, device=self.device)
+    def _run(self, prompts: Sequence[EncodedPrompt], lengths: list[int]) -> Tensor:
+        """The hidden states `TD` of all prompts; their keys and values are kept, aligned right."""
+        ids = list(chain.from_iterable(prompt.ids for prompt in prompts))
+        ids_1T = torch.tensor([ids], device=self.device)
+        inputs_TD = self.model.embed(ids_1T, self._images(prompts))[0]
+        positions_T = torch.cat([torch.arange(length) for length in lengths]).to(self.device)
+        bounds = list(pairwise(accumulate(lengths, initial=0)))
+
+        def attend(layer: int, queries_THK: Tensor, keys_THK: Tensor, values_THK: Tensor) -> Tensor:
+            kept_keys, kept_values = self._cache.kept(layer, self._num_prompt)
+            mixed = []
+            for row, (start, end) in enumerate(bounds):
+                queries, keys, values = (
+                    states[start:end].transpose(0, 1)
+                    for states in (queries_THK, keys_THK, values_THK)
+                )
+                kept_keys[row, :, start - end :] = keys
+                kept_values[row, :, start - end :] = values
+                seen = scaled_dot_product_attention(
+                    queries[None], keys[None], values[None], is_causal=True
+                )
+                mixed.append(seen[0].transpose(0, 1))
+            return torch.cat(mixed)
+
+        return run_layers(self.model.language, inputs_TD, positions_T, attend)
+
+    def _images(self, prompts: Sequence[EncodedPrompt]) -> Tensor | None:
+        pixels = [image for prompt in prompts for image in prompt.pixels]
+        if not pixels:
+            return None
+        groups = torch.stack(pixels).split(MAX_IMAGES)
+        return torch.cat([self.model.encode_images(group.to(self.device)) for group in groups])

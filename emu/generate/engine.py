@@ -8,20 +8,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from emu.config import EmuConfig
+from emu.config import IMAGE, EmuConfig
 from emu.generate.beam import beam_search
 from emu.generate.continuation import Continuation
 from emu.generate.image import regress
 from emu.generate.interleaved import Draw, Event, Interleaver
 from emu.generate.options import ImageOptions, TextOptions
-from emu.generate.prompts import EncodedPrompt, Prompt, PromptEncoder, as_pieces
-from emu.generate.rank import mean_losses
+from emu.generate.prompts import EncodedPrompt, Prompt, PromptEncoder
+from emu.generate.rank import summed_losses
 from emu.generate.reply import Reply
 from emu.generate.running_text import RunningText
 from emu.generate.text import write
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DECODER = "decoder"
+RankScore = Literal["released", "sum"]
 
 
 class Engine:
@@ -72,19 +73,71 @@ class Engine:
         """The sizes and choices of the model."""
         return self.model.config
 
-    def generate_text(self, prompts: Sequence[Prompt], **options: Any) -> list[str]:
-        """The answer to each prompt; `options` are those of `TextOptions`."""
-        return [text.text for text in self._texts(prompts, TextOptions(**options))]
+    def generate_text(
+        self,
+        prompts: Sequence[Prompt],
+        num_beams: int = 1,
+        max_new_tokens: int = 64,
+        min_length: int = 0,
+        length_penalty: float = 1.0,
+        do_sample: bool = False,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """The answer to each prompt, greedy by default; `TextOptions` explains the arguments.
 
-    def generate_ids(self, prompts: Sequence[Prompt], **options: Any) -> list[list[int]]:
+        Prompts of different lengths run together, and each gives what it gives alone; row i draws
+        with `seed + i`.
+        """
+        options = TextOptions(
+            max_new_tokens,
+            min_length,
+            num_beams,
+            length_penalty,
+            do_sample,
+            temperature,
+            top_p,
+            seed,
+            _stops(stop),
+        )
+        return [text.text for text in self._texts(prompts, options)]
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Prompt],
+        num_beams: int = 1,
+        max_new_tokens: int = 64,
+        min_length: int = 0,
+        length_penalty: float = 1.0,
+        do_sample: bool = False,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> list[list[int]]:
         """The ids of each answer, led by the start id as in the released code."""
-        texts = self._texts(prompts, TextOptions(**options))
+        options = TextOptions(
+            max_new_tokens,
+            min_length,
+            num_beams,
+            length_penalty,
+            do_sample,
+            temperature,
+            top_p,
+            seed,
+            _stops(stop),
+        )
+        texts = self._texts(prompts, options)
         return [[self.config.special.bos, *text.ids] for text in texts]
 
     def regress_image(self, prompts: Sequence[Prompt]) -> Tensor:
         """The visual embeddings `BQD` of the image that follows each prompt."""
         room = self.config.former.num_queries
         encoded = [self.encode(prompt, draw=True, room=room) for prompt in _listed(prompts)]
+        if not encoded:
+            return torch.empty(0, room, self.config.language.hidden_size)
         return regress(self.model, encoded)
 
     def generate_image(
@@ -154,19 +207,48 @@ class Engine:
             interleaver = Interleaver(self.model, self.tokenizer, encoded, text, draw)
         yield from interleaver.events()
 
-    def rank(self, prompt: Prompt, candidates: Sequence[str]) -> list[int]:
+    def rank(
+        self, prompt: Prompt, candidates: Sequence[str], score: RankScore = "released"
+    ) -> list[int]:
         """The places of the candidates in the list, the likeliest answer first.
 
-        A space stands between prompt and candidate, as in the released code; the score is that of
-        `mean_losses`.
+        Equal candidates keep their order. See `candidate_losses` for the scores.
+        """
+        losses = self.candidate_losses(prompt, candidates, score)
+        return sorted(range(len(losses)), key=losses.__getitem__)
+
+    def candidate_losses(
+        self, prompt: Prompt, candidates: Sequence[str], score: RankScore = "released"
+    ) -> list[float]:
+        """The loss of each candidate as the answer to the prompt; the lower, the likelier.
+
+        `released`: summed over its tokens and divided by the length of prompt and candidate, as in
+        the released evaluation of VisDial; `sum`: the negative log-likelihood. A space stands
+        between prompt and candidate, as in the released code. The prompt and its images run once.
         """
         if isinstance(candidates, str) or not candidates:
             raise ValueError(f"candidates is {candidates!r}, give a list of at least one text")
-        answered = [self.encode([*as_pieces(prompt), " " + candidate]) for candidate in candidates]
-        losses = mean_losses(self.model, self.encode(prompt), answered)
-        return sorted(range(len(candidates)), key=losses.__getitem__)
+        if score not in ("released", "sum"):
+            raise ValueError(f"score is {score!r}, give 'released' or 'sum'")
+        encoded = self.encode(prompt)
+        answered = [self._answered(encoded, *entry) for entry in enumerate(candidates)]
+        losses = summed_losses(self.model, encoded, answered)
+        if score == "sum":
+            return losses
+        return [loss / len(full.ids) for loss, full in zip(losses, answered, strict=True)]
+
+    def _answered(self, prompt: EncodedPrompt, number: int, candidate: str) -> EncodedPrompt:
+        if not isinstance(candidate, str) or not candidate.strip() or IMAGE in candidate:
+            raise ValueError(
+                f"candidates[{number}] is {candidate!r}, give a text of at least one visible "
+                f"character and without {IMAGE}"
+            )
+        return self.encode.encode_joined(f"{prompt.text} {candidate}", prompt.pixels, room=0)
 
     def _texts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RunningText]:
+        rows = self.config.num_embeddings
+        if options.num_beams > rows:
+            raise ValueError(f"num_beams is {options.num_beams}, the vocabulary has {rows} tokens")
         encoded = [self.encode(prompt) for prompt in _listed(prompts)]
         if not encoded:
             return []
@@ -236,3 +318,9 @@ def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     if not isinstance(prompts, list | tuple):
         raise TypeError(f"prompts is {type(prompts).__name__}, give a list of prompts")
     return prompts
+
+
+def _stops(stop: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        raise ValueError(f"stop is the string {stop!r}, give a list of strings")
+    return tuple(stop)

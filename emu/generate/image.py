@@ -29,7 +29,7 @@ def regress_next(rows: Continuation) -> Tensor:
     """
     predicted = [rows.model.language.regress(rows.hidden_BD)]
     for _ in range(rows.model.config.former.num_queries - 1):
-        rows.feed(predicted[-1][:, None])
+        rows.feed(predicted[-1])
         predicted.append(rows.model.language.regress(rows.hidden_BD))
     return torch.stack(predicted, dim=1)
 
@@ -37,5 +37,5 @@ def regress_next(rows: Continuation) -> Tensor:
 @torch.inference_mode()
 def close_image(rows: Continuation, embeddings_BQD: Tensor) -> None:
     """Feeds the last embedding and `[/IMG]`, so that text can go on after the image."""
-    rows.feed(embeddings_BQD[:, -1:])
+    rows.feed(embeddings_BQD[:, -1])
     rows.feed_ids([rows.model.config.special.image_end] * rows.num_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -34,15 +35,20 @@ class TextOptions:
         _at_least("num_beams", self.num_beams, 1)
         if self.do_sample and self.num_beams > 1:
             raise ValueError(f"do_sample with num_beams={self.num_beams}; give one or the other")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
                 f"temperature is {self.temperature}, give a number above 0 "
                 "(or do_sample=False for the most likely token)"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}, give 0 < top_p <= 1")
+        if not -math.inf < self.length_penalty < math.inf:
+            raise ValueError(f"length_penalty is {self.length_penalty}, give a finite number")
+        _in_seeds("seed", self.seed)
         if isinstance(self.stop, str):
             raise ValueError(f"stop is the string {self.stop!r}, give a tuple of strings")
+        if not all(isinstance(text, str) for text in self.stop):
+            raise ValueError(f"stop is {self.stop!r}, give a tuple of strings")
         if "" in self.stop:
             raise ValueError("stop holds an empty string, which would end every text at once")
 
@@ -69,6 +75,7 @@ class ImageOptions:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         _at_least("num_inference_steps", self.num_inference_steps, 1)
+        _in_seeds("seed", self.seed)
         if not 0 <= self.guidance_scale <= 100:
             raise ValueError(f"guidance_scale is {self.guidance_scale}, give 0 to 100")
 
@@ -76,3 +83,8 @@ class ImageOptions:
 def _at_least(name: str, value: int, limit: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < limit:
         raise ValueError(f"{name} is {value!r}, give a whole number of at least {limit}")
+
+
+def _in_seeds(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}, give a whole number from -2**63 to 2**63 - 1")

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from emu.config import IMAGE, IMAGE_START, EmuConfig, image_block
 from emu.data.images import normalise
+from emu.data.video import Video
 from emu.generate.pictures import decode_picture, read_picture, to_rgb
 from emu.tokenizer import EmuTokenizer
 from schemas.sample import Segment
 
-Piece = str | bytes | Path | Image.Image | Tensor | Segment
+Piece = str | bytes | Path | Image.Image | Tensor | Segment | Video
 """A `str` is always a text. Bytes (encoded), a path, a PIL image and a normalised `Tensor[3,H,W]`
-are images. A segment is what it says."""
+are images. A segment is what it says, a video is its frames as images one after the other."""
 Prompt = Piece | Sequence[Piece]
 """One piece, or a list or tuple of them. Nothing is put between the pieces."""
 
@@ -42,6 +43,7 @@ class EncodedPrompt:
 
     ids: tuple[int, ...]
     pixels: tuple[Tensor, ...] = ()  # each float32 CHW, normalised
+    text: str = ""  # what was tokenised: the pieces joined, image blocks in place, without [IMG]
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,26 @@ class PromptEncoder:
         `<image>`, whose places only an image may take. Raises `PromptTooLong` where fewer than
         `room` positions would be left.
         """
+        pieces = as_pieces(prompt)
+        self._check_images(sum(map(_num_images, pieces)))
         block = image_block(self.config.former.num_queries)
         texts: list[str] = []
         pixels: list[Tensor] = []
-        for number, piece in enumerate(as_pieces(prompt)):
-            content = self._text_or_pixels(piece, number)
-            texts.append(content if isinstance(content, str) else block)
-            if isinstance(content, Tensor):
-                pixels.append(content)
-        ids = self.tokenizer.encode("".join(texts) + (IMAGE_START if draw else ""))
+        for number, piece in enumerate(pieces):
+            shown = piece.frames() if isinstance(piece, Video) else [piece]
+            for content in (self._text_or_pixels(part, number) for part in shown):
+                texts.append(content if isinstance(content, str) else block)
+                if isinstance(content, Tensor):
+                    pixels.append(content)
+        return self.encode_joined("".join(texts), tuple(pixels), draw, room)
+
+    def encode_joined(
+        self, text: str, pixels: tuple[Tensor, ...], draw: bool = False, room: int = 1
+    ) -> EncodedPrompt:
+        """The encoded prompt of one string with its image blocks in place; raises as the call."""
+        ids = self.tokenizer.encode(text + (IMAGE_START if draw else ""))
         self._check_length(len(ids), len(pixels), room)
-        return EncodedPrompt(tuple(ids), tuple(pixels))
+        return EncodedPrompt(tuple(ids), pixels, text)
 
     def _text_or_pixels(self, piece: Piece, number: int) -> str | Tensor:
         if isinstance(piece, Segment):
@@ -85,8 +96,8 @@ class PromptEncoder:
             picture = to_rgb(piece)
         else:
             raise TypeError(
-                f"piece {number} of the prompt is {type(piece).__name__}; give a str (text), or an "
-                "image as bytes, Path, PIL image or normalised tensor"
+                f"piece {number} of the prompt is {type(piece).__name__}; give a str (text), an "
+                "image as bytes, Path, PIL image or normalised tensor, or a Video"
             )
         return normalise(picture, self.config.vision.image_size)
 
@@ -105,7 +116,16 @@ class PromptEncoder:
                 f"piece {number} of the prompt is a tensor of shape {tuple(pixels.shape)}, "
                 f"the model takes normalised images of (3, {side}, {side})"
             )
-        return pixels
+        if not pixels.is_floating_point():
+            raise ValueError(
+                f"piece {number} of the prompt is a tensor of {pixels.dtype}; give normalised "
+                "floats (emu.data.images.normalise), or the image itself"
+            )
+        return pixels.float()
+
+    def _check_images(self, num_images: int) -> None:
+        """Before any image is decoded."""
+        self._check_length(num_images * (self.config.former.num_queries + 2), num_images, 1)
 
     def _check_length(self, num_ids: int, num_images: int, room: int) -> None:
         limit = self.config.language.max_positions
@@ -115,3 +135,9 @@ class PromptEncoder:
                 f"the prompt takes {num_ids} positions ({num_images} images at {places} each) and "
                 f"the answer at least {room}, the model has {limit}; shorten the prompt"
             )
+
+
+def _num_images(piece: Piece) -> int:
+    if isinstance(piece, Segment):
+        return int(piece.kind != "text")
+    return piece.num_frames if isinstance(piece, Video) else int(not isinstance(piece, str))

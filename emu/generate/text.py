@@ -58,7 +58,10 @@ class Chooser:
         if not self._options.do_sample:
             return logits_BW.argmax(dim=-1).tolist()
         # on the processor in float32: the same seed draws the same tokens on every device
-        chances_BW = torch.softmax(logits_BW.float().cpu() / self._options.temperature, dim=-1)
+        logits_BW = logits_BW.float().cpu()
+        # the largest becomes 0 first, so that a temperature near 0 cannot overflow
+        logits_BW = (logits_BW - logits_BW.amax(dim=-1, keepdim=True)) / self._options.temperature
+        chances_BW = torch.softmax(logits_BW, dim=-1)
         chances_BW = nucleus(chances_BW, self._options.top_p)
         return [
             int(torch.multinomial(chances, 1, generator=generator))

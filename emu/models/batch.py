@@ -61,3 +61,15 @@ class EmuOutput:
     inputs_BLD: Tensor  # what the language model was fed
     regressed_ND: Tensor  # predicted next visual embeddings; N counts regression positions here
     targets_ND: Tensor  # the inputs that they predict, not detached
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model gives for whole sequences, and its losses on them; see `Emu.score`."""
+
+    logits_BLV: Tensor
+    last_hidden_BLD: Tensor  # after the final norm
+    text_loss: Tensor  # mean over all text targets of the batch, a scalar (released reduction)
+    visual_loss: Tensor  # mean squared error over regression positions and dimensions, a scalar
+    regressed_ND: Tensor  # predicted next visual embeddings; N counts regression positions here
+    targets_ND: Tensor  # the inputs that they predict

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from emu.config import EmuConfig
 from emu.models.adapter import add_adapter, merge_adapter
-from emu.models.batch import Batch, EmuOutput
+from emu.models.batch import Batch, EmuOutput, Scores
 from emu.models.causal_former import CausalFormer
 from emu.models.init import init_weights
 from emu.models.language_model import LanguageModel
-from emu.models.objective import regression_positions
+from emu.models.objective import Objective, regression_positions, text_labels
 from emu.models.visual_encoder import VisualEncoder
 
 
@@ -83,6 +83,32 @@ class Emu(nn.Module):
             targets_ND=inputs_BLD[targets_BL],
         )
 
+    @torch.no_grad()
+    def score(
+        self, input_ids_BL: Tensor, attention_mask_BL: Tensor, pixels_NCHW: Tensor | None = None
+    ) -> Scores:
+        """Logits, states, regressions and both losses of whole right-padded sequences, in one pass.
+
+        The mask is true (or 1) at positions that count. Images come normalised, in reading order,
+        row by row of the batch. The losses are taken under the released masks and the choices of
+        `ObjectiveConfig`; the visual one is not weighted. Raises ValueError naming the argument that
+        does not fit.
+        """
+        ids_BL, mask_BL = self._checked(input_ids_BL, attention_mask_BL)
+        labels_BL = text_labels(ids_BL, self.config.special, self.config.objective)
+        device = self.ln_visual.weight.device
+        batch = Batch(ids_BL, mask_BL, labels_BL, pixels_NCHW).to(device)
+        output = self(batch)
+        losses = Objective(self.config.objective)(output, batch)
+        return Scores(
+            output.logits_BLV,
+            output.hidden_BLD,
+            losses.text,
+            losses.visual,
+            output.regressed_ND,
+            output.targets_ND,
+        )
+
     def merge_adapter(self) -> None:
         """Folds LoRA into the weights; the configuration then has no adapter."""
         merge_adapter(self.language)
@@ -97,3 +123,24 @@ class Emu(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Draws every weight anew; the same seed gives the same weights on any device."""
         init_weights(self, self.config, torch.Generator().manual_seed(seed))
+
+    def _checked(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The ids, `[PAD]` where the mask is false, and the mask as booleans."""
+        shape = tuple(input_ids_BL.shape)
+        if input_ids_BL.dim() != 2 or not input_ids_BL.numel() or input_ids_BL.is_floating_point():
+            dtype = input_ids_BL.dtype
+            raise ValueError(f"input_ids_BL is {dtype} of shape {shape}, give whole numbers (B, L)")
+        if tuple(attention_mask_BL.shape) != shape:
+            found = tuple(attention_mask_BL.shape)
+            raise ValueError(f"attention_mask_BL has shape {found}, input_ids_BL has {shape}")
+        limit, rows = self.config.language.max_positions, self.config.num_embeddings
+        if shape[1] > limit:
+            raise ValueError(f"input_ids_BL has {shape[1]} positions, the model has {limit}")
+        mask_BL = attention_mask_BL.bool().to(input_ids_BL.device)
+        if not mask_BL[:, 0].all() or (mask_BL[:, 1:] & ~mask_BL[:, :-1]).any():
+            raise ValueError("attention_mask_BL has padding before a token; pad on the right alone")
+        ids_BL = input_ids_BL.long().masked_fill(~mask_BL, self.config.special.pad)
+        if ids_BL.min() < 0 or ids_BL.max() >= rows:
+            found = f"{int(ids_BL.min())}..{int(ids_BL.max())}"
+            raise ValueError(f"input_ids_BL holds ids in {found}, the model has 0..{rows - 1}")
+        return ids_BL, mask_BL
