@@ -1,26 +1,30 @@
-"""The names and forms of the released weights, and of their `Emu-14B.json`.
+"""The names of the released weights.
 
-One table of names, read in both directions. Every key that is missing, unexpected or of another
-shape is an error that names it; what the released files carry without use is listed here.
+One table, read in both directions. Every key that is missing, unexpected or of another shape is an error
+that names it; what the released files carry without use is listed here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from emu.config import (
-    AdapterConfig,
-    CausalFormerConfig,
-    EmuConfig,
-    LanguageConfig,
-    VisionConfig,
-)
+from emu.config import EmuConfig
 from emu.models.emu import Emu
+from emu.models.released_config import config_from_released
+
+__all__ = [
+    "canonical",
+    "config_from_released",
+    "from_released",
+    "is_unused",
+    "our_names",
+    "released_name",
+    "to_released",
+]
 
 FORMER = "cformer.cformer."
 BLOCK = FORMER + r"block.\1.layer."
@@ -73,6 +77,11 @@ def our_names(config: EmuConfig) -> dict[str, str]:
     return table
 
 
+def canonical(name: str) -> str:
+    """The released name of a key that a newer peft wrote, which calls an adapted weight `base_layer`."""
+    return name.replace(".base_layer.", ".") if ".self_attn." in name else name
+
+
 def is_unused(name: str) -> bool:
     """Whether a released key is known to be carried without use."""
     return any(re.search(pattern, name) for pattern in UNUSED)
@@ -107,54 +116,3 @@ def to_released(
     """Released names for our tensors, one after the other, without the unused ones."""
     for name, tensor in weights:
         yield released_name(name, config.adapter is not None), tensor
-
-
-def config_from_released(values: Mapping[str, Any], instruct: bool = False) -> EmuConfig:
-    """The configuration that a released `Emu-14B.json` stands for.
-
-    Its optional sections `c_former` and `llama` give other sizes than T5-base and LLaMA-13B.
-    """
-    for section in ("embed_dim", "vision_cfg", "multimodal_cfg"):
-        if section not in values:
-            raise ValueError(f"the released configuration has no {section!r}")
-    former, llama = values.get("c_former", {}), values.get("llama", {})
-    defaults = EmuConfig()
-    return EmuConfig(
-        vision=_vision(values["vision_cfg"], values["embed_dim"]),
-        former=CausalFormerConfig(
-            num_queries=values["multimodal_cfg"]["n_causal"],
-            **{
-                name: former.get(name, getattr(defaults.former, name))
-                for name in ("d_model", "d_kv", "num_heads", "num_layers", "d_ff")
-            },
-        ),
-        language=LanguageConfig(
-            **{
-                ours: llama.get(theirs, getattr(defaults.language, ours))
-                for ours, theirs in (
-                    ("hidden_size", "hidden_size"),
-                    ("num_layers", "num_hidden_layers"),
-                    ("num_heads", "num_attention_heads"),
-                    ("intermediate_size", "intermediate_size"),
-                    ("vocab_size", "vocab_size"),
-                    ("max_positions", "max_position_embeddings"),
-                    ("rms_norm_eps", "rms_norm_eps"),
-                )
-            }
-        ),
-        instruct=instruct,
-        adapter=AdapterConfig() if instruct else None,
-    )
-
-
-def _vision(values: Mapping[str, Any], embed_dim: int) -> VisionConfig:
-    width = values["width"]
-    return VisionConfig(
-        image_size=values["image_size"],
-        patch_size=values["patch_size"],
-        width=width,
-        layers=values["layers"],
-        heads=width // values["head_width"],
-        mlp_hidden=int(width * values["mlp_ratio"]),  # the released code cuts, too
-        embed_dim=embed_dim,
-    )

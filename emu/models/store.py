@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from emu.config import EmuConfig
 from emu.models.emu import Emu
+from emu.models.sidecars import TOKENIZER, write_generation_config, write_tokenizer
 from emu.tokenizer import EmuTokenizer
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
 
 
@@ -35,7 +36,9 @@ def save_model(
     (directory / CONFIG).unlink(missing_ok=True)
     save_torch_state_dict(model.state_dict(), directory, max_shard_size=max_shard_size)
     if tokenizer_path is not None:
-        EmuTokenizer.load(tokenizer_path, model.config.instruct).save(directory / TOKENIZER)
+        tokenizer = EmuTokenizer.load(tokenizer_path, model.config.instruct)
+        write_tokenizer(directory, tokenizer, model.config.language.max_positions)
+    write_generation_config(directory, model.config)
     (directory / CONFIG).write_text(model.config.to_json())
 
 

@@ -1,0 +1,352 @@
+#!/usr/bin/env python3
+"""Imports released Emu weights into a model directory, and writes a model directory out in the released form."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from emu.config import EmuConfig
+from emu.decoders.conversion import PartPlan, decoder_config, plan_decoder, write_decoder
+from emu.models.conversion import (
+    Advance,
+    Plan,
+    Watch,
+    fit_family,
+    plan_export,
+    plan_import,
+    tensors_of,
+    unused_tensors,
+)
+from emu.models.new_directory import check_free, check_space, new_directory
+from emu.models.released_config import LORA, config_from_released, config_to_released
+from emu.models.sidecars import TOKENIZER, write_generation_config, write_tokenizer
+from emu.models.store import CONFIG, load_config
+from emu.models.weight_files import WeightFiles, WeightsError
+from emu.models.weight_writers import TensorSpec, write_safetensors, write_torch
+from emu.tokenizer import EmuTokenizer
+from jobs.paths import job_path
+
+BAD_VALUE = 2
+REPORT, DECODER = "conversion.json", "decoder"
+RELEASED_CONFIG, RELEASED_FOLDER, RELEASED_STEM = "Emu.json", "multimodal_encoder", "pytorch_model"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NO_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True)
+class ConvertCheckpoint:
+    """Turns released Emu weights into a model directory, or a model directory into released weights.
+
+    Import, then use it:
+
+        jobs/convert_checkpoint.py --weights Emu/pretrain/multimodal_encoder --config Emu-14B.json \\
+            --tokenizer llama/tokenizer.model --decoder Emu/pretrain --out emu-14b
+        jobs/serve.py --model emu-14b
+
+    And back, for the published code:
+
+        jobs/convert_checkpoint.py --to released --weights runs/mine/model --out mine-released
+
+    Every key is accounted for before a byte is written: one that is missing, unexpected or of another shape
+    is an error that names it. Tensors pass one by one, so 28 GB of weights need about 1.5 GB of memory. OUT
+    appears when it is whole; a conversion that was stopped is simply started again.
+    """
+
+    weights: str
+    """The weights: a .safetensors, .bin, .pt or .pth file, an index, or a folder of pieces, also wrapped in
+    `module`. PyTorch files are read as weights alone: one that holds more than tensors is refused, not run.
+    With --to released, a model directory."""
+    out: str
+    """Folder to write, of the size of the weights."""
+    config: str | None = None
+    """The released Emu-14B.json, or one of its form with sections c_former, llama and lora for other sizes.
+    Needed to import; with --to released, the model directory's own is taken."""
+    tokenizer: str | None = None
+    """LLaMA's tokenizer.model, or the folder it is in. None imports without: the model then needs one to run."""
+    decoder: str | None = None
+    """The visual decoder in the layout of diffusers: a folder with unet/, vae/, scheduler/, and safety_checker/
+    and feature_extractor/ where there are any. With --to released, None takes the model's own."""
+    to: Literal["emu", "released"] = "emu"
+    """emu: import. released: the way back."""
+    kind: Literal["auto", "emu", "emu-i"] = "auto"
+    """What the released weights are: auto tells by their keys; the others are an error where the keys say
+    otherwise."""
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    """Of the written weights. keep: each tensor as it is, bit for bit."""
+    shard_size_gb: float = 5.0
+    """Largest piece of the imported weights, in 10^9 bytes."""
+    form: Literal["bin", "safetensors"] = "bin"
+    """With --to released: bin is what the published code reads, safetensors can be read without unpickling."""
+    fill_unused: bool = True
+    """With --to released: also write what the published code asks for and never uses (T5's word embedding,
+    here zeros, and the constants of the rotary positions); its strict loading fails without."""
+    overwrite: bool = False
+    """Replace the model in OUT, as a whole."""
+
+    def __post_init__(self) -> None:
+        if not self.shard_size_gb * 1e9 >= 1:
+            raise ValueError(
+                f"shard_size_gb={self.shard_size_gb}: give a number above 0, such as 5"
+            )
+        if self.to == "emu" and self.config is None:
+            raise ValueError("config=None: give the released Emu-14B.json, --config PATH")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is known before the first byte is written."""
+
+    files: WeightFiles
+    config: EmuConfig
+    plan: Plan
+    tokenizer: EmuTokenizer | None
+    decoder: Path | None
+    parts: list[PartPlan]
+    filled: Mapping[str, torch.Tensor]
+    """What is added for the published code, which asks for it and never uses it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that will be written, but for small files."""
+        return sum(spec.num_bytes for spec in self.specs)
+
+    @property
+    def dropped(self) -> list[str]:
+        """Keys without use, by name."""
+        return [*self.plan.dropped, *(name for one in self.parts for name in one.plan.dropped)]
+
+    @property
+    def written(self) -> Iterator[TensorSpec]:
+        """The tensors of the model that will be written."""
+        yield from self.plan.specs
+        for name, tensor in self.filled.items():
+            yield TensorSpec(name, tuple(tensor.shape), tensor.dtype)
+
+    @property
+    def specs(self) -> Iterator[TensorSpec]:
+        """All tensors that will be written."""
+        yield from self.written
+        for one in self.parts:
+            yield from one.plan.specs
+
+
+def prepare(options: ConvertCheckpoint) -> Job:
+    """Look at every input and plan every tensor; raises for whatever does not fit."""
+    weights = Path(job_path(options.weights))
+    dtype = DTYPES.get(options.dtype)
+    imports = options.to == "emu"
+    files = WeightFiles(_inner(weights))
+    config = _imported_config(options, files) if imports else load_config(weights)
+    plan = (plan_import if imports else plan_export)(files, config, dtype)
+    tokenizer = _tokenizer(options, weights, config)
+    decoder = _decoder_folder(options, weights)
+    parts = []
+    if decoder is not None:
+        parts = plan_decoder(decoder, config.language.hidden_size, not imports, dtype)
+        if imports:
+            config = replace(config, decoder=decoder_config(decoder))
+    fills = not imports and options.fill_unused
+    filled = unused_tensors(config, plan.specs[0].dtype) if fills else {}
+    return Job(files, config, plan, tokenizer, decoder, parts, filled)
+
+
+def convert(
+    options: ConvertCheckpoint, advance: Advance = lambda num_bytes: None
+) -> dict[str, Any]:
+    """Convert as the options say; what was done, as in conversion.json.
+
+    `advance` is told the bytes of each tensor when it is written. Raises ValueError, FileNotFoundError or
+    OSError for inputs that do not fit, before anything is written.
+    """
+    out = Path(job_path(options.out))
+    _check_apart(out, options)
+    check_free(out, is_conversion, options.overwrite)
+    job = prepare(options)
+    check_space(out.parent, job.num_bytes)
+    watch = Watch()
+    bar = tqdm(total=job.num_bytes, unit="B", unit_scale=True, desc="convert", mininterval=0.5)
+
+    def written(num_bytes: int) -> None:
+        bar.update(num_bytes)
+        advance(num_bytes)
+
+    with bar, new_directory(out, is_conversion, options.overwrite) as folder:
+        write = _write_emu if options.to == "emu" else _write_released
+        write(job, folder, options, watch, written)
+        report = describe(job, options, watch)
+        (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+        if options.to == "emu":  # last: without it a directory is no model
+            (folder / CONFIG).write_text(job.config.to_json())
+    return report
+
+
+def is_conversion(folder: Path) -> bool:
+    """Whether a folder is a model directory or was written by this job: what --overwrite may replace."""
+    return (folder / REPORT).is_file() or (folder / CONFIG).is_file()
+
+
+def describe(job: Job, options: ConvertCheckpoint, watch: Watch) -> dict[str, Any]:
+    """What a conversion read, wrote and left out."""
+    specs = list(job.specs)
+    return {
+        "to": options.to,
+        "family": "emu-i" if job.config.instruct else "emu",
+        "lora": None if job.config.adapter is None else dataclasses.asdict(job.config.adapter),
+        "read": {file.name: file.stat().st_size for file in job.files.files},
+        "tensors": len(specs),
+        "values": sum(torch.Size(spec.shape).numel() for spec in specs),
+        "dtypes": dict(Counter(str(spec.dtype).removeprefix("torch.") for spec in specs)),
+        "dropped": job.dropped,
+        "filled": list(job.filled),
+        "beside_the_weights": job.files.ignored,
+        "not_finite": watch.not_finite,
+        "tokenizer": job.tokenizer is not None,
+        "decoder": [one.part.folder for one in job.parts],
+    }
+
+
+def summary_text(report: dict[str, Any], out: str, seconds: float) -> str:
+    """What a conversion did, in words for a terminal."""
+    dtypes = ", ".join(f"{count:,} {name}" for name, count in sorted(report["dtypes"].items()))
+    lines = [
+        "",
+        f"family     {report['family']}" + (" with LoRA, unmerged" if report["lora"] else ""),
+        f"written    {report['tensors']:,} tensors, {report['values']:,} values ({dtypes}) in {out}",
+        *(f"dropped    {name} (without use in the model)" for name in report["dropped"]),
+        *(
+            f"filled     {name} (for the published code, which never uses it)"
+            for name in report["filled"]
+        ),
+        *(f"ignored    {name} (beside the weights)" for name in report["beside_the_weights"]),
+        *(f"ALARM      {name} holds values that are not finite" for name in report["not_finite"]),
+    ]
+    if not report["tokenizer"]:
+        lines.append("tokenizer  none: to run the model, put LLaMA's tokenizer.model there")
+    if not report["decoder"]:
+        lines.append("decoder    none: the model writes texts, but draws no pictures")
+    return "\n".join([*lines, f"time       {seconds:.1f} s"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job; 0 if it is converted, 2 if an option or a file is wrong."""
+    began = time.monotonic()
+    try:
+        options = tyro.cli(
+            ConvertCheckpoint,
+            args=arguments,
+            description=ConvertCheckpoint.__doc__,
+            prog="convert_checkpoint.py",
+        )
+        report = convert(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_VALUE
+    print(summary_text(report, options.out, time.monotonic() - began))
+    return 0
+
+
+def _write_emu(
+    job: Job, folder: Path, options: ConvertCheckpoint, watch: Watch, advance: Advance
+) -> None:
+    shard_bytes = int(options.shard_size_gb * 1e9)
+    tensors = tensors_of(job.plan, job.files, watch, advance)
+    write_safetensors(folder, "model", job.plan.specs, tensors, shard_bytes)
+    if job.decoder is not None:
+        write_decoder(job.parts, job.decoder, folder / DECODER, shard_bytes, watch, advance)
+    write_generation_config(folder, job.config)
+    if job.tokenizer is not None:
+        write_tokenizer(folder, job.tokenizer, job.config.language.max_positions)
+
+
+def _write_released(
+    job: Job, folder: Path, options: ConvertCheckpoint, watch: Watch, advance: Advance
+) -> None:
+    inner = folder / RELEASED_FOLDER
+    inner.mkdir()
+    tensors = chain(tensors_of(job.plan, job.files, watch, advance), job.filled.values())
+    specs = list(job.written)
+    if options.form == "bin":
+        write_torch(inner / f"{RELEASED_STEM}.bin", specs, tensors)
+    else:
+        shard_bytes = int(options.shard_size_gb * 1e9)
+        write_safetensors(inner, RELEASED_STEM, specs, tensors, shard_bytes)
+    if job.decoder is not None:  # in one piece each: diffusers of that time knows no other
+        write_decoder(job.parts, job.decoder, folder, NO_LIMIT, watch, advance)
+    if job.tokenizer is not None:
+        job.tokenizer.save(folder / TOKENIZER)
+    values = config_to_released(job.config)
+    (folder / RELEASED_CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _inner(weights: Path) -> Path:
+    """The folder of the weights inside a package of weights and visual decoder."""
+    inner = weights / RELEASED_FOLDER
+    return inner if inner.is_dir() else weights
+
+
+def _imported_config(options: ConvertCheckpoint, files: WeightFiles) -> EmuConfig:
+    path = Path(job_path(options.config or ""))
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration at {path}; give the released Emu-14B.json")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, needed is an object")
+    config = config_from_released(values, instruct=True)
+    config = fit_family(config, files.places, alpha_is_given=LORA.name in values)
+    found = "emu-i" if config.instruct else "emu"
+    if options.kind not in ("auto", found):
+        raise WeightsError(
+            f"kind={options.kind}: but the keys in {options.weights} are those of {found}"
+        )
+    return config
+
+
+def _tokenizer(options: ConvertCheckpoint, weights: Path, config: EmuConfig) -> EmuTokenizer | None:
+    path = None if options.tokenizer is None else Path(job_path(options.tokenizer))
+    if path is None and options.to == "released" and (weights / TOKENIZER).is_file():
+        path = weights / TOKENIZER
+    if path is None:
+        return None
+    tokenizer = EmuTokenizer.load(path, config.instruct)
+    if tokenizer.num_pieces != config.language.vocab_size:
+        raise ValueError(
+            f"tokenizer={path}: has {tokenizer.num_pieces} pieces, the configuration says "
+            f"{config.language.vocab_size}; give the tokenizer that the weights were trained with"
+        )
+    return tokenizer
+
+
+def _decoder_folder(options: ConvertCheckpoint, weights: Path) -> Path | None:
+    if options.decoder is not None:
+        return Path(job_path(options.decoder))
+    own = weights / DECODER
+    return own if options.to == "released" and own.is_dir() else None
+
+
+def _check_apart(out: Path, options: ConvertCheckpoint) -> None:
+    """Replacing OUT must not take away what is being read."""
+    for name in ("weights", "config", "tokenizer", "decoder"):
+        given = getattr(options, name)
+        if given is None:
+            continue
+        source = Path(job_path(given)).resolve()
+        if source == out.resolve() or out.resolve() in source.parents:
+            raise ValueError(f"{name}={given} lies inside out={options.out}; give another --out")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
