@@ -59,6 +59,7 @@ class Engine:
         """The engine of a model directory; `dtype` is `float32`, `bfloat16` or `float16`."""
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, give one of {sorted(DTYPES)}")
+        _check_device(device)
         model, tokenizer = load_model(directory, device, DTYPES[dtype])
         decoder = None
         if (Path(directory) / DECODER).is_dir():
@@ -157,6 +158,8 @@ class Engine:
         """
         options = ImageOptions(height, width, num_inference_steps, guidance_scale, seed, scheduler)
         self._decoder()  # no use in regressing what cannot be drawn
+        if not isinstance(initial_latents, Tensor | None):
+            raise TypeError(f"initial_latents is {type(initial_latents).__name__}, give a tensor")
         return self._picture(self.regress_image([prompt]), options, 0, initial_latents)
 
     def generate(
@@ -193,6 +196,8 @@ class Engine:
         """
         if max_images is None:
             max_images = 0 if self.decoder is None else 1
+        if max_images < 0:
+            raise ValueError(f"max_images is {max_images}, give 0 or more")
         draw = None
         if ask_image or max_images > 0:
             self._decoder()
@@ -324,3 +329,12 @@ def _stops(stop: Sequence[str]) -> tuple[str, ...]:
     if isinstance(stop, str):
         raise ValueError(f"stop is the string {stop!r}, give a list of strings")
     return tuple(stop)
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}, give cpu, cuda or cuda:N") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, and no CUDA device is at hand; give cpu")

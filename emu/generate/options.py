@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+MAX_SIDE = 4096
+"""Pixels of a drawn picture along one side: eight times what Stable Diffusion was trained on."""
+
 
 @dataclass(frozen=True)
 class TextOptions:
@@ -35,6 +38,9 @@ class TextOptions:
         _at_least("num_beams", self.num_beams, 1)
         if self.do_sample and self.num_beams > 1:
             raise ValueError(f"do_sample with num_beams={self.num_beams}; give one or the other")
+        _number("temperature", self.temperature)
+        _number("top_p", self.top_p)
+        _number("length_penalty", self.length_penalty)
         if not 0 < self.temperature < math.inf:
             raise ValueError(
                 f"temperature is {self.temperature}, give a number above 0 "
@@ -74,8 +80,11 @@ class ImageOptions:
         for name in ("height", "width"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
+                if getattr(self, name) > MAX_SIDE:
+                    raise ValueError(f"{name} is {getattr(self, name)}, give at most {MAX_SIDE}")
         _at_least("num_inference_steps", self.num_inference_steps, 1)
         _in_seeds("seed", self.seed)
+        _number("guidance_scale", self.guidance_scale)
         if not 0 <= self.guidance_scale <= 100:
             raise ValueError(f"guidance_scale is {self.guidance_scale}, give 0 to 100")
 
@@ -83,6 +92,11 @@ class ImageOptions:
 def _at_least(name: str, value: int, limit: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < limit:
         raise ValueError(f"{name} is {value!r}, give a whole number of at least {limit}")
+
+
+def _number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r}, give a number")
 
 
 def _in_seeds(name: str, value: int) -> None:

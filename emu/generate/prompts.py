@@ -93,12 +93,15 @@ class PromptEncoder:
         elif isinstance(piece, Path):
             picture = read_picture(piece)
         elif isinstance(piece, Image.Image):
-            picture = to_rgb(piece)
+            picture = to_rgb(piece) if piece.width * piece.height else piece
         else:
             raise TypeError(
                 f"piece {number} of the prompt is {type(piece).__name__}; give a str (text), an "
                 "image as bytes, Path, PIL image or normalised tensor, or a Video"
             )
+        if not picture.width * picture.height:
+            size = f"{picture.width} x {picture.height}"
+            raise ValueError(f"piece {number} of the prompt is an image of {size} pixels")
         return normalise(picture, self.config.vision.image_size)
 
     def _checked_text(self, text: str, number: int) -> str:
@@ -121,6 +124,8 @@ class PromptEncoder:
                 f"piece {number} of the prompt is a tensor of {pixels.dtype}; give normalised "
                 "floats (emu.data.images.normalise), or the image itself"
             )
+        if not pixels.isfinite().all():
+            raise ValueError(f"piece {number} of the prompt is a tensor with nan or inf in it")
         return pixels.float()
 
     def _check_images(self, num_images: int) -> None:

@@ -14,6 +14,8 @@ from emu.generate.continuation import Continuation
 from emu.generate.options import TextOptions
 from emu.generate.running_text import RunningText
 
+MIN_TEMPERATURE = 1e-8  # below it float32 has no room left; the draw is the likeliest token anyway
+
 
 @torch.inference_mode()
 def write(
@@ -60,7 +62,8 @@ class Chooser:
         # on the processor in float32: the same seed draws the same tokens on every device
         logits_BW = logits_BW.float().cpu()
         # the largest becomes 0 first, so that a temperature near 0 cannot overflow
-        logits_BW = (logits_BW - logits_BW.amax(dim=-1, keepdim=True)) / self._options.temperature
+        logits_BW = logits_BW - logits_BW.amax(dim=-1, keepdim=True)
+        logits_BW = logits_BW / max(self._options.temperature, MIN_TEMPERATURE)
         chances_BW = torch.softmax(logits_BW, dim=-1)
         chances_BW = nucleus(chances_BW, self._options.top_p)
         return [

@@ -10,25 +10,7 @@ from emu.generate import rank
 from emu.generate.engine import Engine
 from emu.generate.rank import Tree
 
-WORDS = [
-    "a",
-    "red",
-    "blue",
-    "green",
-    "circle",
-    "square",
-    "star",
-    "two",
-    "three",
-    "it",
-    "is",
-    "yes",
-    "no",
-    "not",
-    "in",
-    "the",
-    "picture",
-]
+WORDS = ["a", "red", "blue", "green circle", "square", "two", "three", "it is", "yes", "no", "not"]
 
 
 def plain_losses(engine: Engine, prompt: list[object], candidates: list[str]) -> list[float]:
