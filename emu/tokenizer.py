@@ -27,7 +27,10 @@ class EmuTokenizer:
     def __init__(self, model: bytes, instruct: bool = False) -> None:
         """Takes the bytes of a sentencepiece model whose first three pieces are LLaMA's."""
         self._pieces = sentencepiece.SentencePieceProcessor()
-        self._pieces.LoadFromSerializedProto(model)
+        try:
+            self._pieces.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ValueError(f"{len(model)} bytes that are no sentencepiece model") from error
         found = tuple(self._pieces.IdToPiece(i) for i in range(3))
         if found != BASE_TOKENS:
             raise ValueError(f"the vocabulary starts with {found}, an Emu needs {BASE_TOKENS}")
@@ -48,7 +51,10 @@ class EmuTokenizer:
         path = path / "tokenizer.model" if path.is_dir() else path
         if not path.is_file():
             raise FileNotFoundError(f"no tokenizer at {path}; give a sentencepiece tokenizer.model")
-        return EmuTokenizer(path.read_bytes(), instruct)
+        try:
+            return EmuTokenizer(path.read_bytes(), instruct)
+        except ValueError as error:
+            raise ValueError(f"no tokenizer at {path}: {error}") from error
 
     def __len__(self) -> int:
         return len(self._id_of) - len(BASE_TOKENS) + self.num_pieces

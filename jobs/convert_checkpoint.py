@@ -99,8 +99,6 @@ class ConvertCheckpoint:
             raise ValueError(
                 f"shard_size_gb={self.shard_size_gb}: give a number above 0, such as 5"
             )
-        if self.to == "emu" and self.config is None:
-            raise ValueError("config=None: give the released Emu-14B.json, --config PATH")
 
 
 @dataclass(frozen=True)
@@ -296,7 +294,9 @@ def _inner(weights: Path) -> Path:
 
 
 def _imported_config(options: ConvertCheckpoint, files: WeightFiles) -> EmuConfig:
-    path = Path(job_path(options.config or ""))
+    if options.config is None:
+        raise ValueError("config=None: give the released Emu-14B.json, --config PATH")
+    path = Path(job_path(options.config))
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}; give the released Emu-14B.json")
     try:

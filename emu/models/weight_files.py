@@ -235,7 +235,9 @@ def _refuse_compressed(file: Path) -> None:
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
         raise WeightsError(f"{file}: damaged or truncated ({error})") from error
     if packed:
-        raise WeightsError(f"{file}: {packed[0]!r} is compressed, which PyTorch's files never are")
+        raise WeightsError(
+            f"{file}: {packed[0]!r} is compressed, which weights in PyTorch's form never are"
+        )
 
 
 def _unwrapped(loaded: Any, file: Path) -> tuple[dict[str, Tensor], list[str]]:
