@@ -20,3 +20,9 @@ def job_path(text: str) -> str:
             "Ray deletes; give an absolute path or an address"
         )
     return str(Path(text).absolute())
+
+
+def weights_path(text: str | None) -> str | None:
+    """The path of weights made absolute; the tag of pretrained ones, which is no path, as it is."""
+    is_tag = text is None or ("/" not in text and "." not in text and not Path(text).exists())
+    return text if is_tag else job_path(str(text))

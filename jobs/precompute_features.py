@@ -20,7 +20,7 @@ from emu.models.store import load_config, weights_hash
 from emu.recipes import RECIPES
 from emu.train.start import start_tower
 from jobs.cluster import ray_session, start_logging
-from jobs.paths import job_path
+from jobs.paths import job_path, weights_path
 from pipelines.core.errors import StorageError
 from pipelines.core.storage import Storage
 from pipelines.transforms.features import (
@@ -54,6 +54,8 @@ class PrecomputeFeatures:
     """Folder or address of a finished dataset; features are written into it."""
     init: str | None = None
     """A model directory whose visual encoder to use. None: that of --recipe, drawn from --seed."""
+    vision_weights: str | None = None
+    """EVA-CLIP instead: a pretrained tag of open_clip or a checkpoint file, as for jobs/train_emu.py."""
     recipe: Literal["tiny", "emu_14b"] = "tiny"
     """Sizes of the encoder where --init is not given."""
     seed: int = 0
@@ -77,10 +79,12 @@ class PrecomputeFeatures:
 class TowerEncoder:
     """Encoded images in, all tokens of the visual encoder out; on a GPU where the worker has one."""
 
-    def __init__(self, config: EmuConfig, seed: int, init: str | None) -> None:
+    def __init__(
+        self, config: EmuConfig, seed: int, init: str | None, vision_weights: str | None = None
+    ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.side = config.vision.image_size
-        self.tower = start_tower(config, seed, init).to(self.device)
+        self.tower = start_tower(config, seed, init, vision_weights).to(self.device)
 
     def __call__(self, images: Sequence[bytes]) -> np.ndarray:
         """Tokens `[images, P, V]` in float32."""
@@ -93,9 +97,10 @@ def compute(options: PrecomputeFeatures) -> tuple[Manifest, int]:
     storage = Storage(job_path(options.data))
     init = None if options.init is None else job_path(options.init)
     config = RECIPES[options.recipe]().model if init is None else load_config(init)
-    tower = start_tower(config, options.seed, init)
+    vision_weights = weights_path(options.vision_weights)
+    tower = start_tower(config, options.seed, init, vision_weights)
     info = FeatureInfo(
-        encoder=init or f"{options.recipe}, seed {options.seed}",
+        encoder=init or vision_weights or f"{options.recipe}, seed {options.seed}",
         weights_sha256=weights_hash(tower),
         num_tokens=config.vision.num_tokens,
         width=config.vision.width,
@@ -104,7 +109,7 @@ def compute(options: PrecomputeFeatures) -> tuple[Manifest, int]:
     manifest = begin_features(storage, info, options.overwrite)
     missing = missing_shards(storage, manifest, info)
     rows = [{"shard": entry.name, "tar_sha256": entry.sha256} for entry in missing]
-    make_encoder = partial(TowerEncoder, config, options.seed, init)
+    make_encoder = partial(TowerEncoder, config, options.seed, init, vision_weights)
     arguments = (storage.root, info, make_encoder, options.batch_size)
     with tqdm(
         total=len(manifest.shards), initial=len(manifest.shards) - len(rows), unit="shard"

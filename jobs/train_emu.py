@@ -32,7 +32,7 @@ from emu.train.start import start_tower
 from emu.train.step import TrainingError
 from emu.train.vocabulary import learned_tokenizer
 from jobs.cluster import ray_session, start_logging
-from jobs.paths import job_path
+from jobs.paths import job_path, weights_path
 
 BAD_VALUE, FAILED = 2, 1
 
@@ -69,6 +69,9 @@ class TrainEmu:
     """A sentencepiece tokenizer.model. None: that of --init, or for tiny one learned from the dataset's texts."""
     init: str | None = None
     """A model directory to start from (a run's OUT/model, or converted weights). None draws random weights."""
+    vision_weights: str | None = None
+    """EVA-CLIP for the visual encoder of a model that is drawn: a pretrained tag of open_clip such as
+    laion400m_s11b_b41k, or a checkpoint file of open_clip or EVA. Not with --init, which has its own."""
     use_features: bool = False
     """Train on features that jobs/precompute_features.py computed with this very visual encoder, which stays
     frozen. Features of other weights are refused."""
@@ -110,6 +113,7 @@ def plan_of(options: TrainEmu) -> TrainPlan:
         sequence=options.sequence,
         train=_train_config(options),
         init=init,
+        vision_weights=weights_path(options.vision_weights),
         use_features=options.use_features,
         resume=options.resume,
     )
@@ -118,7 +122,9 @@ def plan_of(options: TrainEmu) -> TrainPlan:
 def check_plan(plan: TrainPlan) -> None:
     """Raise here, before any worker starts, for data, features, lengths or an output that do not fit."""
     check_resume(plan)
-    tower = start_tower(plan.model, plan.train.seed, plan.init) if plan.use_features else None
+    tower = None
+    if plan.use_features or plan.vision_weights is not None:
+        tower = start_tower(plan.model, plan.train.seed, plan.init, plan.vision_weights)
     alone = replace(plan, train=replace(plan.train, num_threads=0))
     open_stream(alone, tower, Ranks()).next_step()
 

@@ -72,6 +72,8 @@ class TrainPlan:
     train: TrainConfig
     init: str | None = None
     """A model directory to start from; null draws weights from the seed."""
+    vision_weights: str | None = None
+    """A tag of open_clip or a CLIP checkpoint for the visual encoder of a model that is drawn."""
     use_features: bool = False
     resume: Resume = "auto"
 
@@ -122,7 +124,7 @@ class Run:
     ) -> None:
         self.plan, self.ranks, self.clock = plan, ranks, clock
         self.out = Path(plan.out)
-        self.model = start_model(plan.model, plan.train, plan.init, device)
+        self.model = start_model(plan.model, plan.train, plan.init, device, plan.vision_weights)
         self.optimizer = make_optimizer(self.model, plan.train.optim)
         self.stream = open_stream(plan, self.model.visual, ranks)
         self.step = 0
@@ -277,6 +279,7 @@ def configuration(plan: TrainPlan) -> dict[str, Any]:
         "train": chosen,
         "tokenizer": hashlib.sha256(Path(plan.tokenizer).read_bytes()).hexdigest(),
         "init": plan.init,
+        "vision_weights": plan.vision_weights,
         "use_features": plan.use_features,
     }
     return json.loads(json.dumps(described))
