@@ -10,7 +10,7 @@ import dataclasses
 import json
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -236,10 +236,37 @@ class EmuConfig:
         return _build(EmuConfig, values, "config")
 
 
+def llama_1b() -> LanguageConfig:
+    """1.3 billion weights: the sizes of Sheared-LLaMA-1.3B, of LLaMA's form and vocabulary."""
+    return LanguageConfig(2048, 24, 16, 5504)
+
+
+def llama_7b() -> LanguageConfig:
+    """LLaMA-7B, the language model of the paper's ablations."""
+    return LanguageConfig(4096, 32, 32, 11008)
+
+
+def llama_13b() -> LanguageConfig:
+    """LLaMA-13B, the paper's language model."""
+    return LanguageConfig(5120, 40, 40, 13824)
+
+
 def emu_14b_config(instruct: bool = False) -> EmuConfig:
     """The paper's model: EVA-CLIP g/14, 32 causal queries, LLaMA-13B, Stable Diffusion v1.5."""
     adapter = AdapterConfig() if instruct else None
-    return EmuConfig(instruct=instruct, adapter=adapter, decoder=DecoderConfig())
+    return EmuConfig(
+        language=llama_13b(), instruct=instruct, adapter=adapter, decoder=DecoderConfig()
+    )
+
+
+def emu_llama_1b_config(instruct: bool = False) -> EmuConfig:
+    """The paper's tower, queries and decoder around a LLaMA of 1.3 billion weights."""
+    return replace(emu_14b_config(instruct), language=llama_1b())
+
+
+def emu_llama_7b_config(instruct: bool = False) -> EmuConfig:
+    """The paper's tower, queries and decoder around LLaMA-7B (its ablations)."""
+    return replace(emu_14b_config(instruct), language=llama_7b())
 
 
 def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
@@ -282,7 +309,7 @@ def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
             unet_groups=8,
             vae_channels=(16, 32, 32),
             vae_layers=1,
-            vae_groups=8,
+            vae_groups=1,  # two channels a group would keep no more of a flat colour than its sign
         ),
     )
 

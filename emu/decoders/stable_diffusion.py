@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from emu.config import DecoderConfig
-from emu.decoders.autoencoder import pixels_of, posterior_of
+from emu.decoders.autoencoder import pixels_of, posterior_of, start_autoencoder
 from emu.decoders.safety import SafetyChecker
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
@@ -77,6 +77,7 @@ class StableDiffusionDecoder(nn.Module):
             torch.manual_seed(seed)
             unet = UNet2DConditionModel(**unet_sizes(config, condition_width))
             vae = AutoencoderKL(**vae_sizes(config))
+        start_autoencoder(vae)
         schedule = PNDMScheduler(
             num_train_timesteps=config.num_train_timesteps,
             beta_start=config.beta_start,

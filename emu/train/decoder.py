@@ -35,7 +35,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from emu.config import DecoderConfig, EmuConfig
-from emu.decoders.autoencoder import autoencoder_loss, set_latent_scale
+from emu.decoders.autoencoder import autoencoder_loss, standardise_latents
 from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, StableDiffusionDecoder
 from emu.generate.engine import Engine
 from emu.models.store import load_model
@@ -61,13 +61,15 @@ class DecoderTrainConfig:
 
     steps: int = 400
     """Optimizer steps of the U-Net (paper: 15,000)."""
-    autoencoder_steps: int = 150
+    autoencoder_steps: int = 300
     """Optimizer steps of the autoencoder before; none are taken where a Stable Diffusion is given."""
     batch_size: int = 32
-    """Pictures a step (paper: 1,600 over all GPUs)."""
+    """Pictures a step of the U-Net (paper: 1,600 over all GPUs)."""
+    autoencoder_batch_size: int = 4
+    """Pictures a step of the autoencoder."""
     learning_rate: float = 2e-3
     """Peak of the U-Net's. The paper's, for Stable Diffusion's weights, is 1e-4."""
-    autoencoder_learning_rate: float = 3e-3
+    autoencoder_learning_rate: float = 2e-3
     """Peak of the autoencoder's."""
     warmup_ratio: float = 0.1
     """Part of a stage's steps over which the rate rises; then it falls along a cosine to zero."""
@@ -83,7 +85,7 @@ class DecoderTrainConfig:
     """Steps between lines of metrics."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every"):
+        for name in ("steps", "batch_size", "autoencoder_batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, give at least 1")
         if self.autoencoder_steps < 0:
@@ -219,7 +221,7 @@ class Fitting:
         self.device, self.advance = device, advance
 
     def autoencoder(self, decoder: StableDiffusionDecoder) -> float:
-        """Train the autoencoder, freeze it, set the scale of its latents; returns the last losses' mean."""
+        """Train the autoencoder, freeze it, standardise its latents; returns the last losses' mean."""
         config, generator = self.config, Generator().manual_seed(self.config.seed)
         vae = decoder.vae.requires_grad_(True).train()
 
@@ -227,11 +229,12 @@ class Fitting:
             return autoencoder_loss(vae, self._pixels(rows), generator)
 
         steps, rate = config.autoencoder_steps, config.autoencoder_learning_rate
-        last = self._fit(AUTOENCODER, vae, loss, steps, rate, generator)
+        rows = drawn_rows(len(self.pictures), config.autoencoder_batch_size, generator)
+        last = self._fit(AUTOENCODER, vae, loss, steps, rate, rows)
         vae.requires_grad_(False).eval()
         some = torch.randperm(len(self.pictures), generator=generator)[:256]
-        factor = set_latent_scale(vae, self._pixels(some), generator)
-        log.info("autoencoder loss=%.4f scaling_factor=%.4f", last, factor)
+        standardise_latents(vae, self._pixels(some), generator)
+        log.info("autoencoder loss=%.4f", last)
         return last
 
     def unet(
@@ -251,9 +254,8 @@ class Fitting:
             )
 
         decoder.unet.train()
-        last = self._fit(
-            UNET_STAGE, decoder.unet, loss, config.steps, config.learning_rate, generator
-        )
+        rows = drawn_rows(len(self.pictures), config.batch_size, generator)
+        last = self._fit(UNET_STAGE, decoder.unet, loss, config.steps, config.learning_rate, rows)
         decoder.unet.eval()
         return last
 
@@ -262,7 +264,13 @@ class Fitting:
         return self.pictures.pixels_NCHW[rows].to(self.device).float() / 127.5 - 1
 
     def _fit(
-        self, stage: str, part: nn.Module, loss: Loss, steps: int, rate: float, generator: Generator
+        self,
+        stage: str,
+        part: nn.Module,
+        loss: Loss,
+        steps: int,
+        rate: float,
+        rows: Iterator[Tensor],
     ) -> float:
         """Take the steps of a stage; returns the mean loss of the last tenth."""
         config = self.config
@@ -272,7 +280,6 @@ class Fitting:
         shape = OptimConfig(warmup_ratio=config.warmup_ratio)
         schedule = LambdaLR(optimizer, lambda step: rate_factor(step, steps, shape))
         losses: list[float] = []
-        rows = drawn_rows(len(self.pictures), config.batch_size, generator)
         for step in range(1, steps + 1):
             value = loss(next(rows))
             value.backward()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 
 from emu.config import DecoderConfig, tiny_config
 from emu.decoders import DECODERS
-from emu.decoders.autoencoder import autoencoder_loss, set_latent_scale
+from emu.decoders.autoencoder import autoencoder_loss, pixels_of, posterior_of, standardise_latents
 from emu.decoders.base import VisualDecoder
 from emu.decoders.safety import SafetyChecker
 from emu.decoders.stable_diffusion import SCHEDULERS, StableDiffusionDecoder, reads_condition
@@ -152,7 +153,7 @@ def test_sixty_steps_learn_a_fixed_batch() -> None:
     assert all(weight.grad is None for weight in decoder.vae.parameters())
 
 
-def test_the_autoencoder_learns_and_is_scaled() -> None:
+def test_the_autoencoder_learns_flat_colours_and_is_standardised() -> None:
     decoder = StableDiffusionDecoder.from_config(SIZES, WIDTH, seed=0)
     vae = decoder.vae.requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
@@ -167,9 +168,22 @@ def test_the_autoencoder_learns_and_is_scaled() -> None:
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.5 * history[0]
-    factor = set_latent_scale(vae, pixels)
-    assert vae.config["scaling_factor"] == factor
-    assert decoder.encode(pixels, generator).std().item() == pytest.approx(1, abs=0.3)
+    before = pixels_of(vae, posterior_of(vae, pixels).mode())
+    standardise_latents(vae, pixels, generator)
+    rebuilt = pixels_of(vae, posterior_of(vae, pixels).mode())
+    torch.testing.assert_close(rebuilt, before, atol=1e-4, rtol=1e-4)
+    assert vae.config["scaling_factor"] == 1
+    latents = decoder.encode(pixels, generator)
+    assert latents.std(dim=(0, 2, 3)).tolist() == pytest.approx([1] * 4, abs=0.05)
+    assert latents.mean(dim=(0, 2, 3)).tolist() == pytest.approx([0] * 4, abs=0.05)
+
+
+def test_a_fresh_autoencoder_keeps_what_pale_colours_differ_in() -> None:
+    """As diffusers draws it, pale pictures end nearer together than the noise of their latents."""
+    decoder = StableDiffusionDecoder.from_config(replace(SIZES, vae_groups=1), WIDTH, seed=0)
+    shades = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.7
+    posterior = posterior_of(decoder.vae, shades.expand(-1, -1, 16, 16).contiguous())
+    assert posterior.mode().std(dim=0).mean() > 2 * posterior.std.mean()
 
 
 def tiny_checker() -> SafetyChecker:
