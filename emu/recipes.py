@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from emu.config import EmuConfig, emu_14b_config, tiny_config
+from emu.config import (
+    EmuConfig,
+    emu_14b_config,
+    emu_llama_1b_config,
+    emu_llama_7b_config,
+    tiny_config,
+)
 from emu.data.sequence import SequenceConfig
 from emu.train.config import OptimConfig, TrainConfig
 
@@ -72,10 +78,25 @@ def emu_14b() -> Recipe:
     )
 
 
+def emu_llama_7b() -> Recipe:
+    """The paper's pretraining of the smaller model of its ablations, on LLaMA-7B."""
+    return replace(emu_14b(), name="emu_llama_7b", model=emu_llama_7b_config())
+
+
+def emu_llama_1b() -> Recipe:
+    """The paper's pretraining of a model of 2.5 billion weights: EVA-CLIP g/14 and a LLaMA of 1.3 billion."""
+    return replace(emu_14b(), name="emu_llama_1b", model=emu_llama_1b_config())
+
+
 def with_vocabulary(recipe: Recipe, num_pieces: int) -> Recipe:
     """The recipe for a tokenizer of that many pieces."""
     language = replace(recipe.model.language, vocab_size=num_pieces)
     return replace(recipe, model=replace(recipe.model, language=language))
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"tiny": tiny, "emu_14b": emu_14b}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "tiny": tiny,
+    "emu_llama_1b": emu_llama_1b,
+    "emu_llama_7b": emu_llama_7b,
+    "emu_14b": emu_14b,
+}

@@ -56,7 +56,7 @@ class PrecomputeFeatures:
     """A model directory whose visual encoder to use. None: that of --recipe, drawn from --seed."""
     vision_weights: str | None = None
     """EVA-CLIP instead: a pretrained tag of open_clip or a checkpoint file, as for jobs/train_emu.py."""
-    recipe: Literal["tiny", "emu_14b"] = "tiny"
+    recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
     """Sizes of the encoder where --init is not given."""
     seed: int = 0
     """Of the drawn encoder: the --seed of the training that will use the features."""

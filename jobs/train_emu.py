@@ -55,8 +55,9 @@ class TrainEmu:
     """Folder or address of a finished dataset."""
     out: str
     """Folder of the run. With workers on several nodes, one that all of them see."""
-    recipe: Literal["tiny", "emu_14b"] = "tiny"
-    """tiny: every part at a few million parameters, minutes on two cores. emu_14b: the paper's sizes."""
+    recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
+    """tiny: every part at a few million parameters, minutes on two cores. The others: the paper's visual encoder
+    and Causal Former around a LLaMA of 1.3, 7 or 13 billion weights; emu_14b is the paper's model."""
     steps: int | None = None
     """Optimizer steps in all. None: the recipe's."""
     batch_size: int | None = None

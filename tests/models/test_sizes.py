@@ -1,13 +1,25 @@
 """Parameter counts of the paper's model, on the meta device."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 
-from emu.config import DecoderConfig, emu_14b_config, tiny_config
+from emu.config import (
+    DecoderConfig,
+    EmuConfig,
+    emu_14b_config,
+    emu_llama_1b_config,
+    emu_llama_7b_config,
+    tiny_config,
+)
 from emu.decoders.stable_diffusion import reads_condition, unet_sizes, vae_sizes
 from emu.models.emu import Emu
+from emu.recipes import RECIPES
+from jobs.precompute_features import PrecomputeFeatures
+from jobs.train_emu import TrainEmu
 
 T5_WORDS = 32128 * 768  # stored with the former, without use
 ROTARY = 40 * 64  # inv_freq, which old transformers stored in every layer
@@ -38,6 +50,37 @@ def test_emu_i_has_the_released_count() -> None:
     adapters = [w for name, w in model.named_parameters() if ".lora_" in name]
     assert sum(weight.numel() for weight in adapters) == 26_214_400
     assert count(model) + T5_WORDS + ROTARY == 14_234_656_512
+
+
+@pytest.mark.parametrize(
+    ("config", "of_llama", "in_all"),
+    [
+        # LLaMA's own published counts, without the 4 added tokens; then the tower (1,012,588,928), ln_visual
+        # (2,816), the former (125,096,064 and 769 a hidden width) and the head (hidden width squared)
+        (emu_llama_1b_config(), 1_345_423_360, 2_488_896_768),
+        (emu_llama_7b_config(), 6_738_415_616, 7_896_063_232),
+        (emu_14b_config(), 13_015_864_320, 14_183_744_768),
+    ],
+)
+def test_presets_around_other_llamas(config: EmuConfig, of_llama: int, in_all: int) -> None:
+    with torch.device("meta"):
+        model = Emu(config)
+    added = 2 * 4 * config.language.hidden_size  # four tokens, in embedding and head
+    assert count(model.language.lm) - added == of_llama
+    assert count(model) == in_all
+    assert config.former.num_queries == 32 and config.decoder == DecoderConfig()
+
+
+def test_every_preset_is_a_recipe() -> None:
+    models = {name: make().model for name, make in RECIPES.items()}
+    assert models == {
+        "tiny": tiny_config(),
+        "emu_llama_1b": emu_llama_1b_config(),
+        "emu_llama_7b": emu_llama_7b_config(),
+        "emu_14b": emu_14b_config(),
+    }
+    for job in (TrainEmu, PrecomputeFeatures):
+        assert get_args(get_type_hints(job)["recipe"]) == tuple(RECIPES)
 
 
 @pytest.mark.parametrize(("width", "millions"), [(768, 859.52), (5120, 968.15)])
