@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from pipelines.core.build_plan import shard_from_dict, shard_to_dict
 from pipelines.core.errors import EngineError, StepError, StorageError
@@ -24,6 +25,7 @@ from pipelines.core.stage import ShardPlan
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+NAMED = 5  # shards in an error
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,12 @@ class RayRunner:
     """Stages as operators of Ray Data on the connected cluster.
 
     Stages that construct their transforms are pools of actors, the others tasks. Workers that die are
-    replaced and their shard is begun again (a task by Ray's default up to three times, an actor without
-    end); an exception of a step ends the run.
+    replaced and their shard is begun again; an exception of a step ends the run.
     """
+
+    max_worker_deaths: int = 8
+    """How often one actor of a stage, or the task of one shard, may die before the run ends: a shard that
+    kills its worker every time (out of memory, a crash in a decoder) must not turn for ever."""
 
     def run(
         self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
@@ -46,15 +51,19 @@ class RayRunner:
         scale = _cpu_scale(operators, ray.cluster_resources().get("CPU", 1.0))
         for operator in operators:
             dataset = self._mapped(dataset, operator, scale)
+        left = dict.fromkeys(shard.name for shard in shards)
         try:
             for row in dataset.iter_rows():
-                yield json.loads(row["shard"])["name"], row["num_records"]
+                name = json.loads(row["shard"])["name"]
+                del left[name]
+                yield name, row["num_records"]
         except Exception as error:
-            raise _cause(error) from error
+            raise _cause(error, list(left), self.max_worker_deaths) from error
 
     def _mapped(self, dataset: Dataset, operator: Operator, scale: float) -> Dataset:
         needs = operator.resources
         options: dict[str, Any] = {"num_cpus": needs.num_cpus * scale}
+        deaths = self.max_worker_deaths
         if needs.num_gpus:
             options["num_gpus"] = needs.num_gpus
         if needs.memory_bytes:
@@ -62,7 +71,9 @@ class RayRunner:
         if operator.is_stateful:
             pool = ActorPoolStrategy(min_size=1, max_size=needs.concurrency)
             actor: Any = _ShardActor
+            options |= {"max_restarts": deaths, "max_task_retries": deaths}
             return dataset.map(actor, fn_constructor_args=(operator,), compute=pool, **options)
+        options["max_retries"] = deaths
         return dataset.map(_shard_task(operator), concurrency=needs.concurrency, **options)
 
 
@@ -128,7 +139,7 @@ def _cpu_scale(operators: Sequence[Operator], num_cpus: float) -> float:
     return scale
 
 
-def _cause(error: BaseException) -> BaseException:
+def _cause(error: BaseException, left: Sequence[str], max_worker_deaths: int) -> BaseException:
     """The error that a step or the storage raised, out of what Ray wrapped it in; else Ray's in words."""
     current: BaseException | None = error
     while current is not None:
@@ -138,5 +149,12 @@ def _cause(error: BaseException) -> BaseException:
                 assert isinstance(found, BaseException)
                 return found
         current = inner if isinstance(inner, BaseException) else current.__cause__
+    some = ", ".join(left[:NAMED]) + (f" and {len(left) - NAMED} more" if len(left) > NAMED else "")
     words = f"{type(error).__name__}: {error}"
-    return EngineError(f"Ray gave up ({words}); started again, the run goes on where it was")
+    if isinstance(error, RayActorError | WorkerCrashedError | OutOfMemoryError):
+        words = f"a worker died more than {max_worker_deaths} times, {words}"
+    return EngineError(
+        f"Ray gave up with {len(left)} shards not done ({some}): {words.strip()}\n"
+        "Started again, the run goes on where it was. If workers die on the same shard each time, look "
+        "in its records, or give the stage more memory."
+    )

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from numbers_pipeline import NumberSource, contents, numbers_pipeline
 from ray import cloudpickle
 from test_engine_barrier import with_dedup
 
-from pipelines.core.errors import StepError
+from pipelines.core.errors import EngineError, StepError
 from pipelines.core.run import run
 from pipelines.core.run_ray import RayRunner
 from pipelines.core.stage import Construct, Pipeline, Stage
@@ -94,6 +94,50 @@ def test_a_transform_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     pipeline = replace(numbers_pipeline(), stages=(stage,))
     with pytest.raises(StepError, match=r"stage 'features'.*making 'Unmakeable'.*no weights here"):
         run(pipeline, str(tmp_path), RayRunner(), progress=False)
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """Kills its worker at one number, each time."""
+
+    deaths: Path
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if 42 in table["number"].to_pylist():
+            (self.deaths / f"{time.time_ns()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return table
+
+
+@dataclass(frozen=True)
+class MadeDeadly:
+    """`Deadly`, kept on an actor."""
+
+    deaths: Path
+
+    def __call__(self) -> Deadly:
+        return Deadly(self.deaths)
+
+
+@pytest.mark.parametrize(
+    "on_actor", [pytest.param(False, marks=pytest.mark.slow), True], ids=["task", "actor"]
+)
+@pytest.mark.usefixtures("local_ray")
+def test_a_shard_that_kills_its_worker_each_time_ends_the_run(
+    tmp_path: Path, on_actor: bool
+) -> None:
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    step = Construct(MadeDeadly(deaths)) if on_actor else Deadly(deaths)  # type: ignore[arg-type]
+    pipeline = numbers_pipeline()
+    parse, fetch = pipeline.stages
+    broken = replace(pipeline, stages=(parse, Stage("check", (step,)), fetch))
+    with pytest.raises(
+        EngineError, match=r"shards not done.*numbers-000004.*died more than 2 times"
+    ):
+        run(broken, str(tmp_path / "out"), RayRunner(max_worker_deaths=2), progress=False)
+    assert len(list(deaths.iterdir())) == 3
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.timeout(600)
