@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 IMAGE_START, IMAGE_END, IMAGE = "[IMG]", "[/IMG]", "<image>"
 USER, ASSISTANT, PAD = "[USER]", "[ASSISTANT]", "[PAD]"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 PRETRAIN_TOKENS = (PAD, IMAGE_START, IMAGE_END, IMAGE)
 INSTRUCT_TOKENS = (*PRETRAIN_TOKENS, USER, ASSISTANT)
 
@@ -158,7 +159,17 @@ class AdapterConfig:
     rank: int = 16
     alpha: int = 16
     dropout: float = 0.05
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    targets: tuple[str, ...] = ATTENTION
+
+    def __post_init__(self) -> None:
+        _positive(self, but=("dropout", "targets"))
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"AdapterConfig.dropout is {self.dropout}, give 0 <= dropout < 1")
+        unknown = sorted(set(self.targets) - set(ATTENTION))
+        if unknown or not self.targets:
+            raise ValueError(
+                f"AdapterConfig.targets is {self.targets}, give some of {list(ATTENTION)}"
+            )
 
 
 @dataclass(frozen=True)
