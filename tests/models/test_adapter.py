@@ -1,5 +1,6 @@
 """A new adapter on a pretrained model: it alone is trained, and the weights beneath are never redrawn."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,8 +83,7 @@ def test_the_seed_draws_it(pretrained: Emu) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_it_is_kept_unmerged_and_trained_on(pretrained: Emu, golden: Path, tmp_path: Path) -> None:
-    pretrained.config = replace(pretrained.config)
+def test_it_is_kept_unmerged(pretrained: Emu, tmp_path: Path) -> None:
     train_new_adapter(pretrained, LORA, seed=5)
     save_model(tmp_path, pretrained)
     assert load_file(tmp_path / "model.safetensors").keys() == pretrained.state_dict().keys()
@@ -96,10 +96,8 @@ def test_it_is_kept_unmerged_and_trained_on(pretrained: Emu, golden: Path, tmp_p
 
 
 def test_emu_i_goes_on_training_its_adapter(golden: Path) -> None:
-    meta = (golden / "emu1_small" / "meta.json").read_text()
-    import json
-
-    config = config_from_released(json.loads(meta)["config"], instruct=True)
+    meta = json.loads((golden / "emu1_small" / "meta.json").read_text())
+    config = config_from_released(meta["config"], instruct=True)
     weights = load_file(golden / "emu1_small" / "instruct.safetensors")
     model = build_model(config, iter(from_released(weights.items(), config)))
     train_adapter_alone(model)
