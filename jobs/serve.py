@@ -24,10 +24,10 @@ import tyro
 from ray import serve
 from ray.exceptions import RayError
 
-from emu.config import EmuConfig
 from emu.serve.app import ServeOptions, build_app
 from emu.serve.content import Fetch
 from emu.serve.limits import Limits
+from emu.serve.model_files import read_config
 from jobs.cluster import ray_session, start_logging
 from pipelines.download.fetch import Fetcher
 from pipelines.download.fetch_config import FetchConfig
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = tyro.cli(ServeJob, args=arguments)
     try:
         options = serve_options(job)
-        EmuConfig.from_json((job.model / "config.json").read_text())
+        read_config(job.model)
     except (ValueError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2

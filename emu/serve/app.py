@@ -18,11 +18,11 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from emu.config import EmuConfig
 from emu.serve.api import build_api
 from emu.serve.content import Fetch
 from emu.serve.errors import Problem
 from emu.serve.limits import Limits
+from emu.serve.model_files import read_config
 from emu.serve.work import Event, ModelCard, Work
 
 DOOR, REPLICA = "door", "engine"
@@ -67,9 +67,9 @@ class ServeOptions:
 def build_app(options: ServeOptions, open_fetch: OpenFetch | None = None) -> serve.Application:
     """The application, to be given to `serve.run`.
 
-    Raises FileNotFoundError or ValueError for a model directory that cannot be read.
+    Raises FileNotFoundError or ValueError for a model directory that is not whole.
     """
-    config = EmuConfig.from_json((options.model / "config.json").read_text())
+    config = read_config(options.model)
     card = ModelCard.of(options.model, config, options.name)
 
     def build_door() -> FastAPI:

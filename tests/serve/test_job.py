@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,13 +58,39 @@ def test_a_wrong_limit_is_named(tiny_dir: Path, capsys: pytest.CaptureFixture[st
         (["--port", "70000"], "--port is 70000"),
         (["--num-replicas", "0"], "num_replicas is 0"),
         (["--device", "cuda"], "--num-gpus 0"),
-        (["--model", "nowhere"], "nowhere/config.json"),
+        (["--model", "nowhere"], "no model at nowhere: config.json is absent"),
     ],
 )
 def test_wrong_arguments_are_named(
     tiny_dir: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--model", str(tiny_dir), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "keep", "words"),
+    [
+        ("model.safetensors", 20_000, "model.safetensors is broken"),
+        ("model.safetensors", None, "model.safetensors is absent"),
+        ("tokenizer.model", None, "tokenizer.model is absent"),
+        ("config.json", 30, "config.json: "),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused_before_anything_starts(
+    tiny_dir: Path,
+    tmp_path: Path,
+    file: str,
+    keep: int | None,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = shutil.copytree(tiny_dir, tmp_path / "model")
+    if keep is None:
+        (broken / file).unlink()
+    else:
+        os.truncate(broken / file, keep)
+    assert main(["--model", str(broken)]) == 2
     assert words in capsys.readouterr().err
 
 

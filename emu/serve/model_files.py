@@ -1,0 +1,58 @@
+"""Whether the files of a model are whole, looked at before anything is started (no torch here).
+
+A replica that cannot load its model is started again several times before the application fails; what
+can be known from names and headers is better said at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from emu.config import EmuConfig
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
+INDEX = WEIGHTS + ".index.json"
+
+
+def read_config(directory: Path) -> EmuConfig:
+    """The configuration of a model directory whose files are all there and not cut off.
+
+    Raises FileNotFoundError naming an absent file, ValueError naming a broken one.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"no model at {directory}: {CONFIG} is absent")
+    try:
+        config = EmuConfig.from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for file in [directory / TOKENIZER, *_weight_files(directory)]:
+        if not file.is_file():
+            raise FileNotFoundError(f"no model at {directory}: {file.name} is absent")
+        if file.suffix == ".safetensors":
+            _check_header(file)
+    return config
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    if not index.is_file():
+        return [directory / WEIGHTS]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of weights: {error}") from error
+    return [directory / name for name in names]
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is broken ({error}); was it copied to its end? it has {file.stat().st_size:,} bytes"
+        ) from error
