@@ -1,12 +1,13 @@
 """Questions to a served model over HTTP, as any OpenAI client would put them."""
 
 import base64
+import html
 import io
 import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.miniworld.language import caption, questions
+from pipelines.miniworld.language import caption, content_words, questions
 from pipelines.miniworld.render import render
 from pipelines.miniworld.scene import Scene, draw_scene
 
 SIDE = 192
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>What the model replied</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;color:#222}}
+td{{padding:.6rem 1rem;vertical-align:middle}}th{{text-align:left;padding:0 1rem}}
+tr{{border-bottom:1px solid #ddd}}table{{border-collapse:collapse}}small{{color:#777}}
+img{{width:160px;height:160px;border-radius:8px;object-fit:cover}}</style>
+<h1>What the model replied</h1>
+<p>Pictures of a seed that it was not trained on. In brackets: the right answer.</p>
+<table><tr><th>shown<th>said<th>drawn<th>when asked for</tr>
+{rows}
+</table></html>
+"""
 
 
 @dataclass(frozen=True)
@@ -31,10 +43,16 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked, what was answered, what would have been right."""
+    """One held-out picture with what the served model said of it, and what would have been right."""
 
-    name: str
+    truth: str
     told: str
+    question: str
+    right_answer: str
+    answer: str
+    shown: bytes
+    drawn: bytes
+    """What the model drew when given `truth` (PNG, as `shown`)."""
 
 
 class AskingError(RuntimeError):
@@ -66,23 +84,50 @@ def wait_until_healthy(
     raise AskingError(f"{address}/healthz did not answer within {deadline_s:.0f} s")
 
 
-def ask_all(address: str, picture: HeldOut, folder: Path) -> list[Asked]:
-    """A caption, an answer and a picture; pictures are stored in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "asked.png").write_bytes(picture.png)
+def ask_about(address: str, picture: HeldOut, scale: float = 3.0) -> Asked:
+    """A caption of the picture, an answer to a question about it, and a picture of its true caption.
+
+    `scale` is the guidance scale of the drawing.
+    """
     shown = {"type": "image_url", "image_url": {"url": _data_url(picture.png)}}
     truth = caption(picture.scene)
-    told = _text(_ask(address, [shown], max_tokens=24))
     question = questions(picture.scene, np.random.default_rng(0))[0]
-    answer = _text(_ask(address, [shown, _part(question.question)], max_tokens=6))
-    drawn = _picture(_ask(address, [_part(f"{_sentence(truth)}")], modalities=["image"]))
-    (folder / "drawn.png").write_bytes(drawn)
-    width, height = Image.open(io.BytesIO(drawn)).size
-    return [
-        Asked("caption", f"“{told}” (the picture shows {truth})"),
-        Asked("answer", f"“{answer}” to “{question.question}” ({question.answer})"),
-        Asked("picture", f"{width} x {height} of “{truth}”: {folder / 'drawn.png'}"),
+    told = _text(_ask(address, [shown], max_tokens=24, stop=["."]))
+    answer = _text(_ask(address, [shown, _part(question.question)], max_tokens=6, stop=["."]))
+    drawing = _ask(
+        address, [_part(_sentence(truth))], modalities=["image"], image={"guidance_scale": scale}
+    )
+    return Asked(
+        truth, told, question.question, question.answer, answer, picture.png, _picture(drawing)
+    )
+
+
+def words_right(asked: Sequence[Asked]) -> tuple[int, int]:
+    """How many of the true captions' words (colour, size, shape, place, background) were told, of all."""
+    truths = [content_words(each.truth) for each in asked]
+    told = [
+        len(truth & content_words(each.told)) for truth, each in zip(truths, asked, strict=True)
     ]
+    return sum(told), sum(map(len, truths))
+
+
+def write_replies(asked: Sequence[Asked], folder: Path) -> Path:
+    """The pictures as files, and a page that shows them beside what was said; the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, each in enumerate(asked, 1):
+        (folder / f"shown{number}.png").write_bytes(each.shown)
+        (folder / f"drawn{number}.png").write_bytes(each.drawn)
+        texts = (each.truth, each.told, each.question, each.answer, each.right_answer)
+        truth, told, question, answer, right = map(html.escape, texts)
+        rows.append(
+            f"<tr><td><img src='{_data_url(each.shown)}' alt='{truth}'></td>"
+            f"<td><b>{told}</b><br><i>{question}</i> <b>{answer}</b> <small>({right})</small></td>"
+            f"<td><img src='{_data_url(each.drawn)}' alt='drawn: {truth}'></td><td>{truth}</td></tr>"
+        )
+    page = folder / "replies.html"
+    page.write_text(PAGE.format(rows="\n".join(rows)))
+    return page
 
 
 def _sentence(text: str) -> str:

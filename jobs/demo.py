@@ -22,9 +22,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import tyro
+from tqdm import tqdm
 
 from emu.train.metrics import METRICS, read_metrics
-from jobs.asking import AskingError, ask_all, held_out_picture, wait_until_healthy
+from jobs.asking import (
+    AskingError,
+    ask_about,
+    held_out_picture,
+    wait_until_healthy,
+    words_right,
+    write_replies,
+)
 from jobs.cluster import ray_session
 from jobs.serve import free_port
 from pipelines.miniworld.config import MiniworldConfig
@@ -33,6 +41,7 @@ from pipelines.miniworld.server import ImageServer
 from schemas.manifest import MANIFEST_FILE, Manifest, manifest_from_json
 
 RULE = "─" * 78
+NUM_ASKED = 4
 
 
 class DemoError(RuntimeError):
@@ -51,15 +60,15 @@ class Demo:
     """Optimizer steps on the precomputed features, the visual encoder frozen."""
     steps: int = 240
     """Optimizer steps on the pictures, every part trained."""
-    decoder_steps: int = 60
-    """Optimizer steps of the visual decoder."""
+    decoder_steps: int = 350
+    """Optimizer steps of the visual decoder's U-Net."""
     num_workers: int = 2
     """Workers of Ray Train."""
     seed: int = 7
     """Of the world and of the training."""
 
     def __post_init__(self) -> None:
-        for name in ("num_documents", "feature_steps", "steps", "num_workers"):
+        for name in ("num_documents", "feature_steps", "steps", "decoder_steps", "num_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
 
@@ -214,7 +223,6 @@ def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str,
             f"--model={model}",
             f"--data={out / 'mmc4'}",
             f"--steps={options.decoder_steps}",
-            f"--autoencoder-steps={options.decoder_steps}",
         )
         if not (model / "decoder" / "unet").is_dir():
             raise DemoError(f"{model / 'decoder'} holds no U-Net")
@@ -228,12 +236,20 @@ def _serve(options: Demo, out: Path, report: Report, environment: Mapping[str, s
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_healthy(address, lambda: server.poll() is None)
-            asked = ask_all(address, held_out_picture(options.seed + 1), out / "pictures")
+            asked = []
+            for number in tqdm(range(1, NUM_ASKED + 1), desc="pictures asked about"):
+                asked.append(ask_about(address, held_out_picture(options.seed + number)))
         finally:
             server.terminate()
             server.wait(timeout=60)
         for each in asked:
-            report.say(each.name, each.told)
+            report.say("caption", f"“{each.told}” (the picture shows {each.truth})")
+        first = asked[0]
+        report.say("answer", f"“{first.answer}” to “{first.question}” ({first.right_answer})")
+        right, of = words_right(asked)
+        report.say("held-out words", f"{right} of {of} that describe the {len(asked)} pictures")
+        page = write_replies(asked, out / "pictures")
+        report.say("pictures", f"{len(asked)} drawn, beside what was said: {page}")
 
 
 def _job(name: str, environment: Mapping[str, str], *arguments: str) -> None:
@@ -272,7 +288,7 @@ def _summary(report: Report, out: Path) -> None:
         print(f"  {name:24} {value}")
     print(f"\n  dataset report           {out / 'mmc4' / 'report.html'}")
     print(f"  loss curves              {out / 'run' / 'curves.svg'}")
-    print(f"  pictures                 {out / 'pictures'}")
+    print(f"  replies and pictures     {out / 'pictures' / 'replies.html'}")
     print(f"  the model                {out / 'run' / 'model'}")
     print(f"\n  ask it yourself: .venv/bin/python jobs/serve.py --model {out / 'run' / 'model'}")
 
