@@ -12,6 +12,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
+from emu.decoders.pretrained import load_part
+
 CHECKER, PROCESSOR = "safety_checker", "feature_extractor"
 
 log = logging.getLogger(__name__)
@@ -38,9 +40,11 @@ class SafetyChecker(nn.Module):
                 PROCESSOR,
             )
             return None
-        checker = StableDiffusionSafetyChecker.from_pretrained(
-            directory / CHECKER, local_files_only=True, torch_dtype=dtype
-        )
+        checker = load_part(StableDiffusionSafetyChecker, directory / CHECKER, dtype)
+        if not (directory / PROCESSOR).is_dir():
+            raise FileNotFoundError(
+                f"{directory} has a {CHECKER} without the folder {PROCESSOR}, which prepares its images"
+            )
         processor = CLIPImageProcessor.from_pretrained(directory / PROCESSOR, local_files_only=True)
         return cls(checker, processor).to(device)
 

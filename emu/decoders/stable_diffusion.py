@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from emu.config import DecoderConfig
 from emu.decoders.autoencoder import pixels_of, posterior_of, start_autoencoder
+from emu.decoders.pretrained import load_part
 from emu.decoders.safety import SafetyChecker
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
@@ -95,17 +96,16 @@ class StableDiffusionDecoder(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """The decoder of a directory in the layout of diffusers, in evaluation mode."""
+        """The decoder of a directory in the layout of diffusers, in evaluation mode.
+
+        Raises FileNotFoundError for what is absent, ValueError naming every weight that does not fit.
+        """
         directory = Path(directory)
         for part in (UNET, VAE, SCHEDULER):
             if not (directory / part).is_dir():
                 raise FileNotFoundError(f"no decoder at {directory}: the folder {part} is absent")
-        unet = UNet2DConditionModel.from_pretrained(
-            directory / UNET, local_files_only=True, torch_dtype=dtype
-        )
-        vae = AutoencoderKL.from_pretrained(
-            directory / VAE, local_files_only=True, torch_dtype=dtype
-        )
+        unet = load_part(UNet2DConditionModel, directory / UNET, dtype)
+        vae = load_part(AutoencoderKL, directory / VAE, dtype)
         schedule: Any = PNDMScheduler.from_pretrained(directory / SCHEDULER, local_files_only=True)
         decoder = cls(unet, vae, schedule, SafetyChecker.find(directory, device, dtype))
         return decoder.to(device).eval()
