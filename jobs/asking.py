@@ -26,7 +26,7 @@ td{{padding:.6rem 1rem;vertical-align:middle}}th{{text-align:left;padding:0 1rem
 tr{{border-bottom:1px solid #ddd}}table{{border-collapse:collapse}}small{{color:#777}}
 img{{width:160px;height:160px;border-radius:8px;object-fit:cover}}</style>
 <h1>What the model replied</h1>
-<p>Pictures of a seed that it was not trained on. In brackets: the right answer.</p>
+<p>Pictures of a seed that it was not trained on. In brackets: the right answer. {remark}</p>
 <table><tr><th>shown<th>said<th>drawn<th>when asked for</tr>
 {rows}
 </table></html>
@@ -84,10 +84,10 @@ def wait_until_healthy(
     raise AskingError(f"{address}/healthz did not answer within {deadline_s:.0f} s")
 
 
-def ask_about(address: str, picture: HeldOut, scale: float = 3.0) -> Asked:
+def ask_about(address: str, picture: HeldOut, seed: int, scale: float = 3.0) -> Asked:
     """A caption of the picture, an answer to a question about it, and a picture of its true caption.
 
-    `scale` is the guidance scale of the drawing.
+    The drawing starts from the noise of `seed`; `scale` is its guidance scale.
     """
     shown = {"type": "image_url", "image_url": {"url": _data_url(picture.png)}}
     truth = caption(picture.scene)
@@ -95,7 +95,11 @@ def ask_about(address: str, picture: HeldOut, scale: float = 3.0) -> Asked:
     told = _text(_ask(address, [shown], max_tokens=24, stop=["."]))
     answer = _text(_ask(address, [shown, _part(question.question)], max_tokens=6, stop=["."]))
     drawing = _ask(
-        address, [_part(_sentence(truth))], modalities=["image"], image={"guidance_scale": scale}
+        address,
+        [_part(_sentence(truth))],
+        modalities=["image"],
+        seed=seed,
+        image={"guidance_scale": scale},
     )
     return Asked(
         truth, told, question.question, question.answer, answer, picture.png, _picture(drawing)
@@ -111,7 +115,7 @@ def words_right(asked: Sequence[Asked]) -> tuple[int, int]:
     return sum(told), sum(map(len, truths))
 
 
-def write_replies(asked: Sequence[Asked], folder: Path) -> Path:
+def write_replies(asked: Sequence[Asked], folder: Path, remark: str = "") -> Path:
     """The pictures as files, and a page that shows them beside what was said; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -126,7 +130,7 @@ def write_replies(asked: Sequence[Asked], folder: Path) -> Path:
             f"<td><img src='{_data_url(each.drawn)}' alt='drawn: {truth}'></td><td>{truth}</td></tr>"
         )
     page = folder / "replies.html"
-    page.write_text(PAGE.format(rows="\n".join(rows)))
+    page.write_text(PAGE.format(rows="\n".join(rows), remark=html.escape(remark)))
     return page
 
 

@@ -238,7 +238,7 @@ def _serve(options: Demo, out: Path, report: Report, environment: Mapping[str, s
             wait_until_healthy(address, lambda: server.poll() is None)
             asked = []
             for number in tqdm(range(1, NUM_ASKED + 1), desc="pictures asked about"):
-                asked.append(ask_about(address, held_out_picture(options.seed + number)))
+                asked.append(ask_about(address, held_out_picture(options.seed + number), number))
         finally:
             server.terminate()
             server.wait(timeout=60)
@@ -248,8 +248,16 @@ def _serve(options: Demo, out: Path, report: Report, environment: Mapping[str, s
         report.say("answer", f"“{first.answer}” to “{first.question}” ({first.right_answer})")
         right, of = words_right(asked)
         report.say("held-out words", f"{right} of {of} that describe the {len(asked)} pictures")
-        page = write_replies(asked, out / "pictures")
+        page = write_replies(asked, out / "pictures", _remark(options))
         report.say("pictures", f"{len(asked)} drawn, beside what was said: {page}")
+
+
+def _remark(options: Demo) -> str:
+    return (
+        f"The model has had {options.feature_steps + options.steps} optimizer steps, its visual decoder "
+        f"{options.decoder_steps}: enough to tell backgrounds and most colours and to draw things of "
+        "this world, not yet to draw the thing that was asked for."
+    )
 
 
 def _job(name: str, environment: Mapping[str, str], *arguments: str) -> None:
