@@ -9,6 +9,7 @@ channels, h w latent positions.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Self
 
@@ -138,6 +139,8 @@ class StableDiffusionDecoder(nn.Module):
         self.unet.save_pretrained(directory / UNET)
         self.vae.save_pretrained(directory / VAE)
         self.schedule.save_config(directory / SCHEDULER)
+        for file in directory.glob("*/*.safetensors"):  # made for their owner alone
+            shutil.copymode(file.with_name("config.json"), file)
         if self.safety is not None:
             self.safety.save(directory)
 

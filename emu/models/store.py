@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from torch import Tensor, nn
 
 from emu.config import EmuConfig
 from emu.models.emu import Emu
-from emu.models.sidecars import TOKENIZER, write_generation_config, write_tokenizer
+from emu.models.sidecars import (
+    GENERATION_CONFIG,
+    TOKENIZER,
+    write_generation_config,
+    write_tokenizer,
+)
 from emu.tokenizer import EmuTokenizer
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -39,6 +45,8 @@ def save_model(
         tokenizer = EmuTokenizer.load(tokenizer_path, model.config.instruct)
         write_tokenizer(directory, tokenizer, model.config.language.max_positions)
     write_generation_config(directory, model.config)
+    for file in directory.glob("*.safetensors"):  # safetensors makes them for their owner alone
+        shutil.copymode(directory / GENERATION_CONFIG, file)
     (directory / CONFIG).write_text(model.config.to_json())
 
 

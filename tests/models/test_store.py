@@ -45,6 +45,11 @@ def test_a_saved_model_answers_the_same(
     assert frozen == [name for name, weight in model.named_parameters() if not weight.requires_grad]
 
 
+def test_who_may_read_the_configuration_may_read_the_weights(saved: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in saved.iterdir()}
+    assert modes[WEIGHTS] == modes[CONFIG]
+
+
 def test_a_large_model_is_cut_into_pieces(
     saved: Path, model: Emu, tokenizer_path: Path, tmp_path: Path
 ) -> None:
