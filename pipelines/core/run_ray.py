@@ -116,6 +116,8 @@ def _from_items(rows: Sequence[Row]) -> Dataset:
     context = DataContext.get_current().copy()
     # The bar of the engine counts shards; Ray's own bars would write over it.
     context.enable_progress_bars = False
+    # It warns that it has none, once a run.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
     # A shard of slow downloads may take longer than any bound; links have their own deadlines.
