@@ -91,10 +91,10 @@ def problems(storage: Storage, shard: ShardEntry) -> Iterator[str]:
 def main(args: list[str] | None = None) -> int:
     """Show and check a dataset; 0 if it is whole, 1 if not, 2 if there is none."""
     options = tyro.cli(InspectShards, args=args)
-    storage = Storage(job_path(options.dataset))
     try:
+        storage = Storage(job_path(options.dataset))
         manifest = manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode())
-    except (FileNotFoundError, StorageError, SchemaError) as error:
+    except (ValueError, FileNotFoundError, StorageError, SchemaError) as error:
         print(f"error: no whole dataset in '{options.dataset}': {error}", file=sys.stderr)
         return 2
     print("\n".join(counts(manifest)))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import fsspec
+
 JOB_FOLDER = "working_dir_files"
 """A part of the path where Ray unpacks the working directory of a submitted job."""
 
@@ -10,10 +12,13 @@ def job_path(text: str) -> str:
     """A path made absolute, an address as it is.
 
     Raises ValueError for a relative path in a submitted job: there it would point into a copy of the
-    working directory, which Ray deletes.
+    working directory, which Ray deletes. And for an address of a kind that cannot be used here.
     """
-    if "://" in text or Path(text).expanduser().is_absolute():
-        return text if "://" in text else str(Path(text).expanduser())
+    if "://" in text:
+        _check_scheme(text)
+        return text
+    if Path(text).expanduser().is_absolute():
+        return str(Path(text).expanduser())
     if JOB_FOLDER in Path.cwd().parts:
         raise ValueError(
             f"{text!r} is relative, but a submitted job runs in a copy of its working directory that "
@@ -26,3 +31,13 @@ def weights_path(text: str | None) -> str | None:
     """The path of weights made absolute; the tag of pretrained ones, which is no path, as it is."""
     is_tag = text is None or ("/" not in text and "." not in text and not Path(text).exists())
     return text if is_tag else job_path(str(text))
+
+
+def _check_scheme(address: str) -> None:
+    scheme = address.partition("://")[0].rpartition("::")[2]
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{address!r} cannot be used here: {error} (in this environment and on every worker)"
+        ) from error

@@ -18,9 +18,9 @@ class FetchConfig:
     concurrency: int = 64
     """Links fetched at once in one process. A core is kept busy by 64 where servers take 0.2 s to answer."""
     per_host: int = 8
-    """Requests at once to one host. Small web servers suffer above a handful."""
+    """Requests at once to one host, from one worker. Small web servers suffer above a handful."""
     per_host_rate: float = 0.0
-    """Requests a second to one host; 0 sets no limit, since `per_host` already slows a crawl down."""
+    """Requests a second to one host, from one worker; 0 sets no limit, since `per_host` already slows a crawl down."""
     deadline_s: float = 30.0
     """Seconds for one link in all: every redirect, retry and wait of it. Waits for our own limits do not count."""
     connect_timeout_s: float = 10.0

@@ -48,6 +48,7 @@ def test_real_documents_and_photos(
         (["--fetch.deadline-s", "-1"], "deadline_s -1.0 is not in"),
         (["--fetch.allow-host", "nonsense"], "is not HOST=IP:PORT"),
         (["--retry-failed", "--overwrite"], "exclude each other"),
+        (["--out", "tape://reel/7"], "'tape://reel/7' cannot be used here: Protocol not known"),
         (["--nonsense"], "nonsense"),
         (["--runner", "spark"], "spark"),
     ],
