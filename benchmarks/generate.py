@@ -7,7 +7,10 @@
 
 The model has about 100 million parameters drawn from a seed, in float32. Ratios hold within a run; times need a quiet
 machine. What bounds them: a step reads every weight for each new position, the plain loop multiplies.
-Usage: `python -m benchmarks.generate --help`. Bytes and FLOPs on a device: `python -m benchmarks.generate_limits`.
+
+On an accelerator there is one subject, limits: tokens, embeddings and pictures per second beside what memory and matrix
+products allow, e.g. `--device cuda --dtype bfloat16 --size 14b --compile`.
+Usage: `python -m benchmarks.generate --help`.
 """
 
 import json
@@ -22,6 +25,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from benchmarks.device_limits import DeviceOptions, Size, lines
 from benchmarks.drawn_emu import (
     drawn_answers,
     drawn_engine,
@@ -32,10 +36,12 @@ from benchmarks.drawn_emu import (
 from benchmarks.plain_generate import plain_losses, plain_regress, plain_texts, ranks
 from emu.generate.engine import Engine
 
-Subject = Literal["image_60", "image_200", "image_60_batch", "image_200_batch", "text", "rank"]
+Subject = Literal[
+    "image_60", "image_200", "image_60_batch", "image_200_batch", "text", "rank", "limits"
+]
 Side = Callable[[], Any]
-TEXT_LENGTHS = (20, 35, 60, 90, 120, 160, 200, 250)  # ids of the prompts
-NEW_TOKENS = 32
+TEXT_LENGTHS = (20, 30, 45, 60, 80, 100, 120, 150)  # ids of the prompts
+NEW_TOKENS = 64  # the default of the engine
 TOLERANCE = 1e-5  # largest difference of regressed embeddings
 
 
@@ -44,9 +50,17 @@ class Comparison:
     """What to compare, how often, on how many threads."""
 
     subjects: tuple[Subject, ...] = ("image_60", "image_200", "text", "rank")
+    """On another device than cpu: limits alone."""
     num_rounds: int = 5
     num_threads: int = 1
     seed: int = 0
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of limits; the comparisons are in float32."""
+    compile: bool = False
+    """Of limits: torch.compile around attention and on the U-Net."""
+    size: Size = "tiny"
+    """Of limits: tiny, or the paper's 14 billion weights (33 GB in bfloat16), drawn on the device."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +188,9 @@ def step_cost(engine: Engine, num_threads: int) -> dict[str, Any]:
                 for weight in weights:
                     torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
-            times[name] = min(measure(work)[0].wall_s for _ in range(7))
+            costs = [measure(work)[0] for _ in range(7)]
+            is_alone = num_threads == 1  # then the processor's time leaves out who else runs
+            times[name] = min(cost.cpu_s if is_alone else cost.wall_s for cost in costs)
     total = sum(weight.numel() for weight in weights)
     return {
         "weights_MB": round(total * 4 / 1e6),
@@ -191,14 +207,26 @@ def _median(values: Sequence[float]) -> float:
 
 
 def main() -> None:
-    """Prints the machine and the model, then a line a subject."""
+    """Prints the machine, then the lines."""
     options = tyro.cli(Comparison)
     torch.set_num_threads(options.num_threads)
-    engine = drawn_engine(options.seed)
     print(json.dumps(machine() | asdict(options)), flush=True)
+    subjects = options.subjects if options.device == "cpu" else ("limits",)
+    if "limits" in subjects:
+        for line in lines(
+            DeviceOptions(options.device, options.dtype, options.compile, options.size)
+        ):
+            print(json.dumps(line), flush=True)
+    if subjects != ("limits",):
+        compare_all([subject for subject in subjects if subject != "limits"], options)
+
+
+def compare_all(subjects: Sequence[Subject], options: Comparison) -> None:
+    """Prints the model and what its steps are made of, then a line a subject."""
+    engine = drawn_engine(options.seed)
     sizes = {"parameters": num_parameters(engine), "language": num_parameters(engine, ["language"])}
     print(json.dumps(sizes | step_cost(engine, options.num_threads)), flush=True)
-    for subject in options.subjects:
+    for subject in subjects:
         print(json.dumps(compare(subject, engine, options.num_rounds)), flush=True)
 
 
