@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Imports released Emu weights into a model directory, and writes a model directory out in the released form."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import sys
@@ -10,14 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import tyro
 from tqdm import tqdm
 
 from emu.config import EmuConfig
-from emu.decoders.conversion import PartPlan, decoder_config, plan_decoder, write_decoder
 from emu.models.conversion import (
     Advance,
     Plan,
@@ -36,6 +37,9 @@ from emu.models.weight_files import WeightFiles, WeightsError
 from emu.models.weight_writers import TensorSpec, write_safetensors, write_torch
 from emu.tokenizer import EmuTokenizer
 from jobs.paths import job_path
+
+if TYPE_CHECKING:
+    from emu.decoders.conversion import PartPlan  # brings diffusers, which takes seconds to import
 
 BAD_VALUE = 2
 REPORT, DECODER = "conversion.json", "decoder"
@@ -145,12 +149,16 @@ def prepare(options: ConvertCheckpoint) -> Job:
     dtype = DTYPES.get(options.dtype)
     imports = options.to == "emu"
     files = WeightFiles(_inner(weights))
+    if imports and "former.queries" in files.places:
+        raise ValueError(f"weights={weights}: a model directory already; --to released takes it")
     config = _imported_config(options, files) if imports else load_config(weights)
     plan = (plan_import if imports else plan_export)(files, config, dtype)
     tokenizer = _tokenizer(options, weights, config)
     decoder = _decoder_folder(options, weights)
-    parts = []
+    parts: list[PartPlan] = []
     if decoder is not None:
+        from emu.decoders.conversion import decoder_config, plan_decoder
+
         parts = plan_decoder(decoder, config.language.hidden_size, not imports, dtype)
         if imports:
             config = replace(config, decoder=decoder_config(decoder))
@@ -260,8 +268,7 @@ def _write_emu(
     shard_bytes = int(options.shard_size_gb * 1e9)
     tensors = tensors_of(job.plan, job.files, watch, advance)
     write_safetensors(folder, "model", job.plan.specs, tensors, shard_bytes)
-    if job.decoder is not None:
-        write_decoder(job.parts, job.decoder, folder / DECODER, shard_bytes, watch, advance)
+    _write_decoder(job, folder / DECODER, shard_bytes, watch, advance)
     write_generation_config(folder, job.config)
     if job.tokenizer is not None:
         write_tokenizer(folder, job.tokenizer, job.config.language.max_positions)
@@ -279,12 +286,21 @@ def _write_released(
     else:
         shard_bytes = int(options.shard_size_gb * 1e9)
         write_safetensors(inner, RELEASED_STEM, specs, tensors, shard_bytes)
-    if job.decoder is not None:  # in one piece each: diffusers of that time knows no other
-        write_decoder(job.parts, job.decoder, folder, NO_LIMIT, watch, advance)
+    # in one piece each: diffusers of that time knows no other
+    _write_decoder(job, folder, NO_LIMIT, watch, advance)
     if job.tokenizer is not None:
         job.tokenizer.save(folder / TOKENIZER)
     values = config_to_released(job.config)
     (folder / RELEASED_CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _write_decoder(
+    job: Job, folder: Path, shard_bytes: int, watch: Watch, advance: Advance
+) -> None:
+    if job.decoder is not None:
+        from emu.decoders.conversion import write_decoder
+
+        write_decoder(job.parts, job.decoder, folder, shard_bytes, watch, advance)
 
 
 def _inner(weights: Path) -> Path:

@@ -20,6 +20,7 @@ from emu.models.weight_writers import CODES, TensorSpec
 PEFT = "decoder.lm.base_model.model."
 ROTARY = ".rotary_emb.inv_freq"
 T5_WORDS = 32128
+FINITE_VALUES = 1 << 22
 LORA = re.compile(r"\.self_attn\.(\w+)\.lora_A\.default\.weight$")
 Advance = Callable[[int], object]
 """Told the bytes that were done, for a progress bar."""
@@ -153,6 +154,12 @@ def plan_renaming(
     return Plan(tuple(specs), tuple(source_of[name] for name in shapes), tuple(dropped))
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every value is a number; looked at in pieces, since torch makes copies for the answer."""
+    pieces = tensor.reshape(-1).split(FINITE_VALUES)
+    return all(bool(torch.isfinite(piece).all()) for piece in pieces)
+
+
 def model_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a model of this configuration."""
     with torch.device("meta"):
@@ -166,14 +173,16 @@ def tensors_of(plan: Plan, files: WeightFiles, watch: Watch, advance: Advance) -
     """
     for spec, tensor in zip(plan.specs, files.read(plan.sources), strict=True):
         converted = tensor.to(spec.dtype)
-        if not bool(torch.isfinite(converted).all()):
-            if bool(torch.isfinite(tensor).all()):
+        if not is_finite(converted):
+            if is_finite(tensor):
                 largest = float(tensor.abs().max())
                 raise WeightsError(
                     f"{spec.name} holds {largest:.4g}, which {spec.dtype} cannot; give another dtype"
                 )
             watch.not_finite.append(spec.name)
+        del tensor
         yield converted
+        del converted  # before the next one is made
         advance(spec.num_bytes)
 
 

@@ -97,6 +97,8 @@ LORA = Section(
     {"bias": "none", "use_rslora": False, "use_dora": False},
     frozenset(),
 )
+SECTIONS = ("vision_cfg", "multimodal_cfg", "vladapter_cfg", FORMER.name, LLAMA.name, LORA.name)
+FRACTIONS = ("dropout_rate", "rms_norm_eps", "lora_dropout")
 OTHER_TOWERS = ("rope", "postnorm", "subln", "naiveswiglu", "ls_init_value", "use_mean_pooling")
 
 
@@ -108,13 +110,17 @@ def config_from_released(values: Mapping[str, Any], instruct: bool = False) -> E
     for section in ("embed_dim", "vision_cfg", "multimodal_cfg"):
         if section not in values:
             raise ValueError(f"the released configuration has no {section!r}")
+    for section in SECTIONS:
+        if not isinstance(values.get(section, {}), Mapping):
+            raise ValueError(f"{section} is {values[section]!r}, give an object")
     former, llama = _read(FORMER, values), _read(LLAMA, values)
     _check_former(values.get("c_former", {}))
     language = LanguageConfig(**llama)
     _check_heads(values.get("llama", {}), language)
     adapter = AdapterConfig(**_read(LORA, values))
+    embed_dim = _number("embed_dim", values["embed_dim"])
     return EmuConfig(
-        vision=_vision(values["vision_cfg"], values["embed_dim"]),
+        vision=_vision(values["vision_cfg"], embed_dim),
         former=CausalFormerConfig(num_queries=_queries(values), **former),
         language=language,
         instruct=instruct,
@@ -169,7 +175,20 @@ def _read(section: Section, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in section.fixed.items():
         if given.get(name, value) != value:
             raise ValueError(f"{section.name}.{name} is {given[name]!r}, this model has {value!r}")
-    return {ours: given[theirs] for theirs, ours in section.sizes.items() if theirs in given}
+    read: dict[str, Any] = {}
+    for theirs, ours in section.sizes.items():
+        if theirs in given:
+            where, whole = f"{section.name}.{theirs}", theirs not in FRACTIONS
+            is_list = theirs == "target_modules"
+            read[ours] = given[theirs] if is_list else _number(where, given[theirs], whole)
+    return read
+
+
+def _number(where: str, value: Any, whole: bool = True) -> Any:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or value < 0:
+        raise ValueError(f"{where} is {value!r}, give a {'whole ' if whole else ''}number")
+    return value
 
 
 def _written(section: Section, config: Any) -> dict[str, Any]:
@@ -196,6 +215,8 @@ def _check_heads(given: Mapping[str, Any], language: LanguageConfig) -> None:
 
 def _queries(values: Mapping[str, Any]) -> int:
     queries = values["multimodal_cfg"].get("n_causal")
+    if queries is not None:
+        queries = _number("multimodal_cfg.n_causal", queries)
     other = values.get("vladapter_cfg", {}).get("n_causal", queries)
     if queries is None or other != queries:
         raise ValueError(
@@ -212,14 +233,19 @@ def _vision(values: Mapping[str, Any], embed_dim: int) -> VisionConfig:
     other = [name for name in OTHER_TOWERS if values.get(name)]
     if other:
         raise ValueError(f"vision_cfg asks for {other}, which the tower of EVA-CLIP g/14 has not")
-    width = values["width"]
+    found = {n: _number(f"vision_cfg.{n}", values[n], n != "mlp_ratio") for n in needed}
+    width, head_width = found["width"], found["head_width"]
+    if not head_width or width % head_width:
+        raise ValueError(
+            f"vision_cfg.width is {width}, give a multiple of head_width = {head_width}"
+        )
     return VisionConfig(
-        image_size=values["image_size"],
-        patch_size=values["patch_size"],
+        image_size=found["image_size"],
+        patch_size=found["patch_size"],
         width=width,
-        layers=values["layers"],
-        heads=width // values["head_width"],
-        mlp_hidden=int(width * values["mlp_ratio"]),  # the released code cuts, too
+        layers=found["layers"],
+        heads=width // head_width,
+        mlp_hidden=int(width * found["mlp_ratio"]),  # the released code cuts, too
         embed_dim=embed_dim,
     )
 

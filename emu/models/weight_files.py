@@ -2,7 +2,7 @@
 
 `.safetensors` and PyTorch's `.bin`, `.pt`, `.pth`; one file, the pieces of an index, or a folder. Nothing
 of a file is ever run: PyTorch's are read as weights alone. Files are mapped, not read into memory, and let
-go again after every half gigabyte, so that the pages they fill do not add up to the whole file.
+go again after every quarter of a gigabyte, so that the pages they fill do not add up to the whole file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 SAFETENSORS, TORCH = ".safetensors", (".bin", ".pt", ".pth")
 INDEX = ".index.json"
 MODULE = "module"
-BATCH_BYTES = 1 << 29
+BATCH_BYTES = 1 << 28
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -89,12 +89,14 @@ def write_torch(path: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tenso
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         archive.writestr(f"{top}/data.pkl", _pickled(specs))
         archive.writestr(f"{top}/byteorder", b"little")
-        for number, (spec, tensor) in enumerate(zip(specs, tensors, strict=True)):
+        given = iter(tensors)
+        for number, spec in enumerate(specs):
             entry = zipfile.ZipInfo(f"{top}/data/{number}")
             start = archive.fp.tell() + LOCAL_HEADER + len(entry.filename) + ZIP64_EXTRA  # type: ignore[union-attr]
             entry.extra = _padding(-start % ALIGNMENT)
             with archive.open(entry, "w", force_zip64=True) as file:
-                file.write(_values(spec, tensor))
+                file.write(_values(spec, next(given)))
+        assert next(given, None) is None, "more tensors than specs"
         archive.writestr(f"{top}/version", b"3\n")
 
 

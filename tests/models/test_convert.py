@@ -12,9 +12,18 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
 import emu
+from emu.config import (
+    AdapterConfig,
+    CausalFormerConfig,
+    EmuConfig,
+    LanguageConfig,
+    VisionConfig,
+)
 from emu.models.batch import Batch
-from emu.models.released import is_unused
-from emu.models.store import load_model
+from emu.models.emu import Emu
+from emu.models.released import is_unused, to_released
+from emu.models.released_config import config_to_released
+from emu.models.store import load_config, load_model, read_weights, save_model
 from emu.tokenizer import EmuTokenizer
 from jobs import convert_checkpoint
 from jobs.convert_checkpoint import ConvertCheckpoint, convert
@@ -136,8 +145,6 @@ def test_another_dtype(golden: Path, tmp_path: Path) -> None:
 
 def test_merged_emu_i_goes_out_and_comes_in(golden: Path, tmp_path: Path) -> None:
     """Without LoRA's keys, Emu-I is told by the rows of its embedding."""
-    from emu.models.store import save_model
-
     weights, config = (
         golden / "emu1_small" / "instruct.safetensors",
         released_config(golden, tmp_path),
@@ -188,3 +195,39 @@ def test_a_killed_conversion_leaves_no_model(golden: Path, tmp_path: Path, after
     convert(options)
     load_model(tmp_path / "model")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Emu-small.json", "model"]
+
+
+OTHERS = {
+    "wider": (
+        VisionConfig(28, 7, width=36, layers=2, heads=3, mlp_hidden=157, embed_dim=10),
+        CausalFormerConfig(24, 6, 4, 1, 40, num_queries=5, num_buckets=8, max_distance=20),
+        LanguageConfig(48, 4, 6, 100, vocab_size=333, max_positions=99, rms_norm_eps=1e-5),
+    ),
+    "one of each": (
+        VisionConfig(8, 8, width=8, layers=1, heads=1, mlp_hidden=8, embed_dim=1),
+        CausalFormerConfig(8, 8, 1, 1, 8, num_queries=1, dropout=0.0),
+        LanguageConfig(8, 1, 1, 8, vocab_size=300, max_positions=16),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=3, alpha=7, targets=("v_proj",))])
+@pytest.mark.parametrize("sizes", OTHERS)
+def test_architectures_that_nobody_released(
+    tmp_path: Path, sizes: str, adapter: AdapterConfig | None, dtype: torch.dtype
+) -> None:
+    config = EmuConfig(*OTHERS[sizes], instruct=adapter is not None, adapter=adapter)
+    model = Emu(config)
+    model.init_weights(seed=1)
+    ours = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    torch.save({"module": dict(to_released(ours.items(), config))}, tmp_path / "w.pt")
+    (tmp_path / "e.json").write_text(json.dumps(config_to_released(config)))
+    out = tmp_path / "model"
+    words = ["--weights", tmp_path / "w.pt", "--config", tmp_path / "e.json", "--out", out]
+    assert convert_checkpoint.main([*map(str, words), "--shard-size-gb", "0.00001"]) == 0
+    assert load_config(out) == config
+    found = dict(read_weights(out))
+    assert found.keys() == ours.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(found[name], tensor) and found[name].dtype == dtype, name

@@ -234,6 +234,7 @@ def test_a_folder_in_the_way(refused: Refused, golden: Path, tmp_path: Path) -> 
     (taken / "notes.txt").write_text("mine")
     assert "exists already; give another --out, or --overwrite" in refused(weights)
     assert "lies inside out" in refused(taken / "model.safetensors", "--overwrite", out=taken)
+    assert "a model directory already" in refused(taken, out=tmp_path / "other")
     assert convert_checkpoint.main([*map(str, words), "--overwrite"]) == 0
     assert not (taken / "notes.txt").exists() and (taken / "config.json").exists()
 

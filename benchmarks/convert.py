@@ -1,0 +1,164 @@
+"""Peak memory and speed of a conversion, on tensors of the released 14B shapes with fewer layers.
+
+    python -m benchmarks.convert --folder /somewhere/with/space
+
+Weights are drawn on the fly and written tensor by tensor under the released names, converted by
+`jobs/convert_checkpoint.py` in a process of its own, and converted back. Prints JSON lines: the peak of the
+process's resident memory (VmHWM), of what of it is anonymous, read 50 times a second (mapped files are cache
+that the system may take back), the largest tensor and the largest piece. Everything is deleted afterwards.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from emu.config import EmuConfig, emu_14b_config
+from emu.models.conversion import model_shapes, unused_tensors
+from emu.models.released import released_name
+from emu.models.released_config import config_to_released
+from emu.models.weight_files import WeightFiles
+from emu.models.weight_writers import TensorSpec, write_safetensors, write_torch
+
+PERIOD_S = 0.02
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "convert_checkpoint.py"
+
+
+@dataclass(frozen=True)
+class ConvertBenchmark:
+    """What to convert; the defaults come to 5 GB in, 5 GB out."""
+
+    folder: Path | None = None
+    """Where to work; needs three times the size of the weights. None: the system's temporary folder."""
+    language_layers: int = 5
+    """Of LLaMA-13B's 40."""
+    vision_layers: int = 6
+    """Of EVA-CLIP g/14's 40."""
+    forms: tuple[Literal["bin", "safetensors"], ...] = ("bin", "safetensors")
+    """Forms of the released weights: one PyTorch file, or safetensors in pieces of 2 GB."""
+    shard_size_gb: float = 2.0
+    """Largest piece that is written."""
+    dtype: Literal["keep", "bfloat16", "float32"] = "keep"
+    """Of the written weights."""
+
+
+def released_specs(config: EmuConfig) -> list[TensorSpec]:
+    """Every tensor of the released file of this configuration, in float16."""
+    shapes = model_shapes(config)
+    specs = [TensorSpec(released_name(n, False), s, torch.float16) for n, s in shapes.items()]
+    unused = unused_tensors(config, torch.float16).items()
+    return specs + [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in unused]
+
+
+def drawn(specs: list[TensorSpec], config: EmuConfig, seed: int = 0) -> Iterator[Tensor]:
+    """Random values, one tensor after the other; constants as they must be."""
+    generator = torch.Generator().manual_seed(seed)
+    constants = unused_tensors(config, torch.float16)
+    for spec in specs:
+        if spec.name in constants:
+            yield constants[spec.name]
+        else:
+            row = torch.randn(min(1 << 20, torch.Size(spec.shape).numel()), generator=generator)
+            repeats = -(-torch.Size(spec.shape).numel() // len(row))
+            values = (row * 0.02).to(spec.dtype).repeat(repeats)
+            yield values[: torch.Size(spec.shape).numel()].reshape(spec.shape)
+
+
+def run_benchmark(options: ConvertBenchmark) -> Iterator[dict[str, Any]]:
+    """A record for imports alone, and one for each conversion."""
+    config = emu_14b_config()
+    config = replace(
+        config,
+        vision=replace(config.vision, layers=options.vision_layers),
+        language=replace(config.language, num_layers=options.language_layers),
+        decoder=None,
+    )
+    yield {"what": "--help", **measured([str(JOB), "--help"])}
+    for form in options.forms:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            yield from _there_and_back(options, config, form, Path(folder))
+
+
+def measured(words: list[str]) -> dict[str, Any]:
+    """Runs a command; its seconds and its peaks of memory in MB."""
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
+    peaks: dict[str, float] = {}
+    while process.poll() is None:
+        for name, value in _memory_mb(process.pid).items():
+            peaks[name] = max(peaks.get(name, 0), value)
+        time.sleep(PERIOD_S)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}")
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "peak_mb": round(peaks["VmHWM"]),
+        "peak_anonymous_mb": round(peaks["RssAnon"]),
+    }
+
+
+def _there_and_back(
+    options: ConvertBenchmark, config: EmuConfig, form: str, folder: Path
+) -> Iterator[dict[str, Any]]:
+    specs = released_specs(config)
+    weights = folder / "released"
+    weights.mkdir()
+    if form == "bin":
+        write_torch(weights / "pytorch_model.bin", specs, drawn(specs, config))
+    else:
+        write_safetensors(weights, "pytorch_model", specs, drawn(specs, config), 2_000_000_000)
+    (folder / "Emu.json").write_text(json.dumps(config_to_released(config)))
+    model, back = folder / "model", folder / "back"
+    there = ["--weights", str(weights), "--config", str(folder / "Emu.json"), "--out", str(model)]
+    there += ["--shard-size-gb", str(options.shard_size_gb), "--dtype", options.dtype]
+    yield {"what": f"import of {form}", **_sizes(model, measured([str(JOB), *there]), specs)}
+    first = _sample(weights)
+    for path in weights.iterdir():  # room for the way back
+        path.unlink()
+    given = ["--to", "released", "--weights", str(model), "--out", str(back), "--form", form]
+    given += ["--shard-size-gb", str(options.shard_size_gb)]
+    record = _sizes(back / "multimodal_encoder", measured([str(JOB), *given]), specs)
+    if options.dtype == "keep":
+        record["equal"] = _sample(back / "multimodal_encoder") == first
+    yield {"what": f"export to {form}", **record}
+
+
+def _sizes(out: Path, record: dict[str, Any], specs: list[TensorSpec]) -> dict[str, Any]:
+    files = [
+        path.stat().st_size for path in out.iterdir() if path.suffix in (".safetensors", ".bin")
+    ]
+    return record | {
+        "written_mb": round(sum(files) / 1e6),
+        "largest_file_mb": round(max(files) / 1e6),
+        "largest_tensor_mb": round(max(spec.num_bytes for spec in specs) / 1e6),
+    }
+
+
+def _sample(weights: Path) -> dict[str, float]:
+    """A number for every tensor that tells it from others."""
+    files = WeightFiles(weights)
+    names = sorted(files.places)
+    return {n: float(t.double().abs().sum()) for n, t in zip(names, files.read(names), strict=True)}
+
+
+def _memory_mb(pid: int) -> dict[str, float]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    fields = (line.split() for line in lines if line.startswith(("VmHWM:", "RssAnon:")))
+    return {name.rstrip(":"): int(value) * 1024 / 1e6 for name, value, *_ in fields}
+
+
+if __name__ == "__main__":
+    for row in run_benchmark(tyro.cli(ConvertBenchmark, description=__doc__)):
+        print(json.dumps(row), flush=True)
