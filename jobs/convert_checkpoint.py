@@ -177,9 +177,9 @@ def convert(
     """
     out = Path(job_path(options.out))
     _check_apart(out, options)
-    check_free(out, is_conversion, options.overwrite)
+    check_free(out.resolve(), is_conversion, options.overwrite)
     job = prepare(options)
-    check_space(out.parent, job.num_bytes)
+    check_space(out.resolve().parent, job.num_bytes)
     watch = Watch()
     bar = tqdm(total=job.num_bytes, unit="B", unit_scale=True, desc="convert", mininterval=0.5)
 
@@ -199,7 +199,13 @@ def convert(
 
 def is_conversion(folder: Path) -> bool:
     """Whether a folder is a model directory or was written by this job: what --overwrite may replace."""
-    return (folder / REPORT).is_file() or (folder / CONFIG).is_file()
+    if (folder / REPORT).is_file():
+        return True
+    try:
+        load_config(folder)
+    except (ValueError, OSError):  # the configuration of something else, or none
+        return False
+    return True
 
 
 def describe(job: Job, options: ConvertCheckpoint, watch: Watch) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def new_directory(
     `final` may be absent or empty, or with `overwrite` a directory that `is_ours` knows, which is then
     replaced as a whole. Raises FileExistsError otherwise, BlockingIOError while another process writes it.
     """
-    final = final.absolute()
+    final = final.resolve()  # a link's target: the large files belong on its disk
     partial, old = (final.with_name(f".{final.name}.{end}") for end in ("partial", "old"))
     final.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
@@ -49,6 +49,10 @@ def new_directory(
 
 def check_free(final: Path, is_ours: Callable[[Path], bool], overwrite: bool) -> None:
     """Raises FileExistsError where something lies at `final` that must not be replaced."""
+    if final.is_mount():
+        raise FileExistsError(
+            f"{final} is a mount point, which cannot be replaced; give a folder in it"
+        )
     if not final.exists() or (final.is_dir() and not any(final.iterdir())):
         return
     if not final.is_dir() or not is_ours(final):

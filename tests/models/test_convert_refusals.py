@@ -228,7 +228,11 @@ def test_a_folder_in_the_way(refused: Refused, golden: Path, tmp_path: Path) -> 
     taken.mkdir()
     (taken / "notes.txt").write_text("mine")
     assert "is no directory of this kind and not empty" in refused(weights, "--overwrite")
-    (taken / "notes.txt").unlink()
+    (taken / "notes.txt").rename(taken / "config.json")  # as any model of another kind has one
+    (taken / "config.json").write_text('{"model_type": "llama"}')
+    assert "is no directory of this kind and not empty" in refused(weights, "--overwrite")
+    assert "is a mount point" in refused(weights, "--overwrite", out="/proc")
+    (taken / "config.json").unlink()
     words = ["--weights", weights, "--config", released_config(golden, tmp_path), "--out", taken]
     assert convert_checkpoint.main(list(map(str, words))) == 0
     (taken / "notes.txt").write_text("mine")
@@ -253,6 +257,16 @@ def test_two_at_once_and_a_full_disk(tmp_path: Path) -> None:
     os.close(descriptor)
     with pytest.raises(OSError, match=r"GB free, needed are 118059162"):
         check_space(tmp_path / "not" / "yet", 1 << 70)
+
+
+def test_a_link_to_another_disk_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    with new_directory(tmp_path / "link", lambda folder: False) as folder:
+        assert folder.parent == tmp_path / "disk"
+        (folder / "a").write_text("a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "link" / "a").read_text() == "a"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
 
 
 def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path) -> None:
