@@ -27,6 +27,7 @@ from emu.eval.metrics.captions import (
 )
 from emu.eval.metrics.frechet import FeatureStatistics, frechet_distance, kernel_distance
 from emu.eval.metrics.metric import Bootstrap, Metric, Score, require
+from emu.eval.metrics.ptb import PtbTokenizer
 from emu.eval.metrics.stanford import StanfordTokenizer
 from emu.eval.metrics.video_qa import NextQaChoice, WordAccuracy
 from emu.eval.metrics.visdial import visdial_scores
@@ -51,8 +52,9 @@ class ScoreFiles:
         output: where the scores of samples go, as JSON; beside the predictions where not given.
         num_resamples: resamples of the confidence interval; 0 leaves it out.
         seed: of the resamples.
-        pre_tokenised: captions of both files are tokens joined by single spaces; else Stanford's tokeniser makes them,
-            which needs Java and the extra `captions` (captions, bleu, rouge_l, cider...).
+        pre_tokenised: captions of both files are tokens joined by single spaces (captions, bleu, rouge_l, cider...).
+        tokeniser: "python" makes the tokens of Stanford's tokeniser without Java, "java" runs that program, which needs
+            Java and the extra `captions` (captions, bleu, rouge_l, cider...).
         wordnet: the folder of WordNet 3.0's database files (nextoe).
         stop_words: a file with a word a line (nextoe).
         tagger: "nltk" gives the official lemmas, "none" needs no tagger (nextoe).
@@ -67,6 +69,7 @@ class ScoreFiles:
     num_resamples: int = 1000
     seed: int = 0
     pre_tokenised: bool = False
+    tokeniser: Literal["python", "java"] = "python"
     wordnet: Path = Path("/usr/share/wordnet")
     stop_words: Path | None = None
     tagger: Literal["nltk", "none"] = "nltk"
@@ -137,7 +140,7 @@ def _captions(options: ScoreFiles) -> list[Score]:
     references = files.caption_references(options.references)
     # ids and kinds of values first: a fault in the files shows without Java
     tokenize_captions(predictions, references, list)
-    tokenize = already_tokens if options.pre_tokenised else StanfordTokenizer.find()
+    tokenize = already_tokens if options.pre_tokenised else _tokeniser(options)
     if options.metric == "captions":
         return score_captions(predictions, references, tokenize, options.bootstrap)
     metrics: Mapping[str, Metric[str, Sequence[str]]] = {
@@ -148,6 +151,10 @@ def _captions(options: ScoreFiles) -> list[Score]:
         "cider_unclipped": Cider(tokenize, "CIDEr-unclipped", options.bootstrap),
     }
     return [metrics[options.metric](predictions, references)]
+
+
+def _tokeniser(options: ScoreFiles) -> PtbTokenizer | StanfordTokenizer:
+    return PtbTokenizer() if options.tokeniser == "python" else StanfordTokenizer.find()
 
 
 def _vqa(options: ScoreFiles) -> list[Score]:

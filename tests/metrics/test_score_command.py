@@ -196,19 +196,22 @@ def test_captions_that_are_not_tokens_end_the_command(tmp_path: Path):
         run("cider", write(tmp_path, "p.json", predictions), references, "--pre-tokenised")
 
 
-def test_captions_as_text_need_the_package_or_the_option(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_stanfords_program_needs_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hide_package("pycocoevalcap", monkeypatch)
     references = write(tmp_path, "r.json", CAPTIONS)
     with pytest.raises(SystemExit, match=r"error: .*pip install 'emu-platform\[captions\]'"):
-        run("captions", references, references)
+        run("captions", references, references, "--tokeniser", "java")
     assert not (tmp_path / "out.json").exists()
 
 
-@pytest.mark.slow
-def test_captions_as_text_are_tokenised_by_stanfords_program(tmp_path: Path):
-    stanford_tokenizer()
+@pytest.mark.parametrize("tokeniser", ["python", pytest.param("java", marks=pytest.mark.slow)])
+def test_captions_as_text_are_tokenised_as_stanfords_program_does(
+    tmp_path: Path, tokeniser: str, monkeypatch: pytest.MonkeyPatch
+):
+    if tokeniser == "java":
+        stanford_tokenizer()
+    else:
+        hide_package("pycocoevalcap", monkeypatch)
     texts = ["A dog, and a\nCat!", "It's 5 p.m."]
     references = write(
         tmp_path, "r.json", [{"image_id": i, "caption": text} for i, text in enumerate(texts)]
@@ -217,7 +220,8 @@ def test_captions_as_text_are_tokenised_by_stanfords_program(tmp_path: Path):
     predictions = write(
         tmp_path, "p.json", [{"image_id": i, "caption": text} for i, text in enumerate(tokens)]
     )
-    assert run("rouge_l", predictions, references)["ROUGE_L"]["value"] == 1
+    scores = run("rouge_l", predictions, references, "--tokeniser", tokeniser)
+    assert scores["ROUGE_L"]["value"] == 1
 
 
 def test_files_that_do_not_exist_or_have_no_known_ending_are_named(tmp_path: Path):

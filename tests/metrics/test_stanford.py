@@ -22,7 +22,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
 
 def test_without_java_the_error_says_so(tmp_path: Path):
     pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer", reason="needs pycocoevalcap")
-    with pytest.raises(FileNotFoundError, match=r"need Java.*no-java.*--pre-tokenised"):
+    with pytest.raises(FileNotFoundError, match=r"needs Java.*no-java.*--tokeniser python"):
         StanfordTokenizer.find(str(tmp_path / "no-java"))
 
 
@@ -39,9 +39,9 @@ def test_a_package_that_lacks_something_itself_is_another_error(
     ("script", "message"),
     [
         ("echo gone >&2; exit 3", r"ended with status 3: gone"),
-        ("echo one", r"gave 1 lines for 2 captions"),
-        ("printf 'a\\nb'", r"gave 1 lines for 2 captions"),
-        ("exec sleep 30", r"took longer than 0\.5 s for 4 bytes"),
+        ("printf one", r"gave 1 lines for 2 captions"),
+        ("printf 'a\\nb\\n'", r"gave 3 lines for 2 captions"),
+        ("exec sleep 30", r"took longer than 0\.5 s for 3 bytes"),
     ],
 )
 def test_a_program_that_fails_is_an_error(tmp_path: Path, script: str, message: str):

@@ -1,7 +1,8 @@
 """Bleu, ROUGE-L and CIDEr of captions, equal to the official scorers (pycocoevalcap) on the same tokens.
 
-Predictions are one caption an image, references one or more. What the tokens are decides the scores, so every metric
-is told: `StanfordTokenizer.find()` for captions as text, `already_tokens` for tokens joined by spaces.
+Predictions are one caption an image, references one or more. What the tokens are decides the scores: those of
+Stanford's tokeniser, found by `PtbTokenizer` unless a metric is told `StanfordTokenizer.find()`, which runs the program
+itself, or `already_tokens` for tokens joined by spaces.
 
 The arithmetic is that of the official scorers,
 their odd corners included: an empty caption scores 0 in Bleu and CIDEr, ROUGE-L splits at single spaces while the
@@ -29,6 +30,7 @@ from emu.eval.metrics.metric import (
     shown,
 )
 from emu.eval.metrics.ngrams import Integers, JoinedCounts, NgramCounts, count_ngrams, join_counts
+from emu.eval.metrics.ptb import PtbTokenizer
 
 Floats = NDArray[np.float64]
 # Captions to their tokens joined by spaces.
@@ -131,7 +133,7 @@ def _one_each(tokenize: Tokenize, captions: Sequence[str]) -> Sequence[str]:
 class Bleu:
     """Corpus Bleu of one order with the closest reference's length (Papineni et al., 2002)."""
 
-    tokenize: Tokenize
+    tokenize: Tokenize = field(default_factory=PtbTokenizer)
     order: int = 4
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
@@ -159,7 +161,7 @@ class Bleu:
 class RougeL:
     """ROUGE-L as the captions' scorer has it: best precision and best recall over the references, beta 1.2."""
 
-    tokenize: Tokenize
+    tokenize: Tokenize = field(default_factory=PtbTokenizer)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __call__(
@@ -188,7 +190,7 @@ class Cider:
     different sets of images do not compare, and a single image scores 0.
     """
 
-    tokenize: Tokenize
+    tokenize: Tokenize = field(default_factory=PtbTokenizer)
     variant: str = "CIDEr"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
@@ -215,10 +217,11 @@ class Cider:
 def score_captions(
     predictions: Mapping[Key, str],
     references: Mapping[Key, Sequence[str]],
-    tokenize: Tokenize,
+    tokenize: Tokenize | None = None,
     bootstrap: Bootstrap = Bootstrap(),  # noqa: B008  (frozen)
 ) -> list[Score]:
-    """Bleu_1 to Bleu_4, ROUGE_L and CIDEr, with the tokens made once."""
+    """Bleu_1 to Bleu_4, ROUGE_L and CIDEr, with the tokens made once, by `PtbTokenizer` where not given."""
+    tokenize = tokenize or PtbTokenizer()
     captions = tokenize_captions(predictions, references, tokenize)
     alone = Bootstrap(0)
     scores = [Bleu(tokenize, order, alone).score(captions) for order in range(1, _MAX_ORDER + 1)]

@@ -1,4 +1,4 @@
-"""Tokens of captions by Stanford's own tokeniser, which the official scorers of COCO run.
+"""Tokens of captions by Stanford's own tokeniser, which the official scorers of COCO run; `ptb` needs no Java.
 
 The program is CoreNLP 3.4.1's PTBTokenizer inside the package pycocoevalcap (extra `captions`); it needs Java. The
 options and the list of punctuation that is dropped afterwards are the official scorer's.
@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emu.eval.metrics.metric import shown
 from emu.eval.metrics.optional import optional_module
+from emu.eval.metrics.ptb import one_line_each
 
 _WRAPPER = "pycocoevalcap.tokenizer.ptbtokenizer"
 _PROGRAM = "edu.stanford.nlp.process.PTBTokenizer"
-# What the program takes for the end of a line, seen from its output: any of them inside a caption would give every
-# later caption the tokens of the one before it.
-_LINE_ENDS = str.maketrans(dict.fromkeys("\n\r\x0b\x0c\u2028\u2029", " "))
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class StanfordTokenizer:
         what to do.
         """
         wrapper = optional_module(
-            _WRAPPER, "captions", "captions as text (without --pre-tokenised) need"
+            _WRAPPER, "captions", "Stanford's tokeniser (--tokeniser java) needs"
         )
         folder = Path(str(wrapper.__file__)).parent
         jar = folder / wrapper.STANFORD_CORENLP_3_4_1_JAR
@@ -48,8 +45,8 @@ class StanfordTokenizer:
         found = shutil.which(java)
         if found is None:
             raise FileNotFoundError(
-                f"tokens of captions need Java, and there is no program {java!r}: install a Java runtime, or give "
-                "captions that are tokens already (--pre-tokenised, docs/metrics.md)"
+                f"Stanford's tokeniser needs Java, and there is no program {java!r}: install a Java runtime, or use "
+                "the tokeniser in Python (--tokeniser python, docs/metrics.md)"
             )
         return cls(Path(found), jar, frozenset(wrapper.PUNCTUATIONS))
 
@@ -62,13 +59,13 @@ class StanfordTokenizer:
         """
         if not captions:
             return []
-        lines = self._run(_encoded(captions)).split("\n")
-        if len(lines) != len(captions) + 1 or lines[-1]:
+        lines = self._run("\n".join(one_line_each(captions)).encode()).split("\n")
+        if len(lines) != len(captions):
             raise ChildProcessError(
-                f"Stanford's tokeniser gave {len(lines) - 1} lines for {len(captions)} captions, so none can be "
+                f"Stanford's tokeniser gave {len(lines)} lines for {len(captions)} captions, so none can be "
                 "told which tokens are its own"
             )
-        return [self._without_punctuation(line) for line in lines[:-1]]
+        return [self._without_punctuation(line) for line in lines]
 
     def _run(self, text: bytes) -> str:
         command = [str(self.java), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
@@ -90,15 +87,3 @@ class StanfordTokenizer:
 
     def _without_punctuation(self, line: str) -> str:
         return " ".join(word for word in line.rstrip().split(" ") if word not in self.punctuation)
-
-
-def _encoded(captions: Sequence[str]) -> bytes:
-    """A line a caption."""
-    try:
-        return "".join(f"{text.translate(_LINE_ENDS)}\n" for text in captions).encode()
-    except UnicodeEncodeError:
-        # half of a surrogate pair, as JSON can hold one
-        wrong = [text for text in captions if any("\ud800" <= sign <= "\udfff" for sign in text)]
-        raise ValueError(
-            f"{len(wrong)} captions hold half a surrogate pair, which is no character: {shown(wrong)}"
-        ) from None
