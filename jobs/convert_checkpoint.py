@@ -327,6 +327,8 @@ def _imported_config(options: ConvertCheckpoint, files: WeightFiles) -> EmuConfi
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, needed is an object")
+    if "vision_cfg" not in values and isinstance(values.get("config"), dict):
+        values = values["config"]  # a record of a model that has its configuration in a section
     config = config_from_released(values, instruct=True)
     config = fit_family(config, files.places, alpha_is_given=LORA.name in values)
     found = "emu-i" if config.instruct else "emu"

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,15 @@ def test_a_converted_directory_is_whole(golden: Path, tmp_path: Path) -> None:
     assert theirs("two dogs on the grass")["input_ids"] == ours.encode("two dogs on the grass")
 
 
+def test_the_golden_record_converts_by_its_own_file(golden: Path, tmp_path: Path) -> None:
+    small = golden / "emu1_small"
+    out = convert_to(tmp_path / "m", small / "pretrain.safetensors", small / "meta.json", golden)
+    same = convert_to(
+        tmp_path / "n", small / "pretrain.safetensors", released_config(golden, tmp_path), golden
+    )
+    assert load_config(out) == load_config(same)
+
+
 def test_another_dtype(golden: Path, tmp_path: Path) -> None:
     weights = golden / "emu1_small" / "pretrain.safetensors"
     config = released_config(golden, tmp_path)
@@ -194,6 +204,28 @@ def test_a_killed_conversion_leaves_no_model(golden: Path, tmp_path: Path, after
             load_model(left)
     convert(options)
     load_model(tmp_path / "model")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Emu-small.json", "model"]
+
+
+def test_a_killed_replacement_leaves_the_old_model(golden: Path, tmp_path: Path) -> None:
+    small = golden / "emu1_small"
+    options = ConvertCheckpoint(
+        weights=str(small / "pretrain.safetensors"),
+        out=str(tmp_path / "model"),
+        config=str(released_config(golden, tmp_path)),
+        tokenizer=str(small / "tokenizer"),
+    )
+    convert(options)
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    other = replace(options, dtype="bfloat16", overwrite=True)
+    child = multiprocessing.get_context("fork").Process(target=_killed, args=(other, 100))
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    load_model(tmp_path / "model")
+    convert(other)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size < len(before)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Emu-small.json", "model"]
 
 
