@@ -115,7 +115,7 @@ class WeightFiles:
             return
         tensors, ignored = _torch_tensors(file)
         self.ignored += ignored
-        if not zipfile.is_zipfile(file):
+        if not _is_zip(file):
             self._whole[file] = tensors.__getitem__  # the form before 2020 cannot be mapped
         for name, tensor in tensors.items():
             yield Place(file, name, tuple(tensor.shape), tensor.dtype)
@@ -206,7 +206,7 @@ def _safetensors_places(file: Path) -> Iterator[Place]:
 
 def _torch_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors of a PyTorch file, mapped where its form allows it, and what stands beside them."""
-    is_zip = zipfile.is_zipfile(file)
+    is_zip = _is_zip(file)
     if is_zip:
         _refuse_compressed(file)
     try:
@@ -223,6 +223,11 @@ def _torch_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
             f"{file}: damaged, truncated or no PyTorch file ({_first_line(error)})"
         ) from error
     return _unwrapped(loaded, file)
+
+
+def _is_zip(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) == b"PK\x03\x04"
 
 
 def _refuse_compressed(file: Path) -> None:

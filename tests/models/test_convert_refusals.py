@@ -7,12 +7,14 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from emu.models.new_directory import check_space, new_directory
+from emu.models.weight_files import WeightFiles, WeightsError
 from jobs import convert_checkpoint
 from tests.models.released_forms import FORMS, State, released_config, released_state
 
@@ -135,6 +137,27 @@ def test_a_truncated_file(
     path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
     error = refused(path)
     assert name in error and "damaged" in error
+
+
+@pytest.mark.parametrize("form", ["plain_bin", "legacy_pt", "safetensors"])
+def test_damaged_bytes_are_refused_or_read(tmp_path: Path, form: str) -> None:
+    """Whatever stands in a file, nothing but a WeightsError comes out of it."""
+    random = Random(0)
+    path = FORMS[form]({"a": torch.randn(9, 5), "b": torch.arange(4.0)}, tmp_path)
+    whole = path.read_bytes()
+    refusals = 0
+    for _ in range(80):
+        damaged = bytearray(whole)
+        for _ in range(random.randint(1, 4)):
+            place = random.randrange(len(damaged))
+            damaged[place : place + random.randint(0, 3)] = random.randbytes(random.randint(0, 3))
+        path.write_bytes(damaged)
+        try:
+            files = WeightFiles(path)
+            assert sum(1 for _ in files.read(list(files.places))) == len(files.places)
+        except WeightsError:
+            refusals += 1
+    assert refusals > 20
 
 
 def test_rubbish(refused: Refused, state: State, tmp_path: Path) -> None:
