@@ -127,4 +127,4 @@ def test_relative_paths_in_a_submitted_job_are_refused(
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match="'out' is relative, but a submitted job"):
         job_path("out")
-    assert job_path("/a/b") == "/a/b" and job_path("s3://a/b") == "s3://a/b"
+    assert job_path("/a/b") == "/a/b" and job_path("memory://a/b") == "memory://a/b"
