@@ -104,7 +104,7 @@ def raw_tokens(text: str, start: int, end: int) -> list[str]:
         plain = _PLAIN.match(text, start)
         if plain and plain[0].lower() not in joined:
             found.append(plain[0].lower())
-            start = plain.end() + 1
+            start = plain.end()
             continue
         farthest, chosen, form = start, None, None
         for candidate in forms:

@@ -151,6 +151,8 @@ def _abbreviations(classes: Classes) -> list[Form]:
         form(
             shortened, rf"{WHITE}(?:{WHITE}|[{classes.capitals}]|{TAG}|\Z)|\Z", ends_sentence=True
         ),
+        # Pty. Ltd. and Pte. Ltd. are one name
+        form(r"[pP][tT][eEyY]\.", f"{WHITE}[lL][tT][dD]"),
         # two more signs count: al.a and etc.-a part, al.ab and etc.-ab do not
         form(shortened, "..?"),
         form(rf"(?:{words.alternatives(words.TITLES)})\."),
@@ -174,20 +176,22 @@ def _words(classes: Classes) -> list[Form]:
     part = f"[{LATIN}0-9{_SOFT_HYPHEN}]"
     # in its first part, a hyphenated word of A to Z and 0 to 9 holds periods and commas anywhere
     loose = f"[{LATIN}0-9][{LATIN}0-9.,{_SOFT_HYPHEN}]*"
-    joined = r"[A-Z]+(?:(?:&|&(?i:amp);|\+)[A-Z]+)+"
+    acronym = rf"[{LATIN}]\.(?:[{LATIN}]\.)+"
+    joined = r"[A-Z]+(?:(?:&(?i:amp);|[&+])[A-Z]+)+"
     # before these signs, words keep a period
     keeping = "[,;:\u3001]"
     patterns = (classes.word, classes.compound, dotted)
     return [
-        *(form(pattern, spell=without_soft_hyphens) for pattern in patterns),
-        # counts against other forms: y's is no y', etc.a's no etc.
+        # counts against other forms: y's is no y', o'll no o'neill, etc.a's no etc.
         form(dotted_or_not, f"{APOSTROPHE}(?:{CLITIC})", without_soft_hyphens),
+        *(form(pattern, spell=without_soft_hyphens) for pattern in patterns),
         *(form(rf"(?:{pattern})\.", keeping, without_soft_hyphens) for pattern in patterns),
-        form(f"{loose}(?:-{part}+)+", spell=without_soft_hyphens),
+        form(f"{loose}(?:-(?:{acronym}|{part}+))+", spell=without_soft_hyphens),
         form(rf"{loose}(?:-{part}+)+\.", keeping, without_soft_hyphens),
-        form(rf"{loose}-(?:{part}+-)*[{LATIN}]\.(?:[{LATIN}]\.)+", spell=without_soft_hyphens),
         form(rf"{slashed}(?:\\?/{slashed}){{1,2}}"),
         form(joined, spell=_with_ampersands),
+        # of all words with a hyphen at their end, pro- and anti- alone keep it
+        form("[pP][rR][oO]-|[aA][nN][tT][iI]-"),
         form(rf"{joined}\.", keeping, _with_ampersands),
     ]
 
@@ -206,7 +210,7 @@ def _apostrophes(classes: Classes) -> list[Form]:
         form(f"(?:[dDlLjJ]|[oO][lL]){APOSTROPHE}"),
         form(f"[yY]{APOSTROPHE}", f"[{LATIN}]"),
         form(f"{APOSTROPHE}(?:[tT][iI][lL][lL]?|[eE][mM]|[cC][aA][uU][sS][eE]|[nN]{APOSTROPHE}?)"),
-        form("'[tT]", "[iI][sS]|[wW][aA][sS]"),
+        form("'[tT]", words.alternatives("is was")),
         form(words.with_apostrophes(words.STRAIGHT_APOSTROPHE, "'")),
         form(words.with_apostrophes(words.ANY_APOSTROPHE, APOSTROPHE)),
         form(f"[oO]{ANY_APOSTROPHE}[oO]"),

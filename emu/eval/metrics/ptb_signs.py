@@ -40,6 +40,7 @@ _QUOTES_TABLE = str.maketrans(_QUOTES)
 # What addresses may hold, and what their last sign may be.
 _INSIDE = '[^ \\t\\n\\f\\r"<>|()]'
 _LAST = '[^ \\t\\n\\f\\r"<>|.!?(){},-]'
+_PATH = f"/{_INSIDE}+{_LAST}"
 
 
 def address_forms(classes: Classes) -> list[Form]:
@@ -49,7 +50,7 @@ def address_forms(classes: Classes) -> list[Form]:
 
 def sign_forms(classes: Classes) -> list[Form]:
     """Numbers, faces and everything else that is no word."""
-    return [*_numbers(classes), *_faces(), *_runs(), *_signs()]
+    return [*_sites(), *_numbers(classes), *_faces(), *_runs(), *_signs()]
 
 
 def _markup() -> list[Form]:
@@ -73,22 +74,19 @@ def _entity(token: str) -> str:
 def _addresses(classes: Classes) -> list[Form]:
     """Mail and web addresses, handles and hash tags.
 
-    Without http, a path needs www. and a domain of two to four letters at the end of the host, or a host of small
-    letters under com, net, org or edu.
+    Without http, a path needs www. and a domain of two to four letters at the end of the host; see `_sites` too.
     """
     mail = '[^ \\t\\n\\f\\r"<>|(){}\xa0]'
     mail_part = '[^ \\t\\n\\f\\r"<>|().{}\xa0]'
     host_part = '[^ \\t\\n\\f\\r"<>|.!?(){},]'
-    small_part = "[^ \\t\\n\\f\\r\"`'<>|.!?(){},$\\[\\]/:;=\\\\^_@A-Z0-9-]"
     name = f"[{classes.letters}{classes.marks}{classes.digits}\xad]+"
-    path = f"/{_INSIDE}+{_LAST}"
     return [
         form(
             rf"(?:<|&(?i:lt);)?[{LATIN}0-9]{mail}*@(?:{mail_part}+\.)*{mail_part}+(?:>|&(?i:gt);)?"
         ),
         form(f"(?i:https?)://{_INSIDE[:-1]}{{}}]+{_LAST}"),
-        form(rf"(?i:www)\.(?:{host_part}+\.)+[{LATIN}]{{2,4}}(?:{path})?"),
-        form(rf"(?:{small_part}+\.)+(?i:com|net|org|edu)(?:{path})?"),
+        form(rf"(?i:www)\.(?:{host_part}+\.)+[{LATIN}]{{2,4}}"),
+        form(rf"(?i:www)\.(?:{host_part}+\.)+[{LATIN}]{{2,4}}{_PATH}"),
         form(rf"{name}(?:\.{name})*\.(?:{words.alternatives(words.FILE_ENDS)})(?={WHITE}|[.,?!])"),
         form(f"@[{LATIN}_][{LATIN}0-9_]*"),
         form(f"#[{classes.letters}{classes.marks}\xad]+"),
@@ -97,6 +95,12 @@ def _addresses(classes: Classes) -> list[Form]:
 
 def _without_soft_hyphens(token: str) -> str:
     return lower(token.replace("\xad", ""))
+
+
+def _sites() -> list[Form]:
+    """Hosts of small letters under com, net, org or edu, with a path or without."""
+    small_part = "[^ \\t\\n\\f\\r\"`'<>|.!?(){},$\\[\\]/:;=\\\\^_@A-Z0-9-]"
+    return [form(rf"(?:{small_part}+\.)+(?i:com|net|org|edu)(?:{_PATH})?")]
 
 
 def _numbers(classes: Classes) -> list[Form]:
@@ -151,7 +155,7 @@ def _signs() -> list[Form]:
     """Quotes by what follows them, then every other sign by itself."""
     curly = "".join(_QUOTES) + "\u201a\u201e\u201f`"
     return [
-        form("'", f"[{LATIN}][^ \\t\\n]", _always("`")),
+        form("'", f"[{LATIN}][^ \\t\\n\xa0]", _always("`")),
         form("''?"),
         form(r"[cC](?:#|\+\+)|[fF]#"),
         form(f"[{curly}]{{1,2}}", spell=_quotes),

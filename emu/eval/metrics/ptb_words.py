@@ -40,6 +40,8 @@ FILE_ENDS = """
 bat bmp c cgi class cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov pdf php pl png ppt ps py sql tar txt
 wav x xml zip
 """
+# Signs that count as a letter where its case does not matter: the long s, the Kelvin sign, the Turkish i.
+_SAME_LETTER = {"s": "\u017f", "k": "\u212a", "i": "\u0130\u0131"}
 
 
 def with_apostrophes(table: str, apostrophe: str) -> str:
@@ -60,7 +62,7 @@ def _signs(word: str) -> list[str]:
             fixed = sign
             continue
         upper, lower = sign.upper(), sign.lower()
-        either = f"[{upper}{lower}]" if upper != lower else f"\\{sign}"
+        either = f"[{upper}{lower}{_SAME_LETTER.get(lower, '')}]" if upper != lower else f"\\{sign}"
         found.append({"^": upper, "_": lower}.get(fixed, either))
         fixed = ""
     return found
