@@ -55,20 +55,27 @@ def begun(tmp_path: Path) -> TrainPlan:
     return plan
 
 
-@pytest.mark.timeout(600)  # four starts of a worker, each of which imports torch
-def test_a_lost_worker_costs_nothing_but_time(local_ray: None, begun: TrainPlan, tmp_path: Path):
+@pytest.mark.timeout(600)  # two or four starts of a worker, each of which imports torch
+@pytest.mark.parametrize(
+    "is_killed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "one_killed"]
+)
+def test_two_workers_give_the_weights_of_two_plain_ranks(
+    local_ray: None, begun: TrainPlan, tmp_path: Path, is_killed: bool
+):
     for name in ("plain", "ray"):
         copytree(begun.out, tmp_path / name)
     ranks = [start(train_rank, r, 2, in_two(begun, tmp_path / "plain")) for r in range(2)]
     killed: list[int] = []
     killer = Thread(target=kill_a_worker, args=(tmp_path / "ray", 5, killed), daemon=True)
-    killer.start()
+    if is_killed:
+        killer.start()
     summary = train_on_ray(in_two(begun, tmp_path / "ray"), num_workers=2)
-    killer.join()
+    if is_killed:
+        killer.join()
     for rank in ranks:
         rank.join(60)
         assert rank.exitcode == 0
-    assert len(killed) == 1
+    assert len(killed) == is_killed
     assert summary.steps == 60 and summary.samples == 240
     steps = [row["step"] for row in read_metrics(tmp_path / "ray")]
     assert steps == list(range(1, 61))
