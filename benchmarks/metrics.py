@@ -1,9 +1,9 @@
 """Our metrics against the official scorers and plain loops, as JSON lines; rounds are interleaved.
 
     SUBJECTS: captions (Bleu, ROUGE-L and CIDEr of 4,000 captions with 5 references that are tokens already, against
-    pycocoevalcap), captions_as_text (the same from text; both sides run Stanford's tokeniser), visdial (every measure
-    of 2,064 dialogs of 10 rounds with 100 candidates, against a loop over questions), visdial_ranks (the ranks alone),
-    wups (NExT-OE validation, against a transcription of its definition)
+    pycocoevalcap), captions_as_text (the same from text, with our tokeniser and with Stanford's), visdial (every
+    measure of 2,064 dialogs of 10 rounds with 100 candidates, against a loop over questions), visdial_ranks (the ranks
+    alone), wups (NExT-OE validation, against a transcription of its definition)
 
 Each round runs in a fresh process, so nothing is cached from one to the next; imports and reading are not counted.
 Usage: `python -m benchmarks.metrics --help`.
@@ -29,6 +29,7 @@ from benchmarks.clients import cpu_s
 from benchmarks.plain_metrics import plain_ranks, plain_visdial, plain_wups
 from emu.eval.metrics.captions import already_tokens, score_captions, tokenize_captions
 from emu.eval.metrics.metric import Bootstrap
+from emu.eval.metrics.ptb import PtbTokenizer
 from emu.eval.metrics.stanford import StanfordTokenizer
 from emu.eval.metrics.visdial import ndcg, target_ranks
 from emu.eval.metrics.wordnet import WordNet
@@ -98,7 +99,13 @@ def our_captions_with_intervals(data: Captions) -> float:
 
 
 def our_captions_as_text(data: Captions) -> float:
-    """The sum of the six scores of text."""
+    """The sum of the six scores of text, tokenised in Python."""
+    scores = score_captions(*data, PtbTokenizer(), Bootstrap(0))
+    return sum(score.value for score in scores)
+
+
+def our_captions_with_java(data: Captions) -> float:
+    """The sum of the six scores of text, tokenised by Stanford's program."""
     scores = score_captions(*data, StanfordTokenizer.find(), Bootstrap(0))
     return sum(score.value for score in scores)
 
@@ -192,6 +199,7 @@ def sides(subject: Subject) -> dict[str, Callable[[Any], float]]:
         },
         "captions_as_text": {
             "ours": our_captions_as_text,
+            "ours with Stanford's program": our_captions_with_java,
             "pycocoevalcap": official_captions_as_text,
         },
         "visdial": {"ours": our_visdial, "loop": plain_visdial},

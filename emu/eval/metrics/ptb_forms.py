@@ -15,8 +15,8 @@ from emu.eval.metrics import ptb_words as words
 
 Spell = Callable[[str], str]
 _SOFT_HYPHEN = "\xad"
-# What Java takes for one word where it looks for the end of one.
-_RUN = re.compile("[\\w.'\xad\u0300-\u036f\u200b-\u200d\u2010-\u2015-]+")
+# What Java takes for one word where it looks for its end, more or less.
+_RUN = re.compile("(?:[^\\W\u2e80-\u9fff]|[.'\xad\u0300-\u036f\u200b-\u200d\u2010-\u2015-])+")
 _STRAIGHT = str.maketrans({"\u2019": "'", "\x92": "'", "\u2018": "`", "\u201b": "`", "\x91": "`"})
 
 # Insides of character classes. Only the plain space, the tab and these part tokens as white space does; other spaces

@@ -41,6 +41,27 @@ class Sense:
     hypernyms: tuple[int, ...]
 
 
+# How a hypernym competes to be a subsumer: less its shortest depth, its name, itself, its number of levels.
+_Rank = tuple[int, str, SenseId, int]
+_ROOT_RANK: _Rank = (0, _ROOT_NAME, _ROOT, 1)
+
+
+@dataclass(frozen=True)
+class _Lineage:
+    """The hypernyms of a sense, itself and the artificial root included.
+
+    `paths` has the fewest steps up to each, `depth` the numbers of steps from the sense up to where there is nothing
+    above, on the shortest and on the longest way. As far as they were asked for, `distances` has what similarity
+    counts as the way to a hypernym, and `subsumers` the hypernyms in the order in which they are tried.
+    """
+
+    rank: _Rank
+    paths: dict[SenseId, int]
+    depth: tuple[int, int]
+    distances: dict[SenseId, int]
+    subsumers: list[_Rank]
+
+
 class WordNet:
     """Senses by word and the similarity of two senses; records are read from the database when first asked for."""
 
@@ -52,9 +73,7 @@ class WordNet:
     ) -> None:
         self._index, self._data, self._exceptions = index, data, exceptions
         self._senses: dict[SenseId, Sense] = {}
-        self._paths: dict[SenseId, dict[SenseId, int]] = {}
-        self._depths: dict[SenseId, tuple[int, int]] = {}
-        self._distances: dict[tuple[SenseId, SenseId, bool], int | None] = {}
+        self._lineages: dict[SenseId, _Lineage] = {}
 
     @classmethod
     def load(cls, folder: Path) -> WordNet:
@@ -94,7 +113,7 @@ class WordNet:
         """The first sense of the word, nouns before verbs, adjectives and adverbs; None for an unknown word."""
         for pos in _POS:
             for form in self.base_forms(word.lower(), pos):
-                return self._sense((pos, self._offsets(form, pos)[0]))
+                return self._sense((pos, int(self._offset_fields(form, pos)[0])))
         return None
 
     def hypernyms(self, sense: Sense) -> list[Sense]:
@@ -114,21 +133,16 @@ class WordNet:
         # hypernyms keep to a part of speech
         if first.pos != second.pos and not with_root:
             return None
-        subsumer = self._subsumer(first, second, with_root)
-        if subsumer is None:
-            return None
-        depth = (0 if subsumer == _ROOT else self._depth(subsumer)[1]) + 1
-        lengths = (
-            self._distance(first, subsumer, with_root),
-            self._distance(second, subsumer, with_root),
-        )
-        if lengths[0] is None or lengths[1] is None:
-            return None
-        return 2.0 * depth / (lengths[0] + depth + lengths[1] + depth)
+        ours, theirs = self._lineage(first), self._lineage(second)
+        for _, _, subsumer, depth in ours.subsumers or self._subsumers(ours):
+            if subsumer in theirs.paths and (with_root or subsumer != _ROOT):
+                lengths = self._distance(ours, subsumer), self._distance(theirs, subsumer)
+                return 2.0 * depth / (lengths[0] + depth + lengths[1] + depth)
+        return None
 
-    def _offsets(self, word: str, pos: str) -> list[int]:
+    def _offset_fields(self, word: str, pos: str) -> list[str]:
         fields = self._index[pos][word].split()
-        return [int(offset) for offset in fields[-int(fields[1]) :]]
+        return fields[-int(fields[1]) :]
 
     def _sense(self, key: SenseId) -> Sense:
         if key not in self._senses:
@@ -151,7 +165,7 @@ class WordNet:
             for i in range(int(pointers[0]))
             if pointers[1 + 4 * i] in _HYPERNYMS
         )
-        number = self._offsets(word, pos).index(offset) + 1
+        number = self._offset_fields(word, pos).index(record[0]) + 1
         return Sense(pos, offset, f"{word}.{record[2]}.{number:02d}", hypernyms)
 
     def _known(self, forms: list[str], pos: str) -> list[str]:
@@ -165,64 +179,43 @@ class WordNet:
             if form.endswith(old)
         ]
 
-    def _subsumer(self, first: Sense, second: Sense, with_root: bool) -> SenseId | None:
-        """The deepest common hypernym by shortest depth; the first sense itself, else the first by name, of equals."""
-        common = self._hypernym_paths(first).keys() & self._hypernym_paths(second).keys()
-        if not common:
-            return _ROOT if with_root else None
-        deepest, candidates = (0, [_ROOT]) if with_root else (-1, [])
-        for sense in common:
-            depth = self._depth(sense)[0]
-            if depth > deepest:
-                deepest, candidates = depth, [sense]
-            elif depth == deepest:
-                candidates.append(sense)
-        own = (first.pos, first.offset)
-        return own if own in candidates else min(candidates, key=self._name)
-
-    def _name(self, key: SenseId) -> str:
-        return _ROOT_NAME if key == _ROOT else self._sense(key).name
-
-    def _depth(self, key: SenseId) -> tuple[int, int]:
-        """The lengths of the shortest and the longest path to a sense without hypernyms."""
-        found = self._depths.get(key)
+    def _lineage(self, sense: Sense) -> _Lineage:
+        own = (sense.pos, sense.offset)
+        found = self._lineages.get(own)
         if found is None:
-            above = [self._depth((key[0], offset)) for offset in self._sense(key).hypernyms]
-            shortest = min((depth[0] + 1 for depth in above), default=0)
-            found = self._depths[key] = shortest, max((depth[1] + 1 for depth in above), default=0)
+            found = self._lineages[own] = self._new_lineage(sense, own)
         return found
 
-    def _distance(self, sense: Sense, other: SenseId, with_root: bool) -> int | None:
-        key = (sense.pos, sense.offset), other, with_root
-        if key not in self._distances:
-            self._distances[key] = self._shortest_distance(sense, other, with_root)
-        return self._distances[key]
+    def _new_lineage(self, sense: Sense, own: SenseId) -> _Lineage:
+        parents = [self._lineage(parent) for parent in self.hypernyms(sense)]
+        paths = {own: 0}
+        for parent in parents:
+            for key, distance in parent.paths.items():
+                if key != _ROOT and distance + 1 < paths.get(key, distance + 2):
+                    paths[key] = distance + 1
+        shortest = min((parent.depth[0] + 1 for parent in parents), default=0)
+        longest = max((parent.depth[1] + 1 for parent in parents), default=0)
+        to_root = paths[_ROOT] = max(paths.values()) + 1
+        rank = (-shortest, sense.name, own, longest + 1)
+        return _Lineage(rank, paths, (shortest, longest), {own: 0, _ROOT: to_root}, [])
 
-    def _shortest_distance(self, sense: Sense, other: SenseId, with_root: bool) -> int | None:
-        """The shortest way over a common hypernym, which need not be `other` itself."""
-        paths = self._hypernym_paths(sense)
-        if other == _ROOT:
-            return max(paths.values()) + 1
-        others = self._hypernym_paths(self._sense(other))
-        distances = [paths[key] + others[key] for key in paths.keys() & others.keys()]
-        if with_root:
-            distances.append(max(paths.values()) + 1 + max(others.values()) + 1)
-        return min(distances, default=None)
+    def _subsumers(self, lineage: _Lineage) -> list[_Rank]:
+        """The hypernyms, the deepest first; of equals the sense itself, else the first by name."""
+        if not lineage.subsumers:
+            above = [self._lineages[key].rank for key in lineage.paths if key != _ROOT]
+            found = sorted([*above, _ROOT_RANK])
+            place = [rank[0] for rank in found].index(lineage.rank[0])
+            found.remove(lineage.rank)
+            lineage.subsumers.extend([*found[:place], lineage.rank, *found[place:]])
+        return lineage.subsumers
 
-    def _hypernym_paths(self, sense: Sense) -> dict[SenseId, int]:
-        """The shortest distance to each hypernym, the sense itself included."""
-        start = (sense.pos, sense.offset)
-        found = self._paths.get(start)
+    def _distance(self, lineage: _Lineage, other: SenseId) -> int:
+        """The shortest way to a hypernym over one of its own, which need not be `other` itself."""
+        found = lineage.distances.get(other)
         if found is None:
-            found = self._paths[start] = {}
-            waiting, distance = [start], 0
-            while waiting:
-                found.update((key, distance) for key in waiting)
-                above = (
-                    (key[0], offset) for key in waiting for offset in self._sense(key).hypernyms
-                )
-                waiting = [key for key in dict.fromkeys(above) if key not in found]
-                distance += 1
+            paths, others = lineage.paths, self._lineage(self._sense(other)).paths
+            found = min(paths[key] + distance for key, distance in others.items())
+            lineage.distances[other] = found
         return found
 
 

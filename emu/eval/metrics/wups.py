@@ -95,22 +95,24 @@ class Wups:
 
     def _product(self, first: Sequence[str], second: Sequence[str]) -> float:
         """The product over `first` of the best similarity to `second`; words similar to none are left out."""
-        product, found = 1.0, False
+        product, found, known = 1.0, False, self._similarities
         for word in first:
             if word in second:
                 found = True
                 continue
-            best = max((self._similarity(word, other) for other in second), default=0.0)
+            best = 0.0
+            for other in second:
+                value = known.get((word, other))
+                if value is None:
+                    value = self._learned(word, other)
+                if value > best:
+                    best = value
             if best > 0:
                 product, found = product * best, True
         return product if found else 0.0
 
-    def _similarity(self, first: str, second: str) -> float:
-        pair = (first, second)
-        value = self._similarities.get(pair)
-        if value is None:
-            value = self._word_similarity(first, second)
-            self._similarities[pair] = value
+    def _learned(self, first: str, second: str) -> float:
+        value = self._similarities[first, second] = self._word_similarity(first, second)
         return value
 
     def _sense(self, word: str) -> Sense | None:
