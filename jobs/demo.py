@@ -56,14 +56,14 @@ class Demo:
     """Folder for everything; parts that are finished there are not made again."""
     num_documents: int = 240
     """Documents of the drawn world."""
-    feature_steps: int = 30
+    feature_steps: int = 40
     """Optimizer steps on the precomputed features, the visual encoder frozen."""
     steps: int = 240
     """Optimizer steps on the pictures, every part trained."""
-    decoder_steps: int = 350
+    decoder_steps: int = 250
     """Optimizer steps of the visual decoder's U-Net."""
     num_workers: int = 2
-    """Workers of Ray Train."""
+    """Workers of Ray Train, where every part is trained."""
     seed: int = 7
     """Of the world and of the training."""
 
@@ -176,7 +176,7 @@ def _features(
 
 
 def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, str]) -> None:
-    shared = (f"--data={out / 'mmc4'}", f"--num-workers={options.num_workers}", "--recipe=tiny")
+    shared = (f"--data={out / 'mmc4'}", "--recipe=tiny")
     with report.part(4, "Train on the features, the visual encoder frozen"):
         first = out / "run_features"
         _job(
@@ -185,6 +185,7 @@ def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, s
             *shared,
             f"--out={first}",
             f"--steps={options.feature_steps}",
+            "--num-workers=1",  # two would mostly wait for each other to start
             "--use-features",
             "--train.optim.visual-wait-ratio=0.9",  # the language model learns its words first
         )
@@ -197,6 +198,7 @@ def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, s
             *shared,
             f"--out={run}",
             f"--steps={options.steps}",
+            f"--num-workers={options.num_workers}",
             f"--init={first / 'model'}",
         )
         _steps(run, options.steps, report)
@@ -223,6 +225,7 @@ def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str,
             f"--model={model}",
             f"--data={out / 'mmc4'}",
             f"--steps={options.decoder_steps}",
+            "--autoencoder-steps=200",
         )
         if not (model / "decoder" / "unet").is_dir():
             raise DemoError(f"{model / 'decoder'} holds no U-Net")
