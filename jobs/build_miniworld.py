@@ -48,11 +48,14 @@ def main(arguments: Arguments) -> None:
     """Writes the world, prints its counts, and serves it if asked to."""
     try:
         summary = write_mmc4(arguments.world, arguments.out)
-    except FileExistsError as error:
+    except OSError as error:
         sys.exit(f"error: {error}")
     print_summary(summary, arguments.out)
     if arguments.serve:
-        server = ImageServer(arguments.out / "images", arguments.port)
+        try:
+            server = ImageServer(arguments.out / "images", arguments.port)
+        except (OSError, OverflowError) as error:
+            sys.exit(f"error: port {arguments.port}: {error}; give a free one up to 65535, or 0")
         print(f"serving {arguments.out / 'images'} on http://{server.address}, Ctrl-C ends it")
         print(
             f"build with: jobs/build_mmc4.py --documents '{arguments.out}/documents/*' "

@@ -12,8 +12,10 @@ def job_path(text: str) -> str:
     """A path made absolute, an address as it is.
 
     Raises ValueError for a relative path in a submitted job: there it would point into a copy of the
-    working directory, which Ray deletes. And for an address of a kind that cannot be used here.
+    working directory, which Ray deletes. Also for an address of a kind that cannot be used here, and for an empty path.
     """
+    if not text:
+        raise ValueError("a path is empty (''); name a folder, '.' for this one")
     if "://" in text:
         _check_scheme(text)
         return text
