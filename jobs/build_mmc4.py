@@ -31,6 +31,7 @@ from schemas.manifest import Manifest, Tally
 from schemas.shard import LEDGERS, SHARDS
 
 BAD_VALUE, FAILED = 2, 1
+INTERRUPTED = 130  # as shells call it: 128 + SIGINT
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,15 @@ def summary(manifest: Manifest, out: str, seconds: float) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the job; 0 if the dataset is complete, 1 if it is not, 2 if an option is wrong."""
+    """Run the job; 0 if the dataset is complete, 1 if it is not, 2 if an option is wrong, 130 on Ctrl-C."""
     options = tyro.cli(BuildMmc4, args=args, description=inspect.getdoc(BuildMmc4))
     start_logging()
     began = time.monotonic()
     try:
         manifest = build(options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return INTERRUPTED
     except InputError as error:
         return _complain(error, BAD_VALUE)
     except (EngineError, StorageError) as error:

@@ -63,7 +63,7 @@ class ConvertCheckpoint:
         jobs/convert_checkpoint.py --to released --weights runs/mine/model --out mine-released
 
     Every key is accounted for before a byte is written: one that is missing, unexpected or of another shape
-    is an error that names it. Tensors pass one by one, so 28 GB of weights need about 1.5 GB of memory. OUT
+    is an error that names it. Tensors pass one by one: memory stays near 1.5 GB, 1 of it for imports. OUT
     appears when it is whole; a conversion that was stopped is simply started again.
     """
 

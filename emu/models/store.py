@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from emu.config import EmuConfig
@@ -121,9 +121,15 @@ def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"no weights at {file}")
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
-                yield name, tensors.get_tensor(name)
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
+                    yield name, tensors.get_tensor(name)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is broken ({error}); was it copied to its end? it has "
+                f"{file.stat().st_size:,} bytes"
+            ) from error
 
 
 def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:

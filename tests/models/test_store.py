@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def test_a_saved_model_answers_the_same(
 def test_who_may_read_the_configuration_may_read_the_weights(saved: Path) -> None:
     modes = {path.name: path.stat().st_mode for path in saved.iterdir()}
     assert modes[WEIGHTS] == modes[CONFIG]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 5000])
+def test_weights_that_were_cut_off_are_named(saved: Path, keep: int) -> None:
+    os.truncate(saved / WEIGHTS, keep)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS} is broken .* it has {keep:,} bytes"):
+        load_model(saved)
 
 
 def test_a_large_model_is_cut_into_pieces(
