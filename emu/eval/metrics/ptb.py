@@ -2,8 +2,8 @@
 
 Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) was run on millions of made strings, and these
 modules were written from what came out: `ptb_characters` and `ptb_words` are tables of what was seen, `ptb_forms` and
-`ptb_signs` the forms of tokens. Nobody looked at the program's grammar or code. docs/metrics.md says how far the two
-agree; `StanfordTokenizer` runs the program itself.
+`ptb_signs` the forms of tokens. The program's grammar and code were not consulted. docs/metrics.md says how far the
+two agree; `StanfordTokenizer` runs the program itself.
 """
 
 from __future__ import annotations
