@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu.eval.metrics.captions import RougeL, score_captions
+from emu.eval.metrics.metric import Bootstrap
 from emu.eval.metrics.ptb import PUNCTUATION, PtbTokenizer, raw_tokens
 from tests.metrics.absent import hide_package
 from tests.metrics.ptb_probe import made_captions
@@ -99,3 +100,24 @@ def test_scores_need_no_tokeniser_to_be_named():
     assert [score.value for score in score_captions(texts, references)] == [
         score.value for score in score_captions(tokens, references)
     ]
+
+
+def test_known_scores_of_the_official_scorers_need_no_java(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = shared / "golden" / "metrics"
+    if not folder.is_dir():
+        pytest.skip("no folder shared/golden/metrics beside the repository")
+    hide_package("pycocoevalcap", monkeypatch)
+    references: dict[str, list[str]] = {}
+    for record in json.loads((folder / "abstract48S.json").read_text()):
+        references.setdefault(record["image_id"], []).append(record["caption"])
+    # two candidates an image, each scored as a sample of its own
+    candidates = json.loads((folder / "abstract_candsB.json").read_text())
+    scores = score_captions(
+        {index: record["caption"] for index, record in enumerate(candidates)},
+        {index: references[record["image_id"]] for index, record in enumerate(candidates)},
+        bootstrap=Bootstrap(0),
+    )
+    known = ["0.833688", "0.697768", "0.573835", "0.462659", "0.642443", "0.655244"]
+    assert [f"{score.value:.6f}" for score in scores] == known
