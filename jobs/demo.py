@@ -58,7 +58,7 @@ class Demo:
     """Documents of the drawn world."""
     feature_steps: int = 40
     """Optimizer steps on the precomputed features, the visual encoder frozen."""
-    steps: int = 240
+    steps: int = 200
     """Optimizer steps on the pictures, every part trained."""
     decoder_steps: int = 250
     """Optimizer steps of the visual decoder's U-Net."""
@@ -185,7 +185,7 @@ def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, s
             *shared,
             f"--out={first}",
             f"--steps={options.feature_steps}",
-            "--num-workers=1",  # two would mostly wait for each other to start
+            "--num-workers=0",  # in one process: workers would take longer to start than to train
             "--use-features",
             "--train.optim.visual-wait-ratio=0.9",  # the language model learns its words first
         )
@@ -221,7 +221,8 @@ def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str,
         model = out / "run" / "model"
         _job(
             "train_decoder",
-            environment,
+            # one process alone, with nobody to share the cores with
+            {**environment, "OMP_NUM_THREADS": str(os.cpu_count() or 1)},
             f"--model={model}",
             f"--data={out / 'mmc4'}",
             f"--steps={options.decoder_steps}",
