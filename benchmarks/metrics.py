@@ -33,7 +33,7 @@ from emu.eval.metrics.ptb import PtbTokenizer
 from emu.eval.metrics.stanford import StanfordTokenizer
 from emu.eval.metrics.visdial import ndcg, target_ranks
 from emu.eval.metrics.wordnet import WordNet
-from emu.eval.metrics.wups import OpenReference, Wups, first_lemmas
+from emu.eval.metrics.wups import OpenReference, Wups, rule_lemmas
 
 Subject = Literal["captions", "captions_as_text", "visdial", "visdial_ranks", "wups"]
 Captions = tuple[dict[int, str], dict[int, list[str]]]
@@ -184,7 +184,7 @@ def our_wups(
 ) -> float:
     """WUPS in percent."""
     wordnet, predictions, references, stop_words = data
-    return Wups(wordnet, first_lemmas(wordnet), stop_words, bootstrap=Bootstrap(0))(
+    return Wups(wordnet, rule_lemmas(wordnet), stop_words, bootstrap=Bootstrap(0))(
         predictions, references
     ).value
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from emu.eval.metrics.wordnet import Sense, WordNet
-from emu.eval.metrics.wups import OpenReference, first_lemmas
+from emu.eval.metrics.wups import OpenReference, rule_lemmas
 
 _ROOT = ("", 0)
 
@@ -53,7 +53,7 @@ def plain_wups(
 ) -> float:
     """WUPS in percent: every answer, pair of words and path is worked out anew, as the official scorer does."""
     wordnet, predictions, references, stop_words = data
-    lemmatize = first_lemmas(wordnet)
+    lemmatize = rule_lemmas(wordnet)
     total = 0.0
     for key, reference in references.items():
         given = [word for word in lemmatize(predictions[key]) if word not in stop_words]

@@ -32,8 +32,8 @@ from emu.eval.metrics.stanford import StanfordTokenizer
 from emu.eval.metrics.video_qa import NextQaChoice, WordAccuracy
 from emu.eval.metrics.visdial import visdial_scores
 from emu.eval.metrics.vqa import VqaAccuracy
-from emu.eval.metrics.wordnet import RootRule, load_wordnet
-from emu.eval.metrics.wups import Wups, first_lemmas, nltk_lemmas
+from emu.eval.metrics.wordnet import RootRule, find_wordnet, load_wordnet
+from emu.eval.metrics.wups import Wups, nltk_folders, nltk_lemmas, rule_lemmas
 
 MetricName = Literal[
     "captions", "bleu", "rouge_l", "cider", "cider_d", "cider_unclipped", "vqa", "vqa_always_normalised",
@@ -55,9 +55,11 @@ class ScoreFiles:
         pre_tokenised: captions of both files are tokens joined by single spaces (captions, bleu, rouge_l, cider...).
         tokeniser: "python" makes the tokens of Stanford's tokeniser without Java, "java" runs that program, which needs
             Java and the extra `captions` (captions, bleu, rouge_l, cider...).
-        wordnet: the folder of WordNet 3.0's database files (nextoe).
-        stop_words: a file with a word a line (nextoe).
-        tagger: "nltk" gives the official lemmas, "none" needs no tagger (nextoe).
+        wordnet: the folder or .zip file of WordNet 3.0's database files; where not given, where Debian's package or
+            NLTK's downloader put them (nextoe).
+        stop_words: a file with the words that are left out, one a line; its authors' list is stopwords.txt (nextoe).
+        tagger: "nltk" gives the official lemmas and needs NLTK with its tagger's data; "rules" needs neither and gives
+            about the same (nextoe).
         root_rule: whose Wu-Palmer similarity (nextoe).
         subset_size: samples of a subset (kid).
     """
@@ -70,9 +72,9 @@ class ScoreFiles:
     seed: int = 0
     pre_tokenised: bool = False
     tokeniser: Literal["python", "java"] = "python"
-    wordnet: Path = Path("/usr/share/wordnet")
+    wordnet: Path | None = None
     stop_words: Path | None = None
-    tagger: Literal["nltk", "none"] = "nltk"
+    tagger: Literal["nltk", "rules"] = "nltk"
     root_rule: RootRule = "nltk-3.3"
     subset_size: int = 1000
 
@@ -189,11 +191,14 @@ def _nextqa(options: ScoreFiles) -> list[Score]:
 
 
 def _nextoe(options: ScoreFiles) -> list[Score]:
-    wordnet = load_wordnet(options.wordnet)
-    lemmatize = nltk_lemmas(wordnet) if options.tagger == "nltk" else first_lemmas(wordnet)
-    words = (
-        options.stop_words.read_text(encoding="utf-8").splitlines() if options.stop_words else ()
-    )
+    if options.stop_words is None:
+        raise ValueError(
+            "nextoe needs --stop-words FILE: published scores leave out the words of its authors' stopwords.txt; an "
+            "empty file keeps every word"
+        )
+    wordnet = load_wordnet(options.wordnet or find_wordnet(nltk_folders()))
+    lemmatize = nltk_lemmas(wordnet) if options.tagger == "nltk" else rule_lemmas(wordnet)
+    words = options.stop_words.read_text(encoding="utf-8").split()
     metric = Wups(
         wordnet, lemmatize, frozenset(words), rule=options.root_rule, bootstrap=options.bootstrap
     )

@@ -10,20 +10,21 @@ _TREES: dict[str, dict[str, str | None]] = {
         "dog": "animal",
         "cat": "animal",
         "goose": "animal",
+        "jump": "entity",
     },
-    "verb": {"move": None, "walk": "move", "sleep": None},
+    "verb": {"move": None, "walk": "move", "sleep": None, "jump": "move"},
     "adj": {"red": None},
     "adv": {"fast": None},
 }
 _LETTERS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
-_LICENCE = "  1 This is no licence, but stands where one does.  \n"
 
 
-def write_wordnet(folder: Path) -> Path:
+def write_wordnet(folder: Path, version: str = "3.0") -> Path:
     """Writes the database files into the folder."""
+    licence = f"  1 This is no licence, but stands where one does.  \n  2 WordNet {version} Copyright nobody.  \n"
     for pos, words in _TREES.items():
         letter = _LETTERS[pos]
-        data, index = _LICENCE, _LICENCE
+        data, index = licence, licence
         offsets: dict[str, int] = {}
         for word, parent in words.items():
             # a sense is found by the place of its record in the file

@@ -128,13 +128,16 @@ def test_open_answers_with_a_wordnet_folder(tmp_path: Path):
         "--wordnet",
         str(wordnet),
         "--tagger",
-        "none",
+        "rules",
         "--stop-words",
         str(write(tmp_path, "stop.txt", "the\n")),
     ]
     assert run("nextoe", predictions, references, *options)["WUPS"]["value"] == 100
+    elsewhere = [*options, "--wordnet", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"WordNet 3\.0 is not in"):
-        run("nextoe", predictions, references, "--wordnet", str(tmp_path))
+        run("nextoe", predictions, references, *elsewhere)
+    with pytest.raises(SystemExit, match="nextoe needs --stop-words FILE"):
+        run("nextoe", predictions, references, *options[:4])
 
 
 @pytest.mark.parametrize("metric", ["msvdqa", "msrvttqa"])

@@ -2,19 +2,23 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from emu.eval.files import open_references, predicted_values
 from emu.eval.metrics.metric import Bootstrap
+from emu.eval.metrics.rule_tags import rule_tags
 from emu.eval.metrics.video_qa import ChoiceReference, NextQaChoice, WordAccuracy, WordReference
-from emu.eval.metrics.wordnet import WordNet, load_wordnet
+from emu.eval.metrics.wordnet import WordNet, find_wordnet, load_wordnet
 from emu.eval.metrics.wups import (
     OpenReference,
     Wups,
-    first_lemmas,
+    nltk_folders,
     nltk_lemmas,
     plain_words,
+    rule_lemmas,
     tagged_lemmas,
 )
 from tests.metrics.absent import hide_package
@@ -118,17 +122,17 @@ def test_inflected_words_are_found(wordnet: WordNet):
 
 
 def test_wups_takes_the_smaller_product_of_best_similarities(wordnet: WordNet):
-    metric = Wups(wordnet, first_lemmas(wordnet), {"the"}, bootstrap=NO_INTERVAL)
+    metric = Wups(wordnet, rule_lemmas(wordnet), {"the"}, bootstrap=NO_INTERVAL)
     assert metric.answer_similarity(["dog"], ["dog"]) == 1
     assert metric.answer_similarity(["dog", "xyz"], ["cat"]) == pytest.approx(4 / 6)
     assert metric.answer_similarity(["dog"], ["xyz"]) == 0
     assert metric.answer_similarity([], ["dog"]) == 0
-    strict = Wups(wordnet, first_lemmas(wordnet), {"the"}, threshold=0.9)
+    strict = Wups(wordnet, rule_lemmas(wordnet), {"the"}, threshold=0.9)
     assert strict.answer_similarity(["dog"], ["cat"]) == pytest.approx(0.4 / 6)
 
 
 def test_wups_of_questions_by_type_is_exact_for_counts_and_yes_no(wordnet: WordNet):
-    metric = Wups(wordnet, first_lemmas(wordnet), {"the"}, bootstrap=NO_INTERVAL)
+    metric = Wups(wordnet, rule_lemmas(wordnet), {"the"}, bootstrap=NO_INTERVAL)
     references = {
         1: OpenReference(["the dogs"], "CW"),
         2: OpenReference(["dog"], "DC"),
@@ -136,7 +140,7 @@ def test_wups_of_questions_by_type_is_exact_for_counts_and_yes_no(wordnet: WordN
     }
     score = metric({1: "Dog", 2: "cat", 3: "goose"}, references)
     assert score.samples == {1: 1, 2: 0, 3: 1}
-    assert score.groups == {"C": 100, "D": 0, "T": 100, "CW": 100, "DC": 0, "TN": 100}
+    assert score.groups == {"C": 100, "D": 0, "T": 100, "CW": 100, "DC": 0, "TPN": 100}
 
 
 def test_lemmas_follow_the_tags_of_the_words(wordnet: WordNet):
@@ -146,6 +150,50 @@ def test_lemmas_follow_the_tags_of_the_words(wordnet: WordNet):
     assert lemmatize("dogs walking Geese walks") == ["dog", "walk", "goose", "walks"]
     # without any sense the stem stands in where that has one
     assert lemmatize("catness blurred") == ["cat", "blurred"]
+
+
+def test_rules_tag_by_the_words_senses_neighbours_and_endings(wordnet: WordNet):
+    tag = rule_tags(wordnet)
+    assert tag(["walk", "to", "the", "red", "dogs"]) == ["VB", "TO", "DT", "JJ", "NN"]
+    # "jump" is a noun and a verb of as many senses
+    assert [tag([word, "jump"])[1] for word in ("a", "to", "They", "His")] == [
+        "NN",
+        "VB",
+        "VB",
+        "NN",
+    ]
+    assert tag(["a", "jumping", "12", "xyz", "fast"]) == ["DT", "VBG", "CD", "NN", "RB"]
+    assert tag([]) == []
+    assert rule_lemmas(wordnet)("Dogs walking to the geese") == [
+        "dog",
+        "walk",
+        "to",
+        "the",
+        "goose",
+    ]
+
+
+def test_nltks_tagger_is_asked_where_its_data_is(
+    wordnet: WordNet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+):
+    nltk = pytest.importorskip("nltk", reason="needs the extra wordnet")
+    folder = tmp_path / "taggers" / "averaged_perceptron_tagger_eng"
+    folder.parent.mkdir()
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    nltk.tag._get_tagger.cache_clear()
+    request.addfinalizer(nltk.tag._get_tagger.cache_clear)
+    with pytest.raises(FileNotFoundError, match="averaged_perceptron_tagger_eng"):
+        nltk_lemmas(wordnet)
+    small = nltk.tag.perceptron.PerceptronTagger(load=False)
+    # after "a" a noun, else a verb
+    pairs = [[("walks", "VBZ"), ("a", "DT"), ("walks", "NNS")]] * 20
+    small.train(pairs)
+    small.save_to_json("eng", str(folder))
+    lemmatize = nltk_lemmas(wordnet)
+    assert lemmatize("walks a walks") == ["walk", "a", "walks"]
 
 
 def test_words_keep_their_hyphens_and_apostrophes():
@@ -169,34 +217,58 @@ def test_without_nltk_the_error_says_what_to_install(
 
 
 def test_a_folder_without_wordnet_says_what_to_install(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"WordNet 3\.0 is not in"):
+    with pytest.raises(FileNotFoundError, match=r"WordNet 3\.0 is not in .* wordnet-base"):
         load_wordnet(tmp_path)
 
 
+def test_another_version_of_wordnet_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"has WordNet 3\.1; .*WordNet 3\.0"):
+        load_wordnet(write_wordnet(tmp_path, "3.1"))
+
+
+def test_wordnet_as_nltk_leaves_it_is_found_and_read(tmp_path: Path):
+    folder = tmp_path / "corpora" / "wordnet"
+    folder.mkdir(parents=True)
+    write_wordnet(folder)
+    packed = Path(shutil.make_archive(str(folder), "zip", folder.parent, "wordnet"))
+    shutil.rmtree(folder)
+    senses = load_wordnet(packed)
+    assert senses.base_forms("geese", "n") == ["goose"] and senses.first_sense("walk") is not None
+    if not Path("/usr/share/wordnet").exists():
+        assert find_wordnet([str(tmp_path / "none"), str(tmp_path)]) == packed
+    packed.write_bytes(packed.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"is no whole \.zip file"):
+        WordNet.load(packed)
+
+
+KNOWN_WUPS = {
+    "all": 21.48, "C": 14.76, "T": 14.90, "D": 46.60, "CW": 13.56, "CH": 18.14, "TPN": 11.53, "TC": 19.73,
+    "DB": 57.76, "DC": 38.02, "DL": 43.71, "DO": 44.95,
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_known_scores_of_nextoe(shared: Path):
+@pytest.mark.parametrize("tagger", ["nltk", "rules"])
+def test_known_scores_of_nextoe(shared: Path, tagger: str):
     folder = shared / "golden" / "metrics"
+    if not folder.is_dir():
+        pytest.skip("no folder shared/golden/metrics beside the repository")
     try:
-        database = load_wordnet(Path("/usr/share/wordnet"))
-        lemmatize = nltk_lemmas(database)
+        database = load_wordnet(find_wordnet(nltk_folders()))
+        lemmatize = (nltk_lemmas if tagger == "nltk" else rule_lemmas)(database)
     except (FileNotFoundError, ModuleNotFoundError) as missing:
         pytest.skip(str(missing))
-    rows = list(csv.DictReader((folder / "nextoe_val.csv").open()))
-    answers = json.loads((folder / "nextoe_val_predictions.json").read_text())
-    references = {
-        f"{row['video']}_{row['qid']}": OpenReference([row["answer"]], row["type"]) for row in rows
-    }
-    predictions = {
-        f"{video}_{key}": text for video, found in answers.items() for key, text in found.items()
-    }
-    stop_words = frozenset((folder / "nextoe_stopwords.txt").read_text().splitlines())
+    predictions = predicted_values(folder / "nextoe_val_predictions.json", "prediction")
+    references = open_references(folder / "nextoe_val.csv")
+    stop_words = frozenset((folder / "nextoe_stopwords.txt").read_text().split())
     score = Wups(database, lemmatize, stop_words, bootstrap=NO_INTERVAL)(predictions, references)
-    found = {
-        kind: f"{score.groups[kind]:.2f}"
-        for kind in ("C", "T", "D", "CW", "CH", "TN", "TC", "DB", "DC", "DL", "DO")
-    }
-    assert f"{score.value:.2f}" == "21.48"
-    assert found == {
-        "C": "14.76", "T": "14.90", "D": "46.60", "CW": "13.56", "CH": "18.14", "TN": "11.53", "TC": "19.73",
-        "DB": "57.76", "DC": "38.02", "DL": "43.71", "DO": "44.95",
-    }  # fmt: skip
+    found = {"all": score.value, **score.groups}
+    if tagger == "nltk":
+        assert {kind: round(value, 2) for kind, value in found.items()} == KNOWN_WUPS
+    else:
+        assert found == pytest.approx(KNOWN_WUPS, abs=0.5)
+        assert score.value == pytest.approx(KNOWN_WUPS["all"], abs=0.05)
+        assert (found["DB"], found["DC"]) == (
+            pytest.approx(57.7617, abs=1e-4),
+            pytest.approx(38.0208, abs=1e-4),
+        )

@@ -6,9 +6,12 @@ The data is not part of this project: `load` reads the database files of WordNet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +32,12 @@ _HYPERNYMS = ("@", "@i")
 SenseId = tuple[str, int]
 Exceptions = Mapping[str, Mapping[str, tuple[str, ...]]]
 _ROOT: SenseId = ("", 0)
+_Place = Path | zipfile.Path
+_DEBIAN = Path("/usr/share/wordnet")
+_WHERE_FROM = (
+    "WUPS needs its database files: Debian's package wordnet-base has them, python -m nltk.downloader wordnet fetches "
+    "them, and --wordnet names their folder or .zip file (docs/metrics.md)"
+)
 
 
 @dataclass(frozen=True)
@@ -76,16 +85,21 @@ class WordNet:
         self._lineages: dict[SenseId, _Lineage] = {}
 
     @classmethod
-    def load(cls, folder: Path) -> WordNet:
-        """The database in `folder`; raises FileNotFoundError that says what to install where files are missing."""
+    def load(cls, place: Path) -> WordNet:
+        """The database in a folder, or in the folder `wordnet` of a .zip file, as NLTK's downloader leaves it.
+
+        Raises FileNotFoundError where files are missing, and ValueError where they are another version's or the file
+        is no .zip file.
+        """
+        folder = _opened(place)
         names = [f"{kind}.{pos}" for kind in ("index", "data") for pos in _POS.values()]
         names += [f"{pos}.exc" for pos in _POS.values()]
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"WordNet 3.0 is not in {folder}: no {', '.join(missing[:3])}. WUPS needs its database files, which "
-                "you bring (docs/metrics.md)"
+                f"WordNet 3.0 is not in {place}: no {', '.join(missing[:3])}. {_WHERE_FROM}"
             )
+        _require_version(folder / "data.noun", place)
         index = {pos: _records(folder / f"index.{name}") for pos, name in _POS.items()}
         forms = {pos: _records(folder / f"{name}.exc") for pos, name in _POS.items()}
         exceptions = {
@@ -115,6 +129,12 @@ class WordNet:
             for form in self.base_forms(word.lower(), pos):
                 return self._sense((pos, int(self._offset_fields(form, pos)[0])))
         return None
+
+    def num_senses(self, word: str, pos: str) -> tuple[int, int]:
+        """How many senses a base form has, and how many of them occur in WordNet's tagged texts (wndb(5WN))."""
+        fields = self._index[pos][word].split()
+        num_senses = int(fields[1])
+        return num_senses, int(fields[-num_senses - 1])
 
     def hypernyms(self, sense: Sense) -> list[Sense]:
         """The senses directly above, instances' included."""
@@ -220,13 +240,49 @@ class WordNet:
 
 
 @lru_cache(maxsize=2)
-def load_wordnet(folder: Path) -> WordNet:
-    """`WordNet.load`, once for each folder."""
-    return WordNet.load(folder)
+def load_wordnet(place: Path) -> WordNet:
+    """`WordNet.load`, once for each place."""
+    return WordNet.load(place)
 
 
-def _records(path: Path) -> dict[str, str]:
+def find_wordnet(nltk_folders: Sequence[str] = ()) -> Path:
+    """Where packages put WordNet 3.0: Debian's folder, or what NLTK's downloader left in one of its folders.
+
+    Raises FileNotFoundError with what to install where there is none.
+    """
+    corpora = [Path(folder) / "corpora" for folder in nltk_folders]
+    places = [_DEBIAN, *(one / name for one in corpora for name in ("wordnet", "wordnet.zip"))]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"WordNet 3.0 is not in {_DEBIAN}, nor where NLTK looks for data. {_WHERE_FROM}"
+        )
+    return found
+
+
+def _opened(place: Path) -> _Place:
+    if place.suffix != ".zip" or not place.is_file():
+        return place
+    try:
+        return zipfile.Path(place, "wordnet/")
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{place} is no whole .zip file: {error}") from error
+
+
+def _require_version(path: _Place, place: Path) -> None:
+    """Raises ValueError where the licence at the top of a database file names another version than 3.0."""
+    with path.open("r", encoding="utf-8") as lines:
+        licence = " ".join(takewhile(lambda line: line.startswith(" "), lines))
+    found = re.search(r"WordNet (\d+\.\d+) Copyright", licence)
+    if found and found[1] != "3.0":
+        raise ValueError(
+            f"{place} has WordNet {found[1]}; the scores of NExT-OE are by WordNet 3.0, whose senses differ: "
+            "--wordnet names the place of that version"
+        )
+
+
+def _records(path: _Place) -> dict[str, str]:
     """The rest of each line by its first word; the licence at the top is indented."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("r", encoding="utf-8") as lines:
         pairs = (line.partition(" ") for line in lines if not line.startswith(" "))
         return {word: rest for word, _, rest in pairs}

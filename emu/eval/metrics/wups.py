@@ -2,8 +2,8 @@
 
 The official scorer lemmatises both answers, drops stop words, and takes products of the best Wu-Palmer
 similarities (Malinowski and Fritz, 2014); counts and yes/no answers must be equal instead. Its lemmas depend on a
-tagger of parts of speech: `nltk_lemmas` has the official words, tags and lemmas, `first_lemmas` needs no
-tagger and gives scores that differ in the second digit (docs/metrics.md has both).
+tagger of parts of speech: `nltk_lemmas` has the official words, tags and lemmas, `rule_lemmas` tags by rules, needs
+no tagger's data, and gives scores that differ in the third digit (docs/metrics.md has both).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, require
 from emu.eval.metrics.optional import optional_module
 from emu.eval.metrics.porter import stem
+from emu.eval.metrics.rule_tags import rule_tags
 from emu.eval.metrics.video_qa import nextqa_groups, nextqa_types
 from emu.eval.metrics.wordnet import RootRule, Sense, WordNet
 
@@ -39,7 +40,7 @@ class OpenReference:
 
 @dataclass(frozen=True)
 class Wups:
-    """WUPS in percent, by type: C causal, T temporal, D descriptive, and the finer ones.
+    """WUPS in percent, by type: C causal, T temporal, D descriptive, and the finer ones (TPN: TN and TP).
 
     Similarities below `threshold` count a tenth (0 and 0.9 are in use).
     """
@@ -76,9 +77,10 @@ class Wups:
             )
             for key, kind in zip(keys, types, strict=True)
         }
-        return mean_score(
-            "WUPS", samples, self.bootstrap, nextqa_groups(samples.values(), types), scale=100
+        groups = nextqa_groups(
+            samples.values(), ["TPN" if kind == "TN" else kind for kind in types]
         )
+        return mean_score("WUPS", samples, self.bootstrap, groups, scale=100)
 
     def words(self, answer: str) -> list[str]:
         """The lemmas of an answer without stop words."""
@@ -139,12 +141,13 @@ def tagged_lemmas(wordnet: WordNet, tag: Tag, split: Split = plain_words) -> Lem
     A word without a noun's, verb's, adjective's or adverb's tag is tagged alone, and is a noun if that gives none;
     a lemma that WordNet does not know gives way to the stem, and an unknown stem to the word.
     """
-    return partial(_tagged_lemmas, wordnet, tag, split)
+    known = lru_cache(maxsize=None)(partial(_lemma, wordnet))
+    return partial(_tagged_lemmas, known, tag, split)
 
 
-def first_lemmas(wordnet: WordNet) -> Lemmatize:
-    """Lemmas without a tagger: the base form as noun, else verb, adjective, adverb, else the word itself."""
-    return partial(_first_lemmas, wordnet, {})
+def rule_lemmas(wordnet: WordNet) -> Lemmatize:
+    """`tagged_lemmas` by the tags of `rule_tags`, which needs WordNet alone."""
+    return tagged_lemmas(wordnet, rule_tags(wordnet))
 
 
 def nltk_lemmas(wordnet: WordNet) -> Lemmatize:
@@ -157,8 +160,9 @@ def nltk_lemmas(wordnet: WordNet) -> Lemmatize:
         nltk.pos_tag(["word"])
     except LookupError as error:
         raise FileNotFoundError(
-            "NLTK finds no data of its averaged perceptron tagger, which you bring (docs/metrics.md); "
-            "--tagger none scores without it"
+            "NLTK finds no data of its averaged perceptron tagger, which gives the official lemmas: "
+            "python -m nltk.downloader averaged_perceptron_tagger_eng fetches it; --tagger rules scores without it, a "
+            "little differently (docs/metrics.md)"
         ) from error
     return tagged_lemmas(
         wordnet,
@@ -168,10 +172,20 @@ def nltk_lemmas(wordnet: WordNet) -> Lemmatize:
     )
 
 
-def _tagged_lemmas(wordnet: WordNet, tag: Tag, split: Split, answer: str) -> list[str]:
+def nltk_folders() -> list[str]:
+    """Where NLTK looks for data; nowhere without NLTK."""
+    try:
+        return list(optional_module("nltk", "wordnet", "its folders need").data.path)
+    except ModuleNotFoundError:
+        return []
+
+
+def _tagged_lemmas(
+    lemma: Callable[[str, str], str], tag: Tag, split: Split, answer: str
+) -> list[str]:
     words = split(answer)
     return [
-        _lemma(wordnet, word.lower(), _WORDNET_POS.get(found[:2]) or _lone_pos(tag, word.lower()))
+        lemma(word.lower(), _WORDNET_POS.get(found[:2]) or _lone_pos(tag, word.lower()))
         for word, found in zip(words, tag(words), strict=True)
     ]
 
@@ -186,19 +200,3 @@ def _lemma(wordnet: WordNet, word: str, pos: str) -> str:
         return lemma
     stemmed = stem(word)
     return stemmed if wordnet.first_sense(stemmed) is not None else word
-
-
-def _first_lemmas(wordnet: WordNet, known: dict[str, str], answer: str) -> list[str]:
-    words = [word.lower() for word in plain_words(answer)]
-    for word in words:
-        if word not in known:
-            known[word] = _first_lemma(wordnet, word)
-    return [known[word] for word in words]
-
-
-def _first_lemma(wordnet: WordNet, word: str) -> str:
-    for pos in ("n", "v", "a", "r"):
-        forms = wordnet.base_forms(word, pos)
-        if forms:
-            return min(forms, key=len)
-    return word
