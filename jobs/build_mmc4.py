@@ -67,7 +67,8 @@ class BuildMmc4:
     """Fetch again, in a finished dataset, what failed for a reason that may have passed (timeouts, 429,
     5xx, lost connections). What was kept stays, byte for byte. --fetch.* may differ from the first run."""
     overwrite: bool = False
-    """Delete what OUT holds and begin anew, where it was made with other options or inputs."""
+    """Begin anew: delete the dataset in OUT, whatever options or inputs made it. Only what a build wrote is
+    deleted; a folder that holds other files under the names of a dataset is refused."""
     fail_on_alarm: bool = False
     """End with an error where a rule drops more than 90 % of what it sees, instead of a warning."""
     runner: Literal["ray", "local"] = "ray"

@@ -8,14 +8,15 @@ from functools import cached_property
 import pyarrow as pa
 
 from pipelines.core.build_plan import PLAN_FILE, BuildPlan, load_plan, plan_shards
+from pipelines.core.erase import ELSEWHERE, erase, find_traces, occupants
 from pipelines.core.errors import EngineError, FingerprintError
 from pipelines.core.fingerprint import differences, fingerprint, plain_config
 from pipelines.core.stage import Barrier, Pipeline
 from pipelines.core.storage import Storage
 from pipelines.core.tables import read_parquet
-from pipelines.core.workspace import WORK, Workspace
+from pipelines.core.workspace import ERASE_FILE, WORK, Workspace
 from schemas.manifest import MANIFEST_FILE, Fingerprint, Manifest, manifest_from_json
-from schemas.shard import FEATURES, INDEXES, LEDGERS, SHARDS
+from schemas.shard import LEDGERS
 from schemas.tables import LEDGER
 from schemas.validation import SchemaError
 
@@ -53,7 +54,7 @@ class Request:
         try:
             manifest = load_manifest(self.storage)
         except SchemaError as error:
-            raise EngineError(f"{error}; {OVERWRITE}") from error
+            raise _unreadable(self.storage, error) from error
         if manifest is None:
             return None
         # Temporary files alone are of somebody who adds to the dataset (features).
@@ -80,7 +81,11 @@ def load_manifest(storage: Storage) -> Manifest | None:
     if not storage.exists(MANIFEST_FILE):
         return None
     where = storage.address(MANIFEST_FILE)
-    return manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode(), where)
+    try:
+        text = storage.read_bytes(MANIFEST_FILE).decode()
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{where}: not a manifest: {error}") from error
+    return manifest_from_json(text, where)
 
 
 def decide(request: Request) -> Manifest | BuildPlan:
@@ -91,17 +96,35 @@ def decide(request: Request) -> Manifest | BuildPlan:
     except SchemaError as error:
         if request.overwrite:
             return _begin_again(request)
-        raise EngineError(f"{error}; {OVERWRITE}") from error
+        raise _unreadable(storage, error) from error
+    if storage.exists(ERASE_FILE):
+        if request.overwrite:
+            return _begin_again(request)
+        if plan is None and manifest is None:
+            raise EngineError(
+                f"the overwriting of '{storage.root}' is not finished, its dataset is partly deleted; "
+                "start it again, with overwrite"
+            )
+        # Killed before it deleted anything: what is there is whole.
+        storage.delete(ERASE_FILE)
     if plan is not None and plan.redo is None and manifest is not None:
         # Killed between the manifest and the end: the dataset is finished.
         storage.delete(PLAN_FILE)
         plan = None
-    _workspace(request).clear([] if plan is None else ["tmp"])
+    if plan is None and manifest is not None:
+        _workspace(request).clear()
+    else:
+        _workspace(request).clear_temporary()
     if plan is not None:
         return _go_on(request, plan)
     if manifest is not None:
         return _finished(request, manifest)
     return _from_nothing(request)
+
+
+def _unreadable(storage: Storage, error: SchemaError) -> EngineError:
+    """An error of a manifest or plan that cannot be read, with the way out that there is."""
+    return EngineError(f"{error}; {OVERWRITE if find_traces(storage).marks else ELSEWHERE}")
 
 
 def _workspace(request: Request) -> Workspace:
@@ -155,25 +178,25 @@ def _from_nothing(request: Request) -> BuildPlan:
         raise EngineError(
             f"'{storage.root}' holds no finished dataset whose shards could be retried"
         )
-    if any(storage.list(folder) for folder in (SHARDS, INDEXES, LEDGERS)):
-        if not request.overwrite:
-            raise EngineError(f"'{storage.root}' holds shards of no known build; {OVERWRITE}")
+    found = occupants(storage)
+    if found and request.overwrite:
         return _begin_again(request)
+    if found:
+        way_out = OVERWRITE if find_traces(storage).marks else ELSEWHERE
+        raise EngineError(
+            f"'{storage.root}' holds {', '.join(found)} of no build that is known; {way_out}"
+        )
     plan = _new_plan(request, None)
     plan.save(storage)
     return plan
 
 
 def _begin_again(request: Request) -> BuildPlan:
-    """Delete the dataset, what says that it is one first; then plan anew."""
+    """Delete the dataset of a build, then plan anew; refuses where no build was."""
     storage = request.storage
     plan = _new_plan(request, None)
     log.warning("out=%s status=overwriting", storage.root)
-    for path in (MANIFEST_FILE, PLAN_FILE):
-        storage.delete(path)
-    _workspace(request).clear()
-    for path in (SHARDS, INDEXES, LEDGERS, FEATURES, "report.html"):
-        storage.delete(path)
+    erase(storage, _workspace(request))
     plan.save(storage)
     return plan
 

@@ -75,12 +75,15 @@ def load_plan(storage: Storage) -> BuildPlan | None:
             f"{where}: version {version!r}, this release reads '{PLAN_SCHEMA}'; "
             "finish the build with the release that began it"
         )
-    return BuildPlan(
-        fingerprint=Fingerprint(**document["fingerprint"]),
-        config=document["config"],
-        shards=tuple(shard_from_dict(s) for s in document["shards"]),
-        redo=None if document["redo"] is None else tuple(document["redo"]),
-    )
+    try:
+        return BuildPlan(
+            fingerprint=Fingerprint(**document["fingerprint"]),
+            config=document["config"],
+            shards=tuple(shard_from_dict(s) for s in document["shards"]),
+            redo=None if document["redo"] is None else tuple(document["redo"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise SchemaError(f"{where}: not a plan: {error!r}") from error
 
 
 def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:

@@ -29,7 +29,7 @@ def exclusive(storage: Storage) -> Iterator[None]:
         yield
         return
     path = storage.local_path(LOCK)
-    with storage.explained(LOCK):
+    with storage.explained(LOCK), storage.can_be_made(LOCK):
         descriptor = _acquire(path)
     try:
         yield

@@ -7,6 +7,7 @@ local temporary file and put with one call, which those stores make visible only
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -23,6 +24,8 @@ from pipelines.core.errors import StorageError
 
 T = TypeVar("T")
 TEMPORARY = ".work/tmp"
+TEMPORARY_NAME = re.compile(r".+\.[0-9]+\.[0-9a-f]{8}")
+"""Of a file that is being written: its final name, the process, a random number."""
 ATTEMPTS = 100
 
 HINTS = {
@@ -77,6 +80,14 @@ class Storage:
                 return self.local_path(path).exists()
             system, full = self._remote(path)
             return bool(system.exists(full))
+
+    def is_folder(self, path: str) -> bool:
+        """True if there is a folder of that path; a link to one counts."""
+        with self.explained(path):
+            if self.is_local:
+                return self.local_path(path).is_dir()
+            system, full = self._remote(path)
+            return bool(system.isdir(full))
 
     def list(self, folder: str) -> list[str]:
         """Names of the files and folders in a folder, sorted; empty where there is no such folder."""
@@ -141,11 +152,14 @@ class Storage:
 
     def _commit_local(self, path: str, write: Callable[[BinaryIO], T]) -> T:
         final, folder = self.local_path(path), self.local_path(TEMPORARY)
-        final.parent.mkdir(parents=True, exist_ok=True)
+        with self.can_be_made(path):
+            final.parent.mkdir(parents=True, exist_ok=True)
         # Two workers may write the same file at the same time (a lost worker that is not dead).
         temporary = folder / f"{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         try:
-            with _opened(temporary) as file:
+            with self.can_be_made(path):
+                opened = _opened(temporary)
+            with opened as file:
                 result = write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -189,6 +203,15 @@ class Storage:
             hint = HINTS.get(error.errno or 0, "")
             text = f"'{self.address(path)}': {cause}" + (f" ({hint})" if hint else "")
             raise StorageError(error.errno or errno.EIO, text) from error
+
+    @contextmanager
+    def can_be_made(self, path: str) -> Iterator[None]:
+        """Say in words that a file cannot be made where a file system knows no new folders (`/proc`)."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            text = f"'{self.address(path)}': cannot be made there (choose another folder)"
+            raise StorageError(errno.ENOENT, text) from error
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -4,6 +4,7 @@
 |-------------------------------------------------|-------------------------------------------------|
 | `lock`                                          | who is at work (`lock.py`)                      |
 | `plan.json`                                     | shards and fingerprint of the build in progress |
+| `erase.json`                                    | the dataset before is being deleted (`erase.py`) |
 | `<level>-<stage>/<shard>.<hash>.ledger.parquet` | the ledger of the shard up to this stage        |
 | `<level>-<stage>/<shard>.arrow`                 | the surviving records; names its ledger         |
 | `<level>-<stage>/barrier.pickle`                | what the plan of a barrier returned             |
@@ -19,7 +20,7 @@ a stage is deleted when the next stage has committed: at any moment a shard exis
 import hashlib
 import json
 import pickle
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.core.steps import ShardState
-from pipelines.core.storage import Storage
+from pipelines.core.storage import TEMPORARY, TEMPORARY_NAME, Storage
 from pipelines.core.tables import read_arrow, read_arrow_schema, read_parquet, write_arrow
 from schemas.sample import canonical_json
 from schemas.tables import LEDGER
@@ -36,7 +37,9 @@ from schemas.validation import check_table
 
 WORK = ".work"
 PUBLISH = "publish"
+ERASE_FILE = f"{WORK}/erase.json"
 STATE_KEY = b"emu.state"
+_LEVEL = re.compile(r"[0-9]{2,}-[a-z0-9_]+")
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,22 @@ class Workspace:
         with self.storage.open(self._barrier_path(level)) as file:
             return pickle.load(file)
 
-    def clear(self, names: Iterable[str] = ()) -> None:
-        """Delete the working files, or those of the given names; the lock stays."""
-        for name in names or self.storage.list(WORK):
-            if name != "lock":
+    def clear(self) -> None:
+        """Delete the outputs of all stages, and what killed writers left."""
+        for name in self.storage.list(WORK):
+            if _LEVEL.fullmatch(name):
                 self.storage.delete(f"{WORK}/{name}")
-        if not self.storage.list(WORK):
+        self.clear_temporary()
+
+    def clear_temporary(self) -> None:
+        """Delete the half-written files of killed runs, and the folders that are empty then."""
+        for name in self.storage.list(TEMPORARY):
+            if TEMPORARY_NAME.fullmatch(name):
+                self.storage.delete(f"{TEMPORARY}/{name}")
+        for folder in (TEMPORARY, WORK):
             # Some stores keep empty folders.
-            self.storage.delete(WORK)
+            if self.storage.exists(folder) and not self.storage.list(folder):
+                self.storage.delete(folder)
 
     def _path(self, level: int, shard: str) -> str:
         suffix = ".json" if level == self.last_level else ".arrow"

@@ -233,6 +233,7 @@ def main(arguments: Sequence[str]) -> Manifest:
     parser.add_argument("--calls")
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--retry", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--kill-at", type=int, help="die at this operation on files of OUT")
     options = parser.parse_args(arguments)
     if options.kill_at:
@@ -242,7 +243,8 @@ def main(arguments: Sequence[str]) -> Manifest:
     source = NumberSource(options.records)
     pipeline = numbers_pipeline(source, options.calls, fetch)
     redo = has_retriable if options.retry else None
-    return run(pipeline, options.out, _runner(options.ray), redo=redo, progress=False)
+    runner, overwrite = _runner(options.ray), options.overwrite
+    return run(pipeline, options.out, runner, redo=redo, overwrite=overwrite, progress=False)
 
 
 def kill_at(number: int, folder: str) -> None:

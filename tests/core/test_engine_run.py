@@ -189,20 +189,6 @@ def test_other_code_is_refused(tmp_path: Path) -> None:
         build(numbers_pipeline(), tmp_path)
 
 
-@pytest.mark.parametrize("path", ["manifest.json", ".work/plan.json"])
-@pytest.mark.parametrize("content", ["{", "[]", '{"schema": "plan/9"}', '{"schema": "manifest/9"}'])
-def test_rubbish_in_place_of_manifest_or_plan_is_named(
-    tmp_path: Path, path: str, content: str
-) -> None:
-    (tmp_path / path).parent.mkdir(exist_ok=True)
-    (tmp_path / path).write_text(content)
-    with pytest.raises(EngineError, match=f"{path}: .*overwrite it"):
-        build(numbers_pipeline(NumberSource(10)), tmp_path)
-    manifest = build(numbers_pipeline(NumberSource(10)), tmp_path, overwrite=True)
-    assert manifest.records.total == 10
-    assert not (tmp_path / ".work").exists()
-
-
 def test_a_begun_build_of_something_else_is_refused(tmp_path: Path) -> None:
     def fail(table: pa.Table) -> pa.Table:
         raise RuntimeError("on purpose")
@@ -213,14 +199,6 @@ def test_a_begun_build_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FingerprintError, match="has begun"):
         build(numbers_pipeline(), tmp_path)
     assert build(numbers_pipeline(), tmp_path, overwrite=True).records.kept == 34
-
-
-def test_shards_of_no_known_build_are_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards/mine.tar").write_bytes(b"mine")
-    with pytest.raises(EngineError, match="shards of no known build"):
-        build(numbers_pipeline(), tmp_path)
-    assert (tmp_path / "shards/mine.tar").read_bytes() == b"mine"
 
 
 def test_memory_storage_gives_the_same_bytes(tmp_path: Path) -> None:
