@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -61,7 +62,7 @@ def read_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """The picture upright (EXIF), 8 bits a channel, transparency on white, as RGB."""
-    picture = ImageOps.exif_transpose(picture)
+    picture = upright(picture)
     if picture.mode.startswith("I;16") or picture.mode == "I":
         picture = picture.convert("I").point(lambda level: level / 257).convert("L")
     if picture.has_transparency_data:
@@ -69,6 +70,14 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture = Image.new("RGBA", layer.size, "white")
         picture.alpha_composite(layer)
     return picture.convert("RGB")
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says; one whose EXIF cannot be read stands as it is, as in browsers."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return picture
 
 
 def to_png(picture: Image.Image) -> bytes:

@@ -78,5 +78,7 @@ def nucleus(chances_BW: Tensor, top_p: float) -> Tensor:
         return chances_BW
     ordered, places = chances_BW.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p, 0.0)
+    beyond = before >= top_p
+    beyond[..., 0] = False  # float32 rounds a tiny top_p to 0, and the likeliest stays in any case
+    ordered = ordered.masked_fill(beyond, 0.0)
     return torch.zeros_like(chances_BW).scatter(-1, places, ordered)

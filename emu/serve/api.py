@@ -4,11 +4,11 @@ Knows neither Ray nor torch: a `Backend` answers.
 
 | status | when |
 |---|---|
-| 400 | no JSON, a field that is unknown or wrong, a prompt that is too long, an image that cannot be fetched |
+| 400 | no JSON, a doubled key, a field that is unknown or wrong, a prompt that is too long, an image not fetched |
 | 404 | an unknown path or model |
 | 405 | a method that the path does not have |
 | 413 | a body, an image or a number of pixels beyond the limits |
-| 415 | a body that is not declared as `application/json` |
+| 415 | a body that is not declared as `application/json`, or that is compressed |
 | 422 | an image that cannot be decoded |
 | 500 | a fault of the server |
 | 503 | all replicas are busy and the line is full |
@@ -18,7 +18,6 @@ Knows neither Ray nor torch: a `Backend` answers.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
@@ -32,6 +31,7 @@ from starlette.exceptions import HTTPException
 
 from emu.generate.reply import Reply
 from emu.serve.answers import Envelope
+from emu.serve.body import read_json, shown
 from emu.serve.content import Fetch
 from emu.serve.errors import ApiError, Problem, refuse
 from emu.serve.limits import Limits
@@ -65,8 +65,7 @@ def build_api(
         async with asyncio.timeout_at(deadline):
             request = parse_request(await read_json(http, limits.max_body_bytes))
             if request.model not in (None, card.name):
-                message = f"no model {request.model!r}; this server has {card.name!r}"
-                raise refuse(404, message, "model", "model_not_found")
+                raise no_model(request.model, card)
             work = await read_work(request, card, limits, fetch)
         envelope = Envelope(f"chatcmpl-{new_id()}", int(now()), card.name)
         events = within(backend.events(work), deadline, limits.timeout_s)
@@ -81,8 +80,7 @@ def build_api(
     @api.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         if name != card.name:
-            message = f"no model {name!r}; this server has {card.name!r}"
-            raise refuse(404, message, "model", "model_not_found")
+            raise no_model(name, card)
         return described(card, limits)
 
     @api.get("/healthz")
@@ -113,25 +111,10 @@ def described(card: ModelCard, limits: Limits) -> dict[str, Any]:
     return {"id": card.name, "object": "model", "created": 0, "owned_by": "emu", "emu": own}
 
 
-async def read_json(http: Request, limit: int) -> Any:
-    """The decoded body, read no further than `limit` bytes."""
-    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise refuse(415, f"the content type is {kind!r}, send application/json")
-    body = bytearray()
-    async for chunk in http.stream():
-        body += chunk
-        if len(body) > limit:
-            message = f"the body has more than {limit} bytes, which is the limit"
-            raise refuse(413, message, code="body_too_large")
-    try:
-        return json.loads(body, parse_constant=_not_a_number)
-    except (ValueError, RecursionError) as error:
-        raise refuse(400, f"the body is not JSON: {error}", code="invalid_json") from error
-
-
-def _not_a_number(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+def no_model(name: str | None, card: ModelCard) -> ApiError:
+    """The error for a model that is not served."""
+    message = f"model is {shown(name)}, this server has {shown(card.name)} alone"
+    return refuse(404, message, "model", "model_not_found")
 
 
 async def within(

@@ -16,6 +16,9 @@ Fetch = Callable[[Sequence[str]], list[bytes | str]]
 
 DATA_URL = re.compile(r"data:(?P<kind>[\w.+/-]*)(?:;[\w=.-]+)*?;base64,", re.IGNORECASE)
 
+NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]|=(?!=?$)")
+URL_SAFE = "write + and / for - and _"
+
 
 def is_web_url(url: str) -> bool:
     """Whether the image must be fetched."""
@@ -28,7 +31,7 @@ def data_of_url(url: str, param: str, limits: Limits) -> bytes:
     if match is None:
         raise refuse(
             400,
-            f"{param} starts with {url[:30]!r}; give data:image/png;base64,… or an http(s) URL",
+            f"{param} {_begins(url)}; give data:image/png;base64,… or an http(s) URL",
             param,
             "invalid_image_url",
         )
@@ -39,7 +42,22 @@ def data_of_url(url: str, param: str, limits: Limits) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise refuse(400, f"{param} is not base64: {error}", param, "invalid_base64") from error
+        message = f"{param} is not base64: {_base64_fault(encoded)}"
+        raise refuse(400, message, param, "invalid_base64") from error
+
+
+def _base64_fault(encoded: str) -> str:
+    """What is wrong with text that does not decode, and what to do about it."""
+    wrong = NOT_BASE64.search(encoded)
+    if wrong is None:
+        return f"{len(encoded)} characters are cut short; fill up with = to a multiple of 4"
+    hints = {"-": URL_SAFE, "_": URL_SAFE, "%": "send it without percent escapes"}
+    hint = "send it in one line" if wrong[0].isspace() else hints.get(wrong[0], "is it whole?")
+    return f"it holds {wrong[0]!r} at place {wrong.start()}; {hint}"
+
+
+def _begins(url: str) -> str:
+    return f"starts with {url[:30]!r}" if url else "is empty"
 
 
 def fetched(urls: Sequence[str], params: Sequence[str], fetch: Fetch | None) -> list[bytes]:

@@ -55,10 +55,6 @@ def check_text(text: str, param: str) -> str:
                 param,
                 "reserved_token",
             )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise refuse(400, f"{param} is not valid unicode: {error.reason}", param) from error
     return text
 
 

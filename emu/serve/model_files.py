@@ -15,6 +15,7 @@ from emu.config import EmuConfig
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
 INDEX = WEIGHTS + ".index.json"
+DECODER, LEVELS = "decoder", "block_out_channels"
 
 
 def read_config(directory: Path) -> EmuConfig:
@@ -34,7 +35,28 @@ def read_config(directory: Path) -> EmuConfig:
             raise FileNotFoundError(f"no model at {directory}: {file.name} is absent")
         if file.suffix == ".safetensors":
             _check_header(file)
+    read_picture_factor(directory / DECODER)
     return config
+
+
+def read_picture_factor(folder: Path) -> int | None:
+    """What the sides of a picture must be multiples of: the autoencoder and the U-Net halve them.
+
+    None where there is no visual decoder. Raises ValueError naming a configuration that is absent or broken.
+    """
+    if not folder.is_dir():
+        return None
+    num_halvings = 0
+    for part in ("vae", "unet"):
+        file = folder / part / CONFIG
+        try:
+            num_halvings += len(json.loads(file.read_text())[LEVELS]) - 1
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file} is no configuration of a visual decoder: {error!r}; train it again, or take the "
+                f"folder {DECODER} away to serve text alone"
+            ) from error
+    return 2**num_halvings
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -19,16 +19,19 @@ is an error, so that a misspelt one is not lost without a word.
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emu.serve.errors import ApiError, refuse
+from emu.serve.body import shown
+from emu.serve.complaints import explain
+from emu.serve.errors import refuse
 
 IGNORED = (
     "metadata",
     "prompt_cache_key",
+    "prompt_cache_retention",
     "reasoning_effort",
     "safety_identifier",
     "service_tier",
@@ -37,6 +40,7 @@ IGNORED = (
     "verbosity",
 )
 NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
     "frequency_penalty": (0, None),
     "function_call": ("none", None),
     "functions": ([], None),
@@ -44,14 +48,23 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprobs": (False, None),
     "n": (1, None),
     "parallel_tool_calls": (True, False, None),
+    "prediction": (None,),
     "presence_penalty": (0, None),
     "response_format": ({"type": "text"}, None),
     "tool_choice": ("none", "auto", None),
     "tools": ([], None),
     "top_logprobs": (0, None),
+    "web_search_options": (None,),
 }
+NEUTRAL_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "annotations": ([], None),
+    "audio": (None,),
+    "function_call": (None,),
+    "refusal": (None,),
+    "tool_calls": ([], None),
+}
+"""Of an answer that comes back as a turn of the conversation, as OpenAI's clients send it."""
 DEFAULT_MAX_TOKENS = 256
-SCALARS = (str, int, float, bool, type(None))
 
 
 class _Strict(BaseModel):
@@ -86,7 +99,7 @@ class Message(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)]
     name: str | None = None  # OpenAI's; without effect
 
 
@@ -104,13 +117,13 @@ class ImageRequest(_Strict):
     width: int | None = Field(default=None, ge=1)
     num_inference_steps: int = Field(default=50, ge=1)
     guidance_scale: float = Field(default=7.5, ge=0, le=100)
-    scheduler: str = "pndm"
+    scheduler: Literal["pndm", "ddim", "dpm++", "euler"] = "pndm"
 
 
 class ChatRequest(_Strict):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
     model: str | None = None
     modalities: list[Literal["text", "image"]] | None = Field(default=None, min_length=1)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -140,62 +153,61 @@ class ChatRequest(_Strict):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def num_tokens(self) -> int:
-        """The longest answer in tokens."""
-        return self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS
+    def num_tokens(self) -> int | None:
+        """The longest answer in tokens, if the caller said it."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+KNOWN: dict[str, Sequence[str]] = {
+    "": [*ChatRequest.model_fields, *NEUTRAL, *IGNORED],
+    "messages": [*Message.model_fields],
+    "content": [*dict.fromkeys([*TextPart.model_fields, *ImagePart.model_fields])],
+    "image_url": [*ImageUrl.model_fields],
+    "image": [*ImageRequest.model_fields],
+    "stream_options": [*StreamOptions.model_fields],
+}
+"""The fields of each object, by the last name on its path."""
 
 
 def parse_request(body: Any) -> ChatRequest:
     """The request of decoded JSON; raises `ApiError` naming the field, its value and what it may be."""
     if not isinstance(body, dict):
-        raise refuse(400, f"the body is a JSON {type(body).__name__}, give an object")
+        raise refuse(
+            400,
+            f'the body is {shown(body)}, give an object such as {{"messages": […]}}',
+            code="no_object",
+        )
     kept = {name: value for name, value in body.items() if name not in IGNORED}
-    for name, neutral in NEUTRAL.items():
-        if name in kept and not _is_one_of(value := kept.pop(name), neutral):
-            allowed = " or ".join(repr(each) for each in neutral if each is not None)
-            raise refuse(400, f"{name} is {_short(value)}; this server takes {allowed}", name)
+    _drop_neutral(kept, NEUTRAL)
+    if isinstance(kept.get("messages"), list):
+        kept["messages"] = [_without_neutral(m, i) for i, m in enumerate(kept["messages"])]
     try:
         return ChatRequest.model_validate(kept)
     except ValidationError as error:
-        raise _explained(error) from error
+        raise explain(error.errors(include_url=False), KNOWN) from error
 
 
-def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-    return any(
-        value == each and isinstance(value, bool) == isinstance(each, bool) for each in allowed
-    )
+def _without_neutral(message: Any, number: int) -> Any:
+    if not isinstance(message, dict):
+        return message
+    message = dict(message)
+    _drop_neutral(message, NEUTRAL_IN_MESSAGES, f"messages.{number}.")
+    return message
 
 
-def _explained(error: ValidationError) -> ApiError:
-    """The deepest of pydantic's complaints: a union complains for each of its branches."""
-    first = max(error.errors(include_url=False), key=lambda entry: len(entry["loc"]))
-    param = _path(first["loc"])
-    kind, value = first["type"], first["input"]
-    if kind == "missing":
-        return refuse(400, f"{param} is missing", param, "missing_required_parameter")
-    if kind == "extra_forbidden":
-        known = [*ChatRequest.model_fields, *NEUTRAL, *IGNORED] if "." not in param else []
-        near = difflib.get_close_matches(param, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return refuse(400, f"{param} is not a known field{hint}", param, "unknown_parameter")
-    what = f"{param} is {_short(value)}: " if isinstance(value, SCALARS) else f"{param}: "
-    return refuse(400, what + first["msg"], param, "invalid_value")
+def _drop_neutral(
+    values: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]], where: str = ""
+) -> None:
+    """Takes the fields that change nothing out; raises `ApiError` for one that would."""
+    for name in [name for name in values if name in neutral]:
+        value, allowed = values.pop(name), neutral[name]
+        if not any(_equal(value, each) for each in allowed):
+            words = " or ".join(shown(each) for each in allowed)
+            message = (
+                f"{where}{name} is {shown(value)}; this server takes {words} alone, or leave it out"
+            )
+            raise refuse(400, message, where + name, "unsupported_value")
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
-    """The field's path, without the branches of unions that pydantic puts between its parts."""
-    parts: list[str] = []
-    in_list = False  # right after `list[…]` come an index and the tag of the part
-    for part in loc:
-        if isinstance(part, str) and (part == "str" or part.startswith("list[")):
-            in_list = part != "str"
-        elif isinstance(part, str) and in_list:
-            in_list = False
-        else:
-            parts.append(str(part))
-    return ".".join(parts)
-
-
-def _short(value: Any, length: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= length else text[:length] + "…"
+def _equal(value: Any, allowed: Any) -> bool:
+    return value == allowed and isinstance(value, bool) == isinstance(allowed, bool)

@@ -12,6 +12,7 @@ from emu.generate.options import ImageOptions, TextOptions
 from emu.generate.reply import Reply
 from emu.serve.dialogue import Content
 from emu.serve.errors import Problem
+from emu.serve.model_files import DECODER, read_picture_factor
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,19 @@ class ModelCard:
 
     name: str
     config: EmuConfig
-    draws: bool
+    picture_factor: int | None
+    """What height and width of a drawn picture must be multiples of; None: it draws none."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether there is a visual decoder."""
+        return self.picture_factor is not None
 
     @staticmethod
     def of(directory: Path, config: EmuConfig, name: str | None = None) -> ModelCard:
-        """The card of a model directory, by default under the directory's name."""
-        return ModelCard(name or directory.resolve().name, config, (directory / "decoder").is_dir())
+        """The card of a model directory, by default under the directory's name.
+
+        Raises ValueError naming a file of the visual decoder that is broken.
+        """
+        factor = read_picture_factor(directory / DECODER)
+        return ModelCard(name or directory.resolve().name, config, factor)

@@ -75,6 +75,8 @@ def test_wrong_arguments_are_named(
         ("model.safetensors", None, "model.safetensors is absent"),
         ("tokenizer.model", None, "tokenizer.model is absent"),
         ("config.json", 30, "config.json: "),
+        ("decoder/unet/config.json", 30, "unet/config.json is no configuration of a visual"),
+        ("decoder/vae/config.json", None, "vae/config.json is no configuration of a visual"),
     ],
 )
 def test_a_model_that_is_not_whole_is_refused_before_anything_starts(

@@ -71,7 +71,7 @@ def test_errors_keep_their_form(served: Caller) -> None:
     assert (status, param) == (413, "messages.0.content.0.image_url.url")
     assert problem(served.ask("a " * 3000))[:2] == (400, "messages")
     assert problem(served.send({"messages": []}))[:2] == (400, "messages")
-    assert problem(served.ask([{"type": "video"}]))[:2] == (400, "messages.0.content.0")
+    assert problem(served.ask([{"type": "video"}]))[:2] == (400, "messages.0.content.0.type")
     assert problem(served.ask("a", model="gpt-4"))[:2] == (404, "model")
     assert problem(served.ask("x" * (33 << 20)))[0] == 413
     bad = served.client.post(CHAT, content=b"{", headers={"Content-Type": "application/json"})

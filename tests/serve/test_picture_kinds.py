@@ -1,0 +1,87 @@
+"""Pictures as people send them, over HTTP: every kind is read as a viewer would show it."""
+
+import base64
+import io
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+
+from emu.generate.pictures import decode_picture, to_png
+from tests.serve.conftest import Caller, image_part, problem
+
+URL = "messages.0.content.0.image_url.url"
+ROTATED = 6  # EXIF: the top of the picture is at its right
+
+
+def ramp() -> Image.Image:
+    grey = Image.linear_gradient("L").resize((60, 40))
+    return Image.merge("RGB", (grey, grey.rotate(180), Image.new("L", grey.size, 90)))
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x112] = orientation
+    return tags.tobytes()
+
+
+KINDS = {
+    "cmyk": encoded(ramp().convert("CMYK"), "JPEG"),
+    "palette": encoded(ramp().convert("P"), "PNG"),
+    "one bit": encoded(ramp().convert("1"), "PNG"),
+    "16 bit": encoded(Image.new("I;16", (20, 20), 40_000), "PNG"),
+    "alpha": encoded(ramp().convert("RGBA"), "WEBP"),
+    "animated": encoded(ramp(), "GIF", save_all=True, append_images=[ramp().rotate(90)]),
+    "rotated": encoded(ramp(), "JPEG", exif=exif(ROTATED)),
+    "damaged exif": encoded(ramp(), "JPEG", exif=b"Exif\0\0garbage"),
+    "one pixel": encoded(ramp().resize((1, 1)), "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_of_picture_is_answered(caller: Caller, kind: str) -> None:
+    asked = [image_part(KINDS[kind])]
+    plain = [image_part(to_png(decode_picture(KINDS[kind])))]
+    assert caller.text(asked, max_tokens=4) == caller.text(plain, max_tokens=4)
+
+
+def test_damaged_exif_turns_nothing() -> None:
+    whole = decode_picture(encoded(ramp(), "JPEG"))
+    assert decode_picture(KINDS["damaged exif"]).tobytes() == whole.tobytes()
+    assert decode_picture(KINDS["rotated"]).size == (40, 60)
+
+
+def test_the_bytes_and_not_the_declared_type_decide(caller: Caller) -> None:
+    data = to_png(ramp())
+    said = caller.text([image_part(data)], max_tokens=4)
+    for kind in ("image/jpeg", "text/html", ""):
+        assert caller.text([image_part(data, kind)], max_tokens=4) == said
+    status, param, text = problem(caller.ask([image_part(b"%PDF-1.4 ...", "image/png")]))
+    assert (status, param) == (422, URL) and "JPEG, PNG" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[:20] + "\n" + text[20:], "'\\n' at place 20; send it in one line"),
+        (lambda text: "-_" + text[2:], "'-' at place 0; write + and / for - and _"),
+        (lambda text: text.rstrip("=")[:-1], "fill up with ="),
+        (lambda text: text[:8] + "%2B" + text[8:], "'%' at place 8; send it without percent"),
+        (lambda text: "é" + text, "'é' at place 0"),
+    ],
+)
+def test_base64_that_does_not_decode_says_where(
+    caller: Caller, change: Callable[[str], str], words: str
+) -> None:
+    text = base64.b64encode(to_png(ramp()) + b"12").decode().rstrip("=")
+    text += "=" * (-len(text) % 4)
+    url = f"data:image/png;base64,{change(text)}"
+    response = caller.ask([{"type": "image_url", "image_url": {"url": url}}])
+    status, param, message = problem(response)
+    assert (status, param) == (400, URL) and words in message
