@@ -9,7 +9,7 @@ for another.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from emu.eval.metrics.wordnet import WordNet
 
@@ -57,21 +57,22 @@ _UNSEEN = 0.1
 
 def rule_tags(wordnet: WordNet) -> Callable[[Sequence[str]], list[str]]:
     """A tagger: the words of an answer in, a tag for each out."""
-    counts = lru_cache(maxsize=None)(lambda word: _counts(wordnet, word))
+    counts = lru_cache(maxsize=None)(partial(_counts, wordnet))
+    tag_after = lru_cache(maxsize=None)(partial(_tag, counts))
 
     def tag(words: Sequence[str]) -> list[str]:
         tags: list[str] = []
-        for index, word in enumerate(words):
-            before = words[index - 1].lower() if index else ""
-            tags.append(_tag(counts, word.lower(), before, tags[-1] if tags else ""))
+        context = ""
+        for word in words:
+            lower = word.lower()
+            tags.append(tag_after(lower, context))
+            context = "DT" if lower in _POSSESSIVES else tags[-1]
         return tags
 
     return tag
 
 
-def _tag(
-    counts: Callable[[str], Mapping[str, float]], word: str, word_before: str, tag_before: str
-) -> str:
+def _tag(counts: Callable[[str], Mapping[str, float]], word: str, context: str) -> str:
     if word in _CLOSED:
         return _CLOSED[word]
     if word.isdigit():
@@ -79,7 +80,6 @@ def _tag(
     found = counts(word)
     if not found:
         return "NN"
-    context = "DT" if word_before in _POSSESSIVES else tag_before
     weights = _AFTER.get("VB" if context.startswith("VB") else context, {})
     ending = next((one for one in _ENDINGS if word.endswith(one[0])), None)
     scores = {pos: count * weights.get(pos, 1) for pos, count in found.items()}

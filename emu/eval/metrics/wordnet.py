@@ -25,6 +25,14 @@ _ENDINGS = {
     "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "r": (),
 }  # fmt: skip
+# The same by the last letter of the form.
+_ENDINGS_BY_LETTER = {
+    pos: {
+        letter: tuple(pair for pair in endings if pair[0][-1] == letter)
+        for letter in {old[-1] for old, _ in endings}
+    }
+    for pos, endings in _ENDINGS.items()
+}
 _ROOT_NAME = "*ROOT*"
 _HYPERNYMS = ("@", "@i")
 
@@ -81,6 +89,7 @@ class WordNet:
         exceptions: Exceptions,
     ) -> None:
         self._index, self._data, self._exceptions = index, data, exceptions
+        self._forms: dict[tuple[str, str], list[str]] = {}
         self._senses: dict[SenseId, Sense] = {}
         self._lineages: dict[SenseId, _Lineage] = {}
 
@@ -114,6 +123,12 @@ class WordNet:
 
     def base_forms(self, word: str, pos: str) -> list[str]:
         """The words of the database that `word` is a form of, itself first if it is one."""
+        found = self._forms.get((word, pos))
+        if found is None:
+            found = self._forms[word, pos] = self._new_base_forms(word, pos)
+        return found
+
+    def _new_base_forms(self, word: str, pos: str) -> list[str]:
         if word in self._exceptions[pos]:
             return self._known([word, *self._exceptions[pos][word]], pos)
         forms = self._stripped([word], pos)
@@ -154,8 +169,11 @@ class WordNet:
         if first.pos != second.pos and not with_root:
             return None
         ours, theirs = self._lineage(first), self._lineage(second)
+        if first.pos != second.pos:
+            return 2.0 / (ours.distances[_ROOT] + theirs.distances[_ROOT] + 2)
+        paths = theirs.paths
         for _, _, subsumer, depth in ours.subsumers or self._subsumers(ours):
-            if subsumer in theirs.paths and (with_root or subsumer != _ROOT):
+            if subsumer in paths and (with_root or subsumer != _ROOT):
                 lengths = self._distance(ours, subsumer), self._distance(theirs, subsumer)
                 return 2.0 * depth / (lengths[0] + depth + lengths[1] + depth)
         return None
@@ -189,13 +207,15 @@ class WordNet:
         return Sense(pos, offset, f"{word}.{record[2]}.{number:02d}", hypernyms)
 
     def _known(self, forms: list[str], pos: str) -> list[str]:
-        return list(dict.fromkeys(form for form in forms if form in self._index[pos]))
+        index = self._index[pos]
+        found = [form for form in forms if form in index]
+        return found if len(found) < 2 else list(dict.fromkeys(found))
 
     def _stripped(self, forms: list[str], pos: str) -> list[str]:
         return [
             form[: -len(old)] + new
             for form in forms
-            for old, new in _ENDINGS[pos]
+            for old, new in _ENDINGS_BY_LETTER[pos].get(form[-1:], ())
             if form.endswith(old)
         ]
 

@@ -51,7 +51,7 @@ class Wups:
     threshold: float = 0.0
     rule: RootRule = "nltk-3.3"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
-    _similarities: dict[tuple[str, str], float] = field(
+    _similarities: dict[str, dict[str, float]] = field(
         default_factory=dict, repr=False, compare=False
     )
     _senses: dict[str, Sense | None] = field(default_factory=dict, repr=False, compare=False)
@@ -97,36 +97,34 @@ class Wups:
 
     def _product(self, first: Sequence[str], second: Sequence[str]) -> float:
         """The product over `first` of the best similarity to `second`; words similar to none are left out."""
-        product, found, known = 1.0, False, self._similarities
+        product, found = 1.0, False
         for word in first:
             if word in second:
                 found = True
                 continue
+            known = self._similarities.get(word)
+            if known is None:
+                known = self._similarities[word] = {}
             best = 0.0
             for other in second:
-                value = known.get((word, other))
+                value = known.get(other)
                 if value is None:
-                    value = self._learned(word, other)
+                    value = known[other] = self._word_similarity(word, other)
                 if value > best:
                     best = value
             if best > 0:
                 product, found = product * best, True
         return product if found else 0.0
 
-    def _learned(self, first: str, second: str) -> float:
-        value = self._similarities[first, second] = self._word_similarity(first, second)
-        return value
-
-    def _sense(self, word: str) -> Sense | None:
-        if word not in self._senses:
-            self._senses[word] = self.wordnet.first_sense(word)
-        return self._senses[word]
-
     def _word_similarity(self, first: str, second: str) -> float:
-        senses = self._sense(first), self._sense(second)
-        if senses[0] is None or senses[1] is None:
+        senses = self._senses
+        for word in (first, second):
+            if word not in senses:
+                senses[word] = self.wordnet.first_sense(word)
+        ours, theirs = senses[first], senses[second]
+        if ours is None or theirs is None:
             return 0.0
-        value = self.wordnet.similarity(senses[0], senses[1], self.rule) or 0.0
+        value = self.wordnet.similarity(ours, theirs, self.rule) or 0.0
         return value if value >= self.threshold else 0.1 * value
 
 
@@ -141,8 +139,8 @@ def tagged_lemmas(wordnet: WordNet, tag: Tag, split: Split = plain_words) -> Lem
     A word without a noun's, verb's, adjective's or adverb's tag is tagged alone, and is a noun if that gives none;
     a lemma that WordNet does not know gives way to the stem, and an unknown stem to the word.
     """
-    known = lru_cache(maxsize=None)(partial(_lemma, wordnet))
-    return partial(_tagged_lemmas, known, tag, split)
+    lemma = lru_cache(maxsize=None)(partial(_lemma, wordnet, tag))
+    return partial(_tagged_lemmas, lemma, tag, split)
 
 
 def rule_lemmas(wordnet: WordNet) -> Lemmatize:
@@ -184,17 +182,11 @@ def _tagged_lemmas(
     lemma: Callable[[str, str], str], tag: Tag, split: Split, answer: str
 ) -> list[str]:
     words = split(answer)
-    return [
-        lemma(word.lower(), _WORDNET_POS.get(found[:2]) or _lone_pos(tag, word.lower()))
-        for word, found in zip(words, tag(words), strict=True)
-    ]
+    return [lemma(word.lower(), found) for word, found in zip(words, tag(words), strict=True)]
 
 
-def _lone_pos(tag: Tag, word: str) -> str:
-    return _WORDNET_POS.get(tag([word])[0][:2], "n")
-
-
-def _lemma(wordnet: WordNet, word: str, pos: str) -> str:
+def _lemma(wordnet: WordNet, tag: Tag, word: str, found: str) -> str:
+    pos = _WORDNET_POS.get(found[:2]) or _WORDNET_POS.get(tag([word])[0][:2], "n")
     lemma = min(wordnet.base_forms(word, pos), key=len, default=word)
     if wordnet.first_sense(lemma) is not None:
         return lemma
