@@ -2,26 +2,27 @@
 """Builds an MMC4 dataset: documents with links in, webdataset shards with images out."""
 
 import inspect
-import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from jobs.cluster import ray_session, start_logging
+from jobs.cluster import RunnerOnDemand, start_logging
+from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.paths import job_path
-from pipelines.core.errors import EngineError, StorageError
+from pipelines.core.errors import EngineError
 from pipelines.core.lines import InputError, LineSource
+from pipelines.core.overlap import refuse_overlap
 from pipelines.core.run import run
-from pipelines.core.run_ray import RayRunner
 from pipelines.core.runner import LocalRunner
 from pipelines.corpora.mmc4 import REASONS, Mmc4Config, mmc4_pipeline
 from pipelines.corpora.mmc4_match import MatchRules
+from pipelines.corpora.mmc4_steps import CORPUS
 from pipelines.download.fetch import FetchConfig
 from pipelines.download.images import ImageConfig
 from pipelines.publish.chart import size
@@ -29,9 +30,7 @@ from pipelines.publish.report import REPORT_FILE
 from pipelines.transforms.prior import Prior, has_retriable
 from schemas.manifest import Manifest, Tally
 from schemas.shard import LEDGERS, SHARDS
-
-BAD_VALUE, FAILED = 2, 1
-INTERRUPTED = 130  # as shells call it: 128 + SIGINT
+from schemas.validation import SchemaError
 
 
 @dataclass(frozen=True)
@@ -98,20 +97,21 @@ class BuildMmc4:
 
 def build(options: BuildMmc4) -> Manifest:
     """Build, finish or retry the dataset that the options describe."""
-    out = job_path(options.out)
+    out, source = job_path(options.out), options.source()
+    refuse_overlap(source.patterns, source.base, out, CORPUS)
     pipeline = mmc4_pipeline(
-        options.source(),
+        source,
         options.config(),
         options.fetch,
         extra={"samples_per_shard": options.samples_per_shard, "limit": options.limit},
         prior=Prior(out) if options.retry_failed else None,
     )
-    on_ray = options.runner == "ray"
-    with ray_session(options.num_cpus) if on_ray else nullcontext():
+    with ExitStack() as sessions:
+        on_ray = RunnerOnDemand(sessions, options.num_cpus)
         return run(
             pipeline,
             out,
-            RayRunner() if on_ray else LocalRunner(),
+            on_ray if options.runner == "ray" else LocalRunner(),
             redo=has_retriable if options.retry_failed else None,
             overwrite=options.overwrite,
             fail_on_alarm=options.fail_on_alarm,
@@ -144,20 +144,13 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         manifest = build(options)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
-        return INTERRUPTED
+        return stopped()
     except InputError as error:
-        return _complain(error, BAD_VALUE)
-    except (EngineError, StorageError) as error:
-        logging.getLogger(__name__).debug("failed", exc_info=True)
-        return _complain(error, FAILED)
+        return complain(error, BAD_VALUE)
+    except (EngineError, SchemaError, OSError) as error:
+        return complain(error, FAILED)
     print(summary(manifest, options.out, time.monotonic() - began))
-    return 0
-
-
-def _complain(error: Exception, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return status
+    return COMPLETE
 
 
 def _tally(word: str, tally: Tally) -> list[str]:

@@ -2,10 +2,15 @@
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import ray
+
+from pipelines.core.run_ray import RayRunner
+from pipelines.core.runner import Operator
+from pipelines.core.stage import ShardPlan
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,22 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@dataclass(frozen=True)
+class RunnerOnDemand:
+    """A runner that connects to Ray when there is work to do, and not for a folder that refuses it."""
+
+    sessions: ExitStack
+    """Ends the session; the caller closes it."""
+    num_cpus: int | None = None
+
+    def run(
+        self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
+    ) -> Iterator[tuple[str, int]]:
+        """Yield each shard when it is done, in the order of completion."""
+        self.sessions.enter_context(ray_session(self.num_cpus))
+        return RayRunner().run(operators, shards)
 
 
 def start_logging(level: int = logging.INFO) -> None:

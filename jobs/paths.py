@@ -1,5 +1,6 @@
 """Paths as a person gives them on a command line."""
 
+import re
 from pathlib import Path
 
 import fsspec
@@ -16,6 +17,8 @@ def job_path(text: str) -> str:
     """
     if not text:
         raise ValueError("a path is empty (''); name a folder, '.' for this one")
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"the path {text!r} is not UTF-8; choose another, or rename the folder")
     if "://" in text:
         _check_scheme(text)
         return text

@@ -35,3 +35,7 @@ class AlarmError(EngineError):
 
 class StorageError(OSError):
     """A file that cannot be read or written, in words: the address, the cause, a hint."""
+
+    def __str__(self) -> str:
+        """The words alone; the number of the error is in `errno`."""
+        return str(self.args[1]) if len(self.args) > 1 else super().__str__()

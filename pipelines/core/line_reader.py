@@ -2,10 +2,14 @@
 
 Counting and reading go through the same iterator, so they agree on broken inputs too. Lines end at
 a line feed; a line of nothing but white space is no record, though it has a number. Memory is bounded by the cap
-on one line. The members of a zip are read in the order of their names, numbered on as if they were one file.
+on one line. The members of a zip whose names end in `.jsonl` are read in the order of their names, numbered on as if
+they were one file; every other member takes one line, which says so, and what macOS adds (`__MACOSX/`) none.
 """
 
+import errno
 import gzip
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +18,13 @@ from types import MappingProxyType
 from typing import BinaryIO, cast
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
+MEMBER_SUFFIX = ".jsonl"
 CHUNK_BYTES = 1 << 20
+_DAMAGE = (
+    *(zlib.error, lzma.LZMAError, struct.error, gzip.BadGzipFile, zipfile.BadZipFile),
+    # Of a damaged directory: unknown methods, encryption, negative places, names of no alphabet.
+    *(NotImplementedError, RuntimeError, ValueError, EOFError, OSError),
+)
 
 LINE_REASONS: Mapping[str, str] = MappingProxyType(
     {
@@ -22,6 +32,7 @@ LINE_REASONS: Mapping[str, str] = MappingProxyType(
         "not_utf8": "The line is not valid UTF-8.",
         "input_truncated": "The compressed input ends in the middle; what followed is lost.",
         "input_corrupt": "The compressed input cannot be unpacked from here on.",
+        "not_a_jsonl_member": "A member of a zip whose name does not end in .jsonl; it was not read.",
     }
 )
 """Why a line is no record: reason -> one sentence for a person."""
@@ -160,18 +171,31 @@ def _zip_pieces(file: BinaryIO) -> Iterator[_Piece]:
     except zipfile.BadZipFile as error:
         yield Broken("input_truncated", f"not a whole zip file: {error}")
         return
+    except _DAMAGE as error:
+        yield _corrupt(error, "the directory of the zip: ")
+        return
     with archive:
-        for name in sorted(archive.namelist()):
-            if name.endswith("/") or name.startswith("__MACOSX/"):
+        for member in sorted(archive.infolist(), key=lambda m: (m.filename, m.header_offset)):
+            if member.is_dir() or member.filename.startswith("__MACOSX/"):
                 continue
-            try:
-                member = archive.open(name)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-                yield Broken("input_corrupt", f"member '{name}': {error}")
-                continue
-            with member:
-                yield from _unpack(cast(zipfile.ZipExtFile, member))
+            yield from _member_pieces(archive, member)
             yield _EndOfMember()
+
+
+def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[_Piece]:
+    if not member.filename.lower().endswith(MEMBER_SUFFIX):
+        yield Broken(
+            "not_a_jsonl_member", f"member '{member.filename}', {member.file_size:,} bytes"
+        )
+        return
+    try:
+        # By its entry, not by its name: two members may have the same.
+        unpacked = archive.open(member)
+    except _DAMAGE as error:
+        yield _corrupt(error, f"member '{member.filename}': ")
+        return
+    with unpacked:
+        yield from _unpack(cast(zipfile.ZipExtFile, unpacked))
 
 
 def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
@@ -181,5 +205,13 @@ def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
             yield chunk
     except EOFError:
         yield Broken("input_truncated", "the compressed data end too early")
-    except (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        yield Broken("input_corrupt", str(error))
+    except _DAMAGE as error:
+        yield _corrupt(error)
+
+
+def _corrupt(error: Exception, where: str = "") -> Broken:
+    """Damage of the data as a piece; an error of the disk or the network is raised again."""
+    # EINVAL: a place before the start of the file. None: a stream that bz2 cannot read.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
+    return Broken("input_corrupt", f"{where}{error}")

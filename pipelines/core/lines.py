@@ -25,7 +25,7 @@ from schemas.shard import shard_name
 LINE_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("line", pa.large_string())])
 MAX_LINE_BYTES = 64 << 20
 _STEM_LENGTH = 60  # leaves 20 of the 80 characters of a key for "-", a hash and the line number
-_REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::)", re.IGNORECASE)
+_REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::[^/]*://)", re.IGNORECASE)
 
 
 class InputError(ValueError):
@@ -120,6 +120,13 @@ def key_stems(names: Sequence[str]) -> dict[str, str]:
     }
 
 
+def located(name: str, base: str) -> tuple[Any, str]:
+    """The file system of a file or pattern as written, and its absolute path there."""
+    if _REMOTE.match(name):
+        return fsspec.core.url_to_fs(name)
+    return LocalFileSystem(), str(Path(base, Path(name).expanduser()).absolute())
+
+
 def _stem(name: str) -> str:
     stem = re.split(r"[/\\:]", name)[-1].lower()
     for suffix in sorted(SUFFIXES, key=len, reverse=True):
@@ -151,16 +158,10 @@ def _row(line: Line, name: str, stem: str) -> dict[str, Any]:
     }
 
 
-def _address(name: str, base: str) -> str:
-    if _REMOTE.match(name):
-        return name
-    return str(Path(base, Path(name).expanduser()).absolute())
-
-
 def _matches(pattern: str, base: str) -> list[str]:
     """The names of the files that a pattern stands for."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(_address(pattern, base))
+        filesystem, path = located(pattern, base)
         found = [path] if filesystem.exists(path) else sorted(map(str, filesystem.glob(path)))
         folders = [p for p in found if filesystem.isdir(p)]
     except (OSError, ValueError, ImportError) as error:
@@ -185,6 +186,10 @@ def _name(found: str, pattern: str, base: str, filesystem: Any) -> str:
 
 
 def _checked(name: str) -> str:
+    if re.search("[\ud800-\udfff]", name):
+        raise InputError(
+            f"{name!r}: the name is not UTF-8, so no ledger could hold it; rename the file"
+        )
     if not name.endswith(SUFFIXES):
         raise InputError(f"'{name}': the name ends in none of {', '.join(SUFFIXES)}")
     return name
@@ -192,14 +197,14 @@ def _checked(name: str) -> str:
 
 def _open(name: str, base: str) -> BinaryIO:
     try:
-        filesystem, path = fsspec.core.url_to_fs(_address(name, base))
+        filesystem, path = located(name, base)
         return filesystem.open(path, "rb")
     except OSError as error:
         raise InputError(f"'{name}': cannot be read: {error}") from error
 
 
 def _version(name: str, base: str) -> str:
-    filesystem, path = fsspec.core.url_to_fs(_address(name, base))
+    filesystem, path = located(name, base)
     if not isinstance(filesystem, LocalFileSystem):
         info = filesystem.info(path)
         marks = [str(info.get(k)) for k in ("size", "ETag", "etag", "md5Hash", "mtime", "created")]

@@ -35,6 +35,7 @@ HINTS = {
     errno.EPERM: "no permission: check the owner and the mode of the folder",
     errno.EROFS: "the file system is read-only: choose another folder",
     errno.ENOTDIR: "a part of the path is a file: choose another folder",
+    errno.EFBIG: "a file may not be that large there: raise the limit (ulimit -f), or make smaller shards",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
 }
 
@@ -53,7 +54,7 @@ class Storage:
         address = str(self.root)
         if not address:
             raise ValueError("the root of a storage is empty; give a folder or an address")
-        if "://" not in address and "::" not in address:
+        if "://" not in address:
             address = str(Path(address).expanduser().absolute())
         elif address.startswith(("file://", "local://")):
             address = address.partition("://")[2]
@@ -62,7 +63,7 @@ class Storage:
     @property
     def is_local(self) -> bool:
         """True on a file system of this machine, where files can be renamed and memory-mapped."""
-        return "://" not in self.root and "::" not in self.root
+        return "://" not in self.root
 
     def local_path(self, path: str) -> Path:
         """The path of a file on the local disk."""

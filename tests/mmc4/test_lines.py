@@ -1,6 +1,8 @@
 import gzip
 import io
+import random
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -14,11 +16,11 @@ from pipelines.core.lines import InputError, LineSource, key_stems
 from schemas.sample import KEY_PATTERN
 
 
-def zipped(**members: bytes) -> bytes:
+def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in members:
+            archive.writestr(zipfile.ZipInfo(name), data, method)  # it warns of equal names
     return buffer.getvalue()
 
 
@@ -30,7 +32,7 @@ def test_three_forms_give_the_same_records(tmp_path: Path):
     data = b'{"a":1}\n  \n{"b":2}\r\n\n{"c":"\xc3\xa9"}'
     (tmp_path / "x.jsonl").write_bytes(data)
     (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress(data))
-    (tmp_path / "z.jsonl.zip").write_bytes(zipped(inside=data))
+    (tmp_path / "z.jsonl.zip").write_bytes(zipped(("inside.jsonl", data)))
     for name in ("x.jsonl", "y.jsonl.gz", "z.jsonl.zip"):
         found = rows(LineSource([name], base=str(tmp_path)))
         assert [r["record"] for r in found] == [1, 3, 5]
@@ -93,7 +95,7 @@ def test_byte_order_mark_is_taken_off_the_first_line_only(tmp_path: Path):
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
 def test_truncated_archives_lose_their_tail_and_say_so(tmp_path: Path, suffix: str, kept: float):
     data = b"".join(b'{"number": %d, "noise": "%x"}\n' % (i, i**7) for i in range(20_000))
-    packed = gzip.compress(data) if suffix.endswith("gz") else zipped(x=data)
+    packed = gzip.compress(data) if suffix.endswith("gz") else zipped(("x.jsonl", data))
     (tmp_path / f"x{suffix}").write_bytes(packed[: int(len(packed) * kept)])
     found = rows(LineSource([str(tmp_path / f"x{suffix}")], samples_per_shard=999))
     assert found[-1]["drop_reason"] == "input_truncated"
@@ -107,7 +109,7 @@ def test_damaged_archives_are_rows(tmp_path: Path):
     packed = bytearray(gzip.compress(b"line\n" * 9))
     packed[-8:-4] = b"\0\0\0\0"  # its CRC
     (tmp_path / "x.jsonl.gz").write_bytes(packed)
-    archive = bytearray(zipped(a=b"a1\na2\n", b=b"b1\n"))
+    archive = bytearray(zipped(("a.jsonl", b"a1\na2\n"), ("b.jsonl", b"b1\n")))
     place = archive.index(b"PK\x01\x02")
     archive[place + 16 : place + 20] = b"\0\0\0\0"  # the CRC of member a
     (tmp_path / "y.jsonl.zip").write_bytes(archive)
@@ -118,10 +120,55 @@ def test_damaged_archives_are_rows(tmp_path: Path):
 
 
 def test_members_of_a_zip_in_the_order_of_names(tmp_path: Path):
-    data = zipped(b=b"b1", a=b"a1\na2", **{"__MACOSX/._a": b"junk", "folder/": b""})
+    data = zipped(
+        *(("b.jsonl", b"b1"), ("a.JSONL", b"a1\na2"), ("docs/c.jsonl", b"c1\n")),
+        *(("__MACOSX/._a.jsonl", b"junk"), ("docs/", b"")),
+    )
     (tmp_path / "x.jsonl.zip").write_bytes(data)
     found = rows(LineSource([f"{tmp_path}/x.jsonl.zip"]))
-    assert [(r["record"], r["line"]) for r in found] == [(1, "a1"), (2, "a2"), (3, "b1")]
+    assert [(r["record"], r["line"]) for r in found] == [(1, "a1"), (2, "a2"), (3, "b1"), (4, "c1")]
+
+
+def test_members_of_other_forms_are_rows_and_not_read(tmp_path: Path):
+    members = [
+        ("README.txt", b"How to use this:\nread it.\n"),
+        ("a.jsonl", b"a1\na2"),
+        ("a.jsonl.gz", gzip.compress(b"packed\n")),
+        ("z", b"{}\n"),
+    ]
+    (tmp_path / "x.jsonl.zip").write_bytes(zipped(*members))
+    found = rows(LineSource([f"{tmp_path}/x.jsonl.zip"], samples_per_shard=2))
+    assert [(r["record"], r["line"], r["drop_reason"]) for r in found] == [
+        (1, None, "not_a_jsonl_member"),
+        (2, "a1", None),
+        (3, "a2", None),
+        (4, None, "not_a_jsonl_member"),
+        (5, None, "not_a_jsonl_member"),
+    ]
+    assert found[0]["drop_detail"] == "member 'README.txt', 26 bytes"
+
+
+def test_members_of_one_name_are_each_read(tmp_path: Path):
+    data = zipped(("a.jsonl", b"first\n"), ("a.jsonl", b"second\n"))
+    (tmp_path / "x.jsonl.zip").write_bytes(data)
+    found = rows(LineSource([f"{tmp_path}/x.jsonl.zip"]))
+    assert [r["line"] for r in found] == ["first", "second"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_any_damage_of_a_zip_is_rows(tmp_path: Path, method: int):
+    whole = zipped(("a.jsonl", b"line\n" * 500), ("b.jsonl", b"more\n" * 90), method=method)
+    chance, reasons = random.Random(method), set()
+    path = tmp_path / "x.jsonl.zip"
+    for _ in range(500):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        found = rows(LineSource([str(path)], samples_per_shard=10_000, max_line_bytes=1 << 20))
+        reasons |= {r["drop_reason"] for r in found}
+    assert reasons >= {None, "input_corrupt", "input_truncated"}
+    assert reasons <= {None, *LINE_REASONS}
 
 
 def test_fsspec_addresses():
