@@ -239,7 +239,11 @@ class EmuConfig:
 
     @staticmethod
     def from_json(text: str) -> EmuConfig:
-        """The configuration that `to_json` wrote; unknown keys and wrong types are errors."""
+        """The configuration that `to_json` wrote.
+
+        Raises ValueError naming every key that is unknown or missing, and the first of a wrong type. Only
+        choices that have a plain default may be absent (`MAY_BE_ABSENT`), never a size.
+        """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
@@ -325,6 +329,13 @@ def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
     )
 
 
+MAY_BE_ABSENT: dict[type, tuple[str, ...]] = {
+    EmuConfig: ("objective", "instruct", "adapter", "decoder", "init"),
+    ObjectiveConfig: tuple(entry.name for entry in dataclasses.fields(ObjectiveConfig)),
+    InitConfig: tuple(entry.name for entry in dataclasses.fields(InitConfig)),
+}
+
+
 def _positive(config: Any, but: tuple[str, ...] = ()) -> None:
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
@@ -348,6 +359,9 @@ def _build(kind: type[T], values: Any, where: str) -> T:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(hints)}")
+    missing = [name for name in hints if name not in (*values, *MAY_BE_ABSENT.get(kind, ()))]
+    if missing:
+        raise ValueError(f"{where} lacks the keys {missing}; sizes are never guessed")
     parts = {name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     return kind(**parts)
 

@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from emu.config import EmuConfig
+from emu.models.config_file import CONFIG, load_config
 from emu.models.conversion import (
     Advance,
     Plan,
@@ -32,7 +33,6 @@ from emu.models.conversion import (
 from emu.models.new_directory import check_free, check_space, new_directory
 from emu.models.released_config import LORA, config_from_released, config_to_released
 from emu.models.sidecars import TOKENIZER, write_generation_config, write_tokenizer
-from emu.models.store import CONFIG, load_config
 from emu.models.weight_files import WeightFiles, WeightsError
 from emu.models.weight_writers import TensorSpec, write_safetensors, write_torch
 from emu.tokenizer import EmuTokenizer

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from emu.config import EmuConfig
 from emu.data.images import pixels_of
-from emu.models.store import load_config, weights_hash
+from emu.models.config_file import load_config
+from emu.models.store import weights_hash
 from emu.recipes import RECIPES
 from emu.train.start import start_tower
 from jobs.cluster import ray_session, start_logging

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from emu.config import ObjectiveConfig
 from emu.data.dataset import DatasetError
 from emu.data.sequence import SequenceConfig, SequenceError
-from emu.models.store import load_config
+from emu.models.config_file import load_config
 from emu.recipes import RECIPES, Recipe, with_vocabulary
 from emu.tokenizer import EmuTokenizer
 from emu.train.checkpoint import CheckpointError
@@ -98,6 +98,7 @@ def plan_of(options: TrainEmu) -> TrainPlan:
     recipe = RECIPES[options.recipe]()
     out, data = job_path(options.out), job_path(options.data)
     init = None if options.init is None else job_path(options.init)
+    started = None if init is None else load_config(init)
     tokenizer = _tokenizer(options, recipe, data, Path(out), init)
     fitted = with_vocabulary(recipe, EmuTokenizer.load(tokenizer).num_pieces)
     if options.recipe != "tiny" and fitted.model != recipe.model:
@@ -105,7 +106,7 @@ def plan_of(options: TrainEmu) -> TrainPlan:
             f"tokenizer={tokenizer}: has {fitted.model.language.vocab_size} pieces, recipe "
             f"{recipe.name} needs {recipe.model.language.vocab_size}"
         )
-    model = fitted.model if init is None else load_config(init)
+    model = fitted.model if started is None else started
     return TrainPlan(
         data=data,
         out=out,

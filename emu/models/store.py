@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from emu.config import EmuConfig
+from emu.models.config_file import CONFIG, load_config
 from emu.models.emu import Emu
 from emu.models.sidecars import (
     GENERATION_CONFIG,
@@ -23,7 +24,7 @@ from emu.models.sidecars import (
 )
 from emu.tokenizer import EmuTokenizer
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
 
 
@@ -57,8 +58,8 @@ def load_model(
 ) -> tuple[Emu, EmuTokenizer]:
     """The model of `directory` in evaluation mode, and its tokenizer.
 
-    Raises FileNotFoundError for an absent file and ValueError for weights or a tokenizer that do
-    not fit the configuration, naming what does not.
+    Raises FileNotFoundError for an absent file and ValueError for a configuration that is broken, or
+    weights or a tokenizer that do not fit it, naming the file and what does not fit.
     """
     directory = Path(directory)
     config = load_config(directory)
@@ -69,14 +70,6 @@ def load_model(
             f"the configuration has {config.num_embeddings}"
         )
     return build_model(config, read_weights(directory), device, dtype), tokenizer
-
-
-def load_config(directory: str | Path) -> EmuConfig:
-    """The configuration of a model directory."""
-    path = Path(directory) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"no model at {directory}: {CONFIG} is absent")
-    return EmuConfig.from_json(path.read_text())
 
 
 def build_model(
@@ -116,8 +109,7 @@ def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
     directory = Path(directory)
     files = [directory / WEIGHTS]
     if (directory / INDEX).is_file():
-        pieces = json.loads((directory / INDEX).read_text())["weight_map"].values()
-        files = [directory / piece for piece in sorted(set(pieces))]
+        files = [directory / piece for piece in _pieces(directory / INDEX)]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"no weights at {file}")
@@ -130,6 +122,13 @@ def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
                 f"{file} is broken ({error}); was it copied to its end? it has "
                 f"{file.stat().st_size:,} bytes"
             ) from error
+
+
+def _pieces(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of weights: {error!r}") from error
 
 
 def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from emu.config import EmuConfig
+from emu.models.config_file import CONFIG, load_config
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.model"
 INDEX = WEIGHTS + ".index.json"
 DECODER, LEVELS = "decoder", "block_out_channels"
 
@@ -23,13 +24,7 @@ def read_config(directory: Path) -> EmuConfig:
 
     Raises FileNotFoundError naming an absent file, ValueError naming a broken one.
     """
-    path = directory / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"no model at {directory}: {CONFIG} is absent")
-    try:
-        config = EmuConfig.from_json(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    config = load_config(directory)
     for file in [directory / TOKENIZER, *_weight_files(directory)]:
         if not file.is_file():
             raise FileNotFoundError(f"no model at {directory}: {file.name} is absent")

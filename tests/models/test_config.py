@@ -39,8 +39,14 @@ def test_json_and_back_is_the_same_configuration(config: EmuConfig) -> None:
     ],
 )
 def test_a_wrong_document_is_refused_by_name(change: dict, message: str) -> None:
+    document = json.loads(emu_14b_config().to_json())
+    for name, value in change.items():
+        if isinstance(value, dict) and name in document:
+            document[name] |= value
+        else:
+            document[name] = value
     with pytest.raises(ValueError, match=message):
-        EmuConfig.from_json(json.dumps(change))
+        EmuConfig.from_json(json.dumps(document))
 
 
 def test_text_that_is_no_json_is_refused() -> None:
@@ -48,8 +54,43 @@ def test_text_that_is_no_json_is_refused() -> None:
         EmuConfig.from_json("{")
 
 
-def test_absent_keys_take_the_paper_sizes() -> None:
-    assert EmuConfig.from_json("{}") == EmuConfig()
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ((), r"config lacks the keys \['vision', 'former', 'language'\]; sizes are never guessed"),
+        (
+            ("vision",),
+            r"config.vision lacks the keys \['image_size', 'patch_size', 'width', 'layers'",
+        ),
+        (("former",), r"config.former lacks the keys \['d_model'"),
+        (("language",), r"config.language lacks the keys .*'rms_norm_eps'\]"),
+        (("adapter",), r"config.adapter lacks the keys \['rank', 'alpha', 'dropout', 'targets'\]"),
+        (("decoder",), r"config.decoder lacks the keys \['image_size'"),
+    ],
+)
+def test_sizes_are_never_guessed(path: tuple[str, ...], message: str) -> None:
+    document = json.loads(emu_14b_config(instruct=True).to_json())
+    for name in path:
+        document[name] = {}
+    with pytest.raises(ValueError, match=message):
+        EmuConfig.from_json(json.dumps(document if path else {}))
+
+
+def test_one_absent_size_is_named() -> None:
+    document = json.loads(EmuConfig().to_json())
+    del document["language"]["num_heads"]
+    with pytest.raises(ValueError, match=r"config.language lacks the keys \['num_heads'\]"):
+        EmuConfig.from_json(json.dumps(document))
+
+
+def test_choices_with_a_plain_default_may_be_absent() -> None:
+    document = json.loads(EmuConfig().to_json())
+    for name in ("objective", "instruct", "adapter", "decoder", "init"):
+        del document[name]
+    assert EmuConfig.from_json(json.dumps(document)) == EmuConfig()
+    document["objective"] = {"visual_weight": 0.5}
+    loaded = EmuConfig.from_json(json.dumps(document)).objective
+    assert loaded == ObjectiveConfig(visual_weight=0.5)
 
 
 def test_special_ids_of_the_released_models() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import emu
 from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.models.store import (
@@ -122,3 +123,44 @@ def test_the_hash_sees_values_names_shapes_and_types() -> None:
     assert len(hashes) == 5
     assert weights_hash(dict(reversed(one.items()))) == weights_hash(one)
     assert weights_hash({"x": torch.tensor(1.0)}) != weights_hash({"x": torch.tensor(2.0)})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"config\.json: the model configuration is not JSON"),
+        ("{}", r"config\.json: config lacks the keys \['vision', 'former', 'language'\]"),
+        ("[1]", r"config\.json: config is list, give an object"),
+        ("\udcff", r"config\.json: 'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_a_broken_configuration_is_named_with_its_path(
+    saved: Path, text: str, message: str
+) -> None:
+    (saved / CONFIG).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=f"^{saved}/{message}"):
+        emu.load(saved)
+
+
+def test_where_no_model_is_the_nearest_one_is_told(saved: Path, tmp_path: Path) -> None:
+    run = saved.parent
+    with pytest.raises(FileNotFoundError, match=f"but there is a model in {saved}; a model is a"):
+        emu.load(run)
+    with pytest.raises(FileNotFoundError, match=r"there is no such folder; a model is a folder"):
+        emu.load(tmp_path / "nope")
+    with pytest.raises(FileNotFoundError, match=r"it is a file; .* and tokenizer.model"):
+        emu.load(saved / WEIGHTS)
+    (saved / CONFIG).unlink()
+    (saved / "state.json").touch()
+    with pytest.raises(FileNotFoundError, match=r"it is a checkpoint, from which its run goes on"):
+        emu.load(saved)
+    (run / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"it is a run that has not come to its end"):
+        emu.load(run)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": 3}'])
+def test_a_broken_index_is_named(saved: Path, text: str) -> None:
+    (saved / INDEX).write_text(text)
+    with pytest.raises(ValueError, match=rf"{INDEX} is no index of weights"):
+        load_model(saved)

@@ -58,7 +58,10 @@ def test_a_wrong_limit_is_named(tiny_dir: Path, capsys: pytest.CaptureFixture[st
         (["--port", "70000"], "--port is 70000"),
         (["--num-replicas", "0"], "num_replicas is 0"),
         (["--device", "cuda"], "--num-gpus 0"),
-        (["--model", "nowhere"], "no model at nowhere: config.json is absent"),
+        (
+            ["--model", "nowhere"],
+            "no model at nowhere: there is no such folder; a model is a folder",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(

@@ -99,6 +99,10 @@ def test_training_goes_on_and_refuses_another_run(run: Run, data: Path, tmp_path
             "window_length is 5; give 12",
         ),
         (["--data", "DATA", "--out", "OUT", "--train.optim.clip-norm", "0"], "clip_norm is 0"),
+        (
+            ["--data", "DATA", "--out", "OUT", "--init", "/nope"],
+            "no model at /nope: there is no such folder; a model is a folder with config.json",
+        ),
     ],
 )
 def test_bad_options_are_explained(
