@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emu.config import AdapterConfig
-from emu.models.adapter import train_adapter_alone, train_new_adapter
 from emu.models.emu import Emu
 from emu.models.objective import Objective
 from emu.models.released import config_from_released, from_released, our_names
 from emu.models.store import CONFIG, build_model, load_model, save_model, weights_hash
+from emu.train.adapter import train_adapter_alone, train_new_adapter
 from emu.train.config import OptimConfig
 from emu.train.optim import make_optimizer, set_rates
 from tests.models.conftest import make_batch, micro_config
