@@ -6,87 +6,28 @@ answer is expected is an error.
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from emu.eval.metrics.metric import keyed
 from emu.eval.metrics.video_qa import ChoiceReference, WordReference
 from emu.eval.metrics.visdial import VisdialReference
 from emu.eval.metrics.vqa import VqaReference
 from emu.eval.metrics.wups import OpenReference
-
-Record = Mapping[str, Any]
-# Names that files use for the id of what is scored; two of them together where one is not enough.
-_ID_FIELDS = (
-    ("question_id",),
-    ("image_id", "round_id"),
-    ("video", "qid"),
-    ("image_id",),
-    ("id",),
-    ("key",),
+from emu.eval.records import (
+    Record,
+    listed,
+    numbers,
+    read_json,
+    read_records,
+    record_id,
+    value_of,
+    whole_number,
 )
 
-
-def read_json(path: Path) -> Any:
-    """What a JSON, JSON lines or CSV file holds; rows become records."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as rows:
-            return list(csv.DictReader(rows))
-    if suffix not in (".json", ".jsonl", ".ndjson"):
-        raise ValueError(f"{path} ends in {suffix!r}; files end in .json, .jsonl, .ndjson or .csv")
-    text = path.read_text(encoding="utf-8")
-    try:
-        if suffix == ".json":
-            return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not {suffix[1:]}: {error}") from error
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a file; those under "annotations" or "data" where the file wraps them."""
-    found = read_json(path)
-    if isinstance(found, dict):
-        wrapped = next(
-            (found[name] for name in ("annotations", "data") if isinstance(found.get(name), list)),
-            None,
-        )
-        if wrapped is None:
-            raise ValueError(
-                f'{path} holds one object; expected a list, or a list under "annotations" or "data"'
-            )
-        found = wrapped
-    wrong = [index for index, record in enumerate(found) if not isinstance(record, dict)]
-    if wrong:
-        raise ValueError(
-            f"{path}: {len(wrong)} entries are not objects, the first is entry {wrong[0]}"
-        )
-    return found
-
-
-def record_id(record: Record, path: Path) -> str:
-    """The id of a record as text; of two parts, joined by an underscore."""
-    for names in _ID_FIELDS:
-        if all(record.get(name) not in (None, "") for name in names):
-            return "_".join(str(record[name]) for name in names)
-    expected = ", ".join("+".join(names) for names in _ID_FIELDS)
-    raise ValueError(
-        f"{path}: a record has no id; looked for {expected} among {', '.join(map(str, record))}"
-    )
-
-
-def value_of(record: Record, path: Path, *names: str) -> Any:
-    """The first field of these names; raises ValueError where the record has none of them."""
-    for name in names:
-        if name in record:
-            return record[name]
-    raise ValueError(f"{path}: record {record_id(record, path)!r} has no {' or '.join(names)}")
+Value = TypeVar("Value")
 
 
 def predicted_values(path: Path, *names: str) -> dict[str, Any]:
@@ -95,25 +36,29 @@ def predicted_values(path: Path, *names: str) -> dict[str, Any]:
     if isinstance(found, dict) and not any(
         isinstance(found.get(name), list) for name in ("annotations", "data")
     ):
-        return _nested_values(found, names)
-    return keyed(
-        ((record_id(one, path), value_of(one, path, *names)) for one in read_records(path)),
-        str(path),
-    )
+        return keyed(_nested_values(found, names), str(path))
+    return _by_id(path, lambda record: value_of(record, path, *names))
 
 
-def _nested_values(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _nested_values(found: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for key, value in found.items():
         if not isinstance(value, dict):
-            values[key] = value
+            yield key, value
             continue
         named = next((name for name in names if name in value), None)
         if named is not None:
-            values[key] = value[named]
+            yield key, value[named]
         else:
-            values |= {f"{key}_{inner}": answer for inner, answer in value.items()}
-    return values
+            yield from ((f"{key}_{inner}", answer) for inner, answer in value.items())
+
+
+def choice_predictions(path: Path) -> dict[str, int]:
+    """The number of the chosen option of each question."""
+    values = predicted_values(path, "prediction", "answer")
+    return {
+        key: whole_number(value, f"{path}: the prediction of {key!r}")
+        for key, value in values.items()
+    }
 
 
 def caption_references(path: Path) -> dict[str, list[str]]:
@@ -125,111 +70,116 @@ def caption_references(path: Path) -> dict[str, list[str]]:
 
 
 def vqa_references(path: Path) -> dict[str, VqaReference]:
-    """The annotators' answers of each question; what a record of an answer has beside its text tells answers apart."""
-    return keyed(
-        ((record_id(one, path), _vqa_reference(one, path)) for one in read_records(path)), str(path)
-    )
+    """The annotators' answers of each question; what a record of an answer has beside its text tells answers apart.
+
+    Raises ValueError where no question has more than one answer: agreement is then 0, whatever is predicted.
+    """
+    references = _by_id(path, lambda record: _vqa_reference(record, path))
+    if references and all(len(one.answers) == 1 for one in references.values()):
+        raise ValueError(
+            f"{path}: no question has more than one answer, and the agreement of annotators needs several; msvdqa "
+            "compares single answers"
+        )
+    return references
 
 
 def _vqa_reference(record: Record, path: Path) -> VqaReference:
-    answers: Any = value_of(record, path, "answers", "answer")
-    if isinstance(answers, str):
-        answers = json.loads(answers) if answers.startswith("[") else [answers]
-    texts = [answer for answer in answers if isinstance(answer, str)]
-    if len(texts) == len(answers):
-        return VqaReference(texts, None, record.get("question_type"), record.get("answer_type"))
-    wrong = [answer for answer in answers if not isinstance(answer, dict) or "answer" not in answer]
-    if wrong:
+    where = f"{path}: the answers of question {record_id(record, path)!r}"
+    value: Any = value_of(record, path, "answers", "answer")
+    answers = [value] if _is_plain(value) else listed(value, where)
+    wrong = [
+        answer
+        for answer in answers
+        if not isinstance(answer["answer"] if _has_answer(answer) else answer, str)
+    ]
+    if wrong or len({isinstance(answer, str) for answer in answers}) > 1:
         raise ValueError(
-            f"{path}: question {record_id(record, path)!r} has an answer that is none: {wrong[0]!r}"
+            f'{where} are neither all text nor all objects with "answer": {json.dumps(wrong or answers):.80}'
         )
-    texts = [answer["answer"] for answer in answers]
+    texts = [answer["answer"] if _has_answer(answer) else answer for answer in answers]
     rest = [
         tuple(sorted((name, str(value)) for name, value in answer.items() if name != "answer"))
         for answer in answers
+        if _has_answer(answer)
     ]
-    return VqaReference(texts, rest, record.get("question_type"), record.get("answer_type"))
+    return VqaReference(
+        texts, rest or None, record.get("question_type") or None, record.get("answer_type") or None
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str) and not value.startswith("[")
+
+
+def _has_answer(answer: object) -> bool:
+    return isinstance(answer, dict) and "answer" in answer
 
 
 def choice_references(path: Path) -> dict[str, ChoiceReference]:
     """The right option and the type of each multiple-choice question."""
-    return keyed(
-        (
-            (
-                record_id(one, path),
-                ChoiceReference(
-                    int(value_of(one, path, "answer")), value_of(one, path, "type", "question_type")
-                ),
-            )
-            for one in read_records(path)
-        ),
-        str(path),
-    )
+
+    def reference(record: Record) -> ChoiceReference:
+        right = whole_number(
+            value_of(record, path, "answer"), f"{path}: the answer of {record_id(record, path)!r}"
+        )
+        return ChoiceReference(right, value_of(record, path, "type", "question_type"))
+
+    return _by_id(path, reference)
 
 
 def open_references(path: Path) -> dict[str, OpenReference]:
     """The answer and the type of each open question."""
-    return keyed(
-        (
-            (
-                record_id(one, path),
-                OpenReference(
-                    [value_of(one, path, "answer")], value_of(one, path, "type", "question_type")
-                ),
-            )
-            for one in read_records(path)
+    return _by_id(
+        path,
+        lambda record: OpenReference(
+            [value_of(record, path, "answer")], value_of(record, path, "type", "question_type")
         ),
-        str(path),
     )
 
 
 def word_references(path: Path) -> dict[str, WordReference]:
     """The one-word answer of each question."""
-    return keyed(
-        (
-            (
-                record_id(one, path),
-                WordReference(value_of(one, path, "answer"), one.get("question")),
-            )
-            for one in read_records(path)
-        ),
-        str(path),
+    return _by_id(
+        path,
+        lambda record: WordReference(value_of(record, path, "answer"), record.get("question")),
     )
 
 
 def visdial_predictions(path: Path) -> dict[str, list[float]]:
-    """The scores of each question's candidates; ranks (1 is best) become their negatives."""
-    return keyed(
-        ((record_id(one, path), _candidate_scores(one, path)) for one in read_records(path)),
-        str(path),
-    )
+    """The scores of each question's candidates; ranks (1 is best) become their negatives.
+
+    Raises ValueError for ranks that are not 1 to the number of candidates, each once.
+    """
+    return _by_id(path, lambda record: _candidate_scores(record, path))
 
 
 def _candidate_scores(record: Record, path: Path) -> list[float]:
-    values = value_of(record, path, "scores", "ranks")
-    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+    name = "scores" if "scores" in record else "ranks"
+    where = f"{path}: record {record_id(record, path)!r}: {name}"
+    values = numbers(value_of(record, path, "scores", "ranks"), where)
+    if name == "scores":
+        return values
+    if sorted(values) != list(range(1, len(values) + 1)):
         raise ValueError(
-            f"{path}: record {record_id(record, path)!r} has scores that are not numbers: {values!r:.80}"
+            f"{where} are not 1 to {len(values)}, each once: {values!r:.80}; give scores where candidates tie"
         )
-    return (
-        [float(value) for value in values]
-        if "scores" in record
-        else [-float(value) for value in values]
-    )
+    return [-value for value in values]
 
 
 def visdial_references(path: Path) -> dict[str, VisdialReference]:
     """The given answer's index, from 0, and the relevance of the candidates where annotated."""
-    return keyed(
-        (
-            (
-                record_id(one, path),
-                VisdialReference(
-                    int(value_of(one, path, "gt_index", "target")),
-                    one.get("gt_relevance", one.get("relevance")),
-                ),
-            )
-            for one in read_records(path)
-        ),
-        str(path),
-    )
+
+    def reference(record: Record) -> VisdialReference:
+        where = f"{path}: record {record_id(record, path)!r}:"
+        target = whole_number(value_of(record, path, "gt_index", "target"), f"{where} gt_index")
+        relevance = record.get("gt_relevance", record.get("relevance"))
+        # an empty cell of a CSV file
+        if relevance is None or relevance == "":
+            return VisdialReference(target)
+        return VisdialReference(target, numbers(relevance, f"{where} gt_relevance"))
+
+    return _by_id(path, reference)
+
+
+def _by_id(path: Path, value: Callable[[Record], Value]) -> dict[str, Value]:
+    return keyed(((record_id(one, path), value(one)) for one in read_records(path)), str(path))

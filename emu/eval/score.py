@@ -26,7 +26,7 @@ from emu.eval.metrics.captions import (
     tokenize_captions,
 )
 from emu.eval.metrics.frechet import FeatureStatistics, frechet_distance, kernel_distance
-from emu.eval.metrics.metric import Bootstrap, Metric, Score, require
+from emu.eval.metrics.metric import Bootstrap, Metric, Score
 from emu.eval.metrics.ptb import PtbTokenizer
 from emu.eval.metrics.stanford import StanfordTokenizer
 from emu.eval.metrics.video_qa import NextQaChoice, WordAccuracy
@@ -129,12 +129,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with a message where the inputs cannot be scored."""
     options = tyro.cli(ScoreFiles, args=arguments, prog="python -m emu.eval.score")
     try:
+        output = _output(options)
         scores = compute(options)
+        output.write_text(as_json(options, scores), encoding="utf-8")
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
-    output = options.output or options.predictions.with_suffix(".scores.json")
-    output.write_text(as_json(options, scores), encoding="utf-8")
     sys.stdout.write(report(scores) + f"scores of samples: {output}\n")
+
+
+def _output(options: ScoreFiles) -> Path:
+    """Where the scores of samples go; raises an error, before anything is computed, where they cannot go there."""
+    inputs = [options.predictions, options.references]
+    inputs += [options.stop_words] if options.stop_words else []
+    for path in inputs:
+        if not path.exists():
+            raise FileNotFoundError(f"no file {path}; is the path right?")
+    output = options.output or options.predictions.with_suffix(".scores.json")
+    if output.exists() and any(output.samefile(path) for path in inputs):
+        raise ValueError(
+            f"the scores would replace the input {output}; --output names another file"
+        )
+    if output.is_dir() or not output.parent.is_dir():
+        raise ValueError(
+            f"cannot write {output}: its folder must exist, and it must not be a folder"
+        )
+    return output
 
 
 def _captions(options: ScoreFiles) -> list[Score]:
@@ -179,12 +198,7 @@ def _visdial(options: ScoreFiles) -> list[Score]:
 
 
 def _nextqa(options: ScoreFiles) -> list[Score]:
-    values = files.predicted_values(options.predictions, "prediction", "answer")
-    require(values, (int, str), "predictions")
-    try:
-        predictions = {key: int(value) for key, value in values.items()}
-    except ValueError as error:
-        raise ValueError(f"predictions are numbers of options: {error}") from error
+    predictions = files.choice_predictions(options.predictions)
     return [
         NextQaChoice(options.bootstrap)(predictions, files.choice_references(options.references))
     ]
@@ -207,7 +221,8 @@ def _nextoe(options: ScoreFiles) -> list[Score]:
 
 
 def _words(options: ScoreFiles) -> list[Score]:
-    predictions = files.predicted_values(options.predictions, "answer", "prediction")
+    # in this order: a file of predictions may repeat the right answer beside each
+    predictions = files.predicted_values(options.predictions, "prediction", "answer")
     return [
         WordAccuracy(bootstrap=options.bootstrap)(
             predictions, files.word_references(options.references)
@@ -233,7 +248,10 @@ def _features(path: Path) -> np.ndarray[Any, Any]:
         raise ValueError(
             f"{path} ends in {path.suffix!r}; features are a .npy file [samples, width]"
         )
-    return np.load(path, allow_pickle=False)
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} holds no array of numbers: {error}") from error
 
 
 _SCORERS: dict[str, Callable[[ScoreFiles], list[Score]]] = {

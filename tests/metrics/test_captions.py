@@ -102,3 +102,9 @@ def test_a_tokeniser_that_loses_captions_is_an_error():
 def test_an_unknown_variant_is_named():
     with pytest.raises(ValueError, match="'CIDEr-X'"):
         Cider(already_tokens, "CIDEr-X")
+
+
+@pytest.mark.parametrize("order", [0, 5])
+def test_an_order_that_bleu_has_not_is_named(order: int):
+    with pytest.raises(ValueError, match=f"order is {order}; there are 1 to 4"):
+        Bleu(already_tokens, order)

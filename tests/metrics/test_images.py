@@ -121,6 +121,15 @@ def test_bad_features_are_named():
         kernel_distance(np.ones((5, 2)), np.ones((20, 2)), subset_size=10)
 
 
+def test_means_and_covariances_of_other_widths_are_named():
+    with pytest.raises(ValueError, match=r"means of \(3,\) and \(3,\), covariances of \(2,\)"):
+        gaussian_distance([0, 0, 0], np.eye(2), [0, 0, 0], np.eye(2))
+    with pytest.raises(ValueError, match="a mean is not finite"):
+        gaussian_distance([np.nan, 0], np.eye(2), [0, 0], np.eye(2))
+    with pytest.raises(ValueError, match="num_subsets is 0"):
+        kernel_distance(np.ones((5, 2)), np.ones((5, 2)), num_subsets=0, subset_size=5)
+
+
 def test_clip_score_is_the_mean_of_positive_cosines():
     first, second = (
         np.array([[1.0, 0], [0, 2.0], [1.0, 0]]),

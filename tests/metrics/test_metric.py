@@ -57,3 +57,29 @@ def test_doubled_ids_are_named():
 
 def test_means_of_groups_keep_their_order():
     assert list(grouped_means([1, 0, 0.5], ["x", "y", "x"], 100).items()) == [("x", 75), ("y", 0)]
+
+
+@pytest.mark.parametrize("distribution", ["normal", "exponential"])
+def test_intervals_hold_the_true_mean_about_as_often_as_they_say(distribution: str):
+    generator = np.random.default_rng(0)
+    held = 0
+    for seed in range(400):
+        values = getattr(generator, distribution)(size=200)
+        interval = Bootstrap(200, 0.9, seed).interval(values)
+        assert interval is not None
+        held += interval.low <= float(distribution == "exponential") <= interval.high
+    # three standard deviations of 400 draws are 0.045
+    assert held / 400 == pytest.approx(0.9, abs=0.045)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_resamples": -1}, "num_resamples is -1 and seed 0; neither can be below 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"confidence": 95}, "confidence is 95; it is a share between 0 and 1"),
+    ],
+)
+def test_a_bootstrap_out_of_range_is_named(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Bootstrap(**options)

@@ -181,7 +181,7 @@ CAPTIONS = [{"image_id": 1, "caption": "a"}, {"image_id": 2, "caption": "b"}]
         ([{"image_id": 1}], "record '1' has no caption"),
         ([{"caption": "a"}], "a record has no id"),
         (["a"], "1 entries are not objects"),
-        ("[1,", "is not json"),
+        ("[1,", "is not JSON"),
     ],
 )
 def test_bad_predictions_end_the_command_with_what_is_wrong(

@@ -110,3 +110,34 @@ def test_uneven_rows_and_missing_questions_are_named():
         Visdial("mrr", bootstrap=NO_INTERVAL)({1: [1.0, 2.0], 2: [1.0]}, references)
     with pytest.raises(ValueError, match="1 of 2 references have no prediction"):
         visdial_scores({1: [1.0, 2.0]}, references, bootstrap=NO_INTERVAL)
+
+
+def test_rows_may_be_arrays():
+    reference = VisdialReference(1, np.array([0, 1, 0.5]))  # type: ignore[arg-type]
+    row = np.array([1, 3, 2])
+    scores = visdial_scores({"q": row}, {"q": reference}, bootstrap=NO_INTERVAL)  # type: ignore[dict-item]
+    assert [score.value for score in scores][:2] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("row", "reference", "message"),
+    [
+        (3.0, VisdialReference(0), "1 questions have scores that are no row of numbers: 'q'"),
+        ([1.0, [2.0]], VisdialReference(0), "no row of numbers: 'q'"),
+        ([1.0, "2"], VisdialReference(0), "no row of numbers: 'q'"),
+        ([1.0, None], VisdialReference(0), "no row of numbers: 'q'"),
+        ([1.0, 2.0], VisdialReference(0.5), "targets: 1 values are not int: 'q': 0.5"),  # type: ignore[arg-type]
+        ([1.0, 2.0], VisdialReference(0, ["1", "0"]), "relevances that are no row of numbers"),  # type: ignore[list-item]
+        ([1.0, 2.0], VisdialReference(0, [0, 0]), "no relevant candidate.*: 'q'"),
+    ],
+)
+def test_what_is_no_row_of_numbers_is_named(row: object, reference: VisdialReference, message: str):
+    with pytest.raises(ValueError, match=message):
+        visdial_scores({"q": row}, {"q": reference}, bootstrap=NO_INTERVAL)  # type: ignore[dict-item]
+
+
+def test_unknown_measures_and_ties_are_named():
+    with pytest.raises(ValueError, match="measure is 'map'; there are ndcg, mrr"):
+        Visdial("map")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ties is 'best'; there are first and worst"):
+        Visdial("mrr", "best")  # type: ignore[arg-type]

@@ -270,3 +270,15 @@ def test_bad_input_is_named():
         VqaAccuracy("official", stemmed=True)
     with pytest.raises(ValueError, match="mode is 'other'"):
         VqaAccuracy("other")  # type: ignore[arg-type]
+
+
+def test_textvqa_numbers_the_answers_whatever_else_is_known_of_them():
+    answers = ["red"] * 4 + ["blue"] * 6
+    reference = VqaReference(answers, ["yes"] * 10)
+    assert accuracy("red", reference, "textvqa") == pytest.approx((4 * 1 + 6 * 1) / 10)
+    assert accuracy("red", reference) == pytest.approx(6 / 10)
+
+
+def test_no_annotators_for_some_answers_are_named():
+    with pytest.raises(ValueError, match="more or fewer annotators"):
+        VqaAccuracy(bootstrap=NO_INTERVAL)({1: "x"}, {1: VqaReference(["x", "y"], [])})

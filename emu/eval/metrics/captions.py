@@ -137,6 +137,10 @@ class Bleu:
     order: int = 4
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.order <= _MAX_ORDER:
+            raise ValueError(f"order is {self.order}; there are 1 to {_MAX_ORDER}")
+
     def __call__(
         self, predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
     ) -> Score:

@@ -33,19 +33,13 @@ class FeatureStatistics:
     @classmethod
     def of(cls, features: ArrayLike) -> FeatureStatistics:
         """Statistics of a batch of features [N, D]; raises ValueError for values that are not finite."""
-        matrix = np.asarray(features, np.float64)
-        if matrix.ndim != 2:
-            raise ValueError(f"features have shape {matrix.shape}; they must be [samples, width]")
-        bad = np.flatnonzero(~np.isfinite(matrix).all(1))
-        if len(bad):
-            raise ValueError(
-                f"features of {len(bad)} samples are not finite, the first of them {bad[:5].tolist()}"
-            )
+        matrix = _checked(features)
         if not len(matrix):
             return cls.empty(matrix.shape[1])
         mean = matrix.mean(0)
         centred = matrix - mean
-        return cls(len(matrix), mean, centred.T @ centred)
+        with np.errstate(over="ignore", invalid="ignore"):  # `_factor` refuses what is not finite
+            return cls(len(matrix), mean, centred.T @ centred)
 
     def merged(self, other: FeatureStatistics) -> FeatureStatistics:
         """The statistics of both sets of features together."""
@@ -73,6 +67,22 @@ class FeatureStatistics:
         return self.scatter / (self.count - 1)
 
 
+def _checked(features: ArrayLike) -> Floats:
+    """Features [N, D] in float64; raises ValueError for anything else."""
+    found = np.asarray(features)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"features are {found.dtype}; they must be real numbers")
+    if found.ndim != 2 or found.shape[1] == 0:
+        raise ValueError(f"features have shape {found.shape}; they must be [samples, width]")
+    matrix = found.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(matrix).all(1))
+    if len(bad):
+        raise ValueError(
+            f"features of {len(bad)} samples are not finite, the first of them {bad[:5].tolist()}"
+        )
+    return matrix
+
+
 def gather(batches: Iterable[ArrayLike], width: int) -> FeatureStatistics:
     """The statistics of a stream of batches [N, D]."""
     statistics = FeatureStatistics.empty(width)
@@ -97,8 +107,13 @@ def gaussian_distance(
     """
     means = np.asarray(mean_1, np.float64), np.asarray(mean_2, np.float64)
     factors = _factor(covariance_1), _factor(covariance_2)
-    if means[0].shape != means[1].shape or factors[0].shape != factors[1].shape:
-        raise ValueError(f"widths differ: {len(means[0])} and {len(means[1])}")
+    shapes = [mean.shape for mean in means] + [factor.shape[:1] for factor in factors]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 1:
+        raise ValueError(
+            f"widths differ: means of {shapes[0]} and {shapes[1]}, covariances of {shapes[2]} and {shapes[3]}"
+        )
+    if not np.isfinite(means).all():
+        raise ValueError("a mean is not finite")
     root_trace = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
     traces = sum(float((factor**2).sum()) for factor in factors)
     distance = float(((means[0] - means[1]) ** 2).sum()) + traces - 2 * float(root_trace)
@@ -110,7 +125,8 @@ def _factor(covariance: ArrayLike) -> Floats:
     matrix = np.asarray(covariance, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
         raise ValueError(
-            f"a covariance must be square and finite; this one has shape {matrix.shape}"
+            f"a covariance must be square and finite; this one has shape {matrix.shape} and "
+            f"{int((~np.isfinite(matrix)).sum())} values that are not finite"
         )
     scale = np.abs(matrix).max(initial=0)
     if np.abs(matrix - matrix.T).max(initial=0) > 1e-6 * scale:
@@ -140,21 +156,29 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID: the unbiased squared maximum mean discrepancy with kernel (x·y / D + 1)^3 (Bińkowski et al., 2018).
 
-    Raises ValueError where a set has fewer samples than a subset.
+    Raises ValueError where a set has fewer samples than a subset, and for values that are not finite.
     """
-    sets = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    sets = _checked(first), _checked(second)
+    if sets[0].shape[1] != sets[1].shape[1]:
+        raise ValueError(f"widths differ: {sets[0].shape[1]} and {sets[1].shape[1]}")
     smallest = min(len(one) for one in sets)
     if not 2 <= subset_size <= smallest:
         raise ValueError(
-            f"subset_size is {subset_size}; the sets have {len(sets[0])} and {len(sets[1])} samples"
+            f"subset_size is {subset_size}; the sets have {len(sets[0])} and {len(sets[1])} samples, and a subset "
+            "is 2 samples at least and the smaller set at most"
         )
+    if num_subsets < 1:
+        raise ValueError(f"num_subsets is {num_subsets}; there must be at least 1")
     generator = np.random.default_rng(seed)
-    found = [
-        squared_discrepancy(
-            *(one[generator.choice(len(one), subset_size, replace=False)] for one in sets)
-        )
-        for _ in range(num_subsets)
-    ]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = [
+            squared_discrepancy(
+                *(one[generator.choice(len(one), subset_size, replace=False)] for one in sets)
+            )
+            for _ in range(num_subsets)
+        ]
+    if not np.isfinite(found).all():
+        raise ValueError("the features are too large: their kernel is beyond 1e308")
     return KernelDistance(float(np.mean(found)), float(np.std(found)))
 
 

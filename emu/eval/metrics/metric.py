@@ -69,6 +69,17 @@ class Bootstrap:
     confidence: float = 0.95
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.num_resamples < 0 or self.seed < 0:
+            raise ValueError(
+                f"num_resamples is {self.num_resamples} and seed {self.seed}; neither can be below 0 (0 resamples "
+                "leave out the interval)"
+            )
+        if not 0 < self.confidence < 1:
+            raise ValueError(
+                f"confidence is {self.confidence}; it is a share between 0 and 1, such as 0.95"
+            )
+
     def interval(
         self, statistics: NDArray[np.float64], combine: Combine | None = None
     ) -> Interval | None:

@@ -43,6 +43,7 @@ class NextQaChoice:
         """The score; raises ValueError for ids or values that cannot be scored."""
         keys = aligned_keys(predictions, references)
         require(predictions, int, "predictions")
+        require({key: references[key].answer for key in keys}, int, "references")
         types = nextqa_types(keys, [references[key].question_type for key in keys])
         samples = {key: float(predictions[key] == references[key].answer) for key in keys}
         groups = nextqa_groups(samples.values(), types)
@@ -69,6 +70,10 @@ class WordAccuracy:
     normalization: Literal["exact", "vqa"] = "exact"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
+    def __post_init__(self) -> None:
+        if self.normalization not in ("exact", "vqa"):
+            raise ValueError(f"normalization is {self.normalization!r}; there are exact and vqa")
+
     def __call__(
         self, predictions: Mapping[Key, str], references: Mapping[Key, WordReference]
     ) -> Score:
@@ -80,9 +85,14 @@ class WordAccuracy:
             key: float(self.normalized(predictions[key]) == self.normalized(references[key].answer))
             for key in keys
         }
-        asked = [key for key in keys if references[key].question is not None]
-        words = [_question_word(references[key].question or "") for key in asked]
-        groups = grouped_means([samples[key] for key in asked], words, 100)
+        questions = {
+            key: reference.question
+            for key, reference in references.items()
+            if reference.question is not None
+        }
+        require(questions, str, "questions")
+        words = [_question_word(question) for question in questions.values()]
+        groups = grouped_means([samples[key] for key in questions], words, 100)
         return mean_score("top-1 accuracy", samples, self.bootstrap, groups, scale=100)
 
     def normalized(self, answer: str) -> str:

@@ -9,7 +9,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, shown
+from emu.eval.metrics.metric import (
+    Bootstrap,
+    Key,
+    Score,
+    aligned_keys,
+    mean_score,
+    require,
+    shown,
+)
 
 Ties = Literal["first", "worst"]
 Measure = Literal["ndcg", "mrr", "r@1", "r@5", "r@10", "mean_rank"]
@@ -37,6 +45,12 @@ class Visdial:
     measure: Measure = "ndcg"
     ties: Ties = "first"
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+    def __post_init__(self) -> None:
+        if self.measure not in ("ndcg", *_MEASURES):
+            raise ValueError(f"measure is {self.measure!r}; there are ndcg, {', '.join(_MEASURES)}")
+        if self.ties not in ("first", "worst"):
+            raise ValueError(f"ties is {self.ties!r}; there are first and worst")
 
     def __call__(
         self, predictions: Mapping[Key, Sequence[float]], references: Mapping[Key, VisdialReference]
@@ -68,19 +82,38 @@ class Visdial:
 
 def score_matrix(predictions: Mapping[Key, Sequence[float]], keys: Sequence[Key]) -> Floats:
     """The scores [questions, candidates]; raises ValueError for uneven rows and for scores that are not numbers."""
-    lengths = [len(predictions[key]) for key in keys]
-    uneven = [key for key, length in zip(keys, lengths, strict=True) if length != lengths[0]]
+    rows = _rows({key: predictions[key] for key in keys}, "scores")
+    num = len(rows[keys[0]])
+    uneven = [key for key, row in rows.items() if len(row) != num]
     if uneven:
         raise ValueError(
-            f"{len(uneven)} questions have not {lengths[0]} scores like the first: {shown(uneven)}"
+            f"{len(uneven)} questions have not {num} scores like the first: {shown(uneven)}"
         )
-    matrix = np.asarray([predictions[key] for key in keys], np.float64)
+    matrix = np.stack(list(rows.values()))
     bad = [keys[row] for row in np.flatnonzero(np.isnan(matrix).any(1)).tolist()]
     if bad:
         raise ValueError(
             f"{len(bad)} questions have scores that are not numbers (NaN): {shown(bad)}"
         )
     return matrix
+
+
+def _rows(values: Mapping[Key, object], what: str) -> dict[Key, Floats]:
+    found = {key: _row(value) for key, value in values.items()}
+    wrong = [key for key, row in found.items() if row is None]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} questions have {what} that are no row of numbers: {shown(wrong)}"
+        )
+    return {key: row for key, row in found.items() if row is not None}
+
+
+def _row(value: object) -> Floats | None:
+    try:
+        row = np.asarray(value)
+    except ValueError:  # rows of several lengths in a row
+        return None
+    return row.astype(np.float64) if row.ndim == 1 and row.dtype.kind in "iuf" else None
 
 
 def target_ranks(scores: Floats, targets: ArrayLike, ties: Ties = "first") -> NDArray[np.int64]:
@@ -179,6 +212,7 @@ def _targets(
     references: Mapping[Key, VisdialReference], keys: Sequence[Key], num: int
 ) -> NDArray[np.int64]:
     targets = [references[key].target for key in keys]
+    require(dict(zip(keys, targets, strict=True)), int, "targets")
     outside = [key for key, target in zip(keys, targets, strict=True) if not 0 <= target < num]
     if outside:
         raise ValueError(
@@ -188,18 +222,24 @@ def _targets(
 
 
 def _relevance(references: Mapping[Key, VisdialReference], keys: Sequence[Key], num: int) -> Floats:
-    rows = [references[key].relevance or () for key in keys]
-    uneven = [key for key, row in zip(keys, rows, strict=True) if len(row) != num]
+    rows = _rows({key: references[key].relevance for key in keys}, "relevances")
+    uneven = [key for key, row in rows.items() if len(row) != num]
     if uneven:
         raise ValueError(
             f"{len(uneven)} questions have not a relevance for each of {num} candidates: {shown(uneven)}"
         )
-    matrix = np.asarray(rows, np.float64)
+    matrix = np.stack(list(rows.values()))
     bad = [
         keys[row] for row in np.flatnonzero(~(np.isfinite(matrix) & (matrix >= 0)).all(1)).tolist()
     ]
     if bad:
         raise ValueError(
             f"{len(bad)} questions have a relevance that is negative or no number: {shown(bad)}"
+        )
+    none = [keys[row] for row in np.flatnonzero(~matrix.any(1)).tolist()]
+    if none:
+        raise ValueError(
+            f"{len(none)} questions have no relevant candidate, so their NDCG is 0 of 0: {shown(none)}; leave out "
+            "their relevance"
         )
     return matrix

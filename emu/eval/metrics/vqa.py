@@ -37,7 +37,7 @@ class VqaReference:
 
     `annotators` tells answers apart that have the same text (the official scorer compares whole records: in
     VQAv2 these have a number, in VizWiz only a confidence, so that two equal answers given with the same
-    confidence count as one annotator's). None: every answer is an annotator's own.
+    confidence count as one annotator's). None: every answer is an annotator's own, as in mode "textvqa" always.
     """
 
     answers: Sequence[str]
@@ -96,9 +96,10 @@ class VqaAccuracy:
         matches = answers.count(answer)
         if matches == 0:
             return 0.0
-        annotators = (
-            reference.annotators if reference.annotators is not None else range(len(answers))
-        )
+        annotators: Sequence[Hashable] = range(len(answers))
+        # M4C's evaluator numbers the answers, whatever else is known of them
+        if reference.annotators is not None and self.mode != "textvqa":
+            annotators = reference.annotators
         same = Counter(
             annotator for text, annotator in zip(answers, annotators, strict=True) if text == answer
         )
@@ -122,7 +123,7 @@ def _check(references: Mapping[Key, VqaReference]) -> None:
     uneven = [
         key
         for key, ref in references.items()
-        if ref.annotators and len(ref.annotators) != len(ref.answers)
+        if ref.annotators is not None and len(ref.annotators) != len(ref.answers)
     ]
     if uneven:
         raise ValueError(
