@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from jobs.endings import COMPLETE, FAILED, complain, stopped
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
 from pipelines.miniworld.server import ImageServer, serve_until_stopped
@@ -44,18 +45,24 @@ class Arguments:
     """Port of --serve; 0 takes a free one."""
 
 
-def main(arguments: Arguments) -> None:
-    """Writes the world, prints its counts, and serves it if asked to."""
+def main(arguments: Arguments) -> int:
+    """Writes the world, prints its counts, and serves it if asked to; 0, 1 on an error, 130 on Ctrl-C."""
     try:
         summary = write_mmc4(arguments.world, arguments.out)
+    except KeyboardInterrupt:
+        return stopped("the same command draws it anew")
     except OSError as error:
-        sys.exit(f"error: {error}")
+        return complain(error, FAILED)
     print_summary(summary, arguments.out)
     if arguments.serve:
         try:
             server = ImageServer(arguments.out / "images", arguments.port)
         except (OSError, OverflowError) as error:
-            sys.exit(f"error: port {arguments.port}: {error}; give a free one up to 65535, or 0")
+            print(
+                f"error: port {arguments.port}: {error}; give a free one up to 65535, or 0",
+                file=sys.stderr,
+            )
+            return FAILED
         print(f"serving {arguments.out / 'images'} on http://{server.address}, Ctrl-C ends it")
         print(
             f"build with: jobs/build_mmc4.py --documents '{arguments.out}/documents/*' "
@@ -63,6 +70,7 @@ def main(arguments: Arguments) -> None:
             flush=True,
         )
         serve_until_stopped(server)
+    return COMPLETE
 
 
 def print_summary(summary: MiniworldSummary, out: Path) -> None:
@@ -74,4 +82,4 @@ def print_summary(summary: MiniworldSummary, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    sys.exit(main(tyro.cli(Arguments)))

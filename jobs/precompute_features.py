@@ -21,8 +21,8 @@ from emu.models.store import weights_hash
 from emu.recipes import RECIPES
 from emu.train.start import start_tower
 from jobs.cluster import ray_session, start_logging
+from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.paths import job_path, weights_path
-from pipelines.core.errors import StorageError
 from pipelines.core.storage import Storage
 from pipelines.transforms.features import (
     FeatureError,
@@ -34,8 +34,6 @@ from pipelines.transforms.features import (
 from schemas.features import FeatureInfo
 from schemas.manifest import Manifest
 from schemas.validation import SchemaError
-
-BAD_VALUE, FAILED = 2, 1
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def summary(manifest: Manifest, num_done: int, options: PrecomputeFeatures, seco
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the job; 0 if all features are there, 1 if not, 2 if an option or the dataset is wrong."""
+    """Run the job; 0 if all features are there, 1 if not, 2 if an option or the dataset is wrong, 130 on Ctrl-C."""
     began = time.monotonic()
     try:
         options = tyro.cli(
@@ -180,22 +178,19 @@ def main(arguments: list[str] | None = None) -> int:
             prog="precompute_features.py",
         )
     except ValueError as error:
-        return _complain(error, BAD_VALUE)
+        return complain(error, BAD_VALUE)
     start_logging()
     try:
         with ray_session() if options.num_workers else nullcontext():
             manifest, num_done = compute(options)
+    except KeyboardInterrupt:
+        return stopped()
     except (FeatureError, SchemaError, FileNotFoundError, ValueError) as error:
-        return _complain(error, BAD_VALUE)
-    except StorageError as error:
-        return _complain(error, FAILED)
+        return complain(error, BAD_VALUE)
+    except OSError as error:
+        return complain(error, FAILED)
     print(summary(manifest, num_done, options, time.monotonic() - began))
-    return 0
-
-
-def _complain(error: Exception, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return status
+    return COMPLETE
 
 
 if __name__ == "__main__":

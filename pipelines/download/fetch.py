@@ -104,16 +104,18 @@ class Fetcher:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
-        self._session, self._exchange = self._await(self._open())
-        # Also closes a fetcher that its owner forgot, at the latest when the process ends.
+        sessions: list[aiohttp.ClientSession] = []
+        # Also closes a fetcher that its owner forgot, or was interrupted in making, at the latest when the
+        # process ends.
         self._finalizer = weakref.finalize(
             self,
             _close,
-            self._session,
+            sessions,
             self._loop,
             self._thread,
             (self._dns_threads, self._convert_threads),
         )
+        self._exchange = self._await(self._open(sessions))
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +163,7 @@ class Fetcher:
             future.cancel()
             raise
 
-    async def _open(self) -> tuple[aiohttp.ClientSession, Exchange]:
+    async def _open(self, sessions: list[aiohttp.ClientSession]) -> Exchange:
         config = self.config
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -183,10 +185,9 @@ class Fetcher:
             auto_decompress=False,
             trust_env=False,
         )
+        sessions.append(session)
         dead_hosts = DeadHosts(config.dead_host_after, config.dead_host_s, self._loop.time)
-        return session, Exchange(
-            config, session, self._resolver, self._lanes, dead_hosts, self._now
-        )
+        return Exchange(config, session, self._resolver, self._lanes, dead_hosts, self._now)
 
     async def _one_after_another(
         self, urls: Sequence[str], convert: Convert[V] | None
@@ -254,20 +255,25 @@ class Fetcher:
 
 
 def _close(
-    session: aiohttp.ClientSession,
+    sessions: Sequence[aiohttp.ClientSession],
     loop: asyncio.AbstractEventLoop,
     thread: threading.Thread,
     executors: Sequence[ThreadPoolExecutor],
 ) -> None:
     if threading.current_thread() is thread:  # the last reference was dropped on the loop itself
-        loop.create_task(session.close()).add_done_callback(lambda _: loop.stop())
+        loop.create_task(_close_all(sessions)).add_done_callback(lambda _: loop.stop())
         return
-    asyncio.run_coroutine_threadsafe(session.close(), loop).result()
+    asyncio.run_coroutine_threadsafe(_close_all(sessions), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
     for executor in executors:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+async def _close_all(sessions: Sequence[aiohttp.ClientSession]) -> None:
+    for session in sessions:
+        await session.close()
 
 
 def _arrived(

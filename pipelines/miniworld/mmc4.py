@@ -29,6 +29,8 @@ from pipelines.miniworld.render import encode
 
 VERSION = 1
 """Raised when the same configuration gives other bytes than before."""
+DRAWING = ".drawing"
+"""A file in `DIR.partial` that says that this module made it; gone before the folder gets its name."""
 
 _FORMS = (".jsonl", ".jsonl.zip", ".jsonl.gz")
 
@@ -75,7 +77,7 @@ def write_mmc4(config: MiniworldConfig, directory: Path | str) -> MiniworldSumma
     name when all is written, so that a killed run leaves only `DIR.partial`, which the next replaces.
 
     Raises:
-        FileExistsError: something else is in `directory`.
+        FileExistsError: something else is in `directory`, or in `DIR.partial`; nothing is deleted then.
     """
     directory = Path(directory).resolve()
     if _holds(directory, config):
@@ -86,9 +88,9 @@ def write_mmc4(config: MiniworldConfig, directory: Path | str) -> MiniworldSumma
             "configuration: remove it or give an empty or new folder"
         )
     partial = directory.with_name(directory.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
+    _clear(partial)
     summary = _write(config, partial)
+    (partial / DRAWING).unlink()
     partial.replace(directory)
     return summary
 
@@ -119,13 +121,37 @@ def read_truth(directory: Path | str) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def _clear(partial: Path) -> None:
+    """Delete what a killed run left; a folder that this module did not make stays."""
+    if not partial.exists():
+        return
+    is_ours = (partial / DRAWING).is_file() or _is_summary(partial)
+    if not is_ours and (not partial.is_dir() or any(partial.iterdir())):
+        raise FileExistsError(
+            f"{str(partial)!r} is where the world is drawn, and holds something else: move it away, or "
+            "give another folder"
+        )
+    shutil.rmtree(partial)
+
+
+def _is_summary(directory: Path) -> bool:
+    """Whether a whole world is there, of whatever configuration and version."""
+    if not (directory / "summary.json").is_file():
+        return False
+    try:
+        data = _summary_json(directory)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and {"config", "version", "num_links_by_kind"} <= set(data)
+
+
 def _summary_json(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "summary.json").read_text())
 
 
 def _holds(directory: Path, config: MiniworldConfig) -> bool:
     """Whether the complete world of this configuration and version is already there."""
-    if not (directory / "summary.json").is_file():
+    if not _is_summary(directory):
         return False
     data = _summary_json(directory)
     wanted = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -174,7 +200,9 @@ _COUNTED = (
 
 
 def _write(config: MiniworldConfig, directory: Path) -> MiniworldSummary:
-    (directory / "documents").mkdir(parents=True)
+    directory.mkdir(parents=True)
+    (directory / DRAWING).touch()
+    (directory / "documents").mkdir()
     (directory / "images").mkdir()
     tally = _Tally()
     bounds = [i * config.num_documents // config.num_shards for i in range(config.num_shards + 1)]

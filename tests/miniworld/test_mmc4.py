@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -263,10 +264,22 @@ def test_what_a_killed_run_left_is_replaced(tmp_path: Path):
     config = MiniworldConfig(num_documents=4, num_shards=1)
     (tmp_path / "w.partial" / "images").mkdir(parents=True)
     (tmp_path / "w.partial" / "images" / "half.jpg").write_bytes(b"\xff\xd8")
+    with pytest.raises(FileExistsError, match="holds something else: move it away"):
+        write_mmc4(config, tmp_path / "w")
+    assert (tmp_path / "w.partial/images/half.jpg").exists()
+    (tmp_path / "w.partial" / ".drawing").touch()
     write_mmc4(config, tmp_path / "w")
     write_mmc4(config, tmp_path / "clean")
     assert bytes_by_name(tmp_path / "w") == bytes_by_name(tmp_path / "clean")
     assert not (tmp_path / "w.partial").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"config": 3}', "7"])
+def test_a_summary_of_something_else_is_left_alone(tmp_path: Path, content: str):
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(FileExistsError, match="holds something else"):
+        write_mmc4(CONFIG, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
 
 def test_a_world_of_another_version_is_named(world: Path, tmp_path: Path):
@@ -279,9 +292,20 @@ def test_a_world_of_another_version_is_named(world: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"seed": -1}, "seed=-1"),
-        ({"num_shards": 0}, "num_shards=0"),
-        ({"num_documents": 2}, "num_documents=2"),
+        ({"seed": -1}, "seed=-1 is not within 0 to 9223372036854775807"),
+        ({"seed": 2**63}, "seed=9223372036854775808 is not within"),
+        ({"num_shards": 0}, "num_shards=0 is not within 1 to 300 (num_documents)"),
+        ({"num_shards": 301}, "num_shards=301 is not within 1 to 300 (num_documents)"),
+        ({"num_documents": 2}, "num_shards=3 is not within 1 to 2 (num_documents)"),
+        ({"num_documents": -1}, "num_documents=-1 is not within 1 to 1000000"),
+        ({"num_documents": 0}, "num_documents=0 is not within 1 to 1000000"),
+        ({"num_documents": 10**18}, "num_documents=1000000000000000000 is not within"),
+        ({"images_per_document": (1, 10**18)}, "images_per_document=(1, 1000000000000000000)"),
+        (
+            {"sentences_per_document": (3, 10**18)},
+            "sentences_per_document=(3, 1000000000000000000)",
+        ),
+        ({"bad_share": math.nan}, "bad_share=nan is not within 0 to 1"),
         ({"images_per_document": (0, 5)}, "images_per_document=(0, 5)"),
         ({"images_per_document": (4, 2)}, "images_per_document=(4, 2)"),
         ({"images_per_document": (1, 9)}, "ends at 8"),
