@@ -167,16 +167,22 @@ def _candidate_scores(record: Record, path: Path) -> list[float]:
 
 
 def visdial_references(path: Path) -> dict[str, VisdialReference]:
-    """The given answer's index, from 0, and the relevance of the candidates where annotated."""
+    """The given answer's index, from 0, and the relevance of the candidates, where a record has them.
+
+    The challenge's file of dense annotations has relevance alone.
+    """
 
     def reference(record: Record) -> VisdialReference:
         where = f"{path}: record {record_id(record, path)!r}:"
-        target = whole_number(value_of(record, path, "gt_index", "target"), f"{where} gt_index")
-        relevance = record.get("gt_relevance", record.get("relevance"))
-        # an empty cell of a CSV file
-        if relevance is None or relevance == "":
-            return VisdialReference(target)
-        return VisdialReference(target, numbers(relevance, f"{where} gt_relevance"))
+        relevance: Any = record.get("gt_relevance", record.get("relevance"))
+        # an empty cell of a CSV file has none either
+        relevance = None if relevance == "" else relevance
+        target = None
+        if relevance is None or "gt_index" in record or "target" in record:
+            target = whole_number(value_of(record, path, "gt_index", "target"), f"{where} gt_index")
+        if relevance is not None:
+            relevance = numbers(relevance, f"{where} gt_relevance")
+        return VisdialReference(target, relevance)
 
     return _by_id(path, reference)
 

@@ -1,6 +1,7 @@
 """Fréchet and kernel distances against closed forms and scipy, CLIP scores and Inception features on tiny models."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -131,19 +132,28 @@ def test_means_and_covariances_of_other_widths_are_named():
 
 
 def test_clip_score_is_the_mean_of_positive_cosines():
-    first, second = (
-        np.array([[1.0, 0], [0, 2.0], [1.0, 0]]),
-        np.array([[3.0, 0], [1.0, 1.0], [-1.0, 0]]),
-    )
-    score = ClipScore(bootstrap=Bootstrap(0))(["a", "b", "c"], first, second)
+    images = {"a": [1.0, 0], "b": np.array([0, 2.0]), "c": [1.0, 0]}
+    texts = {"c": [-1.0, 0], "a": [3.0, 0], "b": [1.0, 1.0]}
+    score = ClipScore(bootstrap=Bootstrap(0))(images, texts)
     assert score.samples == pytest.approx({"a": 1, "b": 0.5**0.5, "c": 0})
-    assert ClipScore(2.5, Bootstrap(0))(["a"], first[:1], second[:1]).value == pytest.approx(2.5)
-    with pytest.raises(ValueError, match="no direction"):
-        ClipScore()(["a"], [[0.0, 0]], [[1.0, 0]])
-    with pytest.raises(ValueError, match="do not pair"):
-        ClipScore()(["a"], first, second)
-    with pytest.raises(ValueError, match="1 ids appear more than once"):
-        ClipScore()(["a", "a"], first[:2], second[:2])
+    alone = ClipScore(2.5, Bootstrap(0))({"a": images["a"]}, {"a": texts["a"]})
+    assert alone.value == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "message"),
+    [
+        ({"a": [0.0, 0]}, {"a": [1.0, 0]}, "no direction"),
+        ({"a": [math.nan, 0]}, {"a": [1.0, 0]}, "not finite"),
+        ({"a": [1.0, 0]}, {"a": [1.0]}, r"shapes \[\(1,\), \(2,\)\]; all must be"),
+        ({"a": 1.0}, {"a": 1.0}, r"shapes \[\(\)\]"),
+        ({"a": [1.0]}, {"b": [1.0]}, "1 of 1 references have no prediction .'b'."),
+        ({}, {}, "nothing to score"),
+    ],
+)
+def test_embeddings_that_do_not_pair_are_named(images: dict, texts: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        ClipScore()(images, texts)
 
 
 def test_clip_embeddings_come_from_a_file_of_weights(tmp_path: Path):
@@ -193,6 +203,22 @@ def test_missing_inception_weights_say_which_file_is_needed(tmp_path: Path):
     pytest.importorskip("torch_fidelity", reason="needs the extra fid")
     with pytest.raises(FileNotFoundError, match="weights-inception-2015-12-05-6726825d"):
         inception_features(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_files_that_are_no_weights_are_named(tmp_path: Path, content: bytes | None):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.ones(1)}, path)
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights\.pth does not hold the weights of 'RN50'"):
+        ClipEncoder.load("RN50", path)
+    with pytest.raises(ValueError, match="open_clip has no model 'RN5'"):
+        ClipEncoder.load("RN5", path)
+    pytest.importorskip("torch_fidelity", reason="needs the extra fid")
+    with pytest.raises(ValueError, match="does not hold the weights of torch-fidelity's Inception"):
+        inception_features(path)
 
 
 @pytest.mark.slow

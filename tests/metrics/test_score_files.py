@@ -67,6 +67,15 @@ def test_lists_of_numbers_stand_in_cells_of_csv(tmp_path: Path):
     assert scores["ndcg"]["samples"] == {"7_2": 1}
 
 
+def test_dense_annotations_of_visdial_need_no_right_answer(tmp_path: Path):
+    predictions = write(tmp_path, "p.json", [{"image_id": 7, "round_id": 3, "ranks": [2, 1, 3]}])
+    references = write(
+        tmp_path, "r.json", [{"image_id": 7, "round_id": 3, "gt_relevance": [0, 0.5, 0]}]
+    )
+    scores = run("visdial", predictions, references)
+    assert {name: score["samples"] for name, score in scores.items()} == {"ndcg": {"7_3": 1}}
+
+
 def test_answers_of_vqa_stand_in_cells_of_csv_and_vizwiz_names_images(tmp_path: Path):
     rows = 'question_id,answers,question_type\n5,"[""red"", ""red"", ""red"", ""red""]",\n'
     references = write(tmp_path, "r.csv", rows)
@@ -154,6 +163,8 @@ def test_predictions_that_cannot_be_scored_are_named(
 
 REFERENCE_FAULTS = [
     ("visdial", {"gt_index": None}, "gt_index is None; it must be a whole number"),
+    ("visdial", {"gt_relevance": None}, "record '1' has no gt_index or target"),
+    ("visdial", {"gt_index": None, "gt_relevance": [1, 0, 0]}, "gt_index is None"),
     ("visdial", {"gt_index": 1.7}, "gt_index is 1.7"),
     ("visdial", {"gt_index": 1, "gt_relevance": 5}, "gt_relevance is 5; it must be a list"),
     ("visdial", {"gt_index": 1, "gt_relevance": [[1], 0, 0]}, r"no numbers: \[1\]"),

@@ -141,3 +141,11 @@ def test_unknown_measures_and_ties_are_named():
         Visdial("map")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ties is 'best'; there are first and worst"):
         Visdial("mrr", "best")  # type: ignore[arg-type]
+
+
+def test_questions_count_in_the_measures_that_can_score_them():
+    references = {1: VisdialReference(0), 2: VisdialReference(None, [0.0, 1.0])}
+    scores = visdial_scores({1: [1.0, 2.0], 2: [1.0, 2.0]}, references, "first", NO_INTERVAL)
+    assert {score.name: list(score.samples) for score in scores[:2]} == {"ndcg": [2], "mrr": [1]}
+    with pytest.raises(ValueError, match="1 references have neither target nor relevance: 3"):
+        visdial_scores({3: [1.0]}, {3: VisdialReference(None)})

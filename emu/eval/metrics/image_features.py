@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emu.eval.metrics.metric import Bootstrap, Key, Score, mean_score
+from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score
 from emu.eval.metrics.optional import optional_module
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+# What PyTorch raises for files that are cut off, of another form, or of another network.
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError)
 
 
 def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[np.uint8]], Floats]:
@@ -26,7 +29,8 @@ def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[
 
     The network is that of torch-fidelity, with its resizing to 299 pixels; `weights` is the file in its format.
 
-    Raises ModuleNotFoundError without the extra `fid`, FileNotFoundError without the weights, each with what to do.
+    Raises ModuleNotFoundError without the extra `fid`, FileNotFoundError without the weights, each with what to do,
+    and ValueError for a file that holds something else.
     """
     import torch
 
@@ -39,8 +43,14 @@ def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[
             "(see docs/metrics.md); other Inception weights give other numbers"
         )
     # the library unpickles whatever the file holds; refuse anything but tensors first
-    torch.load(weights, map_location="cpu", weights_only=True)
-    network = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    try:
+        torch.load(weights, map_location="cpu", weights_only=True)
+        network = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{weights} does not hold the weights of torch-fidelity's Inception network; FID needs its file "
+            f"{_INCEPTION_FILE}"
+        ) from error
     network = network.to(device)
 
     def features(images: NDArray[np.uint8]) -> Floats:
@@ -66,16 +76,24 @@ class ClipEncoder:
 
     @classmethod
     def load(cls, name: str, weights: Path, device: str = "cpu") -> ClipEncoder:
-        """The model `name` of open_clip with the weights in a file; raises FileNotFoundError without it."""
+        """The model `name` of open_clip with the weights in a file.
+
+        Raises FileNotFoundError without it, ValueError for a name or weights that open_clip does not know.
+        """
         import open_clip
 
+        if name not in open_clip.list_models():
+            raise ValueError(f"open_clip has no model {name!r}; open_clip.list_models() names all")
         if not Path(weights).is_file():
             raise FileNotFoundError(
                 f"no weights at {weights} for the CLIP model {name!r} (see docs/metrics.md)"
             )
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=str(weights), device=device
-        )
+        try:
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=str(weights), device=device
+            )
+        except _UNREADABLE as error:
+            raise ValueError(f"{weights} does not hold the weights of {name!r}") from error
         return cls(model.eval(), preprocess, open_clip.get_tokenizer(name), device)  # pyright: ignore[reportArgumentType]
 
     def images(self, images: Sequence[Image.Image]) -> Floats:
@@ -101,7 +119,7 @@ class ClipEncoder:
 
 @dataclass(frozen=True)
 class ClipScore:
-    """The mean of `weight * max(0, cosine)` of paired embeddings.
+    """The mean of `weight * max(0, cosine)` of two embeddings an id, each [D].
 
     With weight 1 that is CLIP-T (image and text) or CLIP-I (two images); 2.5 is CLIPScore (Hessel et al., 2021).
     """
@@ -109,17 +127,20 @@ class ClipScore:
     weight: float = 1.0
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
-    def __call__(self, keys: Sequence[Key], first: ArrayLike, second: ArrayLike) -> Score:
-        """The score of rows that belong together, each [N, D]."""
-        sides = _unit(np.asarray(first, np.float64)), _unit(np.asarray(second, np.float64))
-        if sides[0].shape != sides[1].shape or len(keys) != len(sides[0]):
+    def __call__(
+        self, predictions: Mapping[Key, ArrayLike], references: Mapping[Key, ArrayLike]
+    ) -> Score:
+        """The score; raises ValueError for ids that do not agree and embeddings that do not pair."""
+        keys = aligned_keys(predictions, references)
+        widths = {np.shape(side[key]) for side in (predictions, references) for key in keys}
+        if len(widths) > 1 or len(next(iter(widths))) != 1:
             raise ValueError(
-                f"{len(keys)} ids, embeddings {sides[0].shape} and {sides[1].shape} do not pair"
+                f"embeddings have the shapes {sorted(widths)}; all must be [D] of one D"
             )
-        if len(set(keys)) != len(keys):
-            raise ValueError(f"{len(keys) - len(set(keys))} ids appear more than once")
-        if not keys:
-            raise ValueError("nothing to score: no embeddings")
+        sides = [
+            _unit(np.asarray([side[key] for key in keys], np.float64))
+            for side in (predictions, references)
+        ]
         values = self.weight * np.maximum((sides[0] * sides[1]).sum(1), 0)
         return mean_score(
             "CLIP score", dict(zip(keys, values.tolist(), strict=True)), self.bootstrap

@@ -27,9 +27,12 @@ _BLOCK_ROWS = 512
 
 @dataclass(frozen=True)
 class VisdialReference:
-    """The index of the answer that was given, and the annotators' relevance of every candidate where known."""
+    """The index of the answer that was given, and the annotators' relevance of every candidate, where known.
 
-    target: int
+    The ranks count the questions with a target, NDCG those with relevance.
+    """
+
+    target: int | None
     relevance: Sequence[float] | None = None
 
 
@@ -56,11 +59,7 @@ class Visdial:
         self, predictions: Mapping[Key, Sequence[float]], references: Mapping[Key, VisdialReference]
     ) -> Score:
         """The score; raises ValueError for ids or values that cannot be scored."""
-        used = {
-            key: reference
-            for key, reference in references.items()
-            if not self._needs_relevance(reference)
-        }
+        used = {key: reference for key, reference in references.items() if self._counts(reference)}
         keys = aligned_keys(
             {key: predictions[key] for key in predictions if key in used or key not in references},
             used,
@@ -75,9 +74,10 @@ class Visdial:
             self.measure, dict(zip(keys, samples.tolist(), strict=True)), self.bootstrap
         )
 
-    def _needs_relevance(self, reference: VisdialReference) -> bool:
-        """Whether the question counts in another measure only: relevance is annotated for one round a dialog."""
-        return self.measure == "ndcg" and reference.relevance is None
+    def _counts(self, reference: VisdialReference) -> bool:
+        """Whether the measure can score the question: relevance is annotated for one round a dialog."""
+        known = reference.relevance if self.measure == "ndcg" else reference.target
+        return known is not None
 
 
 def score_matrix(predictions: Mapping[Key, Sequence[float]], keys: Sequence[Key]) -> Floats:
@@ -200,11 +200,16 @@ def visdial_scores(
     ties: Ties = "first",
     bootstrap: Bootstrap = Bootstrap(),  # noqa: B008  (frozen)
 ) -> list[Score]:
-    """Every measure; NDCG over the questions with relevance, left out where there are none."""
+    """Every measure that some question can be scored by: NDCG with relevance, the ranks with a target."""
     aligned_keys(predictions, references)
-    measures: list[Measure] = ["mrr", "r@1", "r@5", "r@10", "mean_rank"]
+    bare = [key for key, one in references.items() if one.target is None and one.relevance is None]
+    if bare:
+        raise ValueError(f"{len(bare)} references have neither target nor relevance: {shown(bare)}")
+    measures: list[Measure] = []
     if any(reference.relevance is not None for reference in references.values()):
-        measures.insert(0, "ndcg")
+        measures.append("ndcg")
+    if any(reference.target is not None for reference in references.values()):
+        measures.extend(("mrr", "r@1", "r@5", "r@10", "mean_rank"))
     return [Visdial(measure, ties, bootstrap)(predictions, references) for measure in measures]
 
 
@@ -213,7 +218,7 @@ def _targets(
 ) -> NDArray[np.int64]:
     targets = [references[key].target for key in keys]
     require(dict(zip(keys, targets, strict=True)), int, "targets")
-    outside = [key for key, target in zip(keys, targets, strict=True) if not 0 <= target < num]
+    outside = [key for key, target in zip(keys, targets, strict=True) if target not in range(num)]
     if outside:
         raise ValueError(
             f"{len(outside)} targets are not among {num} candidates (counted from 0): {shown(outside)}"
