@@ -21,6 +21,7 @@ from emu.config import ObjectiveConfig
 from emu.data.dataset import DatasetError
 from emu.data.sequence import SequenceConfig, SequenceError
 from emu.models.config_file import load_config
+from emu.models.llama_weights import check_llama, llama_sizes, with_llama
 from emu.recipes import RECIPES, Recipe, with_vocabulary
 from emu.tokenizer import EmuTokenizer
 from emu.train.checkpoint import CheckpointError
@@ -28,7 +29,7 @@ from emu.train.config import TrainConfig
 from emu.train.loop import Summary, TrainPlan, check_resume, open_stream, train
 from emu.train.metrics import CURVES, METRICS, read_metrics
 from emu.train.parallel import Ranks
-from emu.train.start import start_tower
+from emu.train.start import check_start, start_tower
 from emu.train.step import TrainingError
 from emu.train.vocabulary import learned_tokenizer
 from jobs.cluster import ray_session, start_logging
@@ -73,6 +74,9 @@ class TrainEmu:
     vision_weights: str | None = None
     """EVA-CLIP for the visual encoder of a model that is drawn: a pretrained tag of open_clip such as
     laion400m_s11b_b41k, or a checkpoint file of open_clip or EVA. Not with --init, which has its own."""
+    language_weights: str | None = None
+    """LLaMA for the language model of a model that is drawn: a folder of Hugging Face's form, of the recipe's sizes.
+    Its tokenizer.model is taken too. Not with --init, which has its own."""
     use_features: bool = False
     """Train on features that jobs/precompute_features.py computed with this very visual encoder, which stays
     frozen. Features of other weights are refused."""
@@ -98,8 +102,12 @@ def plan_of(options: TrainEmu) -> TrainPlan:
     recipe = RECIPES[options.recipe]()
     out, data = job_path(options.out), job_path(options.data)
     init = None if options.init is None else job_path(options.init)
+    llama = None if options.language_weights is None else job_path(options.language_weights)
     started = None if init is None else load_config(init)
-    tokenizer = _tokenizer(options, recipe, data, Path(out), init)
+    if llama is not None:
+        llama_sizes(llama)  # that there is one, before its tokenizer is looked for
+    check_start(init, options.vision_weights, llama)
+    tokenizer = _tokenizer(options, recipe, data, Path(out), init or llama)
     fitted = with_vocabulary(recipe, EmuTokenizer.load(tokenizer).num_pieces)
     if options.recipe != "tiny" and fitted.model != recipe.model:
         raise ValueError(
@@ -107,6 +115,7 @@ def plan_of(options: TrainEmu) -> TrainPlan:
             f"{recipe.name} needs {recipe.model.language.vocab_size}"
         )
     model = fitted.model if started is None else started
+    model = model if llama is None else with_llama(model, llama)
     return TrainPlan(
         data=data,
         out=out,
@@ -116,6 +125,7 @@ def plan_of(options: TrainEmu) -> TrainPlan:
         train=_train_config(options),
         init=init,
         vision_weights=weights_path(options.vision_weights),
+        language_weights=llama,
         use_features=options.use_features,
         resume=options.resume,
     )
@@ -124,6 +134,8 @@ def plan_of(options: TrainEmu) -> TrainPlan:
 def check_plan(plan: TrainPlan) -> None:
     """Raise here, before any worker starts, for data, features, lengths or an output that do not fit."""
     check_resume(plan)
+    if plan.language_weights is not None:
+        check_llama(plan.model, plan.language_weights)
     tower = None
     if plan.use_features or plan.vision_weights is not None:
         tower = start_tower(plan.model, plan.train.seed, plan.init, plan.vision_weights)
@@ -248,14 +260,15 @@ def _train_config(options: TrainEmu) -> TrainConfig:
     return replace(options.train, **changes)
 
 
-def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, init: str | None) -> str:
+def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, start: str | None) -> str:
     if options.tokenizer is not None:
         return job_path(options.tokenizer)
-    if init is not None:
-        return f"{init}/tokenizer.model"
+    if start is not None:
+        return f"{start}/tokenizer.model"
     if options.recipe != "tiny":
         raise ValueError(
-            f"tokenizer=None: recipe {recipe.name} needs LLaMA's tokenizer.model; give --tokenizer PATH"
+            f"tokenizer=None: recipe {recipe.name} needs LLaMA's tokenizer.model; give --tokenizer PATH, "
+            "or --language-weights FOLDER with one"
         )
     path = out / "tokenizer.model"
     learned_tokenizer(data, path, recipe.model.language.vocab_size)

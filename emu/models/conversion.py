@@ -83,7 +83,7 @@ def plan_import(files: WeightFiles, config: EmuConfig, dtype: torch.dtype | None
     plan = plan_renaming(
         files, our_names(config), model_shapes(config), dtype, canonical, is_unused
     )
-    _check_rotary(files, plan, config)
+    check_rotary(files, plan, config)
     return plan
 
 
@@ -206,8 +206,8 @@ def _described(problems: list[str], num_keys: int) -> str:
     )
 
 
-def _check_rotary(files: WeightFiles, plan: Plan, config: EmuConfig) -> None:
-    """The dropped frequencies are constants, so others would mean another model."""
+def check_rotary(files: WeightFiles, plan: Plan, config: EmuConfig) -> None:
+    """Raises WeightsError where dropped frequencies are not LLaMA's: that would be another model."""
     names = [name for name in plan.dropped if name.endswith(ROTARY)]
     wanted = _frequencies(config)
     for name, found in zip(names, files.read(names), strict=True):

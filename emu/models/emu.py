@@ -120,9 +120,12 @@ class Emu(nn.Module):
         self.former.recompute_blocks = True
         self.language.recompute_layers()
 
-    def init_weights(self, seed: int) -> None:
-        """Draws every weight anew; the same seed gives the same weights on any device."""
-        init_weights(self, self.config, torch.Generator().manual_seed(seed))
+    def init_weights(self, seed: int, but: tuple[str, ...] = ()) -> None:
+        """Draws every weight anew; the same seed gives the same weights on any device.
+
+        Those whose names begin as one of `but` are left for others to fill.
+        """
+        init_weights(self, self.config, torch.Generator().manual_seed(seed), but)
 
     def _checked(self, input_ids_BL: Tensor, attention_mask_BL: Tensor) -> tuple[Tensor, Tensor]:
         """The ids, `[PAD]` where the mask is false, and the mask as booleans."""

@@ -21,12 +21,16 @@ PATCHES = "visual.trunk.patch_embed.proj"
 
 
 @torch.no_grad()
-def init_weights(model: nn.Module, config: EmuConfig, generator: Generator) -> None:
-    """Fills every parameter of `model`, in the order of its names.
+def init_weights(
+    model: nn.Module, config: EmuConfig, generator: Generator, but: tuple[str, ...] = ()
+) -> None:
+    """Fills every parameter of `model`, in the order of its names; those that begin as `but` stay as they are.
 
     Drawn on the processor in float32 and copied, so that device and dtype do not change the values.
     """
     for name, weight in model.named_parameters():
+        if name.startswith(but):
+            continue
         weight.copy_(initial_value(name, weight, config, generator))
         if name.endswith("embed_tokens.weight"):
             weight[config.special.pad] = 0

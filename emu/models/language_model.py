@@ -65,31 +65,6 @@ class LanguageModel(nn.Module):
         """Trades time for memory in training: activations inside layers are computed again."""
         self.lm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    @torch.no_grad()
-    def load_llama(self, base: LlamaForCausalLM) -> None:
-        """Takes the weights of a LLaMA without the added tokens, whose rows get the mean row.
-
-        That is the released recipe for embedding and head. Raises ValueError naming every key
-        that does not fit.
-        """
-        ours, theirs = self.lm.state_dict(), base.state_dict()
-        rows = ("model.embed_tokens.weight", "lm_head.weight")
-        problems = [f"missing or unexpected {name}" for name in sorted(set(ours) ^ set(theirs))]
-        for name in sorted(set(ours) & set(theirs)):
-            grown, shape = name in rows, tuple(theirs[name].shape)
-            wanted = tuple(ours[name].shape)
-            fits = shape[1:] == wanted[1:] and (
-                (grown and shape[0] <= wanted[0]) or shape == wanted
-            )
-            if not fits:
-                problems.append(f"{name} has shape {shape}, needs {wanted}")
-        if problems:
-            raise ValueError("the LLaMA weights do not fit: " + "; ".join(problems))
-        for name, tensor in theirs.items():
-            ours[name][: len(tensor)] = tensor
-            if name in rows:
-                ours[name][len(tensor) :] = tensor.float().mean(0)
-
 
 class RotaryAngles(nn.Module):
     """Cosines and sines of LLaMA's rotary positions, always from float32 frequencies.

@@ -113,11 +113,11 @@ def config_from_released(values: Mapping[str, Any], instruct: bool = False) -> E
     for section in SECTIONS:
         if not isinstance(values.get(section, {}), Mapping):
             raise ValueError(f"{section} is {values[section]!r}, give an object")
-    former, llama = _read(FORMER, values), _read(LLAMA, values)
+    former, llama = read_section(FORMER, values), read_section(LLAMA, values)
     _check_former(values.get("c_former", {}))
     language = LanguageConfig(**llama)
-    _check_heads(values.get("llama", {}), language)
-    adapter = AdapterConfig(**_read(LORA, values))
+    check_heads(values.get("llama", {}), language)
+    adapter = AdapterConfig(**read_section(LORA, values))
     embed_dim = _number("embed_dim", values["embed_dim"])
     return EmuConfig(
         vision=_vision(values["vision_cfg"], embed_dim),
@@ -165,7 +165,7 @@ def config_to_released(config: EmuConfig) -> dict[str, Any]:
     return values
 
 
-def _read(section: Section, values: Mapping[str, Any]) -> dict[str, Any]:
+def read_section(section: Section, values: Mapping[str, Any]) -> dict[str, Any]:
     """Our arguments from a section; what is not given keeps its default."""
     given = values.get(section.name, {})
     unknown = sorted(set(given) - {*section.sizes, *section.fixed, *section.free, *SAYS_NOTHING})
@@ -203,7 +203,8 @@ def _check_former(given: Mapping[str, Any]) -> None:
         )
 
 
-def _check_heads(given: Mapping[str, Any], language: LanguageConfig) -> None:
+def check_heads(given: Mapping[str, Any], language: LanguageConfig) -> None:
+    """Raises ValueError where key heads are shared, or heads have another width than LLaMA's."""
     wanted = {
         "num_key_value_heads": language.num_heads,
         "head_dim": language.hidden_size // language.num_heads,

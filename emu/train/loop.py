@@ -74,6 +74,8 @@ class TrainPlan:
     """A model directory to start from; null draws weights from the seed."""
     vision_weights: str | None = None
     """A tag of open_clip or a CLIP checkpoint for the visual encoder of a model that is drawn."""
+    language_weights: str | None = None
+    """The folder of a LLaMA for the language model of a model that is drawn."""
     use_features: bool = False
     resume: Resume = "auto"
 
@@ -124,7 +126,9 @@ class Run:
     ) -> None:
         self.plan, self.ranks, self.clock = plan, ranks, clock
         self.out = Path(plan.out)
-        self.model = start_model(plan.model, plan.train, plan.init, device, plan.vision_weights)
+        self.model = start_model(
+            plan.model, plan.train, plan.init, device, plan.vision_weights, plan.language_weights
+        )
         self.optimizer = make_optimizer(self.model, plan.train.optim)
         self.stream = open_stream(plan, self.model.visual, ranks)
         self.step = 0
@@ -273,13 +277,15 @@ def configuration(plan: TrainPlan) -> dict[str, Any]:
     chosen = {
         name: value for name, value in dataclasses.asdict(plan.train).items() if name not in free
     }
+    tokenizer = EmuTokenizer.load(plan.tokenizer)
     described = {
         "model": dataclasses.asdict(plan.model),
         "sequence": dataclasses.asdict(plan.sequence),
         "train": chosen,
-        "tokenizer": hashlib.sha256(Path(plan.tokenizer).read_bytes()).hexdigest(),
+        "tokenizer": hashlib.sha256(tokenizer.model_bytes).hexdigest(),
         "init": plan.init,
         "vision_weights": plan.vision_weights,
+        "language_weights": plan.language_weights,
         "use_features": plan.use_features,
     }
     return json.loads(json.dumps(described))

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from emu.config import EmuConfig
+from emu.models.config_file import load_config
 from emu.models.emu import Emu
 from emu.models.init import init_weights
+from emu.models.instruct_rows import add_instruct_tokens
+from emu.models.llama_weights import LANGUAGE, load_llama
 from emu.models.open_clip_weights import open_clip_tower
+from emu.models.sidecars import TOKENIZER
 from emu.models.store import build_model, read_weights
 from emu.models.visual_encoder import VisualEncoder
+from emu.tokenizer import EmuTokenizer
+from emu.train.adapter import train_new_adapter
 from emu.train.config import TrainConfig
 
 TOWER = "visual."
@@ -25,20 +32,25 @@ def start_model(
     init: str | Path | None,
     device: torch.device,
     vision_weights: str | None = None,
+    language_weights: str | None = None,
 ) -> Emu:
     """The model of a run in training mode, with the visual encoder frozen where that is asked.
 
-    `vision_weights`, a tag of open_clip or a checkpoint, replace what is drawn for the visual encoder.
+    `vision_weights`, a tag of open_clip or a checkpoint, replace what is drawn for the visual encoder;
+    `language_weights`, the folder of a LLaMA, what is drawn for the language model but for its regression head.
+    A model in `init` that was pretrained alone gets what instruction tuning adds, where `config` asks for it.
     """
-    check_vision_weights(init, vision_weights)
+    check_start(init, vision_weights, language_weights)
     if init is None:
         model = Emu(config)
-        model.init_weights(train.seed)
+        model.init_weights(train.seed, but=() if language_weights is None else (LANGUAGE,))
+        if language_weights is not None:
+            load_llama(model, language_weights)
         if vision_weights is not None:
             model.visual.load_open_clip(open_clip_tower(vision_weights))
         model.to(device)
     else:
-        model = build_model(config, read_weights(init), device)
+        model = started_model(config, train.seed, Path(init), device)
     if train.freeze_vision:
         model.visual.requires_grad_(False)
     if train.recompute_activations:
@@ -46,11 +58,33 @@ def start_model(
     return model.train()
 
 
+def started_model(config: EmuConfig, seed: int, init: Path, device: torch.device) -> Emu:
+    """The model of a directory, grown by the tokens of instructions and by a fresh adapter where it lacks them.
+
+    An adapter that is added is all that is trained (paper section 3.4). Raises ValueError naming every weight
+    that does not fit.
+    """
+    found = load_config(init)
+    adds_tokens = config.instruct and not found.instruct
+    adds_adapter = config.adapter is not None and found.adapter is None
+    base = replace(
+        config,
+        instruct=config.instruct and not adds_tokens,
+        adapter=None if adds_adapter else config.adapter,
+    )
+    model = build_model(base, read_weights(init), device)
+    if adds_tokens:
+        add_instruct_tokens(model, EmuTokenizer.load(init / TOKENIZER))
+    if adds_adapter and config.adapter is not None:
+        train_new_adapter(model, config.adapter, seed)
+    return model
+
+
 def start_tower(
     config: EmuConfig, seed: int, init: str | Path | None, vision_weights: str | None = None
 ) -> VisualEncoder:
     """The visual encoder that `start_model` gives for the same arguments, without the rest."""
-    check_vision_weights(init, vision_weights)
+    check_start(init, vision_weights)
     tower = VisualEncoder(config.vision)
     if vision_weights is not None:
         tower.load_open_clip(open_clip_tower(vision_weights))
@@ -63,12 +97,17 @@ def start_tower(
     return tower.eval()
 
 
-def check_vision_weights(init: str | Path | None, vision_weights: str | None) -> None:
-    """Raises ValueError where a model to start from already brings a visual encoder."""
-    if init is not None and vision_weights is not None:
-        raise ValueError(
-            f"vision_weights={vision_weights}: the model in {init} has a visual encoder; give one of them"
-        )
+def check_start(
+    init: str | Path | None, vision_weights: str | None, language_weights: str | None = None
+) -> None:
+    """Raises ValueError where a model to start from already brings what is given beside it."""
+    given = {"vision_weights": vision_weights, "language_weights": language_weights}
+    parts = {"vision_weights": "visual encoder", "language_weights": "language model"}
+    for name, value in given.items():
+        if init is not None and value is not None:
+            raise ValueError(
+                f"{name}={value}: the model in {init} has a {parts[name]}; give one of them"
+            )
 
 
 def _tower_weights(init: str | Path) -> Iterator[tuple[str, Tensor]]:

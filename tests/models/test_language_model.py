@@ -1,13 +1,11 @@
 import copy
 
-import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from emu.models.emu import Emu
-from emu.models.language_model import LanguageModel, RotaryAngles
-from tests.models.conftest import micro_config
+from emu.models.language_model import RotaryAngles
 
 
 @torch.no_grad()
@@ -72,47 +70,6 @@ def test_rotary_angles_stay_exact_in_bfloat16() -> None:
         torch.zeros(1, dtype=torch.bfloat16), torch.tensor([[1999]])
     )
     torch.testing.assert_close(low.float(), exact, atol=2**-8, rtol=0)
-
-
-def test_llama_weights_get_mean_rows_for_added_tokens() -> None:
-    config = micro_config()
-    language = LanguageModel(config)
-    sizes = config.language
-    base = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=sizes.vocab_size,
-            hidden_size=sizes.hidden_size,
-            num_hidden_layers=sizes.num_layers,
-            num_attention_heads=sizes.num_heads,
-            intermediate_size=sizes.intermediate_size,
-        )
-    )
-    language.load_llama(base)
-    for ours, theirs in (
-        (language.lm.model.embed_tokens.weight, base.model.embed_tokens.weight),
-        (language.lm.lm_head.weight, base.lm_head.weight),
-    ):
-        assert torch.equal(ours[:300], theirs)
-        torch.testing.assert_close(ours[300:], theirs.mean(0).expand(4, -1))
-    ours = language.lm.get_parameter("model.layers.1.mlp.up_proj.weight")
-    assert torch.equal(ours, base.get_parameter("model.layers.1.mlp.up_proj.weight"))
-
-
-def test_llama_weights_of_another_size_are_named() -> None:
-    language = LanguageModel(micro_config())
-    other = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=300,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-        )
-    )
-    with pytest.raises(ValueError) as error:
-        language.load_llama(other)
-    assert "missing or unexpected model.layers.1.mlp.up_proj.weight" in str(error.value)
-    assert "model.layers.0.mlp.up_proj.weight has shape (32, 16)" in str(error.value)
 
 
 def test_recomputation_gives_the_same_gradients(model: Emu) -> None:

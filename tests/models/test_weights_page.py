@@ -20,9 +20,10 @@ def test_the_page_runs(
     blocks = re.findall(
         r"```python\n(.*?)```", (repository / "docs/weights.md").read_text(), re.DOTALL
     )
-    assert len(blocks) == 1
+    assert len(blocks) == 2
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(blocks[0], "docs/weights.md", "exec"), names)
+    for block in blocks:
+        exec(compile(block, "docs/weights.md", "exec"), {})
+    assert load_config(tmp_path / "models" / "to-instruct").instruct
     assert load_config(tmp_path / "models" / "emu-i-merged").adapter is None
     assert load_config(tmp_path / "models" / "adapted").adapter is not None

@@ -1,16 +1,23 @@
 """The doors: features, then training on them, as a person calls them."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from emu.config import tiny_config
 from emu.models.store import load_model
+from emu.tokenizer import EmuTokenizer, train_tokenizer
 from emu.train.metrics import read_metrics
 from jobs import precompute_features, train_emu
 from jobs.paths import job_path
 from tests.data.small_dataset import document, write_dataset
+from tests.models.llama_folders import write_llama
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -112,6 +119,53 @@ def test_bad_options_are_explained(
     given = [places.get(option, option) for option in options]
     status, _, error = run(train_emu.main, "--num-workers", 0, "--steps", 1, *given)
     assert status == 2 and message in error and "Traceback" not in error
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaMA of the tiny recipe's sizes, as Hugging Face's library saves it."""
+    folder = tmp_path_factory.mktemp("start") / "llama"
+    words = folder.with_name("words.model")
+    train_tokenizer(["one red circle", "a text of two blue squares and more"], 280, words)
+    sizes = replace(tiny_config().language, vocab_size=EmuTokenizer.load(words).num_pieces)
+    write_llama(folder, sizes, words)
+    return folder
+
+
+def test_a_run_starts_from_a_llama(run: Run, data: Path, tmp_path: Path, llama: Path):
+    options = ["--data", data, "--out", tmp_path / "run", "--language-weights", llama]
+    status, _, error = run(train_emu.main, *options, *train_here("--train.optim.language-lr", 0))
+    assert status == 0, error
+    model, tokenizer = load_model(tmp_path / "run" / "model")
+    assert tokenizer.model_bytes == (llama / "tokenizer.model").read_bytes()
+    assert model.config.language.rms_norm_eps == 1e-5
+    ours = model.language.lm.state_dict()
+    for name, weight in load_file(llama / "model.safetensors").items():
+        assert torch.equal(ours[name][: len(weight)], weight), name  # at rate 0 it stays
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert described["language_weights"] == str(llama)
+    status, _, error = run(train_emu.main, *options[:4], *train_here("--tokenizer", llama))
+    assert status == 2 and "language_weights: then" in error
+
+
+def test_a_llama_that_does_not_fit_is_refused_before_training(
+    run: Run, data: Path, tmp_path: Path, llama: Path
+):
+    options = ["--data", data, "--out", tmp_path / "run", "--language-weights"]
+    here = train_here()
+    status, _, error = run(train_emu.main, *options, tmp_path / "nope", *here)
+    assert status == 2 and "no LLaMA at" in error and "tokenizer.model" in error
+    status, _, error = run(train_emu.main, *options, llama, "--init", tmp_path, *here)
+    assert status == 2 and "no model at" in error
+    status, _, error = run(train_emu.main, *options, llama, "--recipe", "emu_llama_1b", *here)
+    assert status == 2 and "pieces, recipe emu_llama_1b needs 32000" in error
+    broken = shutil.copytree(llama, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors")
+    status, _, error = run(train_emu.main, *options, broken, *here)
+    assert status == 2 and "missing model.layers.2.mlp.up_proj.weight" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_shows_the_values_of_the_chosen_recipe(capsys: pytest.CaptureFixture[str]):
