@@ -262,6 +262,9 @@ def test_bad_input_is_named():
     metric = VqaAccuracy(bootstrap=NO_INTERVAL)
     with pytest.raises(ValueError, match="predictions: 1 values are not str: 1: 2"):
         metric({1: 2}, {1: question("x")})  # type: ignore[dict-item]
+    # text is a sequence too, of its letters
+    with pytest.raises(ValueError, match="references: 1 values are not list or tuple: 1: 'red'"):
+        metric({1: "x"}, {1: VqaReference("red")})
     with pytest.raises(ValueError, match="1 questions have no answers: 1"):
         metric({1: "x"}, {1: question()})
     with pytest.raises(ValueError, match="more or fewer annotators"):
@@ -282,3 +285,60 @@ def test_textvqa_numbers_the_answers_whatever_else_is_known_of_them():
 def test_no_annotators_for_some_answers_are_named():
     with pytest.raises(ValueError, match="more or fewer annotators"):
         VqaAccuracy(bootstrap=NO_INTERVAL)({1: "x"}, {1: VqaReference(["x", "y"], [])})
+
+
+def transcribed_punctuation(text: str) -> str:
+    """The official scorer's treatment of signs alone."""
+    signs = ';/[]"{}()=+\\_-><@`,?!'
+    inside = re.search(r"(\d)(\,)(\d)", text) is not None
+    result = text
+    for sign in signs:
+        touches = sign + " " in text or " " + sign in text
+        result = result.replace(sign, "" if touches or inside else " ")
+    return re.compile(r"(?!<=\d)(\.)(?!\d)").sub("", result, count=32)
+
+
+def agreement(prediction: str, answers: list[str]) -> float:
+    """The mean over numbered answers of what the others agree."""
+    numbered = list(enumerate(answers))
+    others = [[other for other in numbered if other != one] for one in numbered]
+    return sum(min(1, sum(text == prediction for _, text in found) / 3) for found in others) / len(
+        answers
+    )
+
+
+def transcribed_words(text: str) -> str:
+    """The official scorer's treatment of words alone."""
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def transcribed_accuracy(mode: str, prediction: str, answers: list[str]) -> float:
+    """What the released evaluation and M4C's evaluator compute of ten numbered answers."""
+    if mode == "textvqa":
+
+        def processed(text: str) -> str:
+            text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+            return transcribed_normalization(text)
+
+        return agreement(processed(prediction), [processed(text) for text in answers])
+    line = prediction.replace("\n", " ").replace("\t", " ").strip()
+    if len(set(answers)) > 1:
+        answers = [transcribed_punctuation(text) for text in answers]
+    return agreement(transcribed_words(transcribed_punctuation(line)), answers)
+
+
+@pytest.mark.parametrize("mode", ["textvqa", "released"])
+def test_other_modes_are_their_evaluators_on_made_answers(mode: str):
+    generator = random.Random(11)
+    made = made_answers(600, seed=12)
+    right = 0.0
+    for _ in range(600):
+        few = generator.sample(made, 2)
+        answers = [generator.choice(few) for _ in range(10)]
+        prediction = generator.choice([*few, few[0].upper(), few[0] + ".", "the " + few[1]])
+        reference = VqaReference(answers, list(range(10)))
+        found = accuracy(prediction, reference, mode)
+        assert found == pytest.approx(transcribed_accuracy(mode, prediction, answers), abs=1e-12)
+        right += found
+    assert right > 100

@@ -111,6 +111,7 @@ class VqaAccuracy:
 
 
 def _check(references: Mapping[Key, VqaReference]) -> None:
+    require({key: one.answers for key, one in references.items()}, (list, tuple), "references")
     empty = [key for key, reference in references.items() if not reference.answers]
     if empty:
         raise ValueError(f"references: {len(empty)} questions have no answers: {shown(empty)}")
