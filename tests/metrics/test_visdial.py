@@ -113,7 +113,8 @@ def test_uneven_rows_and_missing_questions_are_named():
 
 
 def test_rows_may_be_arrays():
-    reference = VisdialReference(1, np.array([0, 1, 0.5]))  # type: ignore[arg-type]
+    target = np.array([0, 2, 1]).argmax()
+    reference = VisdialReference(target, np.array([0, 1, 0.5]))  # type: ignore[arg-type]
     row = np.array([1, 3, 2])
     scores = visdial_scores({"q": row}, {"q": reference}, bootstrap=NO_INTERVAL)  # type: ignore[dict-item]
     assert [score.value for score in scores][:2] == [1, 1]

@@ -18,6 +18,8 @@ Value = TypeVar("Value")
 
 # Sums of the samples' statistics [resamples, statistics] to scores [resamples].
 Combine = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+# Whole numbers, those of arrays included.
+WHOLE = (int, np.integer)
 _SHOWN = 5
 _DRAWS_AT_ONCE = 4_000_000
 
@@ -180,9 +182,9 @@ def require(values: Mapping[Key, object], kind: type | tuple[type, ...], what: s
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
     ]
     if wrong:
-        names = (
-            kind.__name__ if isinstance(kind, type) else " or ".join(one.__name__ for one in kind)
-        )
+        kinds = (kind,) if isinstance(kind, type) else kind
+        # NumPy's kinds go without saying
+        names = " or ".join(one.__name__ for one in kinds if one.__module__ == "builtins")
         raise ValueError(
             f"{what}: {len(wrong)} values are not {names}: {', '.join(wrong[:_SHOWN])}"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from emu.eval.metrics.metric import (
+    WHOLE,
     Bootstrap,
     Key,
     Score,
@@ -42,8 +43,8 @@ class NextQaChoice:
     ) -> Score:
         """The score; raises ValueError for ids or values that cannot be scored."""
         keys = aligned_keys(predictions, references)
-        require(predictions, int, "predictions")
-        require({key: references[key].answer for key in keys}, int, "references")
+        require(predictions, WHOLE, "predictions")
+        require({key: references[key].answer for key in keys}, WHOLE, "references")
         types = nextqa_types(keys, [references[key].question_type for key in keys])
         samples = {key: float(predictions[key] == references[key].answer) for key in keys}
         groups = nextqa_groups(samples.values(), types)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emu.eval.metrics.metric import (
+    WHOLE,
     Bootstrap,
     Key,
     Score,
@@ -217,7 +218,7 @@ def _targets(
     references: Mapping[Key, VisdialReference], keys: Sequence[Key], num: int
 ) -> NDArray[np.int64]:
     targets = [references[key].target for key in keys]
-    require(dict(zip(keys, targets, strict=True)), int, "targets")
+    require(dict(zip(keys, targets, strict=True)), WHOLE, "targets")
     outside = [key for key, target in zip(keys, targets, strict=True) if target not in range(num)]
     if outside:
         raise ValueError(
