@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from emu.eval.metrics.metric import Bootstrap, aligned_keys, grouped_means, keyed, mean_score
+from emu.eval.metrics.metric import (
+    Bootstrap,
+    aligned_keys,
+    grouped_means,
+    keyed,
+    mean_score,
+    require,
+)
 
 
 def test_interval_of_a_mean_is_near_the_normal_one():
@@ -83,3 +90,12 @@ def test_intervals_hold_the_true_mean_about_as_often_as_they_say(distribution: s
 def test_a_bootstrap_out_of_range_is_named(options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Bootstrap(**options)
+
+
+def test_long_values_are_cut_in_messages():
+    with pytest.raises(ValueError, match="p: 1 values are not str") as caught:
+        require({"a" * 1000: ["b"] * 1000}, str, "p")
+    assert len(str(caught.value)) < 250
+    with pytest.raises(ValueError, match="have no prediction") as caught:
+        aligned_keys({}, {"a" * 1000: 0})
+    assert len(str(caught.value)) < 250

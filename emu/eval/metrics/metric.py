@@ -177,7 +177,7 @@ def keyed(pairs: Iterable[tuple[Key, Value]], what: str) -> dict[Key, Value]:
 def require(values: Mapping[Key, object], kind: type | tuple[type, ...], what: str) -> None:
     """Raises ValueError naming the first few values that are not of `kind` (a bool is no number)."""
     wrong = [
-        f"{key!r}: {value!r}"
+        f"{key!r:.80}: {value!r:.80}"
         for key, value in values.items()
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
     ]
@@ -191,8 +191,8 @@ def require(values: Mapping[Key, object], kind: type | tuple[type, ...], what: s
 
 
 def shown(keys: Sequence[Key]) -> str:
-    """The first few ids as text."""
-    text = ", ".join(repr(key) for key in keys[:_SHOWN])
+    """The first few ids as text, each cut at 80 signs."""
+    text = ", ".join(f"{key!r:.80}" for key in keys[:_SHOWN])
     return (text or "none") + (", ..." if len(keys) > _SHOWN else "")
 
 
