@@ -119,10 +119,10 @@ class LanguageConfig:
 class ObjectiveConfig:
     """Choices where the paper is silent; the defaults follow the released masks."""
 
-    visual_weight: float = 1.0  # of the regression against the cross-entropy
-    regress_closing: bool = True  # the embedding of [/IMG] is a target too (the 33rd of an image)
-    detach_targets: bool = True  # no gradient through the regression targets
-    train_image_start: bool = False  # cross-entropy on [IMG], so that the model may choose to draw
+    visual_weight: float = 1.0  # Weight of the regression against the cross-entropy.
+    regress_closing: bool = True  # The embedding of [/IMG] is a target too (the 33rd of an image).
+    detach_targets: bool = True  # No gradient flows through the regression's targets.
+    train_image_start: bool = False  # Cross-entropy on [IMG], so that the model may choose to draw.
 
     def __post_init__(self) -> None:
         if self.visual_weight < 0:
@@ -285,7 +285,7 @@ def emu_llama_7b_config(instruct: bool = False) -> EmuConfig:
 
 
 def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
-    """Every part of the paper at a few million parameters, for one processor core.
+    """Every part of the paper in 1.2 million weights, for one processor core.
 
     Sizes, weight of the regression and initial deviations are chosen so that a run of some hundred steps
     from nothing learns to look at its pictures (docs/decisions/0030).

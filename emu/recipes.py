@@ -27,7 +27,7 @@ class Recipe:
 
 
 def tiny() -> Recipe:
-    """Every part of the paper at a few million parameters; some hundred steps take a minute or two.
+    """Every part of the paper in 1.2 million weights; some hundred steps take a minute or two.
 
     Trained from scratch, so its learning rates are higher than those of the paper and its warmup short.
     """

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 import time
@@ -56,6 +57,7 @@ class ConvertCheckpoint:
 
         jobs/convert_checkpoint.py --weights Emu/pretrain/multimodal_encoder --config Emu-14B.json \\
             --tokenizer llama/tokenizer.model --decoder Emu/pretrain --out emu-14b
+
         jobs/serve.py --model emu-14b
 
     And back, for the published code:
@@ -68,33 +70,35 @@ class ConvertCheckpoint:
     """
 
     weights: str
-    """The weights: a .safetensors, .bin, .pt or .pth file, an index, or a folder of pieces, also wrapped in
-    `module`. PyTorch files are read as weights alone: one that holds more than tensors is refused, not run.
-    With --to released, a model directory."""
+    """A .safetensors, .bin, .pt or .pth file, an index, or a folder of pieces; also wrapped in `module`.
+    PyTorch files are read as weights alone: one that holds more than tensors is refused, not run.
+    With --to released, a model folder."""
     out: str
     """Folder to write, of the size of the weights."""
     config: str | None = None
     """The released Emu-14B.json, or one of its form with sections c_former, llama and lora for other sizes.
-    Needed to import; with --to released, the model directory's own is taken."""
+    Needed to import. With --to released, the model's own is taken."""
     tokenizer: str | None = None
-    """LLaMA's tokenizer.model, or the folder it is in. None imports without: the model then needs one to run."""
+    """LLaMA's tokenizer.model, or the folder it is in. None imports without: the model then needs one to run.
+    With --to released, None takes the model's own."""
     decoder: str | None = None
-    """The visual decoder in the layout of diffusers: a folder with unet/, vae/, scheduler/, and safety_checker/
-    and feature_extractor/ where there are any. With --to released, None takes the model's own."""
+    """A folder with the visual decoder in the layout of diffusers: unet/, vae/, scheduler/.
+    Also safety_checker/ and feature_extractor/, where there are any.
+    None imports without: the model draws no pictures. With --to released, None takes the model's own."""
     to: Literal["emu", "released"] = "emu"
     """emu: import. released: the way back."""
     kind: Literal["auto", "emu", "emu-i"] = "auto"
-    """What the released weights are: auto tells by their keys; the others are an error where the keys say
-    otherwise."""
+    """Which family the released weights are of: auto tells by their keys (emu-i has LoRA or 32,006 rows).
+    The others are an error where the keys say otherwise."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Of the written weights. keep: each tensor as it is, bit for bit."""
     shard_size_gb: float = 5.0
-    """Largest piece of the imported weights, in 10^9 bytes."""
+    """Largest piece of the imported weights, in gigabytes (10^9 bytes)."""
     form: Literal["bin", "safetensors"] = "bin"
-    """With --to released: bin is what the published code reads, safetensors can be read without unpickling."""
+    """With --to released: bin is what the published code reads; safetensors can be read without unpickling."""
     fill_unused: bool = True
-    """With --to released: also write what the published code asks for and never uses (T5's word embedding,
-    here zeros, and the constants of the rotary positions); its strict loading fails without."""
+    """With --to released: also write what the published code asks for and never uses; it fails without.
+    That is T5's word embedding, here zeros, and the constants of the rotary positions."""
     overwrite: bool = False
     """Replace the model in OUT, as a whole."""
 
@@ -257,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = tyro.cli(
             ConvertCheckpoint,
             args=arguments,
-            description=ConvertCheckpoint.__doc__,
+            description=inspect.getdoc(ConvertCheckpoint),
             prog="convert_checkpoint.py",
         )
         report = convert(options)

@@ -9,6 +9,7 @@ Starts a local Ray when run alone, uses the cluster under `ray job submit`; runs
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 import socket
@@ -38,18 +39,32 @@ log = logging.getLogger("serve")
 
 @dataclass(frozen=True)
 class ServeJob:
-    """Serve a trained model over HTTP: OpenAI's chat completions with text and images, and a small page.
+    """Serves a trained model over HTTP: OpenAI's chat completions with text and images, and a small page.
 
-    Open the printed address in a browser, or give it to any OpenAI client as its base URL (ending in /v1).
+    A first try, with a model that jobs/train_emu.py trained:
+
+        jobs/serve.py --model run/model
+
+    Open the printed address in a browser, or give it to any OpenAI client as its base URL (ending in /v1):
+
+        curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+            -d '{"messages": [{"role": "user", "content": "a red circle"}]}'
+
+    Two copies on the GPUs of a cluster:
+
+        ray job submit --working-dir . -- python jobs/serve.py --model /shared/emu --device cuda \\
+            --dtype bfloat16 --num-gpus 1 --num-replicas 2
+
+    Runs until Ctrl-C. Alone it starts a Ray of its own; under `ray job submit` it uses the cluster.
     """
 
     model: Path
-    """Directory with config.json, model.safetensors, tokenizer.model and, for drawing, decoder/."""
+    """Folder with config.json, model.safetensors (or its pieces), tokenizer.model and, for drawing, decoder/."""
     name: str | None = None
-    """The name that callers put into `model`; by default the directory's own."""
+    """The name that callers put into `model`. None: the folder's own."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default is for this machine alone; 0.0.0.0 lets everyone in, and nothing here
-    asks for a key: put a proxy in front that does."""
+    """Address to listen on. The default is for this machine alone; 0.0.0.0 lets everyone in.
+    Nothing here asks for a key: put a proxy in front that does."""
     port: int = 8000
     """Port to listen on; 0 takes a free one and prints it."""
     device: str = "cpu"
@@ -67,8 +82,8 @@ class ServeJob:
     requests_waiting: int = 64
     """Requests that may wait for a replica; those beyond get status 503 at once."""
     fetch_images: bool = False
-    """Fetch images whose address is http(s). Off by default: a server that fetches addresses for strangers
-    must be meant to. Private and local addresses are refused in any case."""
+    """Fetch images whose address is http(s). Off by default: who fetches for strangers must mean to.
+    Private and local addresses are refused in any case."""
     limits: Limits = field(default_factory=Limits)
     """What one request may ask for at most."""
     fetch: FetchConfig = field(
@@ -80,7 +95,7 @@ class ServeJob:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until a signal; gives the exit status."""
     start_logging()
-    job = tyro.cli(ServeJob, args=arguments)
+    job = tyro.cli(ServeJob, args=arguments, description=inspect.getdoc(ServeJob), prog="serve.py")
     try:
         options = serve_options(job)
         read_config(job.model)

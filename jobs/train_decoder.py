@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Trains the visual decoder of a trained model: from what the model regresses to pictures."""
 
+import inspect
 import logging
 import sys
 import time
@@ -41,6 +42,10 @@ class TrainDecoder:
 
         jobs/train_decoder.py --model run/model --data mmc4
 
+    From Stable Diffusion's weights, into a folder of its own:
+
+        jobs/train_decoder.py --model run/model --data mmc4 --stable-diffusion sd-v1-5 --out decoder
+
     The model stays as it is: for the sentence of each picture it regresses the embeddings that the U-Net
     is conditioned on, a tenth of them replaced by those of the empty prompt. Without --stable-diffusion a
     small autoencoder is trained first, on the same pictures. The result, in the layout of diffusers, becomes
@@ -55,18 +60,18 @@ class TrainDecoder:
     out: str | None = None
     """Folder of the visual decoder, replaced as a whole. None: MODEL/decoder, where the model finds it."""
     stable_diffusion: str | None = None
-    """A folder of Stable Diffusion v1.x in the layout of diffusers (unet/, vae/, scheduler/). Its U-Net is
-    trained on, with new K and V in the cross-attentions; its autoencoder stays. None: all from scratch, at
-    the sizes in the model's configuration."""
+    """A folder of Stable Diffusion v1.x in the layout of diffusers (unet/, vae/, scheduler/).
+    Its U-Net is trained on, with new K and V in the cross-attentions; its autoencoder stays.
+    None: all from scratch, at the sizes in the model's configuration."""
     steps: int | None = None
     """Optimizer steps of the U-Net. None: --train.steps."""
     autoencoder_steps: int | None = None
-    """Optimizer steps of the autoencoder before, not used with --stable-diffusion. None:
-    --train.autoencoder-steps."""
+    """Optimizer steps of the autoencoder before; not used with --stable-diffusion.
+    None: --train.autoencoder-steps."""
     batch_size: int | None = None
     """Pictures a step. None: --train.batch-size."""
     learning_rate: float | None = None
-    """Peak learning rate of the U-Net. None: --train.learning-rate, with --stable-diffusion the paper's 1e-4."""
+    """Peak learning rate of the U-Net. None: --train.learning-rate; with --stable-diffusion the paper's 1e-4."""
     seed: int | None = None
     """Of fresh weights, order of pictures and noise. None: --train.seed."""
     train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
@@ -142,7 +147,10 @@ def main(arguments: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         options = tyro.cli(
-            TrainDecoder, args=arguments, description=TrainDecoder.__doc__, prog="train_decoder.py"
+            TrainDecoder,
+            args=arguments,
+            description=inspect.getdoc(TrainDecoder),
+            prog="train_decoder.py",
         )
         plan = plan_of(options)
         if options.stable_diffusion is None:

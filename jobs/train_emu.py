@@ -2,6 +2,7 @@
 """Trains Emu on a published dataset with Ray Train, or in this process without Ray."""
 
 import argparse
+import inspect
 import logging
 import os
 import sys
@@ -42,44 +43,58 @@ BAD_VALUE, FAILED = 2, 1
 class TrainEmu:
     """Trains Emu: text by cross-entropy, images by regression to their next visual embedding.
 
-    A first try, on a dataset that one of the build jobs wrote:
+    A first try, on a dataset that one of the build jobs wrote (here in the folder mmc4):
 
-        jobs/train_emu.py --recipe tiny --data mmc4 --out run --steps 200
+        jobs/train_emu.py --data mmc4 --out run --steps 200
+
+    Start from the paper's parts, or from a model that is there; look at a recipe's values; use 8 GPUs of a cluster:
+
+        jobs/train_emu.py --recipe emu_llama_7b --vision-weights laion400m_s11b_b41k \\
+            --language-weights llama-7b --data mmc4 --out run7b
+
+        jobs/train_emu.py --init run/model --data more --out run2
+
+        jobs/train_emu.py --recipe emu_14b --help
+
+        ray job submit --working-dir . -- python jobs/train_emu.py --data /shared/mmc4 --out /shared/run --num-workers 8
 
     OUT/model is the trained model, OUT/metrics.jsonl and OUT/curves.svg show how it came about. A run that
     was stopped, killed or lost goes on from OUT/checkpoints when it is started again with the same options.
     Every value of the recipe can be changed under --train.*, --sequence.* and --objective.*; their defaults
-    are the recipe's.
+    are the recipe's. Lengths count positions: tokens, and 34 for each image of the paper's sizes.
     """
 
     data: str
-    """Folder or address of a finished dataset."""
+    """Folder or address of a finished dataset: one with a manifest.json."""
     out: str
     """Folder of the run. With workers on several nodes, one that all of them see."""
     recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
-    """tiny: every part at a few million parameters, minutes on two cores. The others: the paper's visual encoder
-    and Causal Former around a LLaMA of 1.3, 7 or 13 billion weights; emu_14b is the paper's model."""
+    """Sizes, lengths and rates. tiny: every part of the paper in 1.2 million weights, minutes on two cores.
+    The others: the paper's visual encoder and Causal Former around a LLaMA of 1.3, 7 or 13 billion weights.
+    With --init, the sizes are those of the model there."""
     steps: int | None = None
-    """Optimizer steps in all. None: the recipe's."""
+    """Optimizer steps in all. None: the recipe's (--train.steps)."""
     batch_size: int | None = None
-    """Sequences of one micro-batch on one worker, whatever the corpus. None: the recipe's."""
+    """Sequences of one micro-batch on one worker, whatever the corpus. None: the recipe's (--train.batch-size)."""
     seed: int | None = None
-    """Of initial weights, order of samples and dropout. None: the recipe's."""
+    """Of initial weights, order of samples and dropout. None: the recipe's (--train.seed)."""
     num_workers: int = 2
     """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
     tokenizer: str | None = None
-    """A sentencepiece tokenizer.model. None: that of --init, or for tiny one learned from the dataset's texts."""
+    """A sentencepiece tokenizer.model, or the folder that holds one.
+    None: that of --init or --language-weights, or for tiny one learned from the dataset's texts."""
     init: str | None = None
-    """A model directory to start from (a run's OUT/model, or converted weights). None draws random weights."""
+    """A model folder to start from: OUT/model of a run, or what jobs/convert_checkpoint.py wrote.
+    None draws the weights from the seed."""
     vision_weights: str | None = None
-    """EVA-CLIP for the visual encoder of a model that is drawn: a pretrained tag of open_clip such as
-    laion400m_s11b_b41k, or a checkpoint file of open_clip or EVA. Not with --init, which has its own."""
+    """EVA-CLIP for the visual encoder, instead of drawn weights; not with --init, which has its own.
+    A pretrained tag of open_clip such as laion400m_s11b_b41k, or a checkpoint file of open_clip or EVA."""
     language_weights: str | None = None
-    """LLaMA for the language model of a model that is drawn: a folder of Hugging Face's form, of the recipe's sizes.
-    Its tokenizer.model is taken too. Not with --init, which has its own."""
+    """LLaMA for the language model, instead of drawn weights; not with --init, which has its own.
+    A folder in Hugging Face's form, with the sizes of the recipe; its tokenizer.model is taken too."""
     use_features: bool = False
-    """Train on features that jobs/precompute_features.py computed with this very visual encoder, which stays
-    frozen. Features of other weights are refused."""
+    """Train on features that jobs/precompute_features.py computed; the visual encoder then stays frozen.
+    Features of any other weights than this encoder's are refused."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: go on where OUT holds this run, else begin. must, never: an error where that is not so."""
     num_cpus: int | None = None
@@ -243,7 +258,11 @@ def parse(arguments: list[str]) -> TrainEmu:
         objective=recipe.model.objective,
     )
     return tyro.cli(
-        TrainEmu, args=arguments, default=default, description=TrainEmu.__doc__, prog="train_emu.py"
+        TrainEmu,
+        args=arguments,
+        default=default,
+        description=inspect.getdoc(TrainEmu),
+        prog="train_emu.py",
     )
 
 

@@ -21,19 +21,21 @@ class OptimConfig:
     language_lr: float = 3e-5
     """Peak learning rate of the language model and its heads."""
     regress_lr: float | None = None
-    """Peak learning rate of the regression head; null: that of the language model."""
+    """Peak learning rate of the regression head. None: that of the language model."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """How much of the running means of gradient and squared gradient each step keeps."""
     eps: float = 1e-6
+    """Added to the root of the squared gradient's mean, against division by zero."""
     weight_decay: float = 0.05
-    """Not applied to norms, biases, positions, class token, causal queries and embeddings."""
+    """Part of a weight that a step at rate 1 takes away.
+    Not applied to norms, biases, positions, class token, causal queries and embeddings."""
     clip_norm: float = 5.0
     """Largest norm of the gradient over all weights (5.0: Emu2; the paper does not say)."""
     warmup_ratio: float = 0.2
     """Part of all steps over which the rate rises linearly; then it falls along a cosine."""
     visual_wait_ratio: float = 0.0
-    """Part of all steps for which visual encoder, ln_visual and Causal Former wait at rate zero; then their
-    rate rises over a warmup of its own. For a language model that starts from nothing: before it
-    knows its words, its gradient teaches them only to be out of the way."""
+    """Part of all steps for which visual encoder, ln_visual and Causal Former wait at rate zero, then warm up.
+    For a language model that starts from nothing: until it knows words, it teaches them to be out of the way."""
     final_ratio: float = 0.0
     """Where the cosine ends, as a part of the peak."""
 
@@ -54,18 +56,18 @@ class TrainConfig:
     batch_size: int
     """Sequences of one micro-batch on one worker, for corpora not named in `corpus_batch_size`."""
     corpus_batch_size: Mapping[str, int] = field(default_factory=dict)
-    """The same by corpus: pairs are short, documents and clips long."""
+    """The same by corpus, as in: laion 128 mmc4 64. Pairs are short, documents and clips long."""
     num_micro: int = 1
     """Micro-batches that are added up into one step on each worker."""
     precision: Precision = "float32"
-    """bfloat16: matrix products under autocast; weights, optimizer and losses stay float32."""
+    """Of matrix products. bfloat16: under autocast; weights, optimizer and losses stay float32."""
     normalisation: Normalisation = "global"
-    """global: losses are means over all targets of the step, however it is cut into workers and
-    micro-batches. micro_batch: means of each micro-batch, then their mean (the released way)."""
+    """global: losses are means over all targets of the step, however it is cut into workers and micro-batches.
+    micro_batch: the mean of each micro-batch, then the mean of those (the released way)."""
     freeze_vision: bool = False
     """Keep the visual encoder as it is; needed for precomputed features."""
     recompute_activations: bool = False
-    """Trade time for memory."""
+    """Keep no activations inside layers but compute them again: slower, in far less memory."""
     seed: int = 0
     """Of initial weights, order of samples, drawn formats and dropout."""
     checkpoint_every: int = 100

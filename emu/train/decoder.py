@@ -68,13 +68,15 @@ class DecoderTrainConfig:
     autoencoder_batch_size: int = 4
     """Pictures a step of the autoencoder."""
     learning_rate: float = 3e-3
-    """Peak of the U-Net's. The paper's, for Stable Diffusion's weights, is 1e-4."""
+    """Peak learning rate of the U-Net. The paper's, for Stable Diffusion's weights, is 1e-4."""
     autoencoder_learning_rate: float = 2e-3
-    """Peak of the autoencoder's."""
+    """Peak learning rate of the autoencoder."""
     warmup_ratio: float = 0.1
     """Part of a stage's steps over which the rate rises; then it falls along a cosine to zero."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """How much of the running means of gradient and squared gradient each step of AdamW keeps (the paper's)."""
     weight_decay: float = 0.01
+    """Part of a weight that a step of AdamW at rate 1 takes away (the paper's)."""
     clip_norm: float = 1.0
     """Largest norm of the gradient (our choice; the paper does not say)."""
     drop_probability: float = 0.1
