@@ -32,6 +32,9 @@ from schemas.manifest import Manifest, Tally
 from schemas.shard import LEDGERS, SHARDS
 from schemas.validation import SchemaError
 
+MAX_CPUS = 10_000
+"""Ray starts a process for each at once."""
+
 
 @dataclass(frozen=True)
 class BuildMmc4:
@@ -46,32 +49,35 @@ class BuildMmc4:
     """
 
     documents: tuple[str, ...]
-    """The document files as MMC4 distributes them: .jsonl, .jsonl.gz or .jsonl.zip. Paths, quoted
-    patterns or addresses (s3://bucket/docs_*.jsonl.zip); several may follow."""
+    """The document files as MMC4 distributes them: .jsonl, .jsonl.gz or .jsonl.zip.
+    Paths, quoted patterns or addresses (s3://bucket/docs_*.jsonl.zip); several may follow.
+    A pattern may not reach into OUT."""
     out: str
     """Folder or address of the dataset. Where it holds an unfinished build of the same options, that is finished."""
     samples_per_shard: int = 1000
-    """Documents in a shard: the unit of work and of restart. With 1000, a shard has some 100 MB."""
+    """Documents in a shard: the unit of work and of restart, held in memory. 1000 have some 100 MB; at most 100,000."""
     side: int = 256
-    """Pixels of the shorter side to which larger images are brought. Smaller ones are never enlarged."""
+    """Pixels, 8 to 16384, of the shorter side to which larger images are brought. Smaller ones are never enlarged."""
     min_similarity: float = 0.32
-    """CLIP similarity (-1 to 1) to its sentence below which an image is left out. 0.32 is the paper's threshold;
-    OpenFlamingo's script uses 0.24, which keeps far more."""
+    """CLIP similarity (-1 to 1) to its sentence below which an image is left out.
+    0.32 is the paper's threshold; OpenFlamingo's script uses 0.24, which keeps far more."""
     max_images: int | None = 256
-    """Images fetched for one document at most: the most similar ones. Real documents have a handful; the
-    default only bounds what a freak of a page can cost. None takes all."""
+    """Images fetched for one document at most: the most similar ones. None takes all.
+    Real documents have a handful; the default only bounds what a freak of a page can cost."""
     limit: int | None = None
     """Documents read at most, for a trial. None reads all."""
     retry_failed: bool = False
-    """Fetch again, in a finished dataset, what failed for a reason that may have passed (timeouts, 429,
-    5xx, lost connections). What was kept stays, byte for byte. --fetch.* may differ from the first run."""
+    """Fetch again, in a finished dataset, what failed for a reason that may have passed.
+    That is timeouts, 429, 5xx, lost connections. What was kept stays, byte for byte.
+    --fetch.* may differ from the first run."""
     overwrite: bool = False
-    """Begin anew: delete the dataset in OUT, whatever options or inputs made it. Only what a build wrote is
-    deleted; a folder that holds other files under the names of a dataset is refused."""
+    """Begin anew: delete the dataset in OUT, whatever options or inputs made it.
+    Only what a build wrote is deleted; a folder that holds other files among the shards is refused."""
     fail_on_alarm: bool = False
     """End with an error where a rule drops more than 90 % of what it sees, instead of a warning."""
     runner: Literal["ray", "local"] = "ray"
-    """ray: on the cluster that the job was submitted to, else on a Ray of its own. local: in this process."""
+    """ray: on the cluster that the job was submitted to, else on a Ray of its own.
+    local: in this process."""
     num_cpus: int | None = None
     """Cores for a Ray that the job starts itself. None takes all."""
     fetch: FetchConfig = field(default_factory=FetchConfig)
@@ -79,8 +85,10 @@ class BuildMmc4:
     def __post_init__(self) -> None:
         self.source()
         self.config()
-        if self.num_cpus is not None and self.num_cpus < 1:
-            raise ValueError(f"num_cpus={self.num_cpus}: at least 1; leave it out for all cores")
+        if self.num_cpus is not None and not 1 <= self.num_cpus <= MAX_CPUS:
+            raise ValueError(
+                f"num_cpus={self.num_cpus}: at least 1, at most {MAX_CPUS:,}; leave it out for all cores"
+            )
         if self.retry_failed and self.overwrite:
             raise ValueError("retry_failed and overwrite exclude each other: keep, or begin anew")
         job_path(self.out)

@@ -34,6 +34,7 @@ from jobs.asking import (
     write_replies,
 )
 from jobs.cluster import ray_session
+from jobs.endings import stopped
 from jobs.serve import free_port
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
@@ -55,7 +56,7 @@ class Demo:
     out: Path = Path("demo_out")
     """Folder for everything; parts that are finished there are not made again."""
     num_documents: int = 240
-    """Documents of the drawn world."""
+    """Documents of the drawn world, 3 or more (they come in three files)."""
     feature_steps: int = 40
     """Optimizer steps on the precomputed features, the visual encoder frozen."""
     steps: int = 200
@@ -71,6 +72,10 @@ class Demo:
         for name in ("num_documents", "feature_steps", "steps", "decoder_steps", "num_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: at least 1")
+        if self.num_documents < 3:
+            raise ValueError(
+                f"num_documents={self.num_documents}: at least 3, they come in three files"
+            )
 
 
 @dataclass
@@ -96,10 +101,10 @@ class Report:
 
 
 def main(options: Demo) -> int:
-    """Walk the road; the exit status."""
+    """Walk the road; the exit status: 0 if all of it was walked, 1 if not, 130 on Ctrl-C."""
     report, out = Report(), options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         summary = _draw(options, out, report)
         with ray_session(num_cpus=max(4, options.num_workers + 2)):
             environment = dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
@@ -108,6 +113,8 @@ def main(options: Demo) -> int:
             _train(options, out, report, environment)
             _decoder(options, out, report, environment)
             _serve(options, out, report, environment)
+    except KeyboardInterrupt:
+        return stopped()
     except (AskingError, DemoError, OSError, ValueError) as error:
         print(f"\nThe demo stopped: {error}", file=sys.stderr)
         return 1

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Computes the visual encoder's outputs for every image of a published dataset."""
 
+import inspect
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -30,10 +30,13 @@ from pipelines.transforms.features import (
     begin_features,
     finish_features,
     missing_shards,
+    read_manifest,
 )
 from schemas.features import FeatureInfo
 from schemas.manifest import Manifest
 from schemas.validation import SchemaError
+
+MAX_WORKERS, MAX_BATCH, MAX_SEED = 10_000, 65_536, 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -58,21 +61,26 @@ class PrecomputeFeatures:
     recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
     """Sizes of the encoder where --init is not given."""
     seed: int = 0
-    """Of the drawn encoder: the --seed of the training that will use the features."""
+    """Of the drawn encoder, 0 to 2^63 - 1: the --seed of the training that will use the features."""
     storage: Literal["float16", "int8"] = "float16"
     """int8 keeps one scale a token: half the size, off by at most 1/254 of the token's largest value."""
     batch_size: int = 32
-    """Images that pass through the encoder at once."""
+    """Images that pass through the encoder at once, 1 to 65,536. It decides how rows lie in the files."""
     num_workers: int = 2
     """Workers on Ray, each with a copy of the encoder and a core or a GPU. 0: this process, without Ray."""
     overwrite: bool = False
     """Replace features of another encoder that the dataset has."""
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers}: 0 (no Ray) or more")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: 1 or more")
+        if not 0 <= self.num_workers <= MAX_WORKERS:
+            raise ValueError(
+                f"num_workers={self.num_workers}: 0 (no Ray) or more, at most {MAX_WORKERS:,}"
+            )
+        if not 1 <= self.batch_size <= MAX_BATCH:
+            raise ValueError(f"batch_size={self.batch_size}: 1 or more, at most {MAX_BATCH:,}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed={self.seed}: 0 or more, at most {MAX_SEED:,}")
+        job_path(self.data)
 
 
 class TowerEncoder:
@@ -94,6 +102,7 @@ class TowerEncoder:
 def compute(options: PrecomputeFeatures) -> tuple[Manifest, int]:
     """The manifest that names the features, and the number of shards that were done now."""
     storage = Storage(job_path(options.data))
+    read_manifest(storage)  # before an encoder of many gigabytes is made
     init = None if options.init is None else job_path(options.init)
     config = RECIPES[options.recipe]().model if init is None else load_config(init)
     vision_weights = weights_path(options.vision_weights)
@@ -127,7 +136,8 @@ def _worked_on(
     if num_workers == 0:
         yield from map(ShardFeatures(*arguments), rows)
         return
-    yield from _on_ray(rows, arguments, num_workers)
+    with ray_session():
+        yield from _on_ray(rows, arguments, num_workers)
 
 
 def _on_ray(
@@ -174,15 +184,14 @@ def main(arguments: list[str] | None = None) -> int:
         options = tyro.cli(
             PrecomputeFeatures,
             args=arguments,
-            description=PrecomputeFeatures.__doc__,
+            description=inspect.getdoc(PrecomputeFeatures),
             prog="precompute_features.py",
         )
     except ValueError as error:
         return complain(error, BAD_VALUE)
     start_logging()
     try:
-        with ray_session() if options.num_workers else nullcontext():
-            manifest, num_done = compute(options)
+        manifest, num_done = compute(options)
     except KeyboardInterrupt:
         return stopped()
     except (FeatureError, SchemaError, FileNotFoundError, ValueError) as error:

@@ -24,6 +24,7 @@ from schemas.shard import shard_name
 
 LINE_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("line", pa.large_string())])
 MAX_LINE_BYTES = 64 << 20
+MAX_PER_SHARD, MAX_LIMIT = 100_000, 10**12
 _STEM_LENGTH = 60  # leaves 20 of the 80 characters of a key for "-", a hash and the line number
 _REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::[^/]*://)", re.IGNORECASE)
 
@@ -50,10 +51,15 @@ class LineSource:
     max_line_bytes: int = MAX_LINE_BYTES
 
     def __post_init__(self) -> None:
-        if self.samples_per_shard < 1:
-            raise InputError(f"samples_per_shard={self.samples_per_shard}: at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"limit={self.limit}: at least 1; leave it out to take all records")
+        if not 1 <= self.samples_per_shard <= MAX_PER_SHARD:
+            raise InputError(
+                f"samples_per_shard={self.samples_per_shard}: at least 1, at most {MAX_PER_SHARD:,} "
+                "(a shard is held in memory; 1,000 is a good size)"
+            )
+        if self.limit is not None and not 1 <= self.limit <= MAX_LIMIT:
+            raise InputError(
+                f"limit={self.limit}: at least 1, at most {MAX_LIMIT:,}; leave it out to take all records"
+            )
 
     def files(self) -> list[str]:
         """The names of the inputs, sorted, each once."""

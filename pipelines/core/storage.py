@@ -27,6 +27,8 @@ TEMPORARY = ".work/tmp"
 TEMPORARY_NAME = re.compile(r".+\.[0-9]+\.[0-9a-f]{8}")
 """Of a file that is being written: its final name, the process, a random number."""
 ATTEMPTS = 100
+OBJECT_STORES = frozenset(("s3", "gs", "gcs", "abfs", "az", "oss", "swift"))
+"""Kinds of addresses without folders."""
 
 HINTS = {
     errno.ENOSPC: "the disk is full: free some space and start again; finished shards are kept",
@@ -148,8 +150,10 @@ class Storage:
         replaced. Raises `StorageError` (disk full, no permission), leaving what was there before.
         """
         write = data if callable(data) else (lambda file: _write_all(file, data))
+        if not self.is_local:
+            return self._put(path, write)
         with self.explained(path):
-            return self._commit_local(path, write) if self.is_local else self._put(path, write)
+            return self._commit_local(path, write)
 
     def _commit_local(self, path: str, write: Callable[[BinaryIO], T]) -> T:
         final, folder = self.local_path(path), self.local_path(TEMPORARY)
@@ -177,12 +181,16 @@ class Storage:
         return result
 
     def _put(self, path: str, write: Callable[[BinaryIO], T]) -> T:
-        system, full = self._remote(path)
         with tempfile.NamedTemporaryFile() as file:
-            result = write(cast(BinaryIO, file))
-            file.flush()
-            system.makedirs(full.rpartition("/")[0], exist_ok=True)
-            system.put_file(file.name, full)
+            with _explained(f"{self.address(path)} (by way of {file.name})"):
+                result = write(cast(BinaryIO, file))
+                file.flush()
+            with self.explained(path), self.can_be_made(path):
+                system, full = self._remote(path)
+                # Object stores have no folders; asked for one, they make a bucket, be it of a misspelt name.
+                if not OBJECT_STORES.intersection(_protocols(system)):
+                    system.makedirs(full.rpartition("/")[0], exist_ok=True)
+                system.put_file(file.name, full)
         return result
 
     def _remote(self, path: str) -> tuple[Any, str]:
@@ -192,18 +200,19 @@ class Storage:
 
     @contextmanager
     def explained(self, path: str) -> Iterator[None]:
-        """Turn an `OSError` of the block into a `StorageError` that names the file and gives a hint."""
-        try:
-            yield
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if isinstance(error, StorageError):
+        """Turn an error of the block into a `StorageError` that names the file and gives a hint.
+
+        On a local disk these are `OSError`s; the clients of object stores raise classes of their own.
+        """
+        with _explained(self.address(path)):
+            try:
+                yield
+            except OSError:
                 raise
-            cause = error.strerror or str(error) or type(error).__name__
-            hint = HINTS.get(error.errno or 0, "")
-            text = f"'{self.address(path)}': {cause}" + (f" ({hint})" if hint else "")
-            raise StorageError(error.errno or errno.EIO, text) from error
+            except Exception as error:
+                if self.is_local:
+                    raise
+                raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
 
     @contextmanager
     def can_be_made(self, path: str) -> Iterator[None]:
@@ -211,8 +220,29 @@ class Storage:
         try:
             yield
         except FileNotFoundError as error:
-            text = f"'{self.address(path)}': cannot be made there (choose another folder)"
+            where = "folder" if self.is_local else "address: there is no such bucket or folder"
+            text = f"'{self.address(path)}': cannot be made there (choose another {where})"
             raise StorageError(errno.ENOENT, text) from error
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        cause = error.strerror or str(error) or type(error).__name__
+        hint = HINTS.get(error.errno or 0, "")
+        text = f"'{address}': {cause}" + (f" ({hint})" if hint else "")
+        raise StorageError(error.errno or errno.EIO, text) from error
+
+
+def _protocols(system: Any) -> set[str]:
+    protocol: str | tuple[str, ...] = system.protocol
+    return {protocol} if isinstance(protocol, str) else set(protocol)
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """What a fetcher may do and how hard it tries: the options behind `--fetch.*`."""
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -9,6 +10,7 @@ from pipelines.download.addresses import literal_address
 from pipelines.download.robots import agent_token
 
 MIB = 1 << 20
+MAX_AGENT_LENGTH = 1_000
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,23 @@ class FetchConfig:
                 f"user_agent {self.user_agent!r} needs a first word and printable characters, "
                 "such as 'MyCrawler/1.0 (me@my.example)'"
             )
-        if self.ca_file is not None and not self.ca_file.is_file():
-            raise ValueError(f"ca_file {str(self.ca_file)!r} is no file: name a PEM file")
+        if len(self.user_agent) > MAX_AGENT_LENGTH:
+            raise ValueError(
+                f"user_agent has {len(self.user_agent):,} characters, at most {MAX_AGENT_LENGTH:,} are sent: "
+                "servers refuse longer headers"
+            )
+        if self.ca_file is not None:
+            _check_authorities(self.ca_file)
         parse_allowed_hosts(self.allow_host)
+
+
+def _check_authorities(path: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:  # an SSLError is one
+        raise ValueError(
+            f"ca_file {str(path)!r} cannot be used: {error.strerror or error}; name a PEM file of certificates"
+        ) from error
 
 
 @dataclass(frozen=True)
