@@ -1,6 +1,7 @@
 """Fixtures that all parts share: sample data, one local Ray a session."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,34 @@ def sample_data(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("no folder shared/sample_data beside the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of a local server that speaks S3, with which the environment of all processes agrees."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        patch.setenv("AWS_ACCESS_KEY_ID", "tests")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "tests")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield address
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str) -> str:
+    """The address of an empty bucket."""
+    import s3fs
+
+    name = f"bucket-{uuid.uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}"
 
 
 @pytest.fixture(scope="session")

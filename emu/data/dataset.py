@@ -128,7 +128,7 @@ class Dataset:
 
     def _cutter(self, path: str) -> Callable[[int, int], bytes]:
         if not self.is_local:
-            return lambda start, stop: self._fs.cat_file(path, start, stop)
+            return lambda start, stop: self._fs.cat_file(path, start=start, end=stop)
         with Path(path).open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return lambda start, stop: data[start:stop]

@@ -28,10 +28,15 @@ from schemas.validation import SchemaError
 ROW = {"key": "k", "source": "s", "record": 1, "stage": "x", "status": "kept"}
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
-    is_local = request.param == "local"
-    found = Storage(str(tmp_path / "out") if is_local else f"memory://{uuid.uuid4().hex}/out")
+    if request.param == "local":
+        address = str(tmp_path / "out")
+    elif request.param == "memory":
+        address = f"memory://{uuid.uuid4().hex}/out"
+    else:
+        address = f"{request.getfixturevalue('s3_bucket')}/out"
+    found = Storage(address)
     yield found
     found.delete("")
 
@@ -72,7 +77,7 @@ def test_a_full_disk_is_said_in_words(storage: Storage) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.raises(
-        StorageError, match=r"out/a\.txt': No space left.*the disk is full"
+        StorageError, match=r"out/a\.txt( \(by way of .*\))?': No space left.*the disk is full"
     ) as caught:
         storage.commit("a.txt", fill)
     assert caught.value.errno == errno.ENOSPC

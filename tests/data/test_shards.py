@@ -67,10 +67,13 @@ def test_a_state_of_another_dataset_or_seed_is_refused(dataset: Path, tmp_path: 
         ShardReader(other, seed=5).load(state)
 
 
-def test_a_dataset_is_read_from_any_fsspec_address(dataset: Path):
-    memory = fsspec.filesystem("memory")
-    memory.put(f"{dataset}/", "memory://far/pairs/", recursive=True)
-    far, near = ShardReader("memory://far/pairs", seed=1), ShardReader(dataset, seed=1)
+@pytest.mark.parametrize("scheme", ["memory", "s3"])
+def test_a_dataset_is_read_from_any_fsspec_address(
+    dataset: Path, scheme: str, request: pytest.FixtureRequest
+):
+    root = "memory://far" if scheme == "memory" else request.getfixturevalue("s3_bucket")
+    fsspec.filesystem(scheme).put(f"{dataset}/", f"{root}/pairs/", recursive=True)
+    far, near = ShardReader(f"{root}/pairs", seed=1), ShardReader(dataset, seed=1)
     assert list(itertools.islice(far, 40)) == list(itertools.islice(near, 40))
 
 
