@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
@@ -131,7 +130,7 @@ def _factor(covariance: ArrayLike) -> Floats:
     scale = np.abs(matrix).max(initial=0)
     if np.abs(matrix - matrix.T).max(initial=0) > 1e-6 * scale:
         raise ValueError("a covariance must be symmetric")
-    values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     if values.min(initial=0) < -1e-6 * scale * len(matrix):
         raise ValueError(
             f"a covariance has no negative eigenvalues; the smallest is {values.min()}"
