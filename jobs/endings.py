@@ -10,9 +10,10 @@ INTERRUPTED = 130
 GOES_ON = "the same command goes on where it was"
 
 
-def complain(error: BaseException, status: int) -> int:
+def complain(error: BaseException | str, status: int) -> int:
     """The status, after a line with the error; its traceback goes to the log at level DEBUG."""
-    logging.getLogger(__name__).debug("failed", exc_info=error)
+    if isinstance(error, BaseException):
+        logging.getLogger(__name__).debug("failed", exc_info=error)
     print(f"error: {error}", file=sys.stderr)
     return status
 

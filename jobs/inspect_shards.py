@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import tyro
 from tqdm import tqdm
 
+from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain
 from jobs.paths import job_path
-from pipelines.core.errors import StorageError
 from pipelines.core.storage import Storage
 from pipelines.core.tables import read_parquet
 from pipelines.publish.chart import size
@@ -84,7 +84,7 @@ def problems(storage: Storage, shard: ShardEntry) -> Iterator[str]:
         kept = ledger.filter(is_kept)["key"].to_pylist()
         if Counter(kept) != Counter(index["key"].to_pylist()):
             yield f"{shard.name}: the ledger keeps other records than the index holds"
-    except (SchemaError, StorageError, FileNotFoundError) as error:
+    except (SchemaError, OSError) as error:
         yield f"{shard.name}: {error}"
 
 
@@ -94,24 +94,26 @@ def main(args: list[str] | None = None) -> int:
     try:
         storage = Storage(job_path(options.dataset))
         manifest = manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode())
-    except (ValueError, FileNotFoundError, StorageError, SchemaError) as error:
-        print(f"error: no whole dataset in '{options.dataset}': {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return complain(f"no whole dataset in '{options.dataset}': {error}", BAD_VALUE)
     print("\n".join(counts(manifest)))
-    sample = find_sample(storage, manifest, options.sample)
+    try:
+        sample = find_sample(storage, manifest, options.sample)
+    except (OSError, SchemaError) as error:
+        complain(f"no sample can be shown: {error}", FAILED)
+        return (options.verify and _verified(storage, manifest)) or FAILED
     if sample is None and options.sample is not None:
-        print(f"error: no sample '{options.sample}' in '{options.dataset}'", file=sys.stderr)
-        return 2
+        return complain(f"no sample '{options.sample}' in '{options.dataset}'", BAD_VALUE)
     if sample is not None:
         print("\n" + "\n".join(_described(sample)))
-    return _verified(storage, manifest) if options.verify else 0
+    return _verified(storage, manifest) if options.verify else COMPLETE
 
 
 def _verified(storage: Storage, manifest: Manifest) -> int:
     shards = tqdm(manifest.shards, desc="verify", unit="shard")
     found = [problem for shard in shards for problem in problems(storage, shard)]
     print("\n" + ("\n".join(found) or f"verified   {len(manifest.shards):,} shards are whole"))
-    return 1 if found else 0
+    return FAILED if found else COMPLETE
 
 
 def _index_problems(storage: Storage, shard: ShardEntry, rows: list[dict]) -> Iterator[str]:

@@ -118,6 +118,11 @@ def manifest_from_json(text: str, where: str = MANIFEST_FILE) -> Manifest:
     """A checked manifest; raises `SchemaError` naming the file and what is wrong with it."""
     try:
         document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"{where}: not a manifest: no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise SchemaError(f"{where}: not a manifest: a {type(document).__name__}, not an object")
+    try:
         version = document.pop("schema")
         if version != f"manifest/{MANIFEST_VERSION}":
             raise SchemaError(
@@ -139,6 +144,6 @@ def manifest_from_json(text: str, where: str = MANIFEST_FILE) -> Manifest:
                 "alarms": tuple(document["alarms"]),
             }
         )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise SchemaError(f"{where}: not a manifest: {error!r}") from error
     return check_manifest(manifest)

@@ -68,7 +68,7 @@ def load_plan(storage: Storage) -> BuildPlan | None:
     try:
         document = json.loads(storage.read_bytes(PLAN_FILE))
         version = document.get("schema")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise SchemaError(f"{where}: not a plan: {error}") from error
     if version != PLAN_SCHEMA:
         raise SchemaError(
@@ -82,7 +82,7 @@ def load_plan(storage: Storage) -> BuildPlan | None:
             shards=tuple(shard_from_dict(s) for s in document["shards"]),
             redo=None if document["redo"] is None else tuple(document["redo"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise SchemaError(f"{where}: not a plan: {error!r}") from error
 
 

@@ -113,9 +113,9 @@ def _refuse_strangers(storage: Storage, traces: Traces) -> None:
 
 def _strangers(storage: Storage, traces: Traces) -> Iterator[str]:
     """Files that stand where a build would write, but are of none."""
-    for path in _SCHEMAS:
-        if path not in traces.marks and storage.exists(path):
-            yield path
+    if not traces.marks:
+        # With other marks beside it, it is a damaged one of ours.
+        yield from (path for path in _SCHEMAS if storage.exists(path))
     for folder in _PUBLISHED:
         for name in storage.list(folder):
             suffix = _SUFFIXES[folder]
@@ -130,7 +130,7 @@ def _document(storage: Storage, path: str) -> Mapping[str, Any] | None:
         return None
     try:
         document = json.loads(storage.read_bytes(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(document, Mapping):
         return None

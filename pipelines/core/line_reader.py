@@ -206,6 +206,8 @@ def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
     except EOFError:
         yield Broken("input_truncated", "the compressed data end too early")
     except _DAMAGE as error:
+        if isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error):
+            yield _EndOfMember()  # what came before was whole, its checksum held: this is something else
         yield _corrupt(error)
 
 

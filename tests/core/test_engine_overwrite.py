@@ -117,6 +117,17 @@ def test_shards_on_another_disk_are_deleted_there(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "disk").iterdir()] == ["numbers-000000.tar"]
 
 
+@pytest.mark.parametrize("path", ["manifest.json", ".work/plan.json"])
+def test_a_damaged_mark_beside_ledgers_of_ours_is_overwritten(tmp_path: Path, path: str) -> None:
+    build(tmp_path, 20)
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / path).write_bytes(b"{")
+    with pytest.raises(EngineError, match=f"{path}: .*or overwrite it"):
+        build(tmp_path)
+    assert build(tmp_path, 10, overwrite=True).records.total == 10
+
+
 def test_ledgers_alone_are_mark_enough(tmp_path: Path) -> None:
     build(tmp_path, 20)
     (tmp_path / "manifest.json").unlink()
@@ -127,7 +138,9 @@ def test_ledgers_alone_are_mark_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["manifest.json", ".work/plan.json"])
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"schema": "notes/1"}', b"\xff\xfe", b"7"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"schema": "notes/1"}', b"\xff\xfe", b"[" * 99_999]
+)
 def test_rubbish_in_place_of_manifest_or_plan_is_named_and_stays(
     tmp_path: Path, path: str, content: bytes
 ) -> None:

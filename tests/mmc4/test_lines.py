@@ -119,6 +119,14 @@ def test_damaged_archives_are_rows(tmp_path: Path):
     assert [r["drop_reason"] for r in found if r["line"] is None] == ["input_corrupt"]
 
 
+def test_rubbish_after_a_whole_gzip_costs_no_record(tmp_path: Path):
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b"1\n2") + b"rubbish")
+    (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress(b"1\n") + gzip.compress(b"2") + b"\0\0")
+    found = [(r["line"], r["drop_reason"]) for r in rows(LineSource([f"{tmp_path}/x.jsonl.gz"]))]
+    assert found == [("1", None), ("2", None), (None, "input_corrupt")]
+    assert [r["line"] for r in rows(LineSource([f"{tmp_path}/y.jsonl.gz"]))] == ["1", "2"]
+
+
 def test_members_of_a_zip_in_the_order_of_names(tmp_path: Path):
     data = zipped(
         *(("b.jsonl", b"b1"), ("a.JSONL", b"a1\na2"), ("docs/c.jsonl", b"c1\n")),

@@ -51,6 +51,41 @@ def test_an_index_or_ledger_of_another_shard_is_found(
     assert main([str(dataset)]) == 0
 
 
+@pytest.mark.parametrize("content", [b"x" * 99, b"", None])
+@pytest.mark.parametrize("options", [[], ["--sample", "d-0000001"], ["--no-verify"]])
+def test_a_damaged_index_is_said_in_a_line(
+    dataset: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, options: list[str]
+):
+    index = dataset / "index/mmc4-000000.parquet"
+    if content is None:
+        index.unlink()
+    else:
+        index.write_bytes(content)
+    assert main([str(dataset), *options]) == 1
+    shown = capsys.readouterr()
+    assert "error: no sample can be shown: " in shown.err and "mmc4-000000" in shown.err
+    assert ("mmc4-000000: " in shown.out) == (options != ["--no-verify"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xff", "can't decode byte"),
+        (b"[]", "a list, not an object"),
+        (b'{"schema"', "no JSON"),
+        (b"[" * 100_000, "recursion"),
+        (b'{"schema": ' + b"9" * 5_000 + b"}", "4300 digits"),
+    ],
+)
+def test_rubbish_in_place_of_a_manifest_is_said_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, words: str
+):
+    (tmp_path / "manifest.json").write_bytes(content)
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no whole dataset in") and words in error
+
+
 def test_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path)]) == 2
     assert "no whole dataset" in capsys.readouterr().err
