@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +99,9 @@ def value_of(record: Record, path: Path, *names: str) -> Any:
 
 def whole_number(value: object, what: str) -> int:
     """An int, or text that spells one; raises ValueError for anything else, 1.0 and true included."""
-    try:
-        if isinstance(value, int | str) and not isinstance(value, bool):
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        with suppress(ValueError):
             return int(value)
-    except ValueError:
-        pass
     raise ValueError(f"{what} is {value!r:.80}; it must be a whole number")
 
 
