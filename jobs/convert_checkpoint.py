@@ -37,12 +37,13 @@ from emu.models.sidecars import TOKENIZER, write_generation_config, write_tokeni
 from emu.models.weight_files import WeightFiles, WeightsError
 from emu.models.weight_writers import TensorSpec, write_safetensors, write_torch
 from emu.tokenizer import EmuTokenizer
+from jobs.endings import BAD_VALUE, COMPLETE, complain, stopped
 from jobs.paths import job_path
 
 if TYPE_CHECKING:
     from emu.decoders.conversion import PartPlan  # brings diffusers, which takes seconds to import
 
-BAD_VALUE = 2
+BEGINS_ANEW = "nothing is written; the same command begins anew"
 REPORT, DECODER = "conversion.json", "decoder"
 RELEASED_CONFIG, RELEASED_FOLDER, RELEASED_STEM = "Emu.json", "multimodal_encoder", "pytorch_model"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -255,7 +256,7 @@ def summary_text(report: dict[str, Any], out: str, seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the job; 0 if it is converted, 2 if an option or a file is wrong."""
+    """Run the job; 0 if it is converted, 2 if an option or a file is wrong, 130 on Ctrl-C."""
     began = time.monotonic()
     try:
         options = tyro.cli(
@@ -265,11 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
             prog="convert_checkpoint.py",
         )
         report = convert(options)
+    except KeyboardInterrupt:
+        return stopped(BEGINS_ANEW)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_VALUE
+        return complain(error, BAD_VALUE)
     print(summary_text(report, options.out, time.monotonic() - began))
-    return 0
+    return COMPLETE
 
 
 def _write_emu(

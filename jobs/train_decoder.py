@@ -28,9 +28,10 @@ from emu.train.metrics import METRICS
 from emu.train.prompted import PromptRules
 from emu.train.step import TrainingError
 from jobs.cluster import start_logging
+from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.paths import job_path
 
-BAD_VALUE, FAILED = 2, 1
+BEGINS_ANEW = "nothing is written; the same command begins anew"
 STABLE_DIFFUSION_RATE = 1e-4  # paper, section 7 of its settings: the peak of the U-Net's rate
 
 
@@ -141,7 +142,7 @@ def summary_text(summary: DecoderSummary, seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the job; 0 if the visual decoder is written, 1 if not, 2 if an option or the data is wrong."""
+    """Run the job; 0 if the visual decoder is written, 1 if not, 2 if an option or the data is wrong, 130 on Ctrl-C."""
     start_logging(logging.WARNING)
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,17 +158,14 @@ def main(arguments: list[str] | None = None) -> int:
             print("no Stable Diffusion given: autoencoder and U-Net are trained from scratch")
         with progress(plan) as advance:
             summary = train_decoder(plan, device, advance)
-    except (ValueError, FileNotFoundError, FileExistsError, DatasetError, ImageError) as error:
-        return _complain(error, BAD_VALUE)
+    except KeyboardInterrupt:
+        return stopped(BEGINS_ANEW)
+    except (ValueError, OSError, DatasetError, ImageError) as error:
+        return complain(error, BAD_VALUE)
     except TrainingError as error:
-        return _complain(error, FAILED)
+        return complain(error, FAILED)
     print(summary_text(summary, time.monotonic() - began))
-    return 0
-
-
-def _complain(error: Exception, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return status
+    return COMPLETE
 
 
 if __name__ == "__main__":

@@ -30,13 +30,12 @@ from emu.train.config import TrainConfig
 from emu.train.loop import Summary, TrainPlan, check_resume, open_stream, train
 from emu.train.metrics import CURVES, METRICS, read_metrics
 from emu.train.parallel import Ranks
-from emu.train.start import check_start, start_tower
+from emu.train.start import check_start, check_started, start_tower
 from emu.train.step import TrainingError
 from emu.train.vocabulary import learned_tokenizer
 from jobs.cluster import ray_session, start_logging
+from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.paths import job_path, weights_path
-
-BAD_VALUE, FAILED = 2, 1
 
 
 @dataclass(frozen=True)
@@ -149,6 +148,8 @@ def plan_of(options: TrainEmu) -> TrainPlan:
 def check_plan(plan: TrainPlan) -> None:
     """Raise here, before any worker starts, for data, features, lengths or an output that do not fit."""
     check_resume(plan)
+    if plan.init is not None:
+        check_started(plan.model, plan.init)
     if plan.language_weights is not None:
         check_llama(plan.model, plan.language_weights)
     tower = None
@@ -222,22 +223,27 @@ def summary_text(summary: Summary, plan: TrainPlan, seconds: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the job; 0 if the run is complete, 1 if it is not, 2 if an option or the data is wrong."""
+    """Run the job; 0 if the run is complete, 1 if it is not, 2 if an option or the data is wrong, 130 on Ctrl-C."""
     start_logging(logging.WARNING)
     began = time.monotonic()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         plan = plan_of(options)
         check_plan(plan)
-    except (ValueError, FileNotFoundError) as error:
-        return _complain(error, BAD_VALUE)
+        Path(plan.out).mkdir(parents=True, exist_ok=True)
+    except KeyboardInterrupt:
+        return stopped()
+    except (ValueError, OSError) as error:
+        return complain(error, BAD_VALUE)
     try:
         with progress(plan):
             summary = run(options, plan)
-    except (DatasetError, SequenceError, CheckpointError, TrainingError) as error:
-        return _complain(error, FAILED)
+    except KeyboardInterrupt:
+        return stopped()
+    except (DatasetError, SequenceError, CheckpointError, TrainingError, OSError) as error:
+        return complain(error, FAILED)
     print(summary_text(summary, plan, time.monotonic() - began))
-    return 0
+    return COMPLETE
 
 
 def parse(arguments: list[str]) -> TrainEmu:
@@ -292,11 +298,6 @@ def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, start: s
     path = out / "tokenizer.model"
     learned_tokenizer(data, path, recipe.model.language.vocab_size)
     return str(path)
-
-
-def _complain(error: Exception, status: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

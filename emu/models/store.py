@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -84,20 +85,14 @@ def build_model(
     """
     with torch.device("meta"):
         model = Emu(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = _shapes(model)
+    found: dict[str, tuple[int, ...]] = {}
     state: dict[str, Tensor] = {}
-    problems: list[str] = []
     for name, tensor in weights:
-        if name not in wanted:
-            problems.append(f"unexpected {name}")
-        elif tuple(tensor.shape) != wanted[name]:
-            problems.append(f"{name} has shape {tuple(tensor.shape)}, needs {wanted[name]}")
-        else:
+        found[name] = tuple(tensor.shape)
+        if wanted.get(name) == found[name]:
             state[name] = tensor.to(device, dtype)
-    if not problems:
-        problems = [f"missing {name}" for name in wanted if name not in state]
-    if problems:
-        raise ValueError("the weights do not fit the configuration: " + "; ".join(problems))
+    _refuse_misfits(wanted, found)
     model.load_state_dict(state, assign=True)
     model.visual.fill_buffers()
     assert not any(buffer.is_meta for buffer in model.buffers())
@@ -106,7 +101,24 @@ def build_model(
 
 def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a directory, one after the other, from one file or from its pieces."""
-    directory = Path(directory)
+    for tensors in _opened(Path(directory)):
+        for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
+            yield name, tensors.get_tensor(name)
+
+
+def check_weights(config: EmuConfig, directory: str | Path) -> None:
+    """Raises as `build_model` would for the weights of a directory, of which only the heads are read."""
+    found = (
+        (name, tuple(tensors.get_slice(name).get_shape()))
+        for tensors in _opened(Path(directory))
+        for name in tensors.keys()  # noqa: SIM118 (not a dictionary)
+    )
+    with torch.device("meta"):
+        wanted = _shapes(Emu(config))
+    _refuse_misfits(wanted, dict(found))
+
+
+def _opened(directory: Path) -> Iterator[Any]:
     files = [directory / WEIGHTS]
     if (directory / INDEX).is_file():
         files = [directory / piece for piece in _pieces(directory / INDEX)]
@@ -115,13 +127,30 @@ def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
             raise FileNotFoundError(f"no weights at {file}")
         try:
             with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
-                    yield name, tensors.get_tensor(name)
+                yield tensors
         except SafetensorError as error:
             raise ValueError(
                 f"{file} is broken ({error}); was it copied to its end? it has "
                 f"{file.stat().st_size:,} bytes"
             ) from error
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _refuse_misfits(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    problems = [f"unexpected {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {shape}, needs {wanted[name]}"
+        for name, shape in found.items()
+        if wanted.get(name, shape) != shape
+    ]
+    problems += [f"missing {name}" for name in wanted if name not in found]
+    if problems:
+        raise ValueError("the weights do not fit the configuration: " + "; ".join(problems))
 
 
 def _pieces(index: Path) -> list[str]:

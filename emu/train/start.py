@@ -17,7 +17,7 @@ from emu.models.instruct_rows import add_instruct_tokens
 from emu.models.llama_weights import LANGUAGE, load_llama
 from emu.models.open_clip_weights import open_clip_tower
 from emu.models.sidecars import TOKENIZER
-from emu.models.store import build_model, read_weights
+from emu.models.store import build_model, check_weights, read_weights
 from emu.models.visual_encoder import VisualEncoder
 from emu.tokenizer import EmuTokenizer
 from emu.train.adapter import train_new_adapter
@@ -64,20 +64,28 @@ def started_model(config: EmuConfig, seed: int, init: Path, device: torch.device
     An adapter that is added is all that is trained (paper section 3.4). Raises ValueError naming every weight
     that does not fit.
     """
-    found = load_config(init)
-    adds_tokens = config.instruct and not found.instruct
-    adds_adapter = config.adapter is not None and found.adapter is None
-    base = replace(
-        config,
-        instruct=config.instruct and not adds_tokens,
-        adapter=None if adds_adapter else config.adapter,
-    )
+    base = _as_it_is(config, init)
     model = build_model(base, read_weights(init), device)
-    if adds_tokens:
+    if config.instruct and not base.instruct:
         add_instruct_tokens(model, EmuTokenizer.load(init / TOKENIZER))
-    if adds_adapter and config.adapter is not None:
+    if config.adapter is not None and base.adapter is None:
         train_new_adapter(model, config.adapter, seed)
     return model
+
+
+def check_started(config: EmuConfig, init: str | Path) -> None:
+    """Raises what `started_model` would, for weights of which only the heads are read."""
+    check_weights(_as_it_is(config, Path(init)), init)
+
+
+def _as_it_is(config: EmuConfig, init: Path) -> EmuConfig:
+    """The configuration without what the model in `init` lacks and instruction tuning adds."""
+    found = load_config(init)
+    return replace(
+        config,
+        instruct=config.instruct and found.instruct,
+        adapter=None if found.adapter is None else config.adapter,
+    )
 
 
 def start_tower(

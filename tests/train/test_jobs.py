@@ -1,6 +1,7 @@
 """The doors: features, then training on them, as a person calls them."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -166,6 +167,42 @@ def test_a_llama_that_does_not_fit_is_refused_before_training(
     status, _, error = run(train_emu.main, *options, broken, *here)
     assert status == 2 and "missing model.layers.2.mlp.up_proj.weight" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_started_from_is_refused_before_training(
+    run: Run, data: Path, tmp_path: Path, llama: Path
+):
+    first = ["--data", data, "--out", tmp_path / "first", "--language-weights", llama]
+    assert run(train_emu.main, *first, *train_here())[0] == 0
+    model = tmp_path / "first" / "model"
+    options = ["--data", data, "--out", tmp_path / "second", "--init", model, *train_here()]
+    weights = load_file(model / "model.safetensors")
+    weights["extra"] = weights.pop("former.queries")
+    weights["ln_visual.bias"] = torch.zeros(3)
+    save_file(weights, model / "model.safetensors")
+    status, _, error = run(train_emu.main, *options)
+    assert status == 2
+    for words in (
+        "unexpected extra",
+        "ln_visual.bias has shape (3,), needs (64,)",
+        "missing former.queries",
+    ):
+        assert words in error
+    os.truncate(model / "model.safetensors", 20_000)
+    status, _, error = run(train_emu.main, *options)
+    assert status == 2 and "model.safetensors is broken" in error
+    assert not (tmp_path / "second").exists()
+
+
+def test_an_output_that_cannot_be_is_refused_in_a_line(
+    run: Run, data: Path, tmp_path: Path, llama: Path
+):
+    (tmp_path / "file").touch()
+    start = ["--data", data, "--language-weights", llama, *train_here(), "--out"]
+    for out in (tmp_path / "file", tmp_path / "file" / "inside", "/proc/nowhere"):
+        status, _, error = run(train_emu.main, *start, out)
+        assert status == 2 and error.startswith("error: ") and str(out) in error
+        assert "Traceback" not in error
 
 
 def test_help_shows_the_values_of_the_chosen_recipe(capsys: pytest.CaptureFixture[str]):
