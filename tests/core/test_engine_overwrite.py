@@ -231,6 +231,7 @@ def test_an_erasing_that_ends_at_any_deletion_is_taken_up(tmp_path: Path) -> Non
     assert number == 12  # manifest, plan, three files each of two shards, features, report, mark
 
 
+@pytest.mark.slow
 def test_kills_while_overwriting_give_the_same_bytes(job: Job, tmp_path: Path) -> None:
     old, expected = tmp_path / "old", tmp_path / "expected"
     job.to_the_end(old, "--records", "30")
