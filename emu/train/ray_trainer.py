@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,8 @@ def train_on_ray(
 ) -> Summary:
     """Train on workers of the connected Ray; a lost worker costs the steps since the last checkpoint.
 
-    Raises `TrainingError` with the words of the first worker's error after `max_failures` failures.
+    Raises `TrainingError` with the words of the first worker's error after `max_failures` failures, and
+    KeyboardInterrupt on Ctrl-C, when the workers have ended.
     """
     check_resume(plan)
     folder = Path(plan.out).absolute() / FOLDER
@@ -58,11 +62,29 @@ def train_on_ray(
         ),
     )
     try:
-        trainer.fit()
+        with _interruptible():
+            trainer.fit()
     except TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
     summary = json.loads((folder.parent / SUMMARY).read_text())
     return Summary(**summary | {"alarms": tuple(summary["alarms"])})
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C as everywhere in Python: Ray Train ends the workers, then the whole process with a status of its own.
+
+    Its handler stays behind when it is done; here the one from before comes back.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if is_main else None
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
 
 
 def _reason(error: TrainingFailedError) -> str:
