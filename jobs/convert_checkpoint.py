@@ -38,7 +38,7 @@ from emu.models.weight_files import WeightFiles, WeightsError
 from emu.models.weight_writers import TensorSpec, write_safetensors, write_torch
 from emu.tokenizer import EmuTokenizer
 from jobs.endings import BAD_VALUE, COMPLETE, complain, stopped
-from jobs.paths import job_path
+from jobs.paths import folder_path
 
 if TYPE_CHECKING:
     from emu.decoders.conversion import PartPlan  # brings diffusers, which takes seconds to import
@@ -150,7 +150,7 @@ class Job:
 
 def prepare(options: ConvertCheckpoint) -> Job:
     """Look at every input and plan every tensor; raises for whatever does not fit."""
-    weights = Path(job_path(options.weights))
+    weights = Path(folder_path(options.weights))
     dtype = DTYPES.get(options.dtype)
     imports = options.to == "emu"
     files = WeightFiles(_inner(weights))
@@ -180,7 +180,7 @@ def convert(
     `advance` is told the bytes of each tensor when it is written. Raises ValueError, FileNotFoundError or
     OSError for inputs that do not fit, before anything is written.
     """
-    out = Path(job_path(options.out))
+    out = Path(folder_path(options.out))
     _check_apart(out, options)
     check_free(out.resolve(), is_conversion, options.overwrite)
     job = prepare(options)
@@ -324,7 +324,7 @@ def _inner(weights: Path) -> Path:
 def _imported_config(options: ConvertCheckpoint, files: WeightFiles) -> EmuConfig:
     if options.config is None:
         raise ValueError("config=None: give the released Emu-14B.json, --config PATH")
-    path = Path(job_path(options.config))
+    path = Path(folder_path(options.config))
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}; give the released Emu-14B.json")
     try:
@@ -346,7 +346,7 @@ def _imported_config(options: ConvertCheckpoint, files: WeightFiles) -> EmuConfi
 
 
 def _tokenizer(options: ConvertCheckpoint, weights: Path, config: EmuConfig) -> EmuTokenizer | None:
-    path = None if options.tokenizer is None else Path(job_path(options.tokenizer))
+    path = None if options.tokenizer is None else Path(folder_path(options.tokenizer))
     if path is None and options.to == "released" and (weights / TOKENIZER).is_file():
         path = weights / TOKENIZER
     if path is None:
@@ -362,7 +362,7 @@ def _tokenizer(options: ConvertCheckpoint, weights: Path, config: EmuConfig) -> 
 
 def _decoder_folder(options: ConvertCheckpoint, weights: Path) -> Path | None:
     if options.decoder is not None:
-        return Path(job_path(options.decoder))
+        return Path(folder_path(options.decoder))
     own = weights / DECODER
     return own if options.to == "released" and own.is_dir() else None
 
@@ -373,7 +373,7 @@ def _check_apart(out: Path, options: ConvertCheckpoint) -> None:
         given = getattr(options, name)
         if given is None:
             continue
-        source = Path(job_path(given)).resolve()
+        source = Path(folder_path(given)).resolve()
         if source == out.resolve() or out.resolve() in source.parents:
             raise ValueError(f"{name}={given} lies inside out={options.out}; give another --out")
 

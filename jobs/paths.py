@@ -32,10 +32,28 @@ def job_path(text: str) -> str:
     return str(Path(text).absolute())
 
 
+def folder_path(text: str) -> str:
+    """The path of a file or folder of a model or a run, made absolute as `job_path` does.
+
+    Raises ValueError as `job_path` does, and as `refuse_address`.
+    """
+    refuse_address(text)
+    return job_path(text)
+
+
+def refuse_address(text: str) -> None:
+    """Raises ValueError for an address: weights are memory-mapped, and checkpoints are renamed."""
+    if "://" in text:
+        raise ValueError(
+            f"{text!r} is an address, but models and runs lie on a file system: give a folder that every worker sees "
+            "(data may lie at an address)"
+        )
+
+
 def weights_path(text: str | None) -> str | None:
     """The path of weights made absolute; the tag of pretrained ones, which is no path, as it is."""
     is_tag = text is None or ("/" not in text and "." not in text and not Path(text).exists())
-    return text if is_tag else job_path(str(text))
+    return text if is_tag else folder_path(str(text))
 
 
 def _check_scheme(address: str) -> None:

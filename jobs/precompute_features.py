@@ -22,7 +22,7 @@ from emu.recipes import RECIPES
 from emu.train.start import start_tower
 from jobs.cluster import ray_session, start_logging
 from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
-from jobs.paths import job_path, weights_path
+from jobs.paths import folder_path, job_path, weights_path
 from pipelines.core.storage import Storage
 from pipelines.transforms.features import (
     FeatureError,
@@ -103,7 +103,7 @@ def compute(options: PrecomputeFeatures) -> tuple[Manifest, int]:
     """The manifest that names the features, and the number of shards that were done now."""
     storage = Storage(job_path(options.data))
     read_manifest(storage)  # before an encoder of many gigabytes is made
-    init = None if options.init is None else job_path(options.init)
+    init = None if options.init is None else folder_path(options.init)
     config = RECIPES[options.recipe]().model if init is None else load_config(init)
     vision_weights = weights_path(options.vision_weights)
     tower = start_tower(config, options.seed, init, vision_weights)

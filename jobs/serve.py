@@ -30,6 +30,7 @@ from emu.serve.content import Fetch
 from emu.serve.limits import Limits
 from emu.serve.model_files import read_config
 from jobs.cluster import ray_session, start_logging
+from jobs.paths import refuse_address
 from pipelines.download.fetch import Fetcher
 from pipelines.download.fetch_config import FetchConfig
 
@@ -58,7 +59,7 @@ class ServeJob:
     Runs until Ctrl-C. Alone it starts a Ray of its own; under `ray job submit` it uses the cluster.
     """
 
-    model: Path
+    model: str
     """Folder with config.json, model.safetensors (or its pieces), tokenizer.model and, for drawing, decoder/."""
     name: str | None = None
     """The name that callers put into `model`. None: the folder's own."""
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = tyro.cli(ServeJob, args=arguments, description=inspect.getdoc(ServeJob), prog="serve.py")
     try:
         options = serve_options(job)
-        read_config(job.model)
+        read_config(Path(job.model))
     except (ValueError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2
@@ -124,12 +125,13 @@ def stop_on_signals() -> threading.Event:
 
 def serve_options(job: ServeJob) -> ServeOptions:
     """The part of the command line that concerns the application."""
+    refuse_address(job.model)
     if not 0 <= job.port < 65536:
         raise ValueError(f"--port is {job.port}, give 0 to 65535")
     if job.device != "cpu" and job.num_gpus == 0:
         raise ValueError(f"--device {job.device} with --num-gpus 0: Ray hides GPUs not asked for")
     return ServeOptions(
-        model=job.model.resolve(),
+        model=Path(job.model).expanduser().resolve(),
         name=job.name,
         device=job.device,
         dtype=job.dtype,

@@ -29,7 +29,7 @@ from emu.train.prompted import PromptRules
 from emu.train.step import TrainingError
 from jobs.cluster import start_logging
 from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
-from jobs.paths import job_path
+from jobs.paths import folder_path, job_path
 
 BEGINS_ANEW = "nothing is written; the same command begins anew"
 STABLE_DIFFUSION_RATE = 1e-4  # paper, section 7 of its settings: the peak of the U-Net's rate
@@ -88,12 +88,12 @@ def plan_of(options: TrainDecoder) -> DecoderPlan:
     }
     if options.stable_diffusion is not None:
         changes.setdefault("learning_rate", STABLE_DIFFUSION_RATE)
-    model, source = job_path(options.model), options.stable_diffusion
+    model, source = folder_path(options.model), options.stable_diffusion
     return DecoderPlan(
         model=model,
         data=job_path(options.data),
-        out=f"{model}/{DECODER}" if options.out is None else job_path(options.out),
-        stable_diffusion=None if source is None else job_path(source),
+        out=f"{model}/{DECODER}" if options.out is None else folder_path(options.out),
+        stable_diffusion=None if source is None else folder_path(source),
         train=replace(options.train, **changes),
         rules=options.rules,
     )

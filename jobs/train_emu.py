@@ -35,7 +35,7 @@ from emu.train.step import TrainingError
 from emu.train.vocabulary import learned_tokenizer
 from jobs.cluster import ray_session, start_logging
 from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
-from jobs.paths import job_path, weights_path
+from jobs.paths import folder_path, job_path, weights_path
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class TrainEmu:
 def plan_of(options: TrainEmu) -> TrainPlan:
     """The run that the options describe; learns the tokenizer of a tiny run where none is given."""
     recipe = RECIPES[options.recipe]()
-    out, data = job_path(options.out), job_path(options.data)
-    init = None if options.init is None else job_path(options.init)
-    llama = None if options.language_weights is None else job_path(options.language_weights)
+    out, data = folder_path(options.out), job_path(options.data)
+    init = None if options.init is None else folder_path(options.init)
+    llama = None if options.language_weights is None else folder_path(options.language_weights)
     started = None if init is None else load_config(init)
     if llama is not None:
         llama_sizes(llama)  # that there is one, before its tokenizer is looked for
@@ -287,7 +287,7 @@ def _train_config(options: TrainEmu) -> TrainConfig:
 
 def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, start: str | None) -> str:
     if options.tokenizer is not None:
-        return job_path(options.tokenizer)
+        return folder_path(options.tokenizer)
     if start is not None:
         return f"{start}/tokenizer.model"
     if options.recipe != "tiny":

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from emu.config import tiny_config
 from emu.models.store import load_model
 from emu.tokenizer import EmuTokenizer, train_tokenizer
 from emu.train.metrics import read_metrics
-from jobs import precompute_features, train_emu
+from jobs import convert_checkpoint, precompute_features, serve, train_decoder, train_emu
 from jobs.paths import job_path
 from tests.data.small_dataset import document, write_dataset
 from tests.models.llama_folders import write_llama
@@ -223,3 +223,25 @@ def test_relative_paths_in_a_submitted_job_are_refused(
     with pytest.raises(ValueError, match="'out' is relative, but a submitted job"):
         job_path("out")
     assert job_path("/a/b") == "/a/b" and job_path("memory://a/b") == "memory://a/b"
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (train_emu.main, ["--data", "memory://data", "--out", "memory://run"]),
+        (train_decoder.main, ["--data", "memory://data", "--model", "memory://run/model"]),
+        (convert_checkpoint.main, ["--weights", "memory://weights", "--out", "run"]),
+        (serve.main, ["--model", "memory://run/model"]),
+    ],
+)
+def test_models_and_runs_at_addresses_are_refused(
+    main: Callable[[Sequence[str]], int],
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) != 0
+    assert "is an address, but models and runs lie on a file system" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
