@@ -1,10 +1,9 @@
 """Peak memory and speed of a conversion, on tensors of the released 14B shapes with fewer layers.
-
     python -m benchmarks.convert --folder /somewhere/with/space
 
-Weights are drawn on the fly and written tensor by tensor under the released names, converted by
-`jobs/convert_checkpoint.py` in a process of its own, and converted back. Prints JSON lines: the peak of the
-process's resident memory (VmHWM), of what of it is anonymous, read 50 times a second (mapped files are cache
+Weights are drawn on the fly and written tensor by tensor under the released names, converted
+by `jobs/convert_checkpoint.py` in a process of its own, and converted back. Prints JSON lines: the peak of the
+process's resident memory (VmHWM), that of its anonymous part, read 50 times a second (mapped files are cache
 that the system may take back), the largest tensor and the largest piece. Everything is deleted afterwards.
 """
 

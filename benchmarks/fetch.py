@@ -1,10 +1,9 @@
 """Fetching and decoding against img2dataset: images per CPU-second of the client, as JSON lines.
-
     SUBJECTS: https, http (fetch + decode + resize + encode), decode (photos of 1 megapixel and more)
 
 Both engines get the same photos from the same server (a process of its own, not counted) and make the same
-output size at JPEG quality 95; rounds are interleaved. Over https both trust the same file of authorities
-(SSL_CERT_FILE: those of certifi, with that of the test). Usage: `python -m benchmarks.fetch --help`.
+output size at JPEG quality 95; rounds are interleaved. Over https both trust the same file of authorities,
+SSL_CERT_FILE: those of certifi, with that of the test.
 """
 
 import io

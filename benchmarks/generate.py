@@ -10,7 +10,7 @@ machine. What bounds them: a step reads every weight for each new position, the 
 
 On an accelerator there is one subject, limits: tokens, embeddings and pictures per second beside what memory and matrix
 products allow, e.g. `--device cuda --dtype bfloat16 --size 14b --compile`.
-Usage: `python -m benchmarks.generate --help`.
+Options: `python -m benchmarks.generate --help`.
 """
 
 import json
@@ -47,14 +47,18 @@ TOLERANCE = 1e-5  # largest difference of regressed embeddings
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare, how often, on how many threads."""
+    """Compares generation with the published loop; prints JSON lines. Which subject is what: benchmarks/generate.py."""
 
     subjects: tuple[Subject, ...] = ("image_60", "image_200", "text", "rank")
-    """On another device than cpu: limits alone."""
+    """What is compared. limits: what a device reaches of its bandwidth; on another than cpu, limits alone."""
     num_rounds: int = 5
+    """Rounds of each subject, both sides in turn; medians are printed."""
     num_threads: int = 1
+    """Threads of torch."""
     seed: int = 0
+    """Of the model's weights and of the prompts."""
     device: str = "cpu"
+    """As torch calls it: cpu, cuda, cuda:1."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of limits; the comparisons are in float32."""
     compile: bool = False

@@ -6,7 +6,7 @@
     alone), wups (NExT-OE validation, against a transcription of its definition)
 
 Each round runs in a fresh process, so nothing is cached from one to the next; imports and reading are not counted.
-Usage: `python -m benchmarks.metrics --help`.
+Options: `python -m benchmarks.metrics --help`.
 """
 
 import csv
@@ -42,7 +42,7 @@ _NUM_REFERENCES = 5
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare, on which data, how often."""
+    """Compares the metrics with the official scorers, as JSON lines. Which subject is what: benchmarks/metrics.py."""
 
     subjects: tuple[Subject, ...] = (
         "captions",
@@ -51,9 +51,13 @@ class Comparison:
         "visdial_ranks",
         "wups",
     )
+    """What is compared."""
     data: Path = Path("../shared/golden/metrics")
+    """Folder with captions (abstract48S.json, abstract_candsB.json) and answers to score."""
     wordnet: Path = Path("/usr/share/wordnet")
+    """Folder of WordNet 3.0's database files, for wups."""
     num_rounds: int = 5
+    """Rounds of each subject, both sides in turn, each in a process of its own; medians are printed."""
 
 
 @dataclass(frozen=True)

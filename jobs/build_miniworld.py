@@ -30,8 +30,11 @@ class Arguments:
     files, OUT/truth.jsonl scene, caption and questions of every linked picture, OUT/summary.json the
     exact counts that a build has to arrive at. The same settings always give the same bytes.
 
-    The links name the host images.miniworld.example, which exists nowhere: serve OUT/images with
-    --serve and give the build the --fetch.allow-host that is then printed.
+    A first try, a world of 200 documents and a server for its pictures:
+        jobs/build_miniworld.py --out world --num-documents 200 --serve
+
+    The links name the host images.miniworld.example, which exists nowhere: serve OUT/images by means of
+    the option --serve, and give the build the --fetch.allow-host that is then printed.
     """
 
     out: Path

@@ -41,7 +41,6 @@ class BuildMmc4:
     """Builds an MMC4 dataset: fetches the images that the documents link to, and writes shards.
 
     A first try:
-
         jobs/build_mmc4.py --documents 'docs_shard_*_v2.jsonl.zip' --out mmc4 --limit 200
 
     Every document and every link ends up in OUT/ledger, kept or with the reason why not; OUT/report.html
@@ -55,7 +54,7 @@ class BuildMmc4:
     out: str
     """Folder or address of the dataset. Where it holds an unfinished build of the same options, that is finished."""
     samples_per_shard: int = 1000
-    """Documents in a shard: the unit of work and of restart, held in memory. 1000 have some 100 MB; at most 100,000."""
+    """Documents in a shard: the unit of work and of restart, held in memory. 1000 have some 100 MB; at most 100000."""
     side: int = 256
     """Pixels, 8 to 16384, of the shorter side to which larger images are brought. Smaller ones are never enlarged."""
     min_similarity: float = 0.32
@@ -74,7 +73,7 @@ class BuildMmc4:
     """Begin anew: delete the dataset in OUT, whatever options or inputs made it.
     Only what a build wrote is deleted; a folder that holds other files among the shards is refused."""
     fail_on_alarm: bool = False
-    """End with an error where a rule drops more than 90 % of what it sees, instead of a warning."""
+    """End with an error where a rule drops more than 90% of what it sees, instead of a warning."""
     runner: Literal["ray", "local"] = "ray"
     """ray: on the cluster that the job was submitted to, else on a Ray of its own.
     local: in this process."""

@@ -55,14 +55,11 @@ class ConvertCheckpoint:
     """Turns released Emu weights into a model directory, or a model directory into released weights.
 
     Import, then use it:
-
         jobs/convert_checkpoint.py --weights Emu/pretrain/multimodal_encoder --config Emu-14B.json \\
             --tokenizer llama/tokenizer.model --decoder Emu/pretrain --out emu-14b
-
         jobs/serve.py --model emu-14b
 
     And back, for the published code:
-
         jobs/convert_checkpoint.py --to released --weights runs/mine/model --out mine-released
 
     Every key is accounted for before a byte is written: one that is missing, unexpected or of another shape
@@ -89,7 +86,7 @@ class ConvertCheckpoint:
     to: Literal["emu", "released"] = "emu"
     """emu: import. released: the way back."""
     kind: Literal["auto", "emu", "emu-i"] = "auto"
-    """Which family the released weights are of: auto tells by their keys (emu-i has LoRA or 32,006 rows).
+    """Which family the released weights are of: auto tells by their keys (emu-i has LoRA or 32006 rows).
     The others are an error where the keys say otherwise."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     """Of the written weights. keep: each tensor as it is, bit for bit."""

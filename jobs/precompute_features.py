@@ -44,7 +44,6 @@ class PrecomputeFeatures:
     """Computes the visual encoder's outputs for every image of a dataset, and stores them beside it.
 
     Training with --use-features then reads them instead of running the (frozen) encoder. A first try:
-
         jobs/precompute_features.py --data mmc4 --recipe tiny
         jobs/train_emu.py --data mmc4 --recipe tiny --out run --use-features
 
@@ -65,7 +64,7 @@ class PrecomputeFeatures:
     storage: Literal["float16", "int8"] = "float16"
     """int8 keeps one scale a token: half the size, off by at most 1/254 of the token's largest value."""
     batch_size: int = 32
-    """Images that pass through the encoder at once, 1 to 65,536. It decides how rows lie in the files."""
+    """Images that pass through the encoder at once, 1 to 65536. It decides how rows lie in the files."""
     num_workers: int = 2
     """Workers on Ray, each with a copy of the encoder and a core or a GPU. 0: this process, without Ray."""
     overwrite: bool = False

@@ -43,16 +43,13 @@ class ServeJob:
     """Serves a trained model over HTTP: OpenAI's chat completions with text and images, and a small page.
 
     A first try, with a model that jobs/train_emu.py trained:
-
         jobs/serve.py --model run/model
 
     Open the printed address in a browser, or give it to any OpenAI client as its base URL (ending in /v1):
-
         curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
             -d '{"messages": [{"role": "user", "content": "a red circle"}]}'
 
     Two copies on the GPUs of a cluster:
-
         ray job submit --working-dir . -- python jobs/serve.py --model /shared/emu --device cuda \\
             --dtype bfloat16 --num-gpus 1 --num-replicas 2
 

@@ -40,11 +40,9 @@ class TrainDecoder:
     """Trains the visual decoder: the U-Net that turns a model's visual embeddings into pictures.
 
     A first try, after jobs/train_emu.py has trained a model on the same dataset:
-
         jobs/train_decoder.py --model run/model --data mmc4
 
     From Stable Diffusion's weights, into a folder of its own:
-
         jobs/train_decoder.py --model run/model --data mmc4 --stable-diffusion sd-v1-5 --out decoder
 
     The model stays as it is: for the sentence of each picture it regresses the embeddings that the U-Net

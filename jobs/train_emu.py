@@ -43,19 +43,19 @@ class TrainEmu:
     """Trains Emu: text by cross-entropy, images by regression to their next visual embedding.
 
     A first try, on a dataset that one of the build jobs wrote (here in the folder mmc4):
-
         jobs/train_emu.py --data mmc4 --out run --steps 200
 
-    Start from the paper's parts, or from a model that is there; look at a recipe's values; use 8 GPUs of a cluster:
-
+    Start from the paper's parts, or from a model that is there:
         jobs/train_emu.py --recipe emu_llama_7b --vision-weights laion400m_s11b_b41k \\
             --language-weights llama-7b --data mmc4 --out run7b
-
         jobs/train_emu.py --init run/model --data more --out run2
 
+    Look at a recipe's values:
         jobs/train_emu.py --recipe emu_14b --help
 
-        ray job submit --working-dir . -- python jobs/train_emu.py --data /shared/mmc4 --out /shared/run --num-workers 8
+    Use 8 GPUs of a cluster:
+        ray job submit --working-dir . -- python jobs/train_emu.py --data /shared/mmc4 \\
+            --out /shared/run --num-workers 8
 
     OUT/model is the trained model, OUT/metrics.jsonl and OUT/curves.svg show how it came about. A run that
     was stopped, killed or lost goes on from OUT/checkpoints when it is started again with the same options.

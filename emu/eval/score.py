@@ -43,25 +43,32 @@ MetricName = Literal[
 
 @dataclass(frozen=True)
 class ScoreFiles:
-    """Scores predictions against references.
+    """Scores any model's outputs against references, with the numbers of the official scorers.
+
+    A first try:
+        python -m emu.eval.score captions --predictions results.json --references captions_val2014.json
+
+    Prints a table and writes JSON with the score of every sample. docs/metrics.md shows the form of the files of
+    each metric.
 
     Attributes:
-        metric: what to compute.
-        predictions: one caption, answer or list of scores an id.
-        references: what is right.
-        output: where the scores of samples go, as JSON; beside the predictions where not given.
-        num_resamples: resamples of the confidence interval; 0 leaves it out.
-        seed: of the resamples.
-        pre_tokenised: captions of both files are tokens joined by single spaces (captions, bleu, rouge_l, cider...).
+        metric: What to compute.
+        predictions: One caption, answer or list of scores an id, as COCO or VQA results, CSV, JSON or JSON lines; for
+            frechet and kid features as .npy.
+        references: What is right, in a file of the same forms.
+        output: Where the scores of samples go, as JSON. None: beside the predictions, as NAME.scores.json.
+        num_resamples: Resamples of the 95% interval, by bootstrap; 0 leaves it out.
+        seed: Of the resamples.
+        pre_tokenised: Captions of both files are tokens joined by single spaces (metrics of captions).
         tokeniser: "python" makes the tokens of Stanford's tokeniser without Java, "java" runs that program, which needs
-            Java and the extra `captions` (captions, bleu, rouge_l, cider...).
-        wordnet: the folder or .zip file of WordNet 3.0's database files; where not given, where Debian's package or
-            NLTK's downloader put them (nextoe).
-        stop_words: a file with the words that are left out, one a line; its authors' list is stopwords.txt (nextoe).
+            Java and the extra `captions` (metrics of captions).
+        wordnet: Folder or .zip file of WordNet 3.0's database files. None: where Debian's package or NLTK's downloader
+            put them (nextoe).
+        stop_words: File with the words that are left out, one a line; its authors' list is stopwords.txt (nextoe).
         tagger: "nltk" gives the official lemmas and needs NLTK with its tagger's data; "rules" needs neither and gives
             about the same (nextoe).
-        root_rule: whose Wu-Palmer similarity (nextoe).
-        subset_size: samples of a subset (kid).
+        root_rule: Whose Wu-Palmer similarity (nextoe).
+        subset_size: Samples of a subset (kid).
     """
 
     metric: Annotated[MetricName, tyro.conf.Positional]

@@ -60,11 +60,11 @@ class DecoderTrainConfig:
     """Length and rates of the two stages; the defaults are for small sizes from scratch."""
 
     steps: int = 1000
-    """Optimizer steps of the U-Net (paper: 15,000)."""
+    """Optimizer steps of the U-Net (paper: 15000)."""
     autoencoder_steps: int = 300
     """Optimizer steps of the autoencoder before; none are taken where a Stable Diffusion is given."""
     batch_size: int = 8
-    """Pictures a step of the U-Net (paper: 1,600 over all GPUs)."""
+    """Pictures a step of the U-Net (paper: 1600 over all GPUs)."""
     autoencoder_batch_size: int = 4
     """Pictures a step of the autoencoder."""
     learning_rate: float = 3e-3
