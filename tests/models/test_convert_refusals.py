@@ -18,6 +18,12 @@ from emu.models.weight_files import WeightFiles, WeightsError
 from jobs import convert_checkpoint
 from tests.models.released_forms import FORMS, State, released_config, released_state
 
+# damaged files make torch wonder about their pickle, before it refuses them
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
+    pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants"),
+]
+
 Refused = Callable[..., str]
 QKV = "visual.blocks.1.attn.qkv.weight"
 
