@@ -21,10 +21,14 @@ from pipelines.miniworld.scene import Scene, draw_scene
 
 SIDE = 192
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>What the model replied</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;color:#222}}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>:root{{color-scheme:light dark}}
+body{{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}}
 td{{padding:.6rem 1rem;vertical-align:middle}}th{{text-align:left;padding:0 1rem}}
-tr{{border-bottom:1px solid #ddd}}table{{border-collapse:collapse}}small{{color:#777}}
-img{{width:160px;height:160px;border-radius:8px;object-fit:cover}}</style>
+tr{{border-bottom:1px solid #8885}}table{{border-collapse:collapse}}small{{opacity:.7}}
+img{{width:160px;height:160px;border-radius:8px;object-fit:cover;display:block}}
+@media (max-width:44rem){{tr{{display:grid;grid-template-columns:1fr 1fr}}th{{display:none}}
+td{{padding:.6rem .4rem}}img{{width:100%;height:auto;aspect-ratio:1}}}}</style>
 <h1>What the model replied</h1>
 <p>Pictures of a seed that it was not trained on. In brackets: the right answer. {remark}</p>
 <table><tr><th>shown<th>said<th>drawn<th>when asked for</tr>

@@ -64,8 +64,8 @@ def write_curves(out: Path) -> Path:
     path = out / CURVES
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        f'font-family="sans-serif" font-size="12"><rect width="{WIDTH}" height="{height}" '
-        f'fill="white"/>{"".join(charts)}</svg>\n'
+        f'style="max-width: 100%; height: auto" font-family="sans-serif" font-size="12">'
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>{"".join(charts)}</svg>\n'
     )
     return path
 

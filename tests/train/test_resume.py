@@ -168,3 +168,4 @@ def test_collapsed_targets_raise_an_alarm_once(whole: TrainPlan, tmp_path: Path)
     assert len(summary.alarms) == 1 and summary.alarms[0].startswith("step 1: variance")
     curves = (tmp_path / "out" / "curves.svg").read_text()
     assert curves.count("<polyline") == 3 and "visual loss" in curves
+    assert "max-width: 100%" in curves  # so that it fits a narrow window
