@@ -112,7 +112,8 @@ def main(args: list[str] | None = None) -> int:
 def _verified(storage: Storage, manifest: Manifest) -> int:
     shards = tqdm(manifest.shards, desc="verify", unit="shard")
     found = [problem for shard in shards for problem in problems(storage, shard)]
-    print("\n" + ("\n".join(found) or f"verified   {len(manifest.shards):,} shards are whole"))
+    whole = "1 shard is" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards are"
+    print("\n" + ("\n".join(found) or f"verified   {whole} whole"))
     return FAILED if found else COMPLETE
 
 

@@ -179,7 +179,7 @@ def progress(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
     def follow() -> None:
         interval_s = 0.5 if sys.stderr.isatty() else 10.0  # a log wants fewer lines
         with tqdm(total=plan.train.steps, unit="step", mininterval=interval_s) as bar:
-            bar.set_description("workers start")
+            bar.set_description("starting")
             while True:
                 is_last_look = stop.wait(poll_s)
                 rows = read_metrics(Path(plan.out))

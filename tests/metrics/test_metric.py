@@ -99,3 +99,9 @@ def test_long_values_are_cut_in_messages():
     with pytest.raises(ValueError, match="have no prediction") as caught:
         aligned_keys({}, {"a" * 1000: 0})
     assert len(str(caught.value)) < 250
+
+
+def test_only_the_side_that_lacks_ids_is_named():
+    with pytest.raises(ValueError) as caught:
+        aligned_keys({"a": 0, "b": 0}, {"a": 0})
+    assert str(caught.value) == "1 of 2 predictions have no reference ('b')"

@@ -152,10 +152,11 @@ def aligned_keys(predictions: Mapping[Key, object], references: Mapping[Key, obj
         hint = ""
         if missing and extra and type(missing[0]) is not type(extra[0]):
             hint = f"; the ids' types differ: {type(extra[0]).__name__} and {type(missing[0]).__name__}"
-        raise ValueError(
-            f"{len(missing)} of {len(references)} references have no prediction ({shown(missing)}), "
-            f"{len(extra)} of {len(predictions)} predictions have no reference ({shown(extra)}){hint}"
+        sides = (
+            (missing, f"{len(missing)} of {len(references)} references have no prediction"),
+            (extra, f"{len(extra)} of {len(predictions)} predictions have no reference"),
         )
+        raise ValueError(", ".join(f"{says} ({shown(ids)})" for ids, says in sides if ids) + hint)
     if not references:
         raise ValueError("nothing to score: no references and no predictions")
     return list(references)
