@@ -64,7 +64,8 @@ class ScoreFiles:
             Java and the extra `captions` (metrics of captions).
         wordnet: Folder or .zip file of WordNet 3.0's database files. None: where Debian's package or NLTK's downloader
             put them (nextoe).
-        stop_words: File with the words that are left out, one a line; its authors' list is stopwords.txt (nextoe).
+        stop_words: File with the words that are left out, one a line: stopwords.txt of the benchmark's authors (nextoe,
+            which needs it).
         tagger: "nltk" gives the official lemmas and needs NLTK with its tagger's data; "rules" needs neither and gives
             about the same (nextoe).
         root_rule: Whose Wu-Palmer similarity (nextoe).
