@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -217,8 +218,10 @@ def _steps(run: Path, steps: int, report: Report) -> None:
         raise DemoError(f"{run / METRICS} is empty: no optimizer step was taken")
     _expect("optimizer steps", rows[-1]["step"], steps)
     for name in ("text_loss", "visual_loss"):
-        start, end = rows[0][name], min(row[name] for row in rows[-10:])
-        report.say(f"{run.name} {name}", f"{start:.3f} at the start, {end:.3f} at the end")
+        start, end = rows[0][name], fmean(row[name] for row in rows[-10:])
+        report.say(
+            f"{run.name} {name}", f"{start:.3f} in the first step, {end:.3f} over the last ten"
+        )
         if name == "text_loss" and not end < start:
             raise DemoError(f"{name} of {run.name} did not fall: {start} to {end}")
 
@@ -266,8 +269,8 @@ def _serve(options: Demo, out: Path, report: Report, environment: Mapping[str, s
 def _remark(options: Demo) -> str:
     return (
         f"The model has had {options.feature_steps + options.steps} optimizer steps, its visual decoder "
-        f"{options.decoder_steps}: enough to tell backgrounds and most colours and to draw things of "
-        "this world, not yet to draw the thing that was asked for."
+        f"{options.decoder_steps}: enough to tell backgrounds and some colours and to draw blots on a ground, "
+        "not yet to tell shapes, to count, or to draw what was asked for."
     )
 
 
