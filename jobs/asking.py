@@ -28,7 +28,8 @@ td{{padding:.6rem 1rem;vertical-align:middle}}th{{text-align:left;padding:0 1rem
 tr{{border-bottom:1px solid #8885}}table{{border-collapse:collapse}}small{{opacity:.7}}
 img{{width:160px;height:160px;border-radius:8px;object-fit:cover;display:block}}
 @media (max-width:44rem){{tr{{display:grid;grid-template-columns:1fr 1fr}}th{{display:none}}
-td{{padding:.6rem .4rem}}img{{width:100%;height:auto;aspect-ratio:1}}}}</style>
+td{{padding:.6rem .4rem}}img{{width:100%;height:auto;aspect-ratio:1}}
+td:last-child::before{{content:"drawn when asked for: ";font-weight:bold}}}}</style>
 <h1>What the model replied</h1>
 <p>Pictures of a seed that it was not trained on. In brackets: the right answer. {remark}</p>
 <table><tr><th>shown<th>said<th>drawn<th>when asked for</tr>

@@ -231,8 +231,13 @@ def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str,
         model = out / "run" / "model"
         _job(
             "train_decoder",
-            # one process alone, with nobody to share the cores with
-            {**environment, "OMP_NUM_THREADS": str(os.cpu_count() or 1)},
+            # one process alone takes all cores. Threads that wait sleep: where they spin, as by default,
+            # a step takes 30 times longer as soon as others use the cores too
+            {
+                **environment,
+                "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+                "OMP_WAIT_POLICY": "PASSIVE",
+            },
             f"--model={model}",
             f"--data={out / 'mmc4'}",
             f"--steps={options.decoder_steps}",

@@ -136,8 +136,9 @@ class PromptEncoder:
         limit = self.config.language.max_positions
         if num_ids + room > limit:
             places = self.config.former.num_queries + 2
+            images = "1 image" if num_images == 1 else f"{num_images} images"
             raise PromptTooLong(
-                f"the prompt takes {num_ids} positions ({num_images} images at {places} each) and "
+                f"the prompt takes {num_ids} positions ({images} at {places} each) and "
                 f"the answer at least {room}, the model has {limit}; shorten the prompt"
             )
 

@@ -115,6 +115,11 @@ def test_too_many_images_are_refused_before_they_are_decoded(engine: Engine) -> 
         engine.generate_text([[b"not decoded"] * 103])
 
 
+def test_one_image_too_many_is_one_image(engine: Engine, photo: Image.Image) -> None:
+    with pytest.raises(PromptTooLong, match=r"\(1 image at 10 each\)"):
+        engine.generate_text([[photo, "x " * 2000]])
+
+
 def test_wrong_devices_are_named(tiny_dir: Path) -> None:
     with pytest.raises(ValueError, match="device is 'toaster'"):
         emu.load(tiny_dir, device="toaster")

@@ -12,4 +12,5 @@ def test_replies_stand_beside_their_pictures_and_fit_a_narrow_window(tmp_path: P
     assert (tmp_path / "pictures" / "shown1.png").read_bytes() == png
     assert "<b>&lt;b&gt;</b>" in page and "short &amp; simple" in page
     assert 'name="viewport"' in page and "max-width:44rem" in page
+    assert "drawn when asked for" in page  # its heading, where the columns are stacked
     assert "color-scheme:light dark" in page and "color:#222" not in page
