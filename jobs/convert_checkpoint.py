@@ -260,7 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
             ConvertCheckpoint,
             args=arguments,
             description=inspect.getdoc(ConvertCheckpoint),
-            prog="convert_checkpoint.py",
+            prog="jobs/convert_checkpoint.py",
         )
         report = convert(options)
     except KeyboardInterrupt:

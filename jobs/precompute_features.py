@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
             PrecomputeFeatures,
             args=arguments,
             description=inspect.getdoc(PrecomputeFeatures),
-            prog="precompute_features.py",
+            prog="jobs/precompute_features.py",
         )
     except ValueError as error:
         return complain(error, BAD_VALUE)

@@ -93,7 +93,9 @@ class ServeJob:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until a signal; gives the exit status."""
     start_logging()
-    job = tyro.cli(ServeJob, args=arguments, description=inspect.getdoc(ServeJob), prog="serve.py")
+    job = tyro.cli(
+        ServeJob, args=arguments, description=inspect.getdoc(ServeJob), prog="jobs/serve.py"
+    )
     try:
         options = serve_options(job)
         read_config(Path(job.model))

@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
             TrainDecoder,
             args=arguments,
             description=inspect.getdoc(TrainDecoder),
-            prog="train_decoder.py",
+            prog="jobs/train_decoder.py",
         )
         plan = plan_of(options)
         if options.stable_diffusion is None:

@@ -268,7 +268,7 @@ def parse(arguments: list[str]) -> TrainEmu:
         args=arguments,
         default=default,
         description=inspect.getdoc(TrainEmu),
-        prog="train_emu.py",
+        prog="jobs/train_emu.py",
     )
 
 

@@ -22,7 +22,7 @@ from schemas.validation import SchemaError
 
 log = logging.getLogger(__name__)
 
-OVERWRITE = "choose another folder, or overwrite it to begin again"
+OVERWRITE = "choose another folder, or begin again with --overwrite"
 
 
 @dataclass(frozen=True)

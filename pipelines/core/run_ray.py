@@ -7,8 +7,9 @@ object store never fills, and both runners give the same bytes because they run 
 
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +73,19 @@ class RayRunner:
             pool = ActorPoolStrategy(min_size=1, max_size=needs.concurrency)
             actor: Any = _ShardActor
             options |= {"max_restarts": deaths, "max_task_retries": deaths}
-            return dataset.map(actor, fn_constructor_args=(operator,), compute=pool, **options)
+            with _no_names_for_deaths():
+                return dataset.map(actor, fn_constructor_args=(operator,), compute=pool, **options)
         options["max_retries"] = deaths
-        return dataset.map(_shard_task(operator), concurrency=needs.concurrency, **options)
+        with _no_names_for_deaths():
+            return dataset.map(_shard_task(operator), concurrency=needs.concurrency, **options)
+
+
+@contextmanager
+def _no_names_for_deaths() -> Iterator[None]:
+    """Ray warns of options without a parameter of their own (until 2.63), but bounds deaths by no other way."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        yield
 
 
 class _ShardActor:
