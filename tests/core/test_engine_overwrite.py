@@ -123,7 +123,7 @@ def test_a_damaged_mark_beside_ledgers_of_ours_is_overwritten(tmp_path: Path, pa
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / path).write_bytes(b"{")
-    with pytest.raises(EngineError, match=f"{path}: .*or overwrite it"):
+    with pytest.raises(EngineError, match=f"{path}: .*or begin again with --overwrite"):
         build(tmp_path)
     assert build(tmp_path, 10, overwrite=True).records.total == 10
 
@@ -131,7 +131,9 @@ def test_a_damaged_mark_beside_ledgers_of_ours_is_overwritten(tmp_path: Path, pa
 def test_ledgers_alone_are_mark_enough(tmp_path: Path) -> None:
     build(tmp_path, 20)
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(EngineError, match=r"holds shards/, index/, ledger/ .*or overwrite it"):
+    with pytest.raises(
+        EngineError, match=r"holds shards/, index/, ledger/ .*or begin again with --overwrite"
+    ):
         build(tmp_path)
     assert build(tmp_path, 10, overwrite=True).records.total == 10
     assert len(list((tmp_path / "shards").iterdir())) == 1
@@ -172,7 +174,7 @@ def test_a_mark_of_another_release_is_named_and_overwritten(
     (out / path).parent.mkdir(parents=True)
     (out / path).write_text(json.dumps(content))
     mine = write(tmp_path, "notes-000000.tar", "a/notes-000000.tar")
-    with pytest.raises(EngineError, match=f"{path}: .*overwrite it"):
+    with pytest.raises(EngineError, match=f"{path}: .*begin again with --overwrite"):
         build(out)
     assert build(out, overwrite=True).records.total == 10
     assert not (out / ".work").exists()
