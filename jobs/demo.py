@@ -60,7 +60,7 @@ class Demo:
     """Documents of the drawn world, 3 or more (they come in three files)."""
     feature_steps: int = 40
     """Optimizer steps on the precomputed features, the visual encoder frozen."""
-    steps: int = 200
+    steps: int = 500
     """Optimizer steps on the pictures, every part trained."""
     decoder_steps: int = 250
     """Optimizer steps of the visual decoder's U-Net."""
