@@ -48,6 +48,7 @@ def stop_and_go_on(repository: Path, data: Path, tmp_path: Path, *options: objec
     assert features(stopped) == features(whole)
 
 
+@pytest.mark.slow
 def test_features_that_are_stopped_go_on(repository: Path, data: Path, tmp_path: Path):
     stop_and_go_on(repository, data, tmp_path, "--num-workers", 0, "--batch-size", 1)
 
