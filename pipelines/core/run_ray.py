@@ -73,15 +73,15 @@ class RayRunner:
             pool = ActorPoolStrategy(min_size=1, max_size=needs.concurrency)
             actor: Any = _ShardActor
             options |= {"max_restarts": deaths, "max_task_retries": deaths}
-            with _no_names_for_deaths():
+            with _unnamed_options_allowed():
                 return dataset.map(actor, fn_constructor_args=(operator,), compute=pool, **options)
         options["max_retries"] = deaths
-        with _no_names_for_deaths():
+        with _unnamed_options_allowed():
             return dataset.map(_shard_task(operator), concurrency=needs.concurrency, **options)
 
 
 @contextmanager
-def _no_names_for_deaths() -> Iterator[None]:
+def _unnamed_options_allowed() -> Iterator[None]:
     """Ray warns of options without a parameter of their own (until 2.63), but bounds deaths by no other way."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")

@@ -14,19 +14,10 @@ pytestmark = pytest.mark.slow
 STORED = Path(__file__).parent / "official.json"
 
 
-def test_known_scores_of_the_official_scorers(shared: Path):
+def test_known_scores_of_the_official_scorers(abstract_scenes: tuple[dict, dict]):
     tokenize = stanford_tokenizer()
-    folder = shared / "golden" / "metrics"
-    if not folder.is_dir():
-        pytest.skip("no folder shared/golden/metrics beside the repository")
-    references: dict[str, list[str]] = {}
-    for record in json.loads((folder / "abstract48S.json").read_text()):
-        references.setdefault(record["image_id"], []).append(record["caption"])
-    # two candidates an image, each scored as a sample of its own
-    candidates = json.loads((folder / "abstract_candsB.json").read_text())
     scores = score_captions(
-        {index: record["caption"] for index, record in enumerate(candidates)},
-        {index: references[record["image_id"]] for index, record in enumerate(candidates)},
+        *abstract_scenes,
         tokenize,
         Bootstrap(0),
     )
@@ -40,13 +31,11 @@ def test_known_scores_of_the_official_scorers(shared: Path):
     }
 
 
-def test_tokens_are_those_of_the_official_wrapper(shared: Path):
+def test_tokens_are_those_of_the_official_wrapper(golden_metrics: Path):
     tokenize = stanford_tokenizer()
-    folder = shared / "golden" / "metrics"
-    if not folder.is_dir():
-        pytest.skip("no folder shared/golden/metrics beside the repository")
     captions = [
-        record["caption"] for record in json.loads((folder / "abstract48S.json").read_text())
+        record["caption"]
+        for record in json.loads((golden_metrics / "abstract48S.json").read_text())
     ]
     captions = [*captions[:3000], "café ☃, 5 p.m.", "", "in the U.S.", "a\nb 😀", "?!", "at last"]
     assert tokenize(captions) == official_tokens(captions)

@@ -103,20 +103,11 @@ def test_scores_need_no_tokeniser_to_be_named():
 
 
 def test_known_scores_of_the_official_scorers_need_no_java(
-    shared: Path, monkeypatch: pytest.MonkeyPatch
+    abstract_scenes: tuple[dict, dict], monkeypatch: pytest.MonkeyPatch
 ):
-    folder = shared / "golden" / "metrics"
-    if not folder.is_dir():
-        pytest.skip("no folder shared/golden/metrics beside the repository")
     hide_package("pycocoevalcap", monkeypatch)
-    references: dict[str, list[str]] = {}
-    for record in json.loads((folder / "abstract48S.json").read_text()):
-        references.setdefault(record["image_id"], []).append(record["caption"])
-    # two candidates an image, each scored as a sample of its own
-    candidates = json.loads((folder / "abstract_candsB.json").read_text())
     scores = score_captions(
-        {index: record["caption"] for index, record in enumerate(candidates)},
-        {index: references[record["image_id"]] for index, record in enumerate(candidates)},
+        *abstract_scenes,
         bootstrap=Bootstrap(0),
     )
     known = ["0.833688", "0.697768", "0.573835", "0.462659", "0.642443", "0.655244"]

@@ -14,12 +14,9 @@ pytestmark = pytest.mark.slow
 LINE_ENDS = "\n\r\x0b\x0c\u2028\u2029"
 
 
-def test_captions_of_abstract_scenes_have_stanfords_tokens(shared: Path):
-    folder = shared / "golden" / "metrics"
-    if not folder.is_dir():
-        pytest.skip("no folder shared/golden/metrics beside the repository")
+def test_captions_of_abstract_scenes_have_stanfords_tokens(golden_metrics: Path):
     for name in ("abstract48S.json", "abstract_candsB.json"):
-        captions = [record["caption"] for record in json.loads((folder / name).read_text())]
+        captions = [record["caption"] for record in json.loads((golden_metrics / name).read_text())]
         assert differences(captions, stanford_tokenizer()) == []
 
 

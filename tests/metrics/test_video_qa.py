@@ -49,16 +49,13 @@ def test_choices_by_type_count_previous_as_next():
     assert score.groups == {"C": 100, "T": 50, "CW": 100, "TN": 50}
 
 
-def test_known_scores_of_nextqa_choices(shared: Path):
-    folder = shared / "golden" / "metrics"
-    if not folder.is_dir():
-        pytest.skip("no folder shared/golden/metrics beside the repository")
-    rows = list(csv.DictReader((folder / "nextqa_mc_val.csv").open()))
+def test_known_scores_of_nextqa_choices(golden_metrics: Path):
+    rows = list(csv.DictReader((golden_metrics / "nextqa_mc_val.csv").open()))
     references = {
         f"{row['video']}_{row['qid']}": ChoiceReference(int(row["answer"]), row["type"])
         for row in rows
     }
-    answers = json.loads((folder / "nextqa_mc_val_predictions.json").read_text())
+    answers = json.loads((golden_metrics / "nextqa_mc_val_predictions.json").read_text())
     score = NextQaChoice(NO_INTERVAL)(
         {key: value["prediction"] for key, value in answers.items()}, references
     )
@@ -249,18 +246,15 @@ KNOWN_WUPS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tagger", ["nltk", "rules"])
-def test_known_scores_of_nextoe(shared: Path, tagger: str):
-    folder = shared / "golden" / "metrics"
-    if not folder.is_dir():
-        pytest.skip("no folder shared/golden/metrics beside the repository")
+def test_known_scores_of_nextoe(golden_metrics: Path, tagger: str):
     try:
         database = load_wordnet(find_wordnet(nltk_folders()))
         lemmatize = (nltk_lemmas if tagger == "nltk" else rule_lemmas)(database)
     except (FileNotFoundError, ModuleNotFoundError) as missing:
         pytest.skip(str(missing))
-    predictions = predicted_values(folder / "nextoe_val_predictions.json", "prediction")
-    references = open_references(folder / "nextoe_val.csv")
-    stop_words = frozenset((folder / "nextoe_stopwords.txt").read_text().split())
+    predictions = predicted_values(golden_metrics / "nextoe_val_predictions.json", "prediction")
+    references = open_references(golden_metrics / "nextoe_val.csv")
+    stop_words = frozenset((golden_metrics / "nextoe_stopwords.txt").read_text().split())
     score = Wups(database, lemmatize, stop_words, bootstrap=NO_INTERVAL)(predictions, references)
     found = {"all": score.value, **score.groups}
     if tagger == "nltk":

@@ -167,11 +167,8 @@ def test_accuracy_is_the_official_one_on_made_answers():
         assert accuracy(prediction, reference) == pytest.approx(sum(scores) / 10)
 
 
-def test_known_scores_of_vizwiz(shared: Path):
-    folder = shared / "golden" / "metrics"
-    if not folder.is_dir():
-        pytest.skip("no folder shared/golden/metrics beside the repository")
-    annotations = json.loads((folder / "val_annotations_vqa_format.json").read_text())[
+def test_known_scores_of_vizwiz(golden_metrics: Path):
+    annotations = json.loads((golden_metrics / "val_annotations_vqa_format.json").read_text())[
         "annotations"
     ]
     references = {
