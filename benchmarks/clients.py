@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipelines.download.fetch import FetchConfig, Fetcher
-from pipelines.download.images import ImageConfig, normalise_image
+from pipelines.download.fetcher import FetchConfig, Fetcher
+from pipelines.images.normalise import ImageConfig, normalise_image
 
 Work = Callable[[list[str]], int]
 

@@ -22,11 +22,11 @@ import tyro
 from torch import Tensor
 
 from emu.config import EmuConfig, emu_14b_config
-from emu.models.conversion import model_shapes, unused_tensors
-from emu.models.released import released_name
-from emu.models.released_config import config_to_released
-from emu.models.weight_files import WeightFiles
-from emu.models.weight_writers import TensorSpec, write_safetensors, write_torch
+from emu.weights.plan import model_shapes, unused_tensors
+from emu.weights.reader import WeightFiles
+from emu.weights.released import released_name
+from emu.weights.released_config import config_to_released
+from emu.weights.writer import TensorSpec, write_safetensors, write_torch
 
 PERIOD_S = 0.02
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "convert_checkpoint.py"

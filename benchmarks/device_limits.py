@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emu.config import DecoderConfig, EmuConfig, emu_14b_config, tiny_config
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
-from emu.generate.continuation import Continuation
+from emu.generate import kv_cache as decoding
 from emu.generate.engine import DTYPES
-from emu.generate.image import regress_next
+from emu.generate.interleaved import regress_next
+from emu.generate.kv_cache import Continuation
 from emu.generate.prompts import EncodedPrompt
-from emu.models import decoding
 from emu.models.emu import Emu
 
 Size = Literal["tiny", "14b"]

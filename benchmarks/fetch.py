@@ -25,7 +25,7 @@ import tyro
 from benchmarks.clients import Cost, client
 from benchmarks.image_server import image_server
 from benchmarks.photos import drawn_photo
-from pipelines.download.images import ImageConfig, normalise_image
+from pipelines.images.normalise import ImageConfig, normalise_image
 
 _TARGETS = {"https": 5.0, "http": 1.2, "decode": 2.0}
 _ENGINES = ("ours", "img2dataset")

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.endings import COMPLETE, FAILED, complain, stopped
+from jobs.cli import COMPLETE, FAILED, complain, stopped
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
 from pipelines.miniworld.server import ImageServer, serve_until_stopped

@@ -12,22 +12,26 @@ from typing import Literal
 
 import tyro
 
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.cluster import RunnerOnDemand, start_logging
-from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.paths import job_path
 from pipelines.core.errors import EngineError
-from pipelines.core.lines import InputError, LineSource
-from pipelines.core.overlap import refuse_overlap
 from pipelines.core.run import run
-from pipelines.core.runner import LocalRunner
-from pipelines.corpora.mmc4 import REASONS, Mmc4Config, mmc4_pipeline
-from pipelines.corpora.mmc4_match import MatchRules
-from pipelines.corpora.mmc4_steps import CORPUS
-from pipelines.download.fetch import FetchConfig
-from pipelines.download.images import ImageConfig
-from pipelines.publish.chart import size
+from pipelines.core.stage_runner import LocalRunner
+from pipelines.corpora.mmc4.rules import (
+    CORPUS,
+    REASONS,
+    MatchRules,
+    Mmc4Config,
+    mmc4_pipeline,
+)
+from pipelines.download.fetcher import FetchConfig
+from pipelines.images.normalise import ImageConfig
+from pipelines.publish.charts import size
 from pipelines.publish.report import REPORT_FILE
-from pipelines.transforms.prior import Prior, has_retriable
+from pipelines.readers.files import InputError, refuse_overlap
+from pipelines.readers.jsonl import LineSource
+from pipelines.transforms.fetch_images import Prior, has_retriable
 from schemas.manifest import Manifest, Tally
 from schemas.shard import LEDGERS, SHARDS
 from schemas.validation import SchemaError

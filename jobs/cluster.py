@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import ray
 
+from pipelines.core.pipeline import ShardPlan
 from pipelines.core.run_ray import RayRunner
-from pipelines.core.runner import Operator
-from pipelines.core.stage import ShardPlan
+from pipelines.core.stage_runner import Operator
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,16 @@ import tyro
 from tqdm import tqdm
 
 from emu.config import EmuConfig
-from emu.models.config_file import CONFIG, load_config
-from emu.models.conversion import (
+from emu.tokenizer import EmuTokenizer
+from emu.weights.atomic_dir import check_free, check_space, new_directory
+from emu.weights.layout import (
+    CONFIG,
+    TOKENIZER,
+    load_config,
+    write_generation_config,
+    write_tokenizer,
+)
+from emu.weights.plan import (
     Advance,
     Plan,
     Watch,
@@ -31,13 +39,10 @@ from emu.models.conversion import (
     tensors_of,
     unused_tensors,
 )
-from emu.models.new_directory import check_free, check_space, new_directory
-from emu.models.released_config import LORA, config_from_released, config_to_released
-from emu.models.sidecars import TOKENIZER, write_generation_config, write_tokenizer
-from emu.models.weight_files import WeightFiles, WeightsError
-from emu.models.weight_writers import TensorSpec, write_safetensors, write_torch
-from emu.tokenizer import EmuTokenizer
-from jobs.endings import BAD_VALUE, COMPLETE, complain, stopped
+from emu.weights.reader import WeightFiles, WeightsError
+from emu.weights.released_config import LORA, config_from_released, config_to_released
+from emu.weights.writer import TensorSpec, write_safetensors, write_torch
+from jobs.cli import BAD_VALUE, COMPLETE, complain, stopped
 from jobs.paths import folder_path
 
 if TYPE_CHECKING:

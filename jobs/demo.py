@@ -26,7 +26,9 @@ import tyro
 from tqdm import tqdm
 
 from emu.train.metrics import METRICS, read_metrics
-from jobs.asking import (
+from jobs.cli import stopped
+from jobs.cluster import ray_session
+from jobs.demo_client import (
     AskingError,
     ask_about,
     held_out_picture,
@@ -34,8 +36,6 @@ from jobs.asking import (
     words_right,
     write_replies,
 )
-from jobs.cluster import ray_session
-from jobs.endings import stopped
 from jobs.serve import free_port
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4

@@ -12,11 +12,10 @@ import pyarrow.compute as pc
 import tyro
 from tqdm import tqdm
 
-from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain
 from jobs.paths import job_path
-from pipelines.core.storage import Storage
-from pipelines.core.tables import read_parquet
-from pipelines.publish.chart import size
+from pipelines.core.storage import Storage, read_parquet
+from pipelines.publish.charts import size
 from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, Tally, manifest_from_json
 from schemas.sample import Sample
 from schemas.shard import INDEXES, LEDGERS, SHARDS, decode_members

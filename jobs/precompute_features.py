@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from emu.config import EmuConfig
 from emu.data.images import pixels_of
-from emu.models.config_file import load_config
-from emu.models.store import weights_hash
 from emu.recipes import RECIPES
 from emu.train.start import start_tower
+from emu.weights.layout import load_config
+from emu.weights.store import weights_hash
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.cluster import ray_session, start_logging
-from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.paths import folder_path, job_path, weights_path
 from pipelines.core.storage import Storage
 from pipelines.transforms.features import (

@@ -26,13 +26,13 @@ from ray import serve
 from ray.exceptions import RayError
 
 from emu.serve.app import ServeOptions, build_app
-from emu.serve.content import Fetch
 from emu.serve.limits import Limits
-from emu.serve.model_files import read_config
+from emu.serve.requests import Fetch
+from emu.weights.layout import read_config
 from jobs.cluster import ray_session, start_logging
 from jobs.paths import refuse_address
-from pipelines.download.fetch import Fetcher
-from pipelines.download.fetch_config import FetchConfig
+from pipelines.download.config import FetchConfig
+from pipelines.download.fetcher import Fetcher
 
 APPLICATION = "emu"
 log = logging.getLogger("serve")

@@ -24,11 +24,11 @@ from emu.train.decoder import (
     DecoderTrainConfig,
     train_decoder,
 )
+from emu.train.decoder_data import PromptRules
 from emu.train.metrics import METRICS
-from emu.train.prompted import PromptRules
 from emu.train.step import TrainingError
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.cluster import start_logging
-from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.paths import folder_path, job_path
 
 BEGINS_ANEW = "nothing is written; the same command begins anew"

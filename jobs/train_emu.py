@@ -21,8 +21,6 @@ from tqdm import tqdm
 from emu.config import ObjectiveConfig
 from emu.data.dataset import DatasetError
 from emu.data.sequence import SequenceConfig, SequenceError
-from emu.models.config_file import load_config
-from emu.models.llama_weights import check_llama, llama_sizes, with_llama
 from emu.recipes import RECIPES, Recipe, with_vocabulary
 from emu.tokenizer import EmuTokenizer
 from emu.train.checkpoint import CheckpointError
@@ -30,11 +28,12 @@ from emu.train.config import TrainConfig
 from emu.train.loop import Summary, TrainPlan, check_resume, open_stream, train
 from emu.train.metrics import CURVES, METRICS, read_metrics
 from emu.train.parallel import Ranks
-from emu.train.start import check_start, check_started, start_tower
+from emu.train.start import check_start, check_started, learned_tokenizer, start_tower
 from emu.train.step import TrainingError
-from emu.train.vocabulary import learned_tokenizer
+from emu.weights.layout import load_config
+from emu.weights.llama import check_llama, llama_sizes, with_llama
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.cluster import ray_session, start_logging
-from jobs.endings import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.paths import folder_path, job_path, weights_path
 
 

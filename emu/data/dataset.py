@@ -3,6 +3,27 @@
 Local tars are memory-mapped; on any other fsspec address one range read fetches the members of a sample.
 The index of a shard is read when the shard is first needed and kept for a while, so memory does not
 grow with the dataset.
+
+A shuffled order by arithmetic: no list, any place of it at once.
+
+A Feistel network permutes the numbers below a power of four; walking its cycle until a number below
+`size` comes out restricts it to 0..size-1 (Black and Rogaway, "Ciphers with Arbitrary Finite
+Domains", 2002). Not a cipher here: only a good, repeatable shuffle.
+
+ShardReader: the endless, shuffled, resumable stream of samples that all ranks share.
+
+Place n of the stream is sample `n % N` of epoch `n // N`, N the size of the dataset. The order of an
+epoch is arithmetic, so any place is found at once and the state of a reader is two numbers:
+
+1. the shards are permuted, anew for each epoch;
+2. `window` shards in a row form a window; the samples of a window are permuted among each other.
+
+A dataset of up to `window` shards (64: about 64,000 samples) is thus shuffled as one. In a larger one
+a window bounds how many shards are open at once, so that reads stay near each other on disks and
+object stores; a sample still meets other neighbours in each epoch. Memory: one number a shard.
+
+Ranks do not appear here: at a step, rank r of W reads its part of the places of the global batch
+(`emu/data/stream.py`), and the same state resumes any number of ranks.
 """
 
 from __future__ import annotations
@@ -10,9 +31,11 @@ from __future__ import annotations
 import hashlib
 import io
 import mmap
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -27,6 +50,58 @@ from schemas.sample import Sample
 from schemas.shard import INDEXES, SHARDS, decode_members, read_members
 from schemas.tables import INDEX
 from schemas.validation import SchemaError, check_table
+
+ROUNDS = 4
+MASK = (1 << 64) - 1
+
+
+class Permutation:
+    """A bijection of 0..size-1 drawn from a seed: `permutation[i]` in constant time and memory."""
+
+    def __init__(self, size: int, *seed: int | str) -> None:
+        if size < 1:
+            raise ValueError(f"a permutation of {size} numbers; give at least 1")
+        self.size = size
+        self._half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+        self._half_mask = (1 << self._half_bits) - 1
+        digest = derived_bytes("permutation", *seed)
+        self._round_keys = [int.from_bytes(digest[i * 8 : i * 8 + 8]) for i in range(ROUNDS)]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, place: int) -> int:
+        if not 0 <= place < self.size:
+            raise IndexError(f"place {place} of a permutation of {self.size}")
+        value = self._network(place)
+        while value >= self.size:  # less than 4 times on average: the domain is below 4 * size
+            value = self._network(value)
+        return value
+
+    def _network(self, value: int) -> int:
+        left, right = value >> self._half_bits, value & self._half_mask
+        for key in self._round_keys:
+            left, right = right, left ^ (_mixed(right ^ key) & self._half_mask)
+        return left << self._half_bits | right
+
+
+def derived_bytes(*parts: int | str) -> bytes:
+    """64 bytes drawn from the parts: equal parts, equal bytes, on every machine and version."""
+    text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed of 63 bits drawn from the parts."""
+    return int.from_bytes(derived_bytes(*parts)[:8]) >> 1
+
+
+def _mixed(value: int) -> int:
+    """The finaliser of splitmix64: every input bit moves about half of the output bits."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
+
 
 T = TypeVar("T")
 
@@ -174,3 +249,111 @@ class Recent(Generic[T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_capacity"], state["_make"])
+
+
+WINDOW = 64
+
+
+@dataclass(frozen=True)
+class ReaderState:
+    """Where a reader stands, and what it reads: another dataset or seed is refused on load."""
+
+    epoch: int
+    position: int
+    seed: int
+    shuffle: bool
+    window: int
+    dataset: str
+    """`Dataset.digest`."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A sample as met in an epoch, and the shard that it lies in."""
+
+    sample: Sample
+    shard: int
+    epoch: int
+
+
+class ShardReader:
+    """Iterates over the samples of a published dataset without end; `state` / `load` are exact.
+
+    Raises `DatasetError` for a dataset that is not complete, not readable or without samples.
+    """
+
+    def __init__(
+        self, dataset_dir: str | Path, seed: int, shuffle: bool = True, window: int = WINDOW
+    ) -> None:
+        self.dataset = Dataset(dataset_dir, num_open=2 * window)
+        self.seed, self.shuffle, self.window = seed, shuffle, window
+        self._sizes = tuple(entry.num_samples for entry in self.dataset.entries)
+        self._orders = Recent(4, self._make_order)
+        self.place = 0
+        """Number of the next sample, counted over all epochs."""
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Sample]:
+        while True:
+            visit = self.visit(self.place)
+            self.place += 1
+            yield visit.sample
+
+    def visit(self, place: int) -> Visit:
+        """The sample at a place of the endless stream; does not move the reader."""
+        epoch, position = divmod(place, len(self.dataset))
+        shard, row = self.locate(epoch, position)
+        return Visit(self.dataset.sample(shard, row), shard, epoch)
+
+    def locate(self, epoch: int, position: int) -> tuple[int, int]:
+        """Number of the shard and row of a position in an epoch."""
+        order = self._orders[epoch]
+        window = bisect_right(order.window_starts, position) - 1
+        start = order.window_starts[window]
+        inside = position - start
+        if self.shuffle:
+            size = order.window_starts[window + 1] - start
+            inside = Permutation(size, self.seed, "samples", epoch, window)[inside]
+        place = start + inside
+        slot = bisect_right(order.shard_starts, place) - 1
+        return order.shards[slot], place - order.shard_starts[slot]
+
+    def state(self) -> dict[str, Any]:
+        """The position as a JSON object of constant size."""
+        epoch, position = divmod(self.place, len(self.dataset))
+        return asdict(
+            ReaderState(epoch, position, self.seed, self.shuffle, self.window, self.dataset.digest)
+        )
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved position; raises `DatasetError` where it is that of another stream."""
+        now = self.state()
+        for name in ("dataset", "seed", "shuffle", "window"):
+            if state[name] != now[name]:
+                raise DatasetError(
+                    f"{self.dataset.address}: the saved position is for {name} {state[name]!r}, "
+                    f"here it is {now[name]!r}; the order of the samples would differ"
+                )
+        self.place = state["epoch"] * len(self.dataset) + state["position"]
+
+    def _make_order(self, epoch: int) -> EpochOrder:
+        shards = [number for number in range(len(self._sizes)) if self._sizes[number]]
+        if self.shuffle:
+            permutation = Permutation(len(shards), self.seed, "shards", epoch)
+            shards = [shards[permutation[place]] for place in range(len(shards))]
+        ends = list(accumulate(self._sizes[shard] for shard in shards))
+        starts = (0, *ends[:-1])
+        return EpochOrder(tuple(shards), starts, (*starts[:: self.window], ends[-1]))
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The shards in the order of an epoch, and where they and their windows start."""
+
+    shards: tuple[int, ...]
+    shard_starts: tuple[int, ...]
+    window_starts: tuple[int, ...]
+    """One more than windows: the last is the size of the epoch."""

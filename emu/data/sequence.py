@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from emu.config import EmuConfig
-from emu.data.permutation import derived_seed
+from emu.data.dataset import derived_seed
 from emu.models.objective import text_labels
 from emu.tokenizer import EmuTokenizer
 from schemas.sample import Sample, Segment

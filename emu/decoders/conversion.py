@@ -20,9 +20,9 @@ from transformers import CLIPConfig
 from emu.config import DecoderConfig
 from emu.decoders.safety import CHECKER, PROCESSOR
 from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, unet_sizes, vae_sizes
-from emu.models.conversion import Advance, Plan, Watch, plan_renaming, renamed, tensors_of
-from emu.models.weight_files import INDEX, SAFETENSORS, WeightFiles, WeightsError
-from emu.models.weight_writers import write_safetensors
+from emu.weights.plan import Advance, Plan, Watch, plan_renaming, renamed, tensors_of
+from emu.weights.reader import INDEX, SAFETENSORS, WeightFiles, WeightsError
+from emu.weights.writer import write_safetensors
 
 CONFIG, DIFFUSERS = "config.json", "diffusion_pytorch_model"
 SCHEDULER_CONFIG, PROCESSOR_CONFIG = "scheduler_config.json", "preprocessor_config.json"

@@ -12,7 +12,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
-from emu.decoders.pretrained import load_part
+from emu.decoders.base import load_part
 
 CHECKER, PROCESSOR = "safety_checker", "feature_extractor"
 

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from emu.config import DecoderConfig
 from emu.decoders.autoencoder import pixels_of, posterior_of, start_autoencoder
-from emu.decoders.pretrained import load_part
+from emu.decoders.base import load_part
 from emu.decoders.safety import SafetyChecker
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"

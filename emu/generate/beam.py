@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from emu.generate.continuation import Continuation
+from emu.generate.kv_cache import Continuation
 from emu.generate.options import TextOptions
 
 CLOSED = -1e9  # score of the beams that must not be continued: all but one at the start

@@ -16,21 +16,18 @@ from torch import Tensor
 
 from emu.config import IMAGE, EmuConfig
 from emu.generate.beam import beam_search
-from emu.generate.continuation import Continuation
-from emu.generate.image import regress
-from emu.generate.interleaved import Draw, Event, Interleaver
-from emu.generate.options import ImageOptions, TextOptions
+from emu.generate.interleaved import Draw, Event, Interleaver, regress
+from emu.generate.kv_cache import Continuation
+from emu.generate.options import ImageOptions, Reply, TextOptions
 from emu.generate.prompts import EncodedPrompt, Prompt, PromptEncoder
-from emu.generate.rank import summed_losses
-from emu.generate.reply import Reply
-from emu.generate.running_text import RunningText
-from emu.generate.text import write
+from emu.generate.sampling import RunningText, write
+from emu.generate.scoring import summed_losses
 from emu.models.emu import Emu
-from emu.models.store import load_model
 from emu.tokenizer import EmuTokenizer
+from emu.weights.store import load_model
 
 if TYPE_CHECKING:
-    from emu.decoders.base import VisualDecoder  # brings diffusers, which takes seconds to import
+    from emu.decoders.base import VisualDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DECODER = "decoder"

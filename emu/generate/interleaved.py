@@ -1,28 +1,57 @@
 """Text and images in one reply, over one cache: text, a drawn image, text that goes on after it.
 
 Shapes: B = 1 row, Q causal queries, D language width.
+
+Visual embeddings, one after the other, each fed back as the next input (paper section 2.3).
+
+Shapes: B rows, Q causal queries, D language width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from emu.data.image_file import to_png
 from emu.generate.beam import beam_search
-from emu.generate.continuation import Continuation
-from emu.generate.image import close_image, regress_next
-from emu.generate.options import TextOptions
-from emu.generate.pictures import to_png
+from emu.generate.kv_cache import Continuation
+from emu.generate.options import FinishReason, Reply, TextOptions
 from emu.generate.prompts import EncodedPrompt
-from emu.generate.reply import FinishReason, Reply
-from emu.generate.running_text import RunningText
-from emu.generate.text import write
+from emu.generate.sampling import RunningText, write
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 from schemas.sample import Segment
+
+
+@torch.inference_mode()
+def regress(model: Emu, prompts: Sequence[EncodedPrompt]) -> Tensor:
+    """The embeddings `BQD` of the image that follows each prompt; the prompts end in `[IMG]`."""
+    return regress_next(Continuation(model, prompts))
+
+
+@torch.inference_mode()
+def regress_next(rows: Continuation) -> Tensor:
+    """The embeddings `BQD` of an image, predicted from rows whose last token is `[IMG]`.
+
+    All but the last embedding are in the cache afterwards; `close_image` feeds the last.
+    """
+    predicted = [rows.model.language.regress(rows.hidden_BD)]
+    for _ in range(rows.model.config.former.num_queries - 1):
+        rows.feed(predicted[-1])
+        predicted.append(rows.model.language.regress(rows.hidden_BD))
+    return torch.stack(predicted, dim=1)
+
+
+@torch.inference_mode()
+def close_image(rows: Continuation, embeddings_BQD: Tensor) -> None:
+    """Feeds the last embedding and `[/IMG]`, so that text can go on after the image."""
+    rows.feed(embeddings_BQD[:, -1])
+    rows.feed_ids([rows.model.config.special.image_end] * rows.num_rows)
+
 
 Event = str | Image.Image | Reply
 

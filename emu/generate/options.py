@@ -1,9 +1,20 @@
-"""What a caller may ask of text and of pictures, checked when it is asked."""
+"""What a caller may ask of text and of pictures, checked when it is asked.
+
+What the model answers: segments in order, why the answer ended, and what it took.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+from schemas.sample import Segment
+
+
+class PromptTooLong(ValueError):
+    """A prompt that leaves the model no position to answer in."""
+
 
 MAX_SIDE = 4096
 """Pixels of a drawn picture along one side: eight times what Stable Diffusion was trained on."""
@@ -102,3 +113,28 @@ def _number(name: str, value: float) -> None:
 def _in_seeds(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} is {value!r}, give a whole number from -2**63 to 2**63 - 1")
+
+
+FinishReason = Literal["stop", "length", "image"]
+"""`stop`: the end token or a stop string; `length`: a limit; `image`: a token that opens an image,
+which ends one text inside a reply and never the reply."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model answered, in order, and what it took."""
+
+    segments: tuple[Segment, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int  # positions of the prompt, those of images included
+    num_reply_tokens: int  # positions of the answer, those of images included
+
+    @property
+    def text(self) -> str:
+        """All texts of the reply, joined."""
+        return "".join(s.text or "" for s in self.segments if s.kind == "text")
+
+    @property
+    def images(self) -> tuple[Segment, ...]:
+        """The pictures of the reply, encoded as PNG."""
+        return tuple(s for s in self.segments if s.kind == "image")

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from emu.config import IMAGE, IMAGE_START, EmuConfig, image_block
+from emu.data.image_file import decode_picture, read_picture, to_rgb
 from emu.data.images import normalise
 from emu.data.video import Video
-from emu.generate.pictures import decode_picture, read_picture, to_rgb
+from emu.generate.options import PromptTooLong
 from emu.tokenizer import EmuTokenizer
 from schemas.sample import Segment
 
@@ -31,10 +32,6 @@ def as_pieces(prompt: Prompt) -> list[Piece]:
     """The pieces of a prompt in order."""
     is_several = isinstance(prompt, list | tuple)
     return list(cast(Sequence[Piece], prompt)) if is_several else [cast(Piece, prompt)]
-
-
-class PromptTooLong(ValueError):
-    """A prompt that leaves the model no position to answer in."""
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from emu.generate.reply import Reply
-from emu.serve.answers import Envelope
-from emu.serve.body import read_json, shown
-from emu.serve.content import Fetch
+from emu.generate.options import Reply
+from emu.serve.backend import Backend, Event, ModelCard
 from emu.serve.errors import ApiError, Problem, refuse
 from emu.serve.limits import Limits
-from emu.serve.reading import read_work
+from emu.serve.requests import Fetch, read_work
+from emu.serve.responses import Envelope
 from emu.serve.schema import ChatRequest, parse_request
-from emu.serve.work import Backend, Event, ModelCard
+from emu.serve.validation import read_json, shown
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from emu.serve.api import build_api
-from emu.serve.content import Fetch
+from emu.serve.backend import Event, ModelCard, Work
 from emu.serve.errors import Problem
 from emu.serve.limits import Limits
-from emu.serve.model_files import read_config
-from emu.serve.work import Event, ModelCard, Work
+from emu.serve.requests import Fetch
+from emu.weights.layout import read_config
 
 DOOR, REPLICA = "door", "engine"
 OpenFetch = Callable[[], Fetch]
@@ -104,7 +104,7 @@ class EngineReplica:
 
     def __init__(self, options: ServeOptions) -> None:
         import emu
-        from emu.serve.worker import Worker
+        from emu.serve.backend import Worker
 
         engine = emu.load(options.model, options.device, options.dtype)
         limits = options.limits

@@ -24,9 +24,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emu.serve.body import shown
-from emu.serve.complaints import explain
 from emu.serve.errors import refuse
+from emu.serve.validation import explain, shown
 
 IGNORED = (
     "metadata",

@@ -38,13 +38,13 @@ from emu.config import DecoderConfig, EmuConfig
 from emu.decoders.autoencoder import autoencoder_loss, standardise_latents
 from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, StableDiffusionDecoder
 from emu.generate.engine import Engine
-from emu.models.store import load_model
 from emu.train.checkpoint import publish
 from emu.train.config import OptimConfig
+from emu.train.decoder_data import PromptedPictures, PromptRules, read_pictures, regress_conditions
 from emu.train.metrics import METRICS
 from emu.train.optim import rate_factor
-from emu.train.prompted import PromptedPictures, PromptRules, read_pictures, regress_conditions
 from emu.train.step import TrainingError
+from emu.weights.store import load_model
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,11 @@ from typing import Any, Literal
 import torch
 
 from emu.config import EmuConfig
+from emu.data.dataset import ShardReader
 from emu.data.features import FeatureReader
 from emu.data.sequence import SequenceConfig, SequenceMaker
-from emu.data.shards import ShardReader
 from emu.data.stream import BatchStream, StepSize
 from emu.models.emu import Emu
-from emu.models.store import save_model, weights_hash
 from emu.models.visual_encoder import VisualEncoder
 from emu.tokenizer import EmuTokenizer
 from emu.train.checkpoint import (
@@ -47,6 +46,7 @@ from emu.train.optim import make_optimizer, rate_factor, set_rates
 from emu.train.parallel import Ranks
 from emu.train.start import start_model
 from emu.train.step import Stepper, StepResult
+from emu.weights.store import save_model, weights_hash
 
 log = logging.getLogger(__name__)
 

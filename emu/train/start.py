@@ -1,7 +1,16 @@
-"""The weights that a run starts from: drawn from a seed, or read from a model directory."""
+"""The weights that a run starts from: drawn from a seed, or read from a model directory.
+
+A LoRA adapter as all of a model that is trained (paper section 3.4).
+
+A tokenizer for small recipes, learned from the texts of the dataset that they train on.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +18,81 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from emu.config import EmuConfig
-from emu.models.config_file import load_config
-from emu.models.emu import Emu
+from emu.config import AdapterConfig, EmuConfig
+from emu.data.dataset import DatasetError, ShardReader
+from emu.models.emu import Emu, add_instruct_tokens
 from emu.models.init import init_weights
-from emu.models.instruct_rows import add_instruct_tokens
-from emu.models.llama_weights import LANGUAGE, load_llama
-from emu.models.open_clip_weights import open_clip_tower
-from emu.models.sidecars import TOKENIZER
-from emu.models.store import build_model, check_weights, read_weights
+from emu.models.language_model import LORA, add_adapter
 from emu.models.visual_encoder import VisualEncoder
-from emu.tokenizer import EmuTokenizer
-from emu.train.adapter import train_new_adapter
+from emu.tokenizer import EmuTokenizer, train_tokenizer
 from emu.train.config import TrainConfig
+from emu.weights.layout import TOKENIZER, load_config
+from emu.weights.llama import LANGUAGE, load_llama
+from emu.weights.open_clip import open_clip_tower
+from emu.weights.store import build_model, check_weights, read_weights
+
+
+def train_new_adapter(model: Emu, config: AdapterConfig, seed: int) -> None:
+    """Puts a fresh adapter on a model that was loaded, as all of it that is trained (paper section 3.4).
+
+    The weights beneath stay the very tensors they were, frozen. Until it is trained the adapter changes no
+    answer; the same seed draws the same one. Raises ValueError for a model that already has an adapter.
+    """
+    if model.config.adapter is not None:
+        raise ValueError(
+            "the model has an adapter: fold it in with model.merge_adapter(), or train it on with "
+            "train_adapter_alone(model)"
+        )
+    add_adapter(model.language, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.language.lm.named_parameters():
+            if f"{LORA}A" in name:
+                bound = 1 / math.sqrt(weight.shape[1])  # peft's own, but from our generator
+                drawn = torch.rand(weight.shape, generator=generator) * 2 - 1
+                weight.copy_(drawn * bound)
+            elif f"{LORA}B" in name:
+                weight.zero_()
+    model.config = dataclasses.replace(model.config, adapter=config)
+    train_adapter_alone(model)
+
+
+def train_adapter_alone(model: Emu) -> None:
+    """Freezes everything but the adapter. Raises ValueError for a model without one."""
+    if model.config.adapter is None:
+        raise ValueError("the model has no adapter to train; train_new_adapter(model, …) adds one")
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(LORA in name)
+
+
+MAX_SAMPLES = 20_000
+
+
+def learned_tokenizer(data: str, path: Path, vocab_size: int) -> EmuTokenizer:
+    """The tokenizer at `path`; where there is none, one of up to `vocab_size` pieces is learned.
+
+    It sees the first 20,000 samples, which decide everything: the same dataset gives the same bytes.
+    """
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        texts = dataset_texts(data)
+        first = next(texts, None)
+        if first is None:
+            raise DatasetError(
+                f"{data}: no sample has a text to learn a tokenizer from; give --tokenizer"
+            )
+        train_tokenizer(itertools.chain([first], texts), vocab_size, temporary)
+        temporary.replace(path)
+    return EmuTokenizer.load(path)
+
+
+def dataset_texts(data: str) -> Iterator[str]:
+    """The texts of the first samples of a dataset, without empty ones."""
+    reader = ShardReader(data, seed=0, shuffle=False)
+    for sample in itertools.islice(reader, min(MAX_SAMPLES, len(reader))):
+        yield from (s.text for s in sample.segments if s.text and s.text.strip())
+
 
 TOWER = "visual."
 

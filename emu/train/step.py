@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from emu.config import EmuConfig
-from emu.data.permutation import derived_seed
+from emu.data.dataset import derived_seed
 from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.models.objective import IGNORED, Losses, Objective, regression_positions

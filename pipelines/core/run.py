@@ -1,28 +1,27 @@
-"""Run a pipeline: from a folder in any state to a finished dataset, doing only what is missing."""
+"""Run a pipeline: from a folder in any state to a finished dataset, doing only what is missing.
+
+A progress bar over shards: how many are done, and records a second.
+"""
 
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
 
 import pyarrow as pa
+from tqdm import tqdm
 
-from pipelines.core.begin import Request, decide
-from pipelines.core.build_plan import PLAN_FILE, BuildPlan, check_pipeline
-from pipelines.core.check import ShardFacts, check_files, check_shard
-from pipelines.core.counts import Counts, alarms, merged
+from pipelines.core.contracts import Place
 from pipelines.core.errors import AlarmError, EngineError
-from pipelines.core.lock import exclusive
-from pipelines.core.progress import with_progress
-from pipelines.core.row_rules import Place
-from pipelines.core.runner import LocalRunner, Runner
-from pipelines.core.stage import Barrier, Pipeline
-from pipelines.core.storage import Storage
-from pipelines.core.tables import read_parquet
-from pipelines.core.unique import KeyRange, check_unique
-from pipelines.core.work import operators, previous
-from pipelines.core.workspace import Workspace
+from pipelines.core.ledger import Counts, alarms, merged
+from pipelines.core.pipeline import Barrier, Pipeline
+from pipelines.core.resume import Request, decide
+from pipelines.core.stage_runner import LocalRunner, Runner, operators, previous
+from pipelines.core.storage import Storage, read_parquet
+from pipelines.core.validate import KeyRange, ShardFacts, check_files, check_shard, check_unique
+from pipelines.core.workspace import PLAN_FILE, BuildPlan, Workspace, check_pipeline, exclusive
 from schemas.manifest import MANIFEST_FILE, Manifest, Tally
 from schemas.shard import LEDGERS
 from schemas.tables import LEDGER
@@ -190,3 +189,30 @@ class _Build:
 def _summed(tallies: list[Tally]) -> Tally:
     dropped: Counts = reduce(merged, (t.dropped for t in tallies), {})
     return Tally(sum(t.total for t in tallies), sum(t.kept for t in tallies), dropped)
+
+
+def with_progress(
+    results: Iterable[tuple[str, int]], label: str, done: int, total: int, is_shown: bool
+) -> Iterator[str]:
+    """Yield the names of shards as they are done, with a bar on standard error.
+
+    Where that is no terminal (the log of a job), a line at most every ten seconds.
+    """
+    interval_s = 0.2 if sys.stderr.isatty() else 10.0
+    num_records = 0
+    with tqdm(
+        desc=label,
+        initial=done,
+        total=total,
+        unit="shard",
+        mininterval=interval_s,
+        maxinterval=interval_s,
+        disable=not is_shown,
+    ) as bar:
+        for name, count in results:
+            num_records += count
+            elapsed_s = bar.format_dict["elapsed"] if is_shown else 0
+            rate = num_records / elapsed_s if elapsed_s else 0
+            bar.set_postfix_str(f"{rate:,.0f} samples/s", refresh=False)
+            bar.update()
+            yield name

@@ -18,10 +18,10 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from pipelines.core.build_plan import shard_from_dict, shard_to_dict
 from pipelines.core.errors import EngineError, StepError, StorageError
-from pipelines.core.runner import Operator, ShardWork
-from pipelines.core.stage import ShardPlan
+from pipelines.core.pipeline import ShardPlan
+from pipelines.core.stage_runner import Operator, ShardWork
+from pipelines.core.workspace import shard_from_dict, shard_to_dict
 
 log = logging.getLogger(__name__)
 

@@ -15,25 +15,71 @@ The `.arrow` file is written after its ledger: its existence means that the stag
 Levels count from 1; level 0 is the source. The ledger carries its hash in its name, so that two workers on
 one shard (one lost, but not dead) never pair the records of one with the ledger of the other. The output of
 a stage is deleted when the next stage has committed: at any moment a shard exists at one level at least.
+
+Build plan, `OUT/.work/plan.json`: what a build in progress is made from, and its shards.
+
+| field       | meaning                                                                   |
+|-------------|---------------------------------------------------------------------------|
+| schema      | `plan/1`                                                                  |
+| fingerprint | of inputs, config and code, as in the manifest                            |
+| config      | the configuration, to say what differs                                    |
+| redo        | null, or the names of the shards that are made again in a finished dataset |
+| shards      | list in order: `name`, `num_records`, `parts`                             |
+
+The plan is the first file of a build and the first to go when the manifest is written.
+
+A lock on a folder: one run at a time, and a dead run holds nothing.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
+import os
 import pickle
 import re
-from dataclasses import dataclass
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.core.steps import ShardState
-from pipelines.core.storage import TEMPORARY, TEMPORARY_NAME, Storage
-from pipelines.core.tables import read_arrow, read_arrow_schema, read_parquet, write_arrow
-from schemas.sample import canonical_json
-from schemas.tables import LEDGER
-from schemas.validation import check_table
+from pipelines.core.errors import EngineError, LockedError
+from pipelines.core.ledger import (
+    Counts,
+    no_rows,
+)
+from pipelines.core.pipeline import Pipeline, ShardPlan
+from pipelines.core.storage import (
+    ATTEMPTS,
+    TEMPORARY,
+    TEMPORARY_NAME,
+    Storage,
+    read_arrow,
+    read_arrow_schema,
+    read_parquet,
+    write_arrow,
+)
+from schemas.manifest import Fingerprint
+from schemas.sample import CORPUS_PATTERN, canonical_json
+from schemas.tables import LEDGER, REASON_PATTERN, SHARD_PATTERN
+from schemas.validation import SchemaError, check_table
+
+
+@dataclass(frozen=True)
+class ShardState:
+    """What is known of a shard after some steps: survivors, the ledger so far, counts by stage."""
+
+    table: pa.Table
+    ledger: pa.Table = field(default_factory=no_rows)
+    counts: Counts = field(default_factory=dict)
+
 
 WORK = ".work"
 PUBLISH = "publish"
@@ -145,3 +191,180 @@ def _parquet_bytes(ledger: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(check_table(ledger, LEDGER), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+PLAN_FILE = f"{WORK}/plan.json"
+PLAN_SCHEMA = "plan/1"
+RESERVED_STAGES = ("read", "publish")
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """The contents of `plan.json`."""
+
+    fingerprint: Fingerprint
+    config: Mapping[str, Any]
+    shards: tuple[ShardPlan, ...]
+    redo: tuple[str, ...] | None = None
+
+    @property
+    def active(self) -> tuple[ShardPlan, ...]:
+        """The shards that this build makes: all, or those to be made again."""
+        if self.redo is None:
+            return self.shards
+        chosen = set(self.redo)
+        return tuple(s for s in self.shards if s.name in chosen)
+
+    def save(self, storage: Storage) -> None:
+        """Commit the plan."""
+        document = {
+            "schema": PLAN_SCHEMA,
+            "fingerprint": asdict(self.fingerprint),
+            "config": dict(self.config),
+            "redo": self.redo,
+            "shards": [shard_to_dict(s) for s in self.shards],
+        }
+        storage.commit(PLAN_FILE, (canonical_json(document) + "\n").encode())
+
+
+def load_plan(storage: Storage) -> BuildPlan | None:
+    """The plan of the build in progress, or null where there is none."""
+    if not storage.exists(PLAN_FILE):
+        return None
+    where = storage.address(PLAN_FILE)
+    try:
+        document = json.loads(storage.read_bytes(PLAN_FILE))
+        version = document.get("schema")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise SchemaError(f"{where}: not a plan: {error}") from error
+    if version != PLAN_SCHEMA:
+        raise SchemaError(
+            f"{where}: version {version!r}, this release reads '{PLAN_SCHEMA}'; "
+            "finish the build with the release that began it"
+        )
+    try:
+        return BuildPlan(
+            fingerprint=Fingerprint(**document["fingerprint"]),
+            config=document["config"],
+            shards=tuple(shard_from_dict(s) for s in document["shards"]),
+            redo=None if document["redo"] is None else tuple(document["redo"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SchemaError(f"{where}: not a plan: {error!r}") from error
+
+
+def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
+    """The checked shards of a pipeline's source; raises `EngineError` naming the first bad one."""
+    shards = tuple(pipeline.source.plan(pipeline.corpus))
+    names = [s.name for s in shards]
+    if names != sorted(set(names), key=lambda n: (len(n), n)):
+        raise EngineError(f"the source plans shards doubled or out of order: {names[:5]} ...")
+    for shard in shards:
+        if not re.fullmatch(SHARD_PATTERN, shard.name):
+            raise EngineError(
+                f"the source plans a shard '{shard.name}', which is not {SHARD_PATTERN}"
+            )
+        if not shard.name.startswith(f"{pipeline.corpus}-"):
+            raise EngineError(f"shard '{shard.name}' is not named after corpus '{pipeline.corpus}'")
+        if shard.num_records < 0:
+            raise EngineError(f"shard '{shard.name}' is planned with {shard.num_records} records")
+    return shards
+
+
+def check_pipeline(pipeline: Pipeline) -> None:
+    """Raise `EngineError` if the corpus or a stage has a name that ledger and folders cannot bear."""
+    if not re.fullmatch(CORPUS_PATTERN, pipeline.corpus):
+        raise EngineError(f"corpus '{pipeline.corpus}' is not {CORPUS_PATTERN}")
+    names = [s.name for s in pipeline.stages]
+    for name in names:
+        if not re.fullmatch(REASON_PATTERN, name) or name in RESERVED_STAGES:
+            raise EngineError(
+                f"stage '{name}' is not {REASON_PATTERN}, or one of the engine's own {RESERVED_STAGES}"
+            )
+    if len(set(names)) < len(names):
+        raise EngineError(f"two stages have the same name: {names}")
+    for stage in pipeline.stages:
+        if not 0.0 <= stage.max_drop <= 1.0:
+            raise EngineError(
+                f"stage '{stage.name}': max_drop {stage.max_drop} is not in 0..1 (it is a fraction)"
+            )
+
+
+def shard_to_dict(shard: ShardPlan) -> dict[str, Any]:
+    """A shard of the plan as JSON values."""
+    parts: Sequence[Mapping[str, Any]] = [dict(p) for p in shard.parts]
+    return {"name": shard.name, "num_records": shard.num_records, "parts": parts}
+
+
+def shard_from_dict(document: Mapping[str, Any]) -> ShardPlan:
+    """A shard of the plan from JSON values."""
+    return ShardPlan(document["name"], document["num_records"], tuple(document["parts"]))
+
+
+log = logging.getLogger(__name__)
+
+LOCK = ".work/lock"
+
+
+@contextmanager
+def exclusive(storage: Storage) -> Iterator[None]:
+    """Hold the dataset for the length of the block; raises `LockedError` naming who holds it.
+
+    The kernel keeps the lock and drops it with the process, however that ends. Object stores have none:
+    there nothing is held. At the end the lock file goes, and the folder `.work` if nothing else is in it.
+    """
+    if not storage.is_local:
+        yield
+        return
+    path = storage.local_path(LOCK)
+    with storage.explained(LOCK), storage.can_be_made(LOCK):
+        descriptor = _acquire(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        # Not empty: an unfinished build, or the lock of the run after us.
+        with suppress(OSError):
+            path.parent.rmdir()
+        os.close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    while True:
+        descriptor = _opened(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(_held(path, os.read(descriptor, 4096))) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+            log.warning("lock=none path=%s cause='%s'", path, error.strerror)
+        # The holder before us may have deleted the file after we opened it.
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            break
+        os.close(descriptor)
+    os.ftruncate(descriptor, 0)
+    holder = {"pid": os.getpid(), "host": socket.gethostname()}
+    os.write(descriptor, json.dumps(holder).encode())
+    return descriptor
+
+
+def _opened(path: Path) -> int:
+    for _ in range(ATTEMPTS):
+        # The holder before us may delete the folder in between.
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _held(path: Path, content: bytes) -> str:
+    try:
+        holder = json.loads(content)
+        who = f"process {holder['pid']} on host {holder['host']}"
+    except (ValueError, KeyError):
+        who = "another process"
+    folder = path.parent.parent
+    return f"{who} is at work on '{folder}'; wait for it, or choose another folder"

@@ -1,1 +1,1 @@
-"""Fetching: links, bytes, images."""
+"""Download: links to bytes."""

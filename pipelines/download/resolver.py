@@ -11,10 +11,9 @@ from concurrent.futures import Executor
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from pipelines.download.addresses import refused_address
-from pipelines.download.fetch_config import AllowedHost
+from pipelines.download.config import AllowedHost
 from pipelines.download.reasons import Rejected
-from pipelines.download.urls import WebAddress
+from pipelines.download.urls import WebAddress, refused_address
 
 Lookup = Callable[[str], Awaitable[Sequence[str]]]
 """The IP addresses of a host name; raises `socket.gaierror` as `getaddrinfo` does."""

@@ -7,7 +7,7 @@ Each looks at the column `segments` (see `schemas/sample.py`). A new one is a fi
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from pipelines.core.filter import Filter
+from pipelines.core.pipeline import Filter
 from pipelines.filters.image_size import image_size
 from pipelines.filters.min_images import min_images
 from pipelines.filters.text_length import text_length

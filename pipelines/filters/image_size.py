@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from pipelines.core.filter import Filter
+from pipelines.core.pipeline import Filter
 from pipelines.filters.columns import field_of, first_reason, largest_by_record
 
 

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipelines.core.filter import Filter
+from pipelines.core.pipeline import Filter
 from pipelines.filters.columns import first_reason, sum_by_record, text_lengths
 
 

@@ -7,8 +7,7 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from pipelines.core.storage import Storage
-from pipelines.core.tables import write_parquet
+from pipelines.core.storage import Storage, write_parquet
 from schemas.manifest import ShardEntry
 from schemas.sample import SAMPLES, Sample, sample_from_row
 from schemas.shard import INDEXES, SHARDS, write_tar

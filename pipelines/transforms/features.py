@@ -14,8 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from pipelines.core.storage import TEMPORARY, Storage
-from pipelines.core.tables import read_arrow_schema
+from pipelines.core.storage import TEMPORARY, Storage, read_arrow_schema
 from schemas.features import INFO_KEY, FeatureInfo, feature_info, features_schema
 from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, manifest_from_json
 from schemas.sample import Sample, canonical_json

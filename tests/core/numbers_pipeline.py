@@ -16,15 +16,20 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.filter import Filter
+from pipelines.core.pipeline import (
+    Construct,
+    Filter,
+    Pipeline,
+    Resources,
+    ShardPlan,
+    Stage,
+    shard_of,
+)
 from pipelines.core.run import run
-from pipelines.core.runner import LocalRunner, Runner
-from pipelines.core.stage import Construct, Pipeline, Resources, ShardPlan, Stage, shard_of
-from pipelines.core.storage import Storage
-from pipelines.core.tables import read_parquet, write_parquet
-from schemas.links import LINK_TYPE
+from pipelines.core.stage_runner import LocalRunner, Runner
+from pipelines.core.storage import Storage, read_parquet, write_parquet
 from schemas.manifest import Manifest, ShardEntry
-from schemas.sample import Sample, Segment
+from schemas.sample import LINK_TYPE, Sample, Segment
 from schemas.shard import INDEXES, LEDGERS, SHARDS, shard_name, write_tar
 from schemas.tables import INDEX, LEDGER
 

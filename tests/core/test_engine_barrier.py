@@ -10,8 +10,8 @@ import pytest
 from numbers_pipeline import NumberSource, contents, numbers_pipeline
 
 from pipelines.core.errors import StepError
+from pipelines.core.pipeline import Barrier, Pipeline, Stage
 from pipelines.core.run import run
-from pipelines.core.stage import Barrier, Pipeline, Stage
 
 
 def with_dedup(calls: Path, is_broken: bool = False) -> Pipeline:

@@ -11,12 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from numbers_pipeline import NumberSource, TarSink, numbers_pipeline
 
-from pipelines.core.check import check_shard
 from pipelines.core.errors import LedgerError
+from pipelines.core.pipeline import ShardPlan
 from pipelines.core.run import run
-from pipelines.core.stage import ShardPlan
 from pipelines.core.storage import Storage
-from pipelines.core.unique import KeyRange, check_unique
+from pipelines.core.validate import KeyRange, check_shard, check_unique
 from schemas.manifest import ShardEntry
 
 SHARD = "numbers-000001"

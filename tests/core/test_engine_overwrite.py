@@ -9,8 +9,8 @@ import pytest
 from engine_jobs import Job
 from numbers_pipeline import NumberSource, contents, numbers_pipeline
 
-from pipelines.core.erase import erase
 from pipelines.core.errors import EngineError
+from pipelines.core.overwrite import erase
 from pipelines.core.run import run
 from pipelines.core.storage import Storage
 from pipelines.core.workspace import Workspace

@@ -19,9 +19,9 @@ from ray import cloudpickle
 from test_engine_barrier import with_dedup
 
 from pipelines.core.errors import EngineError, StepError
+from pipelines.core.pipeline import Construct, Pipeline, Stage
 from pipelines.core.run import run
 from pipelines.core.run_ray import RayRunner
-from pipelines.core.stage import Construct, Pipeline, Stage
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,10 +19,9 @@ from numbers_pipeline import (
 )
 
 from pipelines.core.errors import EngineError
+from pipelines.core.pipeline import Barrier
 from pipelines.core.run import run
-from pipelines.core.stage import Barrier
-from pipelines.core.storage import Storage
-from pipelines.core.tables import read_parquet
+from pipelines.core.storage import Storage, read_parquet
 from schemas.manifest import Manifest
 from schemas.tables import LEDGER
 

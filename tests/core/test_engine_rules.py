@@ -10,10 +10,9 @@ import pytest
 from numbers_pipeline import NumberSource, Parse, numbers_pipeline
 
 from pipelines.core.errors import StepError
-from pipelines.core.filter import Filter
+from pipelines.core.pipeline import Filter, ShardPlan, Stage, Transform, shard_of
 from pipelines.core.run import run
-from pipelines.core.stage import ShardPlan, Stage, Transform, shard_of
-from schemas.links import LINK_TYPE
+from schemas.sample import LINK_TYPE
 
 
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:

@@ -21,11 +21,9 @@ from pipelines.core.errors import (
     LockedError,
     StepError,
 )
-from pipelines.core.filter import Filter
+from pipelines.core.pipeline import Filter, Pipeline, ShardPlan, Stage
 from pipelines.core.run import run
-from pipelines.core.stage import Pipeline, ShardPlan, Stage
-from pipelines.core.storage import Storage
-from pipelines.core.tables import read_parquet
+from pipelines.core.storage import Storage, read_parquet
 from schemas.manifest import Manifest, manifest_from_json
 from schemas.shard import LEDGERS, read_tar
 from schemas.tables import LEDGER

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.core.errors import StorageError
-from pipelines.core.storage import Storage
-from pipelines.core.tables import (
+from pipelines.core.storage import (
+    Storage,
     read_arrow,
     read_arrow_schema,
     read_parquet,

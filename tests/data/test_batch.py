@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from emu.config import EmuConfig, tiny_config
+from emu.data.dataset import ShardReader
 from emu.data.images import CLIP_MEAN, CLIP_STD, ImageError, decode_image, pixels_of
 from emu.data.sequence import SequenceConfig, SequenceMaker
-from emu.data.shards import ShardReader
 from emu.data.stream import BatchStream, Share, StepSize
 from emu.models.batch import Batch
 from emu.tokenizer import EmuTokenizer

@@ -10,9 +10,9 @@ from emu.config import tiny_config
 from emu.data.dataset import Dataset, DatasetError
 from emu.data.features import FeatureReader
 from emu.data.images import pixels_of
-from emu.models.store import weights_hash
 from emu.models.visual_encoder import VisualEncoder
 from emu.train.start import start_tower
+from emu.weights.store import weights_hash
 from pipelines.core.storage import Storage
 from pipelines.transforms.features import (
     FeatureError,

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.data.permutation import Permutation, derived_seed
+from emu.data.dataset import Permutation, derived_seed
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63), st.integers(0, 50))

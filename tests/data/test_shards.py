@@ -5,8 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from emu.data.dataset import DatasetError
-from emu.data.shards import ShardReader
+from emu.data.dataset import DatasetError, ShardReader
 from schemas.manifest import MANIFEST_FILE
 from tests.data.small_dataset import document, pair, write_dataset
 

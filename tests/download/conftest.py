@@ -10,7 +10,7 @@ import pytest
 import trustme
 from PIL import Image
 
-from pipelines.download.fetch import FetchConfig
+from pipelines.download.fetcher import FetchConfig
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.download.addresses import literal_address, refused_address
+from pipelines.download.urls import literal_address, refused_address
 
 
 @pytest.mark.parametrize(

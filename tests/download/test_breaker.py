@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.download.breaker import MAX_REMEMBERED, DeadHosts, HostIsDead
+from pipelines.download.host_queue import MAX_REMEMBERED, DeadHosts, HostIsDead
 from pipelines.download.reasons import Rejected
 
 ORIGIN = ("a.example", 80)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 import trustme
 
-from pipelines.download.addresses import refused_address
-from pipelines.download.fetch import Fetcher
+from pipelines.download.fetcher import Fetcher
+from pipelines.download.urls import refused_address
 from tests.servers.web import WebServer, answer
 
 

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import tyro
 
-from pipelines.download.fetch import FetchConfig
-from pipelines.download.fetch_config import AllowedHost, parse_allowed_hosts
+from pipelines.download.config import AllowedHost, parse_allowed_hosts
+from pipelines.download.fetcher import FetchConfig
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.download.fetch import FetchConfig, Fetcher
+from pipelines.download.fetcher import FetchConfig, Fetcher
 from pipelines.download.reasons import Rejected
 from tests.servers.misbehaviour import drip
 from tests.servers.web import Handler, Turn, WebServer, answer
@@ -156,7 +156,7 @@ def test_a_closed_fetcher_says_so_and_leaves_no_threads() -> None:
 def test_a_forgotten_fetcher_closes_itself(hurried) -> None:
     with WebServer({"/a": answer(200, b"x")}) as server:
         program = (
-            "from pipelines.download.fetch import FetchConfig, Fetcher\n"
+            "from pipelines.download.fetcher import FetchConfig, Fetcher\n"
             f"fetcher = Fetcher(FetchConfig(allow_host=({server.allow()!r},)))\n"
             f"print(fetcher.fetch_many([{server.url('/a')!r}])[0].body)\n"
         )

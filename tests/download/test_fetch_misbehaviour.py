@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.download.fetch import Fetched, Fetcher
-from pipelines.download.images import ImageConfig, normalise_image
+from pipelines.download.fetcher import Fetched, Fetcher
+from pipelines.images.normalise import ImageConfig, normalise_image
 from tests.servers.misbehaviour import misbehaviours
 from tests.servers.web import WebServer
 

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.download.image_header import exif_orientation
-from pipelines.download.images import ImageConfig, ImageRejected, NormalisedImage, normalise_image
 from pipelines.download.reasons import REASONS
+from pipelines.images.header import exif_orientation
+from pipelines.images.normalise import ImageConfig, ImageRejected, NormalisedImage, normalise_image
 from tests.download.drawn import encoded, png16, quadrants, turned
 
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 48, 3)).astype(np.uint8)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipelines.download.images import ImageConfig, ImageRejected, normalise_image
+from pipelines.images.normalise import ImageConfig, ImageRejected, normalise_image
 from tests.download.drawn import assert_upright, encoded, pixels_of, png16, quadrants, turned
 from tests.servers.misbehaviour import HTML, png_bomb
 

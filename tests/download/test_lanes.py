@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.download.body import ByteBudget, Lease
-from pipelines.download.lanes import HostLanes
+from pipelines.download.host_queue import HostLanes
 
 
 @given(

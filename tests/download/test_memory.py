@@ -11,8 +11,8 @@ MIB = 1 << 20
 
 PROGRAM = """
 import json, resource, sys
-from pipelines.download.fetch import FetchConfig, Fetcher
-from pipelines.download.images import ImageConfig, normalise_image
+from pipelines.download.fetcher import FetchConfig, Fetcher
+from pipelines.images.normalise import ImageConfig, normalise_image
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

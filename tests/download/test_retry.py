@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.download.breaker import NO_CONNECTION
+from pipelines.download.host_queue import NO_CONNECTION
 from pipelines.download.reasons import REASONS
-from pipelines.download.retry import PASSING, backoff_s, retry_after_s
+from pipelines.download.request import PASSING, backoff_s, retry_after_s
 
 NOW = datetime(1994, 11, 15, 11, tzinfo=UTC).timestamp()
 

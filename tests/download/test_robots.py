@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.download.robots import FORBIDDING, agent_token, forbidding_directive
+from pipelines.download.config import FORBIDDING, agent_token, forbidding_directive
 
 FORBIDDING_WORDS = st.sampled_from(sorted(FORBIDDING))
 

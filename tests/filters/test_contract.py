@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.core.filter import Filter
+from pipelines.core.pipeline import Filter
 from pipelines.filters import FILTER_REASONS, FILTERS
 from schemas.sample import SAMPLES, Sample, Segment
 from schemas.tables import REASON_PATTERN

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 import emu
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.generate.engine import Engine
-from emu.models.released import config_from_released, from_released
-from emu.models.store import build_model
 from emu.tokenizer import EmuTokenizer
+from emu.weights.released import config_from_released, from_released
+from emu.weights.store import build_model
 from tests.generate.tiny import write_tiny_model
 
 

@@ -3,9 +3,9 @@
 import torch
 from PIL import Image
 
-from emu.generate.continuation import Continuation
 from emu.generate.engine import Engine
-from emu.generate.image import close_image, regress_next
+from emu.generate.interleaved import close_image, regress_next
+from emu.generate.kv_cache import Continuation
 from emu.generate.prompts import EncodedPrompt, Prompt
 
 PROMPTS: list[Prompt] = ["a red circle", "a", "what colour is the triangle in the picture?"]

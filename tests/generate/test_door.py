@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import emu
+from emu.data.image_file import PictureError
 from emu.generate.engine import Engine
-from emu.generate.pictures import PictureError
-from emu.generate.prompts import PromptTooLong
+from emu.generate.options import PromptTooLong
 
 TEXT = "num_beams max_new_tokens min_length length_penalty do_sample top_p temperature seed stop"
 IMAGE = "height width num_inference_steps guidance_scale seed initial_latents scheduler"

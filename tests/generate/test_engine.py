@@ -8,11 +8,9 @@ import torch
 from PIL import Image
 
 import emu
+from emu.data.image_file import PictureError, PictureTooLarge, decode_picture, to_png
 from emu.generate.engine import Engine
-from emu.generate.options import ImageOptions, TextOptions
-from emu.generate.pictures import PictureError, PictureTooLarge, decode_picture, to_png
-from emu.generate.prompts import PromptTooLong
-from emu.generate.reply import Reply
+from emu.generate.options import ImageOptions, PromptTooLong, Reply, TextOptions
 from schemas.sample import Sample, Segment, check_sample
 from tests.generate.bomb import bomb_png
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from emu.generate import rank
+from emu.generate import scoring as rank
 from emu.generate.engine import Engine
-from emu.generate.rank import Tree
+from emu.generate.scoring import Tree
 
 WORDS = ["a", "red", "blue", "green circle", "square", "two", "three", "it is", "yes", "no", "not"]
 

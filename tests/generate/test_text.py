@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from emu.generate.beam import Search
 from emu.generate.engine import Engine
 from emu.generate.options import ImageOptions, TextOptions
-from emu.generate.running_text import RunningText
-from emu.generate.text import Chooser, nucleus
+from emu.generate.sampling import Chooser, RunningText, nucleus
 
 PROMPT = "describe the image"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from emu.config import tiny_config
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.models.emu import Emu
-from emu.models.store import save_model
 from emu.tokenizer import EmuTokenizer, train_tokenizer
+from emu.weights.store import save_model
 
 WORDS = (
     "a red circle above two blue squares",

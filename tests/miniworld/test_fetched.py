@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.download.fetch import FetchConfig, Fetcher
-from pipelines.download.images import ImageConfig, NormalisedImage, normalise_image
+from pipelines.download.fetcher import FetchConfig, Fetcher
 from pipelines.download.reasons import REASONS
+from pipelines.images.normalise import ImageConfig, NormalisedImage, normalise_image
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.link_kinds import LINK_KINDS
 from pipelines.miniworld.mmc4 import read_truth, write_mmc4

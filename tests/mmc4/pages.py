@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.core.lines import LineSource
 from pipelines.core.run import run
-from pipelines.corpora.mmc4 import Mmc4Config, mmc4_pipeline
-from pipelines.corpora.mmc4_match import MatchRules
-from pipelines.download.fetch import FetchConfig
+from pipelines.corpora.mmc4.rules import MatchRules, Mmc4Config, mmc4_pipeline
+from pipelines.download.fetcher import FetchConfig
 from pipelines.miniworld.link_kinds import link_url
 from pipelines.miniworld.server import ImageServer
-from pipelines.transforms.prior import Prior, has_retriable
+from pipelines.readers.jsonl import LineSource
+from pipelines.transforms.fetch_images import Prior, has_retriable
 from schemas.manifest import Manifest
 from schemas.sample import Sample
 from schemas.shard import read_tar

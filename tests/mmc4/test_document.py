@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpora.mmc4_document import (
+from pipelines.corpora.mmc4.document import (
     DOCUMENT_REASONS,
     Document,
     DocumentError,
     parse_document,
 )
-from pipelines.corpora.mmc4_match import MatchRules, choose_images
-from pipelines.corpora.mmc4_steps import PARSED, ParseDocuments
-from schemas.links import LINK_TYPE
+from pipelines.corpora.mmc4.rules import PARSED, MatchRules, ParseDocuments, choose_images
+from schemas.sample import LINK_TYPE
 
 GOOD: dict[str, Any] = {
     "url": "http://s.example/page.html",

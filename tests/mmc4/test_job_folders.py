@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.build_mmc4 import main
-from pipelines.core.lines import InputError
-from pipelines.core.overlap import refuse_overlap
+from pipelines.readers.files import InputError, refuse_overlap
 from tests.mmc4.pages import page, write_pages
 
 UNWANTED = page(["a"], ["red"], [[0.1]])

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.core.line_reader import LINE_REASONS, read_lines
-from pipelines.core.lines import InputError, LineSource, key_stems
+from pipelines.readers.files import InputError
+from pipelines.readers.jsonl import LINE_REASONS, LineSource, read_lines
 from schemas.sample import KEY_PATTERN
 
 
@@ -64,7 +64,7 @@ def test_limit_counts_over_all_files(tmp_path: Path):
 def test_equal_stems_get_a_hash_and_all_keys_are_valid():
     long = "X" * 300 + ".jsonl"
     names = ["one/docs.jsonl", "two/DOCS.jsonl.zip", "three/Ünder.v2 (1).jsonl.gz", long, ".jsonl"]
-    stems = key_stems(names)
+    stems = LineSource(names).files.key_stems(names)
     assert len(set(stems.values())) == len(names)
     assert re.fullmatch(r"docs-[0-9a-f]{8}", stems["one/docs.jsonl"])
     assert stems["three/Ünder.v2 (1).jsonl.gz"] == "_nder_v2__1_"
@@ -184,7 +184,7 @@ def test_fsspec_addresses():
         file.write(gzip.compress(b"1\n2\n"))  # pyright: ignore
     exact, pattern = "memory://lines/x.jsonl.gz", "memory://lines/*.gz"
     assert [r["line"] for r in rows(LineSource([exact]))] == ["1", "2"]
-    assert LineSource([pattern]).files() == ["memory:///lines/x.jsonl.gz"]
+    assert LineSource([pattern]).files.names() == ["memory:///lines/x.jsonl.gz"]
     assert [r["line"] for r in rows(LineSource([pattern]))] == ["1", "2"]
 
 

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpora.mmc4_match import MATCH_REASONS, MatchRules, choose_images, match_images
+from pipelines.corpora.mmc4.rules import (
+    MATCH_REASONS,
+    MatchRules,
+    choose_images,
+    match_images,
+)
 
 LOW = MatchRules(min_similarity=-1)
 

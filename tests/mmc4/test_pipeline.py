@@ -5,8 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpora.mmc4 import REASONS
-from pipelines.corpora.mmc4_match import MatchRules
+from pipelines.corpora.mmc4.rules import REASONS, MatchRules
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import write_mmc4
 from pipelines.miniworld.server import ImageServer

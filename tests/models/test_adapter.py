@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from emu.config import AdapterConfig
 from emu.models.emu import Emu
 from emu.models.objective import Objective
-from emu.models.released import config_from_released, from_released, our_names
-from emu.models.store import CONFIG, build_model, load_model, save_model, weights_hash
-from emu.train.adapter import train_adapter_alone, train_new_adapter
 from emu.train.config import OptimConfig
 from emu.train.optim import make_optimizer, set_rates
+from emu.train.start import train_adapter_alone, train_new_adapter
+from emu.weights.released import config_from_released, from_released, our_names
+from emu.weights.store import CONFIG, build_model, load_model, save_model, weights_hash
 from tests.models.conftest import make_batch, micro_config
 
 LORA = AdapterConfig(rank=4, alpha=8, dropout=0.0)

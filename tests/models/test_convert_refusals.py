@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emu.models.new_directory import check_space, new_directory
-from emu.models.weight_files import WeightFiles, WeightsError
+from emu.weights.atomic_dir import check_space, new_directory
+from emu.weights.reader import WeightFiles, WeightsError
 from jobs import convert_checkpoint
 from tests.models.released_forms import FORMS, State, released_config, released_state
 

@@ -8,7 +8,7 @@ from emu.config import AdapterConfig, EmuConfig, tiny_config
 from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.models.objective import Objective
-from emu.models.store import weights_hash
+from emu.weights.store import weights_hash
 from tests.models.conftest import make_batch, micro_config
 
 

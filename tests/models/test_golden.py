@@ -13,8 +13,8 @@ from emu.config import EmuConfig
 from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.models.objective import Objective, text_labels
-from emu.models.released import config_from_released, from_released
-from emu.models.store import build_model
+from emu.weights.released import config_from_released, from_released
+from emu.weights.store import build_model
 
 TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5
 

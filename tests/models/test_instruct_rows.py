@@ -8,12 +8,11 @@ import torch
 
 import emu
 from emu.config import AdapterConfig, EmuConfig
-from emu.models.emu import Emu
-from emu.models.instruct_rows import add_instruct_tokens
-from emu.models.store import load_model, save_model
+from emu.models.emu import Emu, add_instruct_tokens
 from emu.tokenizer import EmuTokenizer
 from emu.train.config import TrainConfig
 from emu.train.start import start_model
+from emu.weights.store import load_model, save_model
 from tests.models.conftest import micro_config
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ from transformers import LlamaForCausalLM
 
 from emu.config import EmuConfig
 from emu.models.emu import Emu
-from emu.models.llama_weights import check_llama, llama_sizes, load_llama, with_llama
 from emu.tokenizer import EmuTokenizer
 from emu.train.config import TrainConfig
 from emu.train.start import start_model, start_tower
+from emu.weights.llama import check_llama, llama_sizes, load_llama, with_llama
 from tests.models.conftest import micro_config
 from tests.models.llama_folders import change_config, write_llama
 

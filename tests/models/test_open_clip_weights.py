@@ -7,10 +7,10 @@ import torch
 from open_clip import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from safetensors.torch import save_file
 
-from emu.models.open_clip_weights import MODELS, open_clip_tags, open_clip_tower
-from emu.models.store import weights_hash
 from emu.models.visual_encoder import VisualEncoder
 from emu.train.start import start_model, start_tower
+from emu.weights.open_clip import MODELS, open_clip_tags, open_clip_tower
+from emu.weights.store import weights_hash
 from jobs import train_emu
 from tests.models.test_visual_encoder import SMALL, eva_small_for_tests
 from tests.train.plans import mini_plan

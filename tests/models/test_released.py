@@ -16,7 +16,7 @@ from emu.config import (
     VisionConfig,
     emu_14b_config,
 )
-from emu.models.released import (
+from emu.weights.released import (
     config_from_released,
     from_released,
     is_unused,
@@ -24,8 +24,8 @@ from emu.models.released import (
     released_name,
     to_released,
 )
-from emu.models.released_config import config_to_released
-from emu.models.store import build_model
+from emu.weights.released_config import config_to_released
+from emu.weights.store import build_model
 
 
 def load(golden: Path, variant: str) -> tuple[EmuConfig, dict[str, Tensor]]:

@@ -26,7 +26,7 @@ from emu.decoders.stable_diffusion import (
     unet_sizes,
     vae_sizes,
 )
-from emu.models.conversion import Watch
+from emu.weights.plan import Watch
 
 TEXT_WIDTH, WIDTH = 12, 40
 SIZES = DecoderConfig(

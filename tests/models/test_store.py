@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 import emu
 from emu.models.batch import Batch
 from emu.models.emu import Emu
-from emu.models.store import (
+from emu.tokenizer import EmuTokenizer
+from emu.weights.store import (
     CONFIG,
     INDEX,
     WEIGHTS,
@@ -18,7 +19,6 @@ from emu.models.store import (
     save_model,
     weights_hash,
 )
-from emu.tokenizer import EmuTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from jobs.build_mmc4 import BuildMmc4
-from pipelines.corpora.mmc4 import REASONS
+from pipelines.corpora.mmc4.rules import REASONS
 from pipelines.download.reasons import REASONS as FETCH_REASONS
 from pipelines.filters import FILTERS
 

@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.storage import Storage
-from pipelines.core.tables import write_parquet
-from pipelines.publish.chart import bins, number, safe, size
-from pipelines.publish.contact_sheet import pick_samples
-from pipelines.publish.figures import MAX_HOSTS, Distribution, Hosts, collect_figures
-from pipelines.publish.report import Report
+from pipelines.core.storage import Storage, write_parquet
+from pipelines.publish.charts import (
+    MAX_HOSTS,
+    Distribution,
+    Hosts,
+    bins,
+    collect_figures,
+    number,
+    safe,
+    size,
+)
+from pipelines.publish.report import Report, pick_samples
 from pipelines.publish.shards import ShardSink
 from schemas.manifest import Fingerprint, Manifest, Tally
 from schemas.sample import SAMPLES, Sample, Segment

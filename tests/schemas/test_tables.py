@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.features import FeatureInfo, feature_info, features_schema, features_spec
-from schemas.links import LINK_TYPE, Link, link_from_row
-from schemas.sample import SAMPLES, SEGMENT_TYPE
+from schemas.sample import LINK_TYPE, SAMPLES, SEGMENT_TYPE, Link, link_from_row
 from schemas.tables import INDEX, LEDGER
 from schemas.validation import VERSION_KEY, SchemaError, TableSpec, check_table
 
@@ -71,7 +70,7 @@ def documented(module: str, after: str) -> list[str]:
         ("schemas.tables", "Index, ", INDEX.schema.names),
         ("schemas.sample", "Segment \\(struct", SEGMENT_TYPE.names),
         ("schemas.sample", "Sample \\(table", SAMPLES.schema.names),
-        ("schemas.links", "Version 1", LINK_TYPE.names),
+        ("schemas.sample", "Version 1", LINK_TYPE.names),
         ("schemas.features", "Version 1", features_schema(INFO).names),
     ],
 )

@@ -17,13 +17,12 @@ import uvicorn
 from PIL import Image
 
 import emu
+from emu.data.image_file import to_png
 from emu.generate.engine import Engine
-from emu.generate.pictures import to_png
 from emu.serve.api import build_api
-from emu.serve.content import Fetch
+from emu.serve.backend import ModelCard, Worker
 from emu.serve.limits import Limits
-from emu.serve.work import ModelCard
-from emu.serve.worker import Worker
+from emu.serve.requests import Fetch
 from tests.generate.tiny import write_tiny_model
 
 CHAT = "/v1/chat/completions"

@@ -6,11 +6,11 @@ from typing import Any, get_args
 import pytest
 
 from emu.decoders.stable_diffusion import SCHEDULERS
-from emu.serve.body import MAX_DIGITS, decode_json, shown
 from emu.serve.errors import ApiError
 from emu.serve.limits import Limits
-from emu.serve.reading import text_options
+from emu.serve.requests import text_options
 from emu.serve.schema import KNOWN, ImageRequest, parse_request
+from emu.serve.validation import MAX_DIGITS, decode_json, shown
 from tests.serve.conftest import CHAT, Caller, problem
 
 JSON_TYPE = {"Content-Type": "application/json"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import emu
-from emu.serve.dialogue import IMAGE_SYSTEM_MESSAGE, Picture, Turn, to_prompt
 from emu.serve.errors import ApiError
+from emu.serve.prompt import IMAGE_SYSTEM_MESSAGE, Picture, Turn, to_prompt
 from tests.generate.tiny import write_tiny_model
 
 IMAGE = Picture(b"...", "messages.0.content.0")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from emu.generate.pictures import decode_picture, to_png
+from emu.data.image_file import decode_picture, to_png
 from tests.serve.conftest import Caller, image_part, problem
 
 URL = "messages.0.content.0.image_url.url"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jobs.asking import Asked, held_out_picture, write_replies
+from jobs.demo_client import Asked, held_out_picture, write_replies
 
 
 def test_replies_stand_beside_their_pictures_and_fit_a_narrow_window(tmp_path: Path):

@@ -15,11 +15,11 @@ from emu.data.dataset import DatasetError
 from emu.decoders.stable_diffusion import StableDiffusionDecoder, reads_condition
 from emu.generate.engine import Engine
 from emu.models.emu import Emu
-from emu.models.store import save_model
 from emu.tokenizer import EmuTokenizer
 from emu.train.decoder import DecoderPlan, DecoderTrainConfig, drawn_rows, train_decoder
-from emu.train.prompted import PromptRules, read_pictures, regress_conditions
+from emu.train.decoder_data import PromptRules, read_pictures, regress_conditions
 from emu.train.step import TrainingError
+from emu.weights.store import save_model
 from jobs.train_decoder import main
 from schemas.sample import Sample, Segment
 from tests.data.small_dataset import image_segment, pair, small_tokenizer, write_dataset

@@ -12,7 +12,7 @@ from emu.models.emu import Emu
 from emu.serve.limits import Limits
 from emu.train.config import OptimConfig, TrainConfig
 from emu.train.decoder import DecoderTrainConfig
-from emu.train.prompted import PromptRules
+from emu.train.decoder_data import PromptRules
 from jobs import convert_checkpoint, serve, train_decoder, train_emu
 
 JOBS: dict[str, Callable[[list[str]], int]] = {

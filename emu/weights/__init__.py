@@ -1,0 +1,1 @@
+"""Weights on disk: our layout, the released one, those of LLaMA and open_clip."""

@@ -1,0 +1,172 @@
+"""A model on disk: `config.json`, safetensors (in pieces with an index when large), tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from emu.config import EmuConfig
+from emu.models.emu import Emu
+from emu.tokenizer import EmuTokenizer
+from emu.weights.layout import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    load_config,
+    write_generation_config,
+    write_tokenizer,
+)
+
+WEIGHTS = "model.safetensors"
+INDEX = WEIGHTS + ".index.json"
+
+
+def save_model(
+    directory: str | Path,
+    model: Emu,
+    tokenizer_path: str | Path | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Writes `model` and, where given, its tokenizer into `directory`, over a model saved before.
+
+    `config.json` is written last: without it a directory is no model.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG).unlink(missing_ok=True)
+    save_torch_state_dict(model.state_dict(), directory, max_shard_size=max_shard_size)
+    if tokenizer_path is not None:
+        tokenizer = EmuTokenizer.load(tokenizer_path, model.config.instruct)
+        write_tokenizer(directory, tokenizer, model.config.language.max_positions)
+    write_generation_config(directory, model.config)
+    for file in directory.glob("*.safetensors"):  # safetensors makes them for their owner alone
+        shutil.copymode(directory / GENERATION_CONFIG, file)
+    (directory / CONFIG).write_text(model.config.to_json())
+
+
+def load_model(
+    directory: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Emu, EmuTokenizer]:
+    """The model of `directory` in evaluation mode, and its tokenizer.
+
+    Raises FileNotFoundError for an absent file and ValueError for a configuration that is broken, or
+    weights or a tokenizer that do not fit it, naming the file and what does not fit.
+    """
+    directory = Path(directory)
+    config = load_config(directory)
+    tokenizer = EmuTokenizer.load(directory / TOKENIZER, config.instruct)
+    if len(tokenizer) != config.num_embeddings:
+        raise ValueError(
+            f"the tokenizer in {directory} has {len(tokenizer)} tokens, "
+            f"the configuration has {config.num_embeddings}"
+        )
+    return build_model(config, read_weights(directory), device, dtype), tokenizer
+
+
+def build_model(
+    config: EmuConfig,
+    weights: Iterator[tuple[str, Tensor]],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Emu:
+    """A model that holds exactly `weights`, in evaluation mode; nothing is drawn on the way.
+
+    Raises ValueError naming every key that is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        model = Emu(config)
+    wanted = _shapes(model)
+    found: dict[str, tuple[int, ...]] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in weights:
+        found[name] = tuple(tensor.shape)
+        if wanted.get(name) == found[name]:
+            state[name] = tensor.to(device, dtype)
+    _refuse_misfits(wanted, found)
+    model.load_state_dict(state, assign=True)
+    model.visual.fill_buffers()
+    assert not any(buffer.is_meta for buffer in model.buffers())
+    return model.eval()
+
+
+def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a directory, one after the other, from one file or from its pieces."""
+    for tensors in _opened(Path(directory)):
+        for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
+            yield name, tensors.get_tensor(name)
+
+
+def check_weights(config: EmuConfig, directory: str | Path) -> None:
+    """Raises as `build_model` would for the weights of a directory, of which only the heads are read."""
+    found = (
+        (name, tuple(tensors.get_slice(name).get_shape()))
+        for tensors in _opened(Path(directory))
+        for name in tensors.keys()  # noqa: SIM118 (not a dictionary)
+    )
+    with torch.device("meta"):
+        wanted = _shapes(Emu(config))
+    _refuse_misfits(wanted, dict(found))
+
+
+def _opened(directory: Path) -> Iterator[Any]:
+    files = [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        files = [directory / piece for piece in _pieces(directory / INDEX)]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"no weights at {file}")
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                yield tensors
+        except SafetensorError as error:
+            raise ValueError(
+                f"{file} is broken ({error}); was it copied to its end? it has "
+                f"{file.stat().st_size:,} bytes"
+            ) from error
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _refuse_misfits(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    problems = [f"unexpected {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {shape}, needs {wanted[name]}"
+        for name, shape in found.items()
+        if wanted.get(name, shape) != shape
+    ]
+    problems += [f"missing {name}" for name in wanted if name not in found]
+    if problems:
+        raise ValueError("the weights do not fit the configuration: " + "; ".join(problems))
+
+
+def _pieces(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of weights: {error!r}") from error
+
+
+def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, dtypes, shapes and values, in the order of the names, as hex."""
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""Filter: a table in, for each row a reason to drop it or null out.
+
+Pipeline, Stage, Barrier: an ordered list of what happens to a dataset.
+
+A stage maps an input shard to an output shard of the same name. Its steps see one shard as one Arrow
+table whose rows are records; these columns are reserved and always there (the engine adds those that the
+source leaves out, as nulls), all others belong to the corpus:
+
+| column      | type              | meaning                                                            |
+|-------------|-------------------|--------------------------------------------------------------------|
+| key         | string            | of the record; becomes the key of the sample                       |
+| source      | string            | input file                                                         |
+| record      | int64             | 1-based line or row number in it                                   |
+| links       | list<LINK_TYPE>   | the record's links (see `schemas/sample.py`), from the parsing on   |
+| drop_reason | string            | null; a step that sets it drops the record, the engine ledgers it  |
+| drop_detail | string            | more for a person, or null                                         |
+
+A transform returns as many rows as it was given, in the same order, with the same keys: a record that
+cannot go on gets a `drop_reason`. So nothing is lost silently: the engine takes dropped rows out after each
+step and writes their rows, and those of their links, into the ledger. A link that a step gives up gets a
+`reason` and stays in its list; links may be added, never removed, changed or revived.
+
+A step is called for every shard, also with a table without rows, so that columns never depend on the data.
+The metadata of the table's schema names the shard (`shard_of(table)`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from schemas.sample import LINK_TYPE
+
+if TYPE_CHECKING:
+    from pipelines.core.storage import Storage
+    from schemas.manifest import Manifest, ShardEntry
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A named test of records.
+
+    The engine counts what it saw and what it dropped, by reason. A filter that drops more than
+    `max_drop` of the records it saw in a whole dataset raises an alarm: a threshold in the wrong unit
+    (such as a similarity of 30 where values lie in 0..1) must not pass for a clean dataset.
+    """
+
+    name: str
+    reasons: Callable[[pa.Table], pa.Array | pa.ChunkedArray]
+    """Null keeps; a word of `[a-z0-9_]+` is the reason."""
+    max_drop: float = 0.9
+    """Fraction of the records seen, from 0 to 1, above which there is an alarm."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_drop <= 1.0:
+            raise ValueError(
+                f"filter '{self.name}': max_drop {self.max_drop} is not in 0..1 (it is a fraction)"
+            )
+
+
+Transform = Callable[[pa.Table], pa.Table]
+
+RECORD_FIELDS = (
+    pa.field("key", pa.string()),
+    pa.field("source", pa.string()),
+    pa.field("record", pa.int64()),
+    pa.field("links", pa.list_(LINK_TYPE)),
+    pa.field("drop_reason", pa.string()),
+    pa.field("drop_detail", pa.string()),
+)
+RESERVED = tuple(f.name for f in RECORD_FIELDS)
+SHARD_KEY = b"shard"
+
+
+def shard_of(table: pa.Table) -> str:
+    """The name of the shard that a table given to a step is of."""
+    return (table.schema.metadata or {})[SHARD_KEY].decode()
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage needs; the local runner ignores it."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory_bytes: int | None = None
+    concurrency: int | None = None
+    """Workers at most; null leaves it to the cluster."""
+
+
+@dataclass(frozen=True)
+class Construct:
+    """A transform that is made on the worker, once: a class that loads a model or opens a session.
+
+    A transform with a `close()` is closed when the worker ends.
+    """
+
+    make: Callable[..., Transform]
+    args: tuple[Any, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of what is made."""
+        return getattr(self.make, "__name__", type(self.make).__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Shard to shard: steps in order, committed together under the name of the stage."""
+
+    name: str
+    """`[a-z0-9_]+`; stands in the ledger beside what the stage drops."""
+    steps: tuple[Transform | Construct | Filter, ...]
+    resources: Resources = field(default_factory=Resources)
+    max_drop: float = 0.9
+    """Fraction of the records, or of the links, that it sees, above which there is an alarm."""
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Dataset to dataset: sees the output of the stage before it as a whole (dedup, for example).
+
+    `plan` reads all shards and returns what `apply` needs for each; the engine then applies it shard by
+    shard, so that even a barrier writes one shard for one shard.
+    """
+
+    name: str
+    plan: Callable[[Iterable[pa.Table]], Any]
+    """Called once, on the driver; its result is pickled and kept, so that a restart applies the same."""
+    apply: Callable[[pa.Table, Any], pa.Table]
+    resources: Resources = field(default_factory=Resources)
+    max_drop: float = 0.9
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard of the input: its name, how many records it has, and where its source finds them."""
+
+    name: str
+    num_records: int
+    parts: tuple[Mapping[str, Any], ...]
+    """For the source alone; JSON values."""
+
+
+class Source(Protocol):
+    """Input records in a fixed order, cut into shards."""
+
+    def plan(self, corpus: str) -> Sequence[ShardPlan]:
+        """The shards, from reading the inputs once; equal inputs give equal plans."""
+        ...
+
+    def read(self, shard: ShardPlan) -> pa.Table:
+        """The records of a shard: `key`, `source`, `record` and the raw record, one row for each of
+        `num_records`; unreadable ones carry a `drop_reason`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of what the inputs are (names, sizes, contents or versions); cheap: asked at each start."""
+        ...
+
+
+class Sink(Protocol):
+    """Where the surviving records of a shard end up."""
+
+    def write(self, shard: str, table: pa.Table, storage: "Storage") -> "ShardEntry":
+        """Write the samples of a shard and its index, atomically, and say what was written.
+
+        One sample for each row, with its key; also for a table without rows. Replaces what is there.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A corpus from its source to its sink; `config` and `code` go into the fingerprint."""
+
+    corpus: str
+    source: Source
+    stages: tuple[Stage | Barrier, ...]
+    sink: Sink
+    config: Mapping[str, Any] = field(default_factory=dict)
+    finish: tuple[Callable[["Storage", "Manifest"], None], ...] = ()
+    """Called with the checked manifest before it is written (report, card); after a kill, again."""

@@ -1,0 +1,285 @@
+"""How a run begins: what the folder holds decides between nothing to do, going on, and a new build.
+
+Fingerprint: hashes of what a dataset is made from, and what differs between two of them.
+"""
+
+import hashlib
+import importlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.core.errors import EngineError, FingerprintError
+from pipelines.core.overwrite import ELSEWHERE, erase, find_traces, occupants
+from pipelines.core.pipeline import Barrier, Pipeline
+from pipelines.core.storage import Storage, read_parquet
+from pipelines.core.workspace import (
+    ERASE_FILE,
+    PLAN_FILE,
+    WORK,
+    BuildPlan,
+    Workspace,
+    load_plan,
+    plan_shards,
+)
+from schemas.manifest import MANIFEST_FILE, Fingerprint, Manifest, manifest_from_json
+from schemas.sample import canonical_json
+from schemas.shard import LEDGERS
+from schemas.tables import LEDGER
+from schemas.validation import SchemaError
+
+log = logging.getLogger(__name__)
+
+OVERWRITE = "choose another folder, or begin again with --overwrite"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller of `run` asks for."""
+
+    pipeline: Pipeline
+    storage: Storage
+    redo: Callable[[pa.Table], bool] | None
+    overwrite: bool
+
+    def __post_init__(self) -> None:
+        if self.redo is not None and self.overwrite:
+            raise EngineError("redo and overwrite exclude each other: retry shards, or begin again")
+        if self.redo is not None and any(isinstance(s, Barrier) for s in self.pipeline.stages):
+            raise EngineError(
+                "single shards cannot be made again: a barrier sees the whole dataset"
+            )
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Of the pipeline as it is now."""
+        return fingerprint(self.pipeline)
+
+    def finished_at_rest(self) -> Manifest | None:
+        """The manifest of a finished dataset that the request leaves alone; needs no lock."""
+        if self.redo or self.overwrite:
+            return None
+        try:
+            manifest = load_manifest(self.storage)
+        except SchemaError as error:
+            raise _unreadable(self.storage, error) from error
+        if manifest is None:
+            return None
+        # Temporary files alone are of somebody who adds to the dataset (features).
+        if self.storage.list(WORK) not in ([], ["tmp"]):
+            return None
+        self.check_equal(manifest.fingerprint, manifest, "holds")
+        return manifest
+
+    def check_equal(self, found: Fingerprint, holder: Manifest | BuildPlan, verb: str) -> None:
+        """Raise `FingerprintError` if what is there was made from something else."""
+        words = self.differences(found, holder)
+        if words:
+            raise FingerprintError(
+                f"'{self.storage.root}' {verb} a dataset that differs in {words}; {OVERWRITE}"
+            )
+
+    def differences(self, found: Fingerprint, holder: Manifest | BuildPlan) -> str:
+        """In words, what differs; empty if nothing does."""
+        return differences(found, self.fingerprint, holder.config, plain_config(self.pipeline))
+
+
+def load_manifest(storage: Storage) -> Manifest | None:
+    """The manifest of a finished dataset, or null where there is none."""
+    if not storage.exists(MANIFEST_FILE):
+        return None
+    where = storage.address(MANIFEST_FILE)
+    try:
+        text = storage.read_bytes(MANIFEST_FILE).decode()
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{where}: not a manifest: {error}") from error
+    return manifest_from_json(text, where)
+
+
+def decide(request: Request) -> Manifest | BuildPlan:
+    """The manifest if there is nothing to do, else the plan of what to build; under the lock."""
+    storage = request.storage
+    try:
+        plan, manifest = load_plan(storage), load_manifest(storage)
+    except SchemaError as error:
+        if request.overwrite:
+            return _begin_again(request)
+        raise _unreadable(storage, error) from error
+    if storage.exists(ERASE_FILE):
+        if request.overwrite:
+            return _begin_again(request)
+        if plan is None and manifest is None:
+            raise EngineError(
+                f"the overwriting of '{storage.root}' is not finished, its dataset is partly deleted; "
+                "start it again, with overwrite"
+            )
+        # Killed before it deleted anything: what is there is whole.
+        storage.delete(ERASE_FILE)
+    if plan is not None and plan.redo is None and manifest is not None:
+        # Killed between the manifest and the end: the dataset is finished.
+        storage.delete(PLAN_FILE)
+        plan = None
+    if plan is None and manifest is not None:
+        _workspace(request).clear()
+    else:
+        _workspace(request).clear_temporary()
+    if plan is not None:
+        return _go_on(request, plan)
+    if manifest is not None:
+        return _finished(request, manifest)
+    return _from_nothing(request)
+
+
+def _unreadable(storage: Storage, error: SchemaError) -> EngineError:
+    """An error of a manifest or plan that cannot be read, with the way out that there is."""
+    return EngineError(f"{error}; {OVERWRITE if find_traces(storage).marks else ELSEWHERE}")
+
+
+def _workspace(request: Request) -> Workspace:
+    return Workspace(request.storage, tuple(s.name for s in request.pipeline.stages))
+
+
+def _go_on(request: Request, plan: BuildPlan) -> BuildPlan:
+    root = request.storage.root
+    if request.overwrite and request.differences(plan.fingerprint, plan):
+        return _begin_again(request)
+    request.check_equal(plan.fingerprint, plan, "has begun")
+    if plan.redo is None and request.redo is not None:
+        raise EngineError(
+            f"the build in '{root}' is not finished; finish it before retrying shards"
+        )
+    if plan.redo is not None and request.overwrite:
+        return _begin_again(request)
+    if plan.redo is not None and request.redo is None:
+        raise EngineError(
+            f"a retry of {len(plan.redo)} shards in '{root}' is not finished; start the retry again, "
+            "and it goes on where it was"
+        )
+    log.info("out=%s status=going_on shards=%d", root, len(plan.active))
+    return plan
+
+
+def _finished(request: Request, manifest: Manifest) -> Manifest | BuildPlan:
+    if request.overwrite:
+        return _begin_again(request)
+    request.check_equal(manifest.fingerprint, manifest, "holds")
+    if request.redo is None:
+        return manifest
+    chosen = []
+    for entry in manifest.shards:
+        ledger = read_parquet(request.storage, f"{LEDGERS}/{entry.name}.parquet", LEDGER)
+        if request.redo(ledger):
+            chosen.append(entry.name)
+    if not chosen:
+        log.info("out=%s status=nothing_to_redo", request.storage.root)
+        return manifest
+    plan = _new_plan(request, tuple(chosen))
+    if [s.name for s in plan.shards] != [s.name for s in manifest.shards]:
+        raise EngineError(f"the shards of '{request.storage.root}' are not those of the input now")
+    plan.save(request.storage)
+    return plan
+
+
+def _from_nothing(request: Request) -> BuildPlan:
+    storage = request.storage
+    if request.redo is not None:
+        raise EngineError(
+            f"'{storage.root}' holds no finished dataset whose shards could be retried"
+        )
+    found = occupants(storage)
+    if found and request.overwrite:
+        return _begin_again(request)
+    if found:
+        way_out = OVERWRITE if find_traces(storage).marks else ELSEWHERE
+        raise EngineError(
+            f"'{storage.root}' holds {', '.join(found)} of no build that is known; {way_out}"
+        )
+    plan = _new_plan(request, None)
+    plan.save(storage)
+    return plan
+
+
+def _begin_again(request: Request) -> BuildPlan:
+    """Delete the dataset of a build, then plan anew; refuses where no build was."""
+    storage = request.storage
+    plan = _new_plan(request, None)
+    log.warning("out=%s status=overwriting", storage.root)
+    erase(storage, _workspace(request))
+    plan.save(storage)
+    return plan
+
+
+def _new_plan(request: Request, redo: tuple[str, ...] | None) -> BuildPlan:
+    return BuildPlan(
+        fingerprint=request.fingerprint,
+        config=plain_config(request.pipeline),
+        shards=plan_shards(request.pipeline),
+        redo=redo,
+    )
+
+
+PACKAGES = ("pipelines", "schemas")
+
+
+def fingerprint(pipeline: Pipeline) -> Fingerprint:
+    """Hashes of the inputs, the configuration and the code of a pipeline."""
+    stages = [s.name for s in pipeline.stages]
+    described = {"corpus": pipeline.corpus, "stages": stages, "config": plain_config(pipeline)}
+    return Fingerprint(
+        inputs=pipeline.source.fingerprint(),
+        config=hashlib.sha256(canonical_json(described).encode()).hexdigest(),
+        code=code_hash(PACKAGES),
+    )
+
+
+def plain_config(pipeline: Pipeline) -> dict[str, Any]:
+    """The configuration as JSON values; raises `EngineError` if it has others."""
+    try:
+        return json.loads(canonical_json(dict(pipeline.config)))
+    except (TypeError, ValueError) as error:
+        raise EngineError(
+            f"the config of pipeline '{pipeline.corpus}' is not JSON: {error}"
+        ) from error
+
+
+def code_hash(packages: Sequence[str]) -> str:
+    """A hash of the source files of packages, the same wherever they are installed."""
+    digest = hashlib.sha256()
+    for package in packages:
+        found = importlib.import_module(package).__file__
+        assert found is not None, package
+        folder = Path(found).parent
+        for file in sorted(folder.rglob("*.py")):
+            name = f"{package}/{file.relative_to(folder).as_posix()}"
+            digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def differences(
+    old: Fingerprint,
+    new: Fingerprint,
+    old_config: Mapping[str, Any],
+    new_config: Mapping[str, Any],
+) -> str:
+    """In words, what differs between two fingerprints; empty if they are equal."""
+    found = []
+    if old.inputs != new.inputs:
+        found.append("the inputs (files, sizes or contents)")
+    if old.config != new.config:
+        found.append(f"the configuration ({_config_words(old_config, new_config)})")
+    if old.code != new.code:
+        found.append(f"the code of {' and '.join(PACKAGES)} (another release?)")
+    return "; ".join(found)
+
+
+def _config_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
+    if not names:
+        return "its corpus or stages"
+    return ", ".join(f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names)

@@ -1,0 +1,239 @@
+"""The ledger invariant, checked on the published files of a shard, whoever wrote them.
+
+Every input record stands in the ledger exactly once, kept or dropped with a reason; every link once; kept
+records = rows of the index = samples in the tar. The counts come from the files: the number of records
+from the plan, rows from ledger and index, bytes from the tar itself.
+
+That no key stands in two shards, in bounded memory: neighbours in key order first, then in portions.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.core.errors import LedgerError
+from pipelines.core.ledger import ABOUT_KEY, Counts, tally
+from pipelines.core.pipeline import ShardPlan
+from pipelines.core.storage import Storage, read_parquet, read_parquet_metadata
+from schemas.manifest import ShardEntry, Tally
+from schemas.shard import BLOCK, INDEXES, LEDGERS, SHARDS
+from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What the files of one shard say: its entry, tallies, counts by stage, first and last key."""
+
+    entry: ShardEntry
+    records: Tally
+    links: Tally
+    counts: Counts
+    first_key: str | None
+    last_key: str | None
+
+
+def check_shard(storage: Storage, plan: ShardPlan) -> ShardFacts:
+    """The facts of a published shard; raises `LedgerError` naming the shard and the first keys."""
+    name = plan.name
+    _all_there(storage, name)
+    ledger = read_parquet(storage, f"{LEDGERS}/{name}.parquet", LEDGER)
+    index = read_parquet(storage, f"{INDEXES}/{name}.parquet", INDEX)
+    about = _about(storage, name)
+    entry = ShardEntry(**about["entry"])
+    is_record = pc.is_null(ledger.column("slot"))
+    records, links = ledger.filter(is_record), ledger.filter(pc.invert(is_record))
+    _check_records(name, records, plan.num_records)
+    _check_links(name, records, links)
+    _check_reasons(name, ledger)
+    _check_index(name, records, index, entry)
+    _check_tar(storage, name, index, entry)
+    bounds = pc.min_max(records.column("key")).as_py()
+    return ShardFacts(
+        entry, _tally(records), _tally(links), about["stages"], bounds["min"], bounds["max"]
+    )
+
+
+def check_files(storage: Storage, shards: Iterable[str]) -> None:
+    """Raise `LedgerError` if the dataset holds files of shards that no plan knows."""
+    known = set(shards)
+    for folder, suffix in ((SHARDS, ".tar"), (INDEXES, ".parquet"), (LEDGERS, ".parquet")):
+        strange = [n for n in storage.list(folder) if n.removesuffix(suffix) not in known]
+        if strange:
+            raise LedgerError(
+                f"'{storage.address(folder)}' holds files of no shard of this build: {strange[:SHOWN]}"
+            )
+
+
+def _all_there(storage: Storage, name: str) -> None:
+    paths = (f"{SHARDS}/{name}.tar", f"{INDEXES}/{name}.parquet", f"{LEDGERS}/{name}.parquet")
+    missing = [p for p in paths if not storage.exists(p)]
+    if missing:
+        raise LedgerError(f"shard '{name}': {missing} missing in '{storage.root}'")
+
+
+def _about(storage: Storage, name: str) -> dict[str, Any]:
+    found = read_parquet_metadata(storage, f"{LEDGERS}/{name}.parquet").get(ABOUT_KEY)
+    if found is None:
+        raise LedgerError(f"shard '{name}': its ledger does not carry the shard's entry")
+    return json.loads(found)
+
+
+def _check_records(name: str, records: pa.Table, num_records: int) -> None:
+    doubled = _doubled(records, ["key"])
+    if doubled:
+        raise LedgerError(f"shard '{name}': records more than once in the ledger: {doubled}")
+    if records.num_rows != num_records:
+        keys = records.column("key")[:SHOWN].to_pylist()
+        raise LedgerError(
+            f"shard '{name}': the input has {num_records} records, the ledger {records.num_rows} "
+            f"(first keys: {keys})"
+        )
+
+
+def _check_links(name: str, records: pa.Table, links: pa.Table) -> None:
+    doubled = _doubled(links, ["key", "slot"])
+    if doubled:
+        raise LedgerError(f"shard '{name}': links more than once in the ledger: {doubled}")
+    orphans = _first_not_in(links.column("key"), records.column("key"))
+    if orphans:
+        raise LedgerError(f"shard '{name}': links of records that are not in the ledger: {orphans}")
+    kept = links.filter(pc.equal(links.column("status"), KEPT)).column("key")
+    lost = records.filter(pc.equal(records.column("status"), DROPPED)).column("key")
+    inside = kept.filter(pc.is_in(kept, value_set=lost))
+    if len(inside):
+        shown = inside[:SHOWN].to_pylist()
+        raise LedgerError(f"shard '{name}': links kept though their record is dropped: {shown}")
+
+
+def _check_reasons(name: str, ledger: pa.Table) -> None:
+    is_kept = pc.equal(ledger.column("status"), KEPT)
+    wrong = ledger.filter(pc.equal(is_kept, pc.is_valid(ledger.column("reason"))))
+    if wrong.num_rows:
+        shown = wrong.column("key")[:SHOWN].to_pylist()
+        raise LedgerError(f"shard '{name}': rows kept with a reason or dropped without: {shown}")
+
+
+def _check_index(name: str, records: pa.Table, index: pa.Table, entry: ShardEntry) -> None:
+    doubled = _doubled(index, ["key"])
+    if doubled:
+        raise LedgerError(f"shard '{name}': samples more than once in the index: {doubled}")
+    kept = records.filter(pc.equal(records.column("status"), KEPT)).column("key")
+    missing, extra = (
+        _first_not_in(kept, index.column("key")),
+        _first_not_in(index.column("key"), kept),
+    )
+    if missing or extra:
+        raise LedgerError(
+            f"shard '{name}': kept but not in the index: {missing}; in the index but not kept: {extra}"
+        )
+    images = pc.sum(index.column("num_images")).as_py() or 0
+    if (index.num_rows, images) != (entry.num_samples, entry.num_images):
+        raise LedgerError(
+            f"shard '{name}': its entry says {entry.num_samples} samples, {entry.num_images} images, "
+            f"the index {index.num_rows} and {images}"
+        )
+    elsewhere = pc.unique(index.column("shard")).to_pylist()
+    if elsewhere not in ([], [name]):
+        raise LedgerError(f"shard '{name}': its index names other shards: {elsewhere[:SHOWN]}")
+
+
+def _check_tar(storage: Storage, name: str, index: pa.Table, entry: ShardEntry) -> None:
+    """The members of the index fill the tar to its last byte, so it holds them and no others."""
+    members = pc.list_flatten(index.column("members")).combine_chunks()
+    offsets = pc.struct_field(members, "offset").to_pylist()
+    sizes = pc.struct_field(members, "size").to_pylist()
+    position = 0
+    for offset, size in zip(offsets, sizes, strict=True):
+        if offset != position + BLOCK:
+            raise LedgerError(f"shard '{name}': the tar has a gap at byte {position}")
+        position = offset + size + -size % BLOCK
+    expected, found = position + 2 * BLOCK, storage.size(f"{SHARDS}/{name}.tar")
+    if not expected == found == entry.num_bytes:
+        raise LedgerError(
+            f"shard '{name}': the tar has {found} bytes, the index accounts for {expected}, the "
+            f"shard's entry says {entry.num_bytes}"
+        )
+
+
+def _doubled(table: pa.Table, columns: list[str]) -> list[Any]:
+    counted = table.group_by(columns).aggregate([([], "count_all")])
+    more = counted.filter(pc.greater(counted.column("count_all"), 1)).select(columns)
+    rows = more.slice(0, SHOWN).to_pylist()
+    return [tuple(row.values()) if len(columns) > 1 else row[columns[0]] for row in rows]
+
+
+def _first_not_in(values: pa.ChunkedArray, known: pa.ChunkedArray) -> list[Any]:
+    absent = values.filter(pc.invert(pc.is_in(values, value_set=known)))
+    return absent[:SHOWN].to_pylist()
+
+
+def _tally(rows: pa.Table) -> Tally:
+    kept = pc.sum(pc.equal(rows.column("status"), KEPT)).as_py() or 0
+    return Tally(rows.num_rows, kept, tally(rows.column("reason")))
+
+
+PORTION = 2_000_000
+"""Keys held at a time, at most about 300 MB."""
+
+
+@dataclass(frozen=True)
+class KeyRange:
+    """First and last key of a shard, and how many it has."""
+
+    shard: str
+    first: str
+    last: str
+    num_keys: int
+
+
+def check_unique(
+    ranges: Iterable[KeyRange],
+    read_keys: Callable[[str], Iterable[str]],
+    portion: int = PORTION,
+) -> None:
+    """Raise `LedgerError` naming a key that two shards hold, and the shards.
+
+    Keys derived from file and line give ranges that do not overlap; then nothing is read. Where ranges
+    overlap, the keys of those shards are read, `portion` of them at a time.
+    """
+    for group in _overlapping(sorted(ranges, key=lambda r: (r.first, r.last))):
+        total = sum(r.num_keys for r in group)
+        num_passes = -(-total // portion)
+        for number in range(num_passes):
+            _check_portion(group, read_keys, number, num_passes)
+
+
+def _overlapping(ranges: Sequence[KeyRange]) -> Iterator[list[KeyRange]]:
+    group: list[KeyRange] = []
+    last = ""
+    for current in ranges:
+        if group and current.first > last:
+            if len(group) > 1:
+                yield group
+            group = []
+        group.append(current)
+        last = max(last, current.last)
+    if len(group) > 1:
+        yield group
+
+
+def _check_portion(
+    group: Sequence[KeyRange], read_keys: Callable[[str], Iterable[str]], number: int, total: int
+) -> None:
+    seen: dict[str, str] = {}
+    for current in group:
+        for key in read_keys(current.shard):
+            if zlib.crc32(key.encode()) % total != number:
+                continue
+            if key in seen:
+                raise LedgerError(
+                    f"key '{key}' stands in shard '{seen[key]}' and in shard '{current.shard}'"
+                )
+            seen[key] = current.shard

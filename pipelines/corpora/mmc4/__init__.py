@@ -1,0 +1,1 @@
+"""MMC4: interleaved documents."""

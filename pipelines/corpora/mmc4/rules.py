@@ -1,0 +1,371 @@
+"""Which images of a document are worth fetching, and beside which sentence each that arrived belongs.
+
+Two rules, before and after the download:
+
+- **choose**: an image whose best similarity to the sentences is below the threshold is dropped before its
+  download (paper, section on pretraining data: dropped when below 0.32 to every text of the document).
+- **match**: the released `matched_text_index` comes from an assignment over all images. Where some did
+  not arrive, it is solved again over those that did: one image a sentence, largest sum of similarities.
+
+A blank sentence keeps its place in the document, but no image is matched to it.
+
+The steps that are MMC4's own: lines to documents with links, documents with images to samples.
+
+MMC4: interleaved documents, from their lines to samples.
+
+Stages, each a shard to a shard:
+
+| stage | steps                                                                                         |
+|-------|-----------------------------------------------------------------------------------------------|
+| parse | the line becomes a document; images too unlike every sentence are dropped; documents without any left too |
+| fetch | the images are fetched and normalised; documents of which none arrived are dropped            |
+| match | images and sentences are assigned again one-to-one, and the document becomes a sample         |
+
+The sample: every sentence as a text segment, in order and unchanged (so that sentence i is the i-th text
+segment); each image right before its sentence. Training draws "before or after" itself. Its `meta`:
+
+| field              | meaning                                                                        |
+|--------------------|--------------------------------------------------------------------------------|
+| url                | the page                                                                       |
+| source, record     | name of the input file, without its folder, and line number in it              |
+| image_slot         | for each image segment in order: its number in `image_info`                    |
+| image_url          | the same: where it was fetched from                                            |
+| matched_text_index | the same: number of its sentence                                               |
+| similarity         | the same: its CLIP similarity to that sentence, as released                    |
+| scores             | min_similarity, mean_similarity over those                                     |
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy.optimize import linear_sum_assignment
+
+from pipelines.core.ledger import RECORD_DROPPED
+from pipelines.core.pipeline import (
+    RECORD_FIELDS,
+    Construct,
+    Filter,
+    Pipeline,
+    Resources,
+    Source,
+    Stage,
+)
+from pipelines.corpora.mmc4.document import (
+    DOCUMENT_REASONS,
+    Document,
+    DocumentError,
+    parse_document,
+)
+from pipelines.download.fetcher import FetchConfig
+from pipelines.download.reasons import REASONS as FETCH_REASONS
+from pipelines.filters.min_images import min_images
+from pipelines.images.normalise import ImageConfig
+from pipelines.publish.report import Report
+from pipelines.publish.shards import ShardSink
+from pipelines.readers.jsonl import LINE_REASONS
+from pipelines.transforms.fetch_images import FetchImages, Prior
+from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json, link_from_row
+
+MATCH_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "low_similarity": "Its similarity to every sentence is below the threshold; not fetched.",
+        "over_max_images": "The document has more images than wanted; the most similar were kept.",
+        "unassigned": "More images arrived than there are sentences; each takes one.",
+        "low_similarity_assigned": "Its similarity to the sentence left for it is below the threshold.",
+    }
+)
+"""Why an image is left out: reason -> one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class MatchRules:
+    """The rules for the images of a document."""
+
+    min_similarity: float = 0.32
+    max_images: int | None = 256
+    """Bounds the memory and time that one document can take."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.min_similarity <= 1:
+            raise ValueError(
+                f"min_similarity={self.min_similarity} is not in -1..1: similarities are cosines "
+                "(the paper's threshold is 0.32; OpenFlamingo's default of 30 drops everything)"
+            )
+        if self.max_images is not None and self.max_images < 1:
+            raise ValueError(f"max_images={self.max_images}: at least 1; leave it out for no limit")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of one image: its sentence and the similarity to it, or the reason it is left out."""
+
+    reason: str | None = None
+    detail: str | None = None
+    text_index: int = -1
+    similarity: float = float("nan")
+
+
+def choose_images(
+    similarity: Sequence[Sequence[float]], texts: Sequence[str], rules: MatchRules
+) -> list[Outcome]:
+    """For each image whether to fetch it, from its best similarity to a sentence that is not blank.
+
+    Above `max_images` the most similar stay; of equals the earlier ones.
+    """
+    readable = _readable(texts)
+    best = [max(row[j] for j in readable) for row in similarity]
+    outcomes = [_enough(value, rules, "low_similarity") for value in best]
+    alive = [i for i, outcome in enumerate(outcomes) if outcome.reason is None]
+    if rules.max_images is not None:
+        ranked = sorted(alive, key=lambda i: (-best[i], i))
+        for place, i in enumerate(ranked[rules.max_images :], rules.max_images + 1):
+            outcomes[i] = Outcome("over_max_images", f"number {place} by similarity")
+    return outcomes
+
+
+def match_images(
+    similarity: Sequence[Sequence[float]],
+    texts: Sequence[str],
+    arrived: Sequence[int],
+    rules: MatchRules,
+) -> dict[int, Outcome]:
+    """For each image that arrived its sentence: one-to-one, with the largest sum of similarities.
+
+    Args:
+        similarity: N images x M sentences.
+        texts: the M sentences.
+        arrived: numbers of the images that arrived.
+        rules: an image whose similarity to its sentence is below the threshold is left out.
+    """
+    readable = _readable(texts)
+    outcomes = {i: Outcome("unassigned", f"{len(readable)} sentences") for i in arrived}
+    if not arrived:
+        return outcomes
+    scores = np.array([similarity[i] for i in arrived], dtype=np.float64)[:, readable]
+    for row, column in zip(*linear_sum_assignment(scores, maximize=True), strict=True):
+        value = float(scores[row, column])
+        found = _enough(value, rules, "low_similarity_assigned")
+        is_kept = found.reason is None
+        outcomes[arrived[row]] = (
+            Outcome(text_index=readable[column], similarity=value) if is_kept else found
+        )
+    return outcomes
+
+
+def _readable(texts: Sequence[str]) -> list[int]:
+    return [j for j, text in enumerate(texts) if text.strip()]
+
+
+def _enough(value: float, rules: MatchRules, reason: str) -> Outcome:
+    if value >= rules.min_similarity:
+        return Outcome()
+    return Outcome(reason, f"{value:.4f} is below {rules.min_similarity:g}")
+
+
+CORPUS = "mmc4"
+
+RECORD_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "no_image_wanted": "No image is similar enough to a sentence; nothing was fetched.",
+        "no_image_arrived": "None of the images that were to be fetched arrived.",
+        "no_image_left": "Images arrived, but none fits a sentence.",
+    }
+)
+"""Why a document is left out: reason -> one sentence for a person."""
+
+DOCUMENT_FIELDS = (
+    pa.field("url", pa.string()),
+    pa.field("texts", pa.list_(pa.large_string())),
+    pa.field("similarity", pa.list_(pa.list_(pa.float64()))),
+)
+SAMPLE_FIELDS = (
+    pa.field("corpus", pa.string()),
+    pa.field("segments", pa.list_(SEGMENT_TYPE)),
+    pa.field("meta", pa.string()),
+)
+PARSED = pa.schema([*RECORD_FIELDS, *DOCUMENT_FIELDS])
+MATCHED = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
+
+
+@dataclass(frozen=True)
+class ParseDocuments:
+    """Transform: the column `line` becomes `url`, `texts`, `similarity` and `links`, one link an image."""
+
+    rules: MatchRules
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The documents; a line that is none carries its reason."""
+        rows = [self._row(row) for row in table.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        line = row.pop("line")
+        if row["drop_reason"] is not None:
+            return row
+        try:
+            document = parse_document(line)
+        except DocumentError as error:
+            return row | {"drop_reason": error.reason, "drop_detail": error.detail}
+        return row | {
+            "url": document.url,
+            "texts": document.texts,
+            "similarity": document.similarity,
+            "links": [link.as_row() for link in self._links(document)],
+        }
+
+    def _links(self, document: Document) -> list[Link]:
+        outcomes = choose_images(document.similarity, document.texts, self.rules)
+        links = [Link(slot, url) for slot, url in enumerate(document.image_urls)]
+        return [
+            link.dropped(outcome.reason, outcome.detail) if outcome.reason else link
+            for link, outcome in zip(links, outcomes, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class MatchDocuments:
+    """Transform: `texts`, `similarity` and `images` become the `segments` and `meta` of a sample."""
+
+    rules: MatchRules
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The samples; images left out carry their reason in `links`."""
+        rows = [self._row(row) for row in table.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=MATCHED.with_metadata(table.schema.metadata))
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        images = {image["slot"]: image for image in row["images"]}
+        outcomes = match_images(row["similarity"], row["texts"], sorted(images), self.rules)
+        links = [link_from_row(link) for link in row["links"]]
+        row["links"] = [
+            link.dropped(outcomes[link.slot].reason or "", outcomes[link.slot].detail).as_row()
+            if link.slot in outcomes and outcomes[link.slot].reason
+            else link.as_row()
+            for link in links
+        ]
+        placed = {o.text_index: slot for slot, o in outcomes.items() if o.reason is None}
+        slots = [placed[index] for index in sorted(placed)]
+        segments = list(_segments(row["texts"], placed, images))
+        similarity = [outcomes[slot].similarity for slot in slots]
+        meta = {
+            "url": row["url"],
+            "source": re.split(r"[/\\]", row["source"])[-1],
+            "record": row["record"],
+            "image_slot": slots,
+            "image_url": [links[slot].url for slot in slots],
+            "matched_text_index": sorted(placed),
+            "similarity": similarity,
+            "scores": _scores(similarity),
+        }
+        return row | {"corpus": CORPUS, "segments": segments, "meta": canonical_json(meta)}
+
+
+def _segments(
+    texts: list[str], placed: dict[int, int], images: dict[int, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    segments: list[Segment] = []
+    for index, text in enumerate(texts):
+        if index in placed:
+            image = images[placed[index]]
+            size = (image["width"], image["height"])
+            segments.append(Segment.of_image(image["data"], image["format"], *size))
+        segments.append(Segment.of_text(text))
+    return [s.as_row() for s in segments]
+
+
+def _scores(similarity: list[float]) -> dict[str, float]:
+    if not similarity:
+        return {}
+    mean = sum(similarity) / len(similarity)
+    return {"min_similarity": min(similarity), "mean_similarity": mean}
+
+
+def living_links() -> Filter:
+    """A filter that keeps documents with a link to fetch."""
+
+    def reasons(table: pa.Table) -> pa.Array:
+        alive = (any(k["reason"] is None for k in links) for links in table["links"].to_pylist())
+        return pa.array([None if a else "no_image_wanted" for a in alive], pa.string())
+
+    return Filter("living_links", reasons)
+
+
+def arrived_images() -> Filter:
+    """A filter that keeps documents of which an image arrived."""
+
+    def reasons(table: pa.Table) -> pa.Array:
+        lengths = table["images"].combine_chunks().value_lengths().to_pylist()
+        return pa.array([None if n else "no_image_arrived" for n in lengths], pa.string())
+
+    return Filter("arrived_images", reasons)
+
+
+REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        **LINE_REASONS,
+        **DOCUMENT_REASONS,
+        **MATCH_REASONS,
+        **RECORD_REASONS,
+        **{word: reason.meaning for word, reason in FETCH_REASONS.items()},
+        RECORD_DROPPED: "The link was alive when its document was dropped.",
+    }
+)
+"""Every reason that can stand in the ledger of this corpus -> one sentence for a person."""
+
+REPORT = Report(
+    title="MMC4: what was built",
+    reasons=REASONS,
+    score_titles={
+        "mean_similarity": "Mean similarity of image and sentence",
+        "min_similarity": "Lowest similarity in a document",
+    },
+)
+
+
+@dataclass(frozen=True)
+class Mmc4Config:
+    """What an MMC4 dataset is made by, apart from its inputs: part of its fingerprint."""
+
+    rules: MatchRules = field(default_factory=MatchRules)
+    image: ImageConfig = field(default_factory=ImageConfig)
+
+
+def mmc4_pipeline(
+    source: Source,
+    config: Mmc4Config,
+    fetch: FetchConfig,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    prior: Prior | None = None,
+    fetch_resources: Resources | None = None,
+) -> Pipeline:
+    """The pipeline from lines of documents to published shards and their report.
+
+    Args:
+        source: gives tables with the column `line`.
+        config: the rules.
+        fetch: how to fetch. Only what decides which images may be used is in the fingerprint (robots tags, size
+            cap); manners are not, so that a later retry may be more patient.
+        extra: further configuration for the fingerprint (how the source cuts shards, for example).
+        prior: the published dataset to take images from, where only failures are fetched again.
+        fetch_resources: what a worker that fetches needs.
+    """
+    fetching = Construct(FetchImages, (fetch, config.image, prior))
+    limits = {"respect_robots_tag": fetch.respect_robots_tag, "max_bytes": fetch.max_bytes}
+    return Pipeline(
+        corpus=CORPUS,
+        source=source,
+        stages=(
+            Stage("parse", (ParseDocuments(config.rules), living_links())),
+            Stage("fetch", (fetching, arrived_images()), fetch_resources or Resources()),
+            Stage("match", (MatchDocuments(config.rules), min_images(1, "no_image_left"))),
+        ),
+        sink=ShardSink(),
+        config={**asdict(config), **limits, **(extra or {})},
+        finish=(REPORT,),
+    )

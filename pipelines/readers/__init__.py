@@ -1,0 +1,1 @@
+"""Readers: input files as records; a format is one file."""

@@ -1,0 +1,201 @@
+"""Input files: patterns to names, names to open files, and what a build must not read.
+
+A name is what the user wrote, or what a pattern of theirs matched: a path, or any fsspec address. Names stand in the
+ledger, so they must be UTF-8. A build that reads its own output would see other inputs when it is started again;
+`refuse_overlap` finds such patterns.
+"""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from pipelines.core.overwrite import REPORT_FILE
+from pipelines.core.storage import TEMPORARY
+from pipelines.core.workspace import LOCK, PLAN_FILE, WORK
+from schemas.manifest import MANIFEST_FILE
+from schemas.shard import FEATURES, INDEXES, LEDGERS, SHARDS, shard_name
+
+_REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::[^/]*://)", re.IGNORECASE)
+_MAGIC = re.compile(r"[*?\[]")
+_STEM_LENGTH = 60  # leaves 20 of the 80 characters of a key for "-", a hash and the record number
+
+
+class InputError(ValueError):
+    """Inputs that are not there, cannot be read, or have changed; names the pattern or the file."""
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """The files that some patterns match.
+
+    Raises:
+        InputError: from every method, where a file is missing, of another format or unreadable.
+    """
+
+    patterns: Sequence[str]
+    """Paths, globs, or any fsspec address such as `s3://bucket/docs_*.jsonl.zip`."""
+    suffixes: tuple[str, ...]
+    """Endings of names that the reader can read."""
+    base: str = "."
+    """Folder that relative patterns are relative to; names in the ledger stay as written."""
+
+    def names(self) -> list[str]:
+        """The names of the inputs, sorted, each once."""
+        if not self.patterns:
+            raise InputError("no input named; give at least one path or pattern")
+        found = {name for pattern in self.patterns for name in _matches(pattern, self.base)}
+        return sorted(self._checked(name) for name in found)
+
+    def open(self, name: str) -> BinaryIO:
+        """A file opened for reading, as stored."""
+        try:
+            filesystem, path = located(name, self.base)
+            return filesystem.open(path, "rb")
+        except OSError as error:
+            raise InputError(f"'{name}': cannot be read: {error}") from error
+
+    def fingerprint(self) -> str:
+        """Hash of the files' names and contents; of name, size and version where they are remote."""
+        digest = hashlib.sha256()
+        for name in self.names():
+            digest.update(f"{name}\0{_version(name, self.base)}\0".encode())
+        return digest.hexdigest()
+
+    def key_stems(self, names: Sequence[str]) -> dict[str, str]:
+        """For each name what its records' keys begin with: distinct, `[a-z0-9_-]`, 69 characters at most.
+
+        The stem of the file; where two files would share it, a short hash of the whole name follows.
+        """
+        stems = {name: _stem(name, self.suffixes) for name in names}
+        counts = Counter(stems.values())
+        return {
+            n: f"{s}-{hashlib.sha256(n.encode()).hexdigest()[:8]}" if counts[s] > 1 else s
+            for n, s in stems.items()
+        }
+
+    def _checked(self, name: str) -> str:
+        if re.search("[\ud800-\udfff]", name):
+            raise InputError(
+                f"{name!r}: the name is not UTF-8, so no ledger could hold it; rename the file"
+            )
+        if not name.endswith(self.suffixes):
+            raise InputError(f"'{name}': the name ends in none of {', '.join(self.suffixes)}")
+        return name
+
+
+def located(name: str, base: str) -> tuple[Any, str]:
+    """The file system of a file or pattern as written, and its absolute path there."""
+    if _REMOTE.match(name):
+        return fsspec.core.url_to_fs(name)
+    return LocalFileSystem(), str(Path(base, Path(name).expanduser()).absolute())
+
+
+def refuse_overlap(patterns: Sequence[str], base: str, out: str, corpus: str) -> None:
+    """Raise `InputError` for the first pattern that matches what a build of the corpus in `out` writes.
+
+    Whether it exists yet does not matter. Names without a wildcard are what they are, wherever they lie.
+
+    Args:
+        patterns: as of `InputFiles`.
+        base: folder that relative patterns are relative to.
+        out: absolute path or address of the dataset.
+        corpus: the shards are named after it.
+    """
+    for pattern in patterns:
+        match = _first_match(pattern, base, out, corpus)
+        if match is not None:
+            raise InputError(
+                f"'{pattern}' would also match '{match}', which this build writes: started again, it "
+                "would see other inputs. Name the documents more closely, as in 'FOLDER/*.jsonl.zip', "
+                "or choose an output elsewhere"
+            )
+
+
+def _stem(name: str, suffixes: Sequence[str]) -> str:
+    stem = re.split(r"[/\\:]", name)[-1].lower()
+    for suffix in sorted(suffixes, key=len, reverse=True):
+        stem = stem.removesuffix(suffix)
+    return re.sub(r"[^a-z0-9_-]", "_", stem)[:_STEM_LENGTH] or "_"
+
+
+def _matches(pattern: str, base: str) -> list[str]:
+    """The names of the files that a pattern stands for."""
+    try:
+        filesystem, path = located(pattern, base)
+        found = [path] if filesystem.exists(path) else sorted(map(str, filesystem.glob(path)))
+        folders = [p for p in found if filesystem.isdir(p)]
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"'{pattern}': cannot be looked up: {error}") from error
+    if not found:
+        raise InputError(f"'{pattern}': no file matches; relative paths begin at '{base}'")
+    if folders:
+        raise InputError(
+            f"'{pattern}': '{folders[0]}' is a folder; name its files, as in 'FOLDER/*'"
+        )
+    if found == [path] and _REMOTE.match(pattern):
+        return [pattern]
+    return [_name(p, pattern, base, filesystem) for p in found]
+
+
+def _name(found: str, pattern: str, base: str, filesystem: Any) -> str:
+    """A found file as the user would name it: relative where the pattern is, with its protocol if remote."""
+    if _REMOTE.match(pattern):
+        return filesystem.unstrip_protocol(found)
+    is_absolute = Path(pattern).expanduser().is_absolute()
+    return found if is_absolute else os.path.relpath(found, base)
+
+
+def _version(name: str, base: str) -> str:
+    filesystem, path = located(name, base)
+    if not isinstance(filesystem, LocalFileSystem):
+        info = filesystem.info(path)
+        marks = [str(info.get(k)) for k in ("size", "ETag", "etag", "md5Hash", "mtime", "created")]
+        return "|".join(marks)
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"'{name}': cannot be read: {error}") from error
+
+
+def _first_match(pattern: str, base: str, out: str, corpus: str) -> str | None:
+    try:
+        (system, path), (other, root) = located(pattern, base), located(out, base)
+        if not _MAGIC.search(path) or type(system) is not type(other) or system.exists(path):
+            return None
+    except (OSError, ValueError, ImportError):
+        return None  # it is named where the inputs are looked up, or the output is made
+    if isinstance(system, LocalFileSystem):
+        path, root = _without_links(path), os.path.realpath(root)
+    expression = re.compile(glob_translate(path))
+    return next((p for p in _written(root, corpus) if expression.match(p)), None)
+
+
+def _without_links(pattern: str) -> str:
+    """The pattern with its part before the first wildcard as the file system knows it."""
+    parts = pattern.split("/")
+    place = next(n for n, part in enumerate(parts) if _MAGIC.search(part))
+    folder = os.path.realpath("/".join(parts[:place]) or "/")
+    return "/".join([folder.rstrip("/"), *parts[place:]])
+
+
+def _written(root: str, corpus: str) -> Iterator[str]:
+    """Every kind of file and folder that a build makes, once; the folders above the output too."""
+    yield root
+    yield from (f"{root}/{name}" for name in (MANIFEST_FILE, REPORT_FILE, PLAN_FILE, LOCK))
+    shard, level = shard_name(corpus, 0), f"{WORK}/01-stage"
+    for folder, suffix in ((SHARDS, "tar"), (INDEXES, "parquet"), (LEDGERS, "parquet")):
+        yield from (f"{root}/{folder}", f"{root}/{folder}/{shard}.{suffix}")
+    yield from (f"{root}/{FEATURES}", f"{root}/{FEATURES}/{shard}.arrow")
+    yield from (f"{root}/{p}" for p in (WORK, TEMPORARY, f"{TEMPORARY}/{shard}.tar.1.0123abcd"))
+    yield from (f"{root}/{level}", f"{root}/{level}/{shard}.arrow")
+    yield from map(str, PurePosixPath(root).parents)

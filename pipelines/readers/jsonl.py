@@ -1,0 +1,336 @@
+"""Lines of a `.jsonl`, `.jsonl.gz` or `.jsonl.zip`, with everything that can be wrong with them as data.
+
+Counting and reading go through the same iterator, so they agree on broken inputs too. Lines end at
+a line feed; a line of nothing but white space is no record, though it has a number. Memory is bounded by the cap
+on one line. The members of a zip whose names end in `.jsonl` are read in the order of their names, numbered on as if
+they were one file; every other member takes one line, which says so, and what macOS adds (`__MACOSX/`) none.
+
+Lines of text files as a source of records: `.jsonl`, `.jsonl.gz`, `.jsonl.zip`, local or remote.
+
+A record's table has the reserved columns and `line` (large_string): the text, or null for a line that
+could not be read and carries its `drop_reason` from the start.
+"""
+
+import errno
+import gzip
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from types import MappingProxyType
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+
+from pipelines.core.pipeline import RECORD_FIELDS, ShardPlan
+from pipelines.readers.files import InputError, InputFiles
+from schemas.shard import shard_name
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
+MEMBER_SUFFIX = ".jsonl"
+CHUNK_BYTES = 1 << 20
+_DAMAGE = (
+    *(zlib.error, lzma.LZMAError, struct.error, gzip.BadGzipFile, zipfile.BadZipFile),
+    # Of a damaged directory: unknown methods, encryption, negative places, names of no alphabet.
+    *(NotImplementedError, RuntimeError, ValueError, EOFError, OSError),
+)
+
+LINE_REASONS: Mapping[str, str] = MappingProxyType(
+    {
+        "record_too_long": "The line is longer than the cap on one line.",
+        "not_utf8": "The line is not valid UTF-8.",
+        "input_truncated": "The compressed input ends in the middle; what followed is lost.",
+        "input_corrupt": "The compressed input cannot be unpacked from here on.",
+        "not_a_jsonl_member": "A member of a zip whose name does not end in .jsonl; it was not read.",
+    }
+)
+"""Why a line is no record: reason -> one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its 1-based number, the byte where it begins, and its bytes or why there are none."""
+
+    number: int
+    offset: int
+    """Bytes from the start of the unpacked input; lines of a plain file can be found again by it."""
+    data: bytes
+    reason: str | None = None
+    detail: str | None = None
+
+    def decode(self) -> "str | Broken":
+        """The text (a byte order mark at the very start is taken off), or why there is none."""
+        if self.reason is not None:
+            return Broken(self.reason, self.detail or "")
+        try:
+            return self.data.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{self.data[error.start]:02x} at position {error.start}"
+            return Broken("not_utf8", f"{found}: {error.reason}")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What is wrong with a line, or with an input from here on; `reason` is a word of `LINE_REASONS`."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class _EndOfMember:
+    """The end of one of several inputs joined into one: a line ends here too."""
+
+
+_Piece = bytes | Broken | _EndOfMember
+
+
+def read_lines(
+    file: BinaryIO, name: str, max_bytes: int, number: int = 1, offset: int = 0
+) -> Iterator[Line]:
+    """Yield the records of an open input, from line `number` at byte `offset` on.
+
+    Args:
+        file: the input as stored (compressed as its name says).
+        name: its name; the suffix decides how it is unpacked.
+        max_bytes: cap on one line; a longer one becomes a `record_too_long`.
+        number: number of the line at `offset`.
+        offset: where to begin; only for a plain `.jsonl`.
+    """
+    assert offset == 0 or name.endswith(".jsonl"), name
+    if offset:
+        file.seek(offset)
+    yield from _assemble(_pieces(file, name), max_bytes, number, offset)
+
+
+def _assemble(pieces: Iterable[_Piece], max_bytes: int, number: int, offset: int) -> Iterator[Line]:
+    pending = _Pending(max_bytes, number, offset)
+    for piece in pieces:
+        if isinstance(piece, Broken):
+            yield pending.broken(piece)
+        elif isinstance(piece, _EndOfMember):
+            yield from pending.end(0)
+        else:
+            *whole, rest = piece.split(b"\n")
+            for part in whole:
+                pending.add(part)
+                yield from pending.end(1)
+            pending.add(rest)
+    yield from pending.end(0)
+
+
+class _Pending:
+    """The line being put together; holds at most `max_bytes`."""
+
+    def __init__(self, max_bytes: int, number: int, offset: int):
+        self.max_bytes, self.number, self.offset = max_bytes, number, offset
+        self.parts: list[bytes] = []
+        self.length = 0
+
+    def add(self, part: bytes) -> None:
+        self.length += len(part)
+        if self.length > self.max_bytes:
+            self.parts = []
+        else:
+            self.parts.append(part)
+
+    def end(self, num_end_bytes: int) -> Iterator[Line]:
+        """The finished line, if it is a record; the next one begins."""
+        data, length = b"".join(self.parts), self.length
+        number, offset = self._next(num_end_bytes)
+        if length > self.max_bytes:
+            yield Line(number, offset, b"", "record_too_long", f"more than {self.max_bytes} bytes")
+        elif data and not data.isspace():
+            yield Line(number, offset, data)
+
+    def broken(self, problem: Broken) -> Line:
+        """The rest of an input that cannot be read, as one line."""
+        number, offset = self._next(0, is_line=True)
+        return Line(number, offset, b"", problem.reason, problem.detail)
+
+    def _next(self, num_end_bytes: int, is_line: bool = False) -> tuple[int, int]:
+        place = (self.number, self.offset)
+        if self.length or num_end_bytes or is_line:
+            self.number += 1
+        self.offset += self.length + num_end_bytes
+        self.parts, self.length = [], 0
+        return place
+
+
+def _pieces(file: BinaryIO, name: str) -> Iterator[_Piece]:
+    if name.endswith(".gz"):
+        return _gzip_pieces(file)
+    if name.endswith(".zip"):
+        return _zip_pieces(file)
+    return iter(lambda: file.read(CHUNK_BYTES), b"")
+
+
+def _gzip_pieces(file: BinaryIO) -> Iterator[_Piece]:
+    if not file.read(1):
+        yield Broken("input_truncated", "the file is empty; an empty gzip has 20 bytes")
+        return
+    file.seek(0)
+    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+        yield from _unpack(unpacked)
+
+
+def _zip_pieces(file: BinaryIO) -> Iterator[_Piece]:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        yield Broken("input_truncated", f"not a whole zip file: {error}")
+        return
+    except _DAMAGE as error:
+        yield _corrupt(error, "the directory of the zip: ")
+        return
+    with archive:
+        for member in sorted(archive.infolist(), key=lambda m: (m.filename, m.header_offset)):
+            if member.is_dir() or member.filename.startswith("__MACOSX/"):
+                continue
+            yield from _member_pieces(archive, member)
+            yield _EndOfMember()
+
+
+def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[_Piece]:
+    if not member.filename.lower().endswith(MEMBER_SUFFIX):
+        yield Broken(
+            "not_a_jsonl_member", f"member '{member.filename}', {member.file_size:,} bytes"
+        )
+        return
+    try:
+        # By its entry, not by its name: two members may have the same.
+        unpacked = archive.open(member)
+    except _DAMAGE as error:
+        yield _corrupt(error, f"member '{member.filename}': ")
+        return
+    with unpacked:
+        yield from _unpack(cast(zipfile.ZipExtFile, unpacked))
+
+
+def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
+    # read1: what was unpacked before the damage is handed out; read would lose it.
+    try:
+        while chunk := unpacked.read1(CHUNK_BYTES):
+            yield chunk
+    except EOFError:
+        yield Broken("input_truncated", "the compressed data end too early")
+    except _DAMAGE as error:
+        if isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error):
+            yield _EndOfMember()  # what came before was whole, its checksum held: this is something else
+        yield _corrupt(error)
+
+
+def _corrupt(error: Exception, where: str = "") -> Broken:
+    """Damage of the data as a piece; an error of the disk or the network is raised again."""
+    # EINVAL: a place before the start of the file. None: a stream that bz2 cannot read.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
+    return Broken("input_corrupt", f"{where}{error}")
+
+
+LINE_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("line", pa.large_string())])
+MAX_LINE_BYTES = 64 << 20
+MAX_PER_SHARD, MAX_LIMIT = 100_000, 10**12
+
+
+@dataclass(frozen=True)
+class LineSource:
+    """A `Source`: the lines of the files that match, in the order of the files' names.
+
+    Raises:
+        InputError: from `files`, `plan`, `fingerprint` and `read`, where inputs are missing or changed.
+    """
+
+    patterns: Sequence[str]
+    """Paths, globs, or any fsspec address such as `s3://bucket/docs_*.jsonl.zip`."""
+    samples_per_shard: int = 1000
+    limit: int | None = None
+    """Records at most."""
+    base: str = "."
+    """Folder that relative patterns are relative to; names in the ledger stay as written."""
+    max_line_bytes: int = MAX_LINE_BYTES
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.samples_per_shard <= MAX_PER_SHARD:
+            raise InputError(
+                f"samples_per_shard={self.samples_per_shard}: at least 1, at most {MAX_PER_SHARD:,} "
+                "(a shard is held in memory; 1,000 is a good size)"
+            )
+        if self.limit is not None and not 1 <= self.limit <= MAX_LIMIT:
+            raise InputError(
+                f"limit={self.limit}: at least 1, at most {MAX_LIMIT:,}; leave it out to take all records"
+            )
+
+    @property
+    def files(self) -> InputFiles:
+        """The inputs."""
+        return InputFiles(self.patterns, SUFFIXES, self.base)
+
+    def plan(self, corpus: str) -> list[ShardPlan]:
+        """The shards, from streaming through all inputs once; a shard may cross files."""
+        places = islice(self._places(), self.limit)
+        shards: list[ShardPlan] = []
+        while parts := _parts(islice(places, self.samples_per_shard)):
+            num_records = sum(p["num_records"] for p in parts)
+            shards.append(ShardPlan(shard_name(corpus, len(shards)), num_records, tuple(parts)))
+        return shards
+
+    def read(self, shard: ShardPlan) -> pa.Table:
+        """The records of a shard as a table of `LINE_SCHEMA`."""
+        rows = [row for part in shard.parts for row in self._read_part(part)]
+        return pa.Table.from_pylist(rows, schema=LINE_SCHEMA)
+
+    def fingerprint(self) -> str:
+        """As of `InputFiles`."""
+        return self.files.fingerprint()
+
+    def _places(self) -> Iterator[tuple[str, str, Line]]:
+        names = self.files.names()
+        stems = self.files.key_stems(names)
+        for name in names:
+            with self.files.open(name) as file:
+                for line in read_lines(file, name, self.max_line_bytes):
+                    yield name, stems[name], line
+
+    def _read_part(self, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        name, first = part["file"], part["first_line"]
+        start = (first, part["offset"]) if name.endswith(".jsonl") else (1, 0)
+        with self.files.open(name) as file:
+            lines = read_lines(file, name, self.max_line_bytes, *start)
+            wanted = (line for line in lines if line.number >= first)
+            num_read = 0
+            for line in islice(wanted, part["num_records"]):
+                num_read += 1
+                yield _row(line, name, part["stem"])
+        if num_read != part["num_records"]:
+            raise InputError(
+                f"'{name}' has changed: {part['num_records']} records were there from line {first} "
+                f"when the shards were planned, now {num_read}; build into another folder"
+            )
+
+
+def _parts(places: Iterator[tuple[str, str, Line]]) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    for name, stem, line in places:
+        if not parts or parts[-1]["file"] != name:
+            place = {"first_line": line.number, "offset": line.offset, "num_records": 0}
+            parts.append({"file": name, "stem": stem} | place)
+        parts[-1]["num_records"] += 1
+    return parts
+
+
+def _row(line: Line, name: str, stem: str) -> dict[str, Any]:
+    text = line.decode()
+    is_broken = isinstance(text, Broken)
+    return {
+        "key": f"{stem}-{line.number:07d}",
+        "source": name,
+        "record": line.number,
+        "links": [],
+        "drop_reason": text.reason if is_broken else None,
+        "drop_detail": text.detail if is_broken else None,
+        "line": None if is_broken else text,
+    }
