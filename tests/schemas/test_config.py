@@ -1,0 +1,71 @@
+"""Configurations refuse values beyond their bounds, and say the field, the value, the limit and a hint."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import tyro
+from pydantic import Field
+
+from schemas.config import Checked, ConfigError
+
+
+@dataclass(frozen=True)
+class Inner(Checked):
+    depth: Annotated[int, Field(ge=1)] = 1
+
+
+@dataclass(frozen=True)
+class Example(Checked):
+    workers: Annotated[int, Field(ge=1, le=4096, description="one a core")] = 2
+    rate: Annotated[float, Field(gt=0)] = 1.0
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    kind: Literal["small", "large"] = "small"
+    limit: Annotated[int, Field(ge=1)] | None = None
+    name: str = "x"
+    folder: Path | None = None
+    sizes: tuple[int, ...] = (1, 2)
+    by_name: Mapping[str, int] = field(default_factory=dict)
+    is_on: bool = False
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_values_within_the_bounds_are_taken_as_they_are() -> None:
+    made = Example(4096, 2, 0.0, "large", 1, "y", Path("a"), (), {"a": 1}, True, Inner(3))
+    assert (made.workers, made.rate, made.inner.depth) == (4096, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"workers": 0}, ("workers", "0", "1 to 4,096", "one a core")),
+        ({"workers": 4097}, ("workers", "4097", "1 to 4,096")),
+        ({"workers": True}, ("workers", "True", "whole number")),
+        ({"workers": 2.0}, ("workers", "2.0", "whole number")),
+        ({"workers": "2"}, ("workers", "'2'", "whole number")),
+        ({"rate": 0.0}, ("rate", "0.0", "above 0")),
+        ({"rate": math.nan}, ("rate", "nan", "finite")),
+        ({"rate": math.inf}, ("rate", "inf", "finite")),
+        ({"share": 1.0}, ("share", "1.0", "at least 0", "below 1")),
+        ({"kind": "tiny"}, ("kind", "'tiny'", "'small' or 'large'")),
+        ({"limit": 0}, ("limit", "0", "at least 1")),
+        ({"name": 3}, ("name", "3", "a string")),
+        ({"sizes": [1]}, ("sizes", "[1]", "a tuple")),
+        ({"is_on": 1}, ("is_on", "1", "true or false")),
+    ],
+)
+def test_a_value_beyond_them_is_named_with_the_limit(
+    values: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Example(**values)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_command_line_keeps_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tyro.cli(Example, args=["--workers", "3", "--inner.depth", "2"]).inner.depth == 2
+    with pytest.raises((SystemExit, ConfigError)):
+        tyro.cli(Example, args=["--inner.depth", "0"])
