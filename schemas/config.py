@@ -87,7 +87,7 @@ def _advice(error: ValidationError, info: FieldInfo | None) -> str:
     """What to give instead: the bounds or the choices, and the hint."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "literal_error":
-        wanted = f"one of {first['ctx']['expected']}"
+        wanted = f"one of {first.get('ctx', {}).get('expected')}"
     elif first["type"] in _KINDS:
         wanted = _KINDS[first["type"]]
     else:
