@@ -20,6 +20,7 @@ from pipelines.core.run import run
 from pipelines.core.stage_runner import LocalRunner
 from pipelines.corpora.mmc4.rules import (
     CORPUS,
+    LINK_REASONS,
     REASONS,
     MatchRules,
     Mmc4Config,
@@ -31,7 +32,7 @@ from pipelines.publish.charts import size
 from pipelines.publish.report import REPORT_FILE
 from pipelines.readers.files import InputError, refuse_overlap
 from pipelines.readers.jsonl import LineSource
-from pipelines.transforms.fetch_images import Prior, has_retriable
+from pipelines.transforms.fetch_links import Prior, has_retryable
 from schemas.manifest import Manifest, Tally
 from schemas.shard import LEDGERS, SHARDS
 from schemas.validation import SchemaError
@@ -123,7 +124,7 @@ def build(options: BuildMmc4) -> Manifest:
             pipeline,
             out,
             on_ray if options.runner == "ray" else LocalRunner(),
-            redo=has_retriable if options.retry_failed else None,
+            redo=has_retryable(LINK_REASONS) if options.retry_failed else None,
             overwrite=options.overwrite,
             fail_on_alarm=options.fail_on_alarm,
         )

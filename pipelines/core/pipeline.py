@@ -24,6 +24,7 @@ A step is called for every shard, also with a table without rows, so that column
 The metadata of the table's schema names the shard (`shard_of(table)`).
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -182,3 +183,31 @@ class Pipeline:
     config: Mapping[str, Any] = field(default_factory=dict)
     finish: tuple[Callable[["Storage", "Manifest"], None], ...] = ()
     """Called with the checked manifest before it is written (report, card); after a kill, again."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What a reason word of the ledger means."""
+
+    meaning: str
+    """One sentence for a person."""
+    retryable: bool = False
+    """True where a later run may get another result (`--retry-failed` takes up exactly those)."""
+
+
+class Rejected(Exception):
+    """A record, a link or a value was turned down: data for the ledger, not an error of the program.
+
+    Args:
+        reason: a word of `[a-z0-9_]+` that the step which raises it documents.
+        detail: more for a person; equal for equal inputs, so that two runs write the same ledger.
+    """
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        assert re.fullmatch("[a-z0-9_]+", reason), reason
+        super().__init__(reason if detail is None else f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["Rejected"], tuple[str, str | None]]:
+        return type(self), (self.reason, self.detail)

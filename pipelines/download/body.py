@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from aiohttp import ClientResponse
 
-from pipelines.download.reasons import Rejected
+from pipelines.core.pipeline import Rejected
 
 _WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits: 31 gzip, 15 zlib, -15 raw
 

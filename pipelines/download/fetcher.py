@@ -23,10 +23,10 @@ from typing import Any, Generic, Self, TypeVar, overload
 import aiohttp
 import certifi
 
+from pipelines.core.pipeline import Rejected
 from pipelines.download.body import ByteBudget, Lease
 from pipelines.download.config import FetchConfig, parse_allowed_hosts
 from pipelines.download.host_queue import DeadHosts, HostLanes
-from pipelines.download.reasons import Rejected
 from pipelines.download.request import Exchange, Received, Trace
 from pipelines.download.resolver import GuardedResolver, Lookup, Refusal, system_lookup
 from pipelines.download.urls import WebAddress, parse_url, refused_address
@@ -37,7 +37,6 @@ T = TypeVar("T")
 V = TypeVar("V")
 Convert = Callable[[int, bytes], T]
 
-_ACCEPT = "image/jpeg,image/png,image/webp,image/gif;q=0.9,image/*;q=0.8,*/*;q=0.5"
 _KEEP_ALIVE_S = (
     2.0  # idle connections cost file descriptors; a host with links left is asked at once
 )
@@ -53,7 +52,7 @@ class Fetched(Generic[T]):
     body: bytes | None
     """The bytes; None where a `convert` was given, or with a reason."""
     reason: str | None
-    """A word of `pipelines.download.reasons.REASONS`."""
+    """A word of `FETCH_REASONS, or of the reasons of `convert``."""
     detail: str | None
     """More for a person; equal for equal responses."""
     content_type: str | None
@@ -74,6 +73,7 @@ class Fetcher:
 
     Args:
         config: limits and manners.
+        accept: the media types that are asked for (the header Accept).
         lookup: where the addresses of host names come from; None asks the operating system.
         refusal: which addresses are refused.
         now: seconds since 1970, for dates in Retry-After.
@@ -82,6 +82,7 @@ class Fetcher:
     def __init__(
         self,
         config: FetchConfig,
+        accept: str = "*/*",
         lookup: Lookup | None = None,
         refusal: Refusal = refused_address,
         now: Callable[[], float] = time.time,
@@ -113,7 +114,7 @@ class Fetcher:
             self._thread,
             (self._dns_threads, self._convert_threads),
         )
-        self._exchange = self._await(self._open(sessions))
+        self._exchange = self._await(self._open(sessions, accept))
 
     def __enter__(self) -> Self:
         return self
@@ -161,7 +162,7 @@ class Fetcher:
             future.cancel()
             raise
 
-    async def _open(self, sessions: list[aiohttp.ClientSession]) -> Exchange:
+    async def _open(self, sessions: list[aiohttp.ClientSession], accept: str) -> Exchange:
         config = self.config
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -176,7 +177,7 @@ class Fetcher:
             ),
             headers={
                 "User-Agent": config.user_agent,
-                "Accept": _ACCEPT,
+                "Accept": accept,
                 "Accept-Encoding": "identity",
             },
             cookie_jar=aiohttp.DummyCookieJar(),

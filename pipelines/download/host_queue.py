@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from pipelines.download.reasons import Rejected
+from pipelines.core.pipeline import Rejected
 
 MAX_REMEMBERED = 65_536
 """Hosts with failures that are remembered; the one longest without news is forgotten first."""

@@ -21,10 +21,10 @@ from email.utils import parsedate_to_datetime
 
 import aiohttp
 
+from pipelines.core.pipeline import Rejected
 from pipelines.download.body import Lease, body_bound, read_body
 from pipelines.download.config import FetchConfig, agent_token, forbidding_directive
 from pipelines.download.host_queue import NO_CONNECTION, DeadHosts, HostIsDead, HostLanes
-from pipelines.download.reasons import Rejected
 from pipelines.download.resolver import GuardedResolver
 from pipelines.download.urls import WebAddress, join_redirect
 

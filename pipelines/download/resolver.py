@@ -11,8 +11,8 @@ from concurrent.futures import Executor
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from pipelines.core.pipeline import Rejected
 from pipelines.download.config import AllowedHost
-from pipelines.download.reasons import Rejected
 from pipelines.download.urls import WebAddress, refused_address
 
 Lookup = Callable[[str], Awaitable[Sequence[str]]]

@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import idna
 from yarl import URL
 
-from pipelines.download.reasons import Rejected
+from pipelines.core.pipeline import Rejected
 
 _REFUSED_V4 = {
     IPv4Network(network): word

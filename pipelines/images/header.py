@@ -5,12 +5,28 @@ before it goes off; the EXIF orientation; and whether it is plain 8-bit RGB that
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import simplejpeg
 
-from pipelines.download.reasons import Rejected
+from pipelines.core.pipeline import Reason, Rejected
+
+IMAGE_REASONS: Mapping[str, Reason] = MappingProxyType(
+    {
+        "html_not_image": Reason("A page of HTML or XML instead of an image."),
+        "not_an_image": Reason("The bytes begin like no image format."),
+        "image_format_unsupported": Reason("An image format, colour mode or depth not decoded."),
+        "image_too_many_pixels": Reason("More pixels than `max_pixels`; told by the header."),
+        "image_too_many_scans": Reason("A progressive JPEG built to exhaust its decoder."),
+        "image_too_small": Reason("The shorter side is below `min_side`."),
+        "image_too_elongated": Reason("Longer side over shorter side exceeds `max_aspect`."),
+        "image_truncated": Reason("The image data end too early.", retryable=True),
+        "image_corrupt": Reason("The image data are damaged."),
+    }
+)
+"""Why a fetched body is not an image that is kept."""
 
 MAX_SCANS = 64
 """Scans of a JPEG. Progressive ones have about ten; each may cost the time of a whole decode."""

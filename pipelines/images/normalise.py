@@ -5,17 +5,28 @@
 The same bytes in give the same bytes out (with the same libraries).
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import simplejpeg
 
+from pipelines.core.pipeline import Reason
 from pipelines.images.decode import check, decode, open_lazily, scratch
-from pipelines.images.header import ImageHeader, ImageRejected, read_header
+from pipelines.images.header import IMAGE_REASONS, ImageHeader, ImageRejected, read_header
+from schemas.sample import Sample
 
-__all__ = ["ImageConfig", "ImageRejected", "NormalisedImage", "normalise_image"]
+__all__ = [
+    "IMAGE_REASONS",
+    "ImageConfig",
+    "ImageContent",
+    "ImageRejected",
+    "NormalisedImage",
+    "normalise_image",
+]
 
 PILLOW_MAX_PIXELS = 89_478_485
 """Where Pillow begins to warn of decompression bombs; `max_pixels` stays below it."""
@@ -66,6 +77,48 @@ class NormalisedImage:
     source_height: int
 
 
+@dataclass(frozen=True)
+class ImageContent:
+    """Images as what links lead to: the column `images` of a table.
+
+    | field                       | type         | meaning                                                  |
+    |-----------------------------|--------------|----------------------------------------------------------|
+    | slot                        | int32        | number of the link in its record                         |
+    | data                        | large_binary | encoded bytes                                            |
+    | format                      | string       | `jpg`, `png` or `webp`                                   |
+    | width, height               | int32        | pixels                                                   |
+    | source_width, source_height | int32        | pixels before; null for one taken from a published shard |
+    """
+
+    config: ImageConfig
+
+    column = "images"
+    accept = "image/jpeg,image/png,image/webp,image/gif;q=0.9,image/*;q=0.8,*/*;q=0.5"
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The fields of one image."""
+        sizes = ("width", "height", "source_width", "source_height")
+        encoded = (pa.field("data", pa.large_binary()), pa.field("format", pa.string()))
+        return (*encoded, *(pa.field(name, pa.int32()) for name in sizes))
+
+    @property
+    def reasons(self) -> Mapping[str, Reason]:
+        """Why a body is not an image that is kept."""
+        return IMAGE_REASONS
+
+    def convert(self, body: bytes) -> Mapping[str, Any]:
+        """The image in the form in which it is published; raises `Rejected`."""
+        return vars(normalise_image(body, self.config))
+
+    def published(self, sample: Sample) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The images of a published sample, each with the slot of its link."""
+        slots = sample.meta.get("image_slot") or range(len(sample.images))
+        for slot, image in zip(slots, sample.images, strict=True):
+            sizes = {name: getattr(image, name) for name in ("format", "width", "height")}
+            yield slot, {"data": image.image, **sizes}
+
+
 def normalise_image(data: bytes, config: ImageConfig) -> NormalisedImage:
     """The image in `data` as it is published.
 
@@ -74,7 +127,7 @@ def normalise_image(data: bytes, config: ImageConfig) -> NormalisedImage:
     transparency on white, 16 bits scaled to 8, the first frame of an animation, orientation applied.
 
     Raises:
-        ImageRejected: with a reason of `pipelines.download.reasons.REASONS`.
+        ImageRejected: with a reason of `IMAGE_REASONS`.
     """
     header = _with_size(data, read_header(data), config)
     is_turned = header.orientation >= 5

@@ -33,7 +33,7 @@ from schemas.sample import LINK_TYPE, Sample, Segment
 from schemas.shard import INDEXES, LEDGERS, SHARDS, shard_name, write_tar
 from schemas.tables import INDEX, LEDGER
 
-RETRIABLE = "server_error"
+RETRYABLE = "server_error"
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir"}
 
 
@@ -132,7 +132,7 @@ class Fetch:
         if self.prior is None:
             return None
         ledger = read_parquet(Storage(self.prior), f"{LEDGERS}/{shard_of(table)}.parquet", LEDGER)
-        rows = ledger.filter(pc.equal(ledger["reason"], RETRIABLE)).to_pylist()
+        rows = ledger.filter(pc.equal(ledger["reason"], RETRYABLE)).to_pylist()
         return {(r["key"], r["slot"]) for r in rows}
 
     def _fetched(
@@ -140,7 +140,7 @@ class Fetch:
     ) -> tuple[dict, bytes | None]:
         fails = number % 5 == 3 and not self.is_healthy
         if link["reason"] or fails:
-            return link | {"reason": link["reason"] or RETRIABLE}, None
+            return link | {"reason": link["reason"] or RETRYABLE}, None
         # What was fetched in a retry shows it, so that a retry that forgets what failed gives other bytes.
         is_retried = failed is not None and (f"number-{number:06d}", link["slot"]) in failed
         digest = hashlib.sha256(link["url"].encode()).digest()
@@ -218,8 +218,8 @@ def _note(calls: str | None, what: str, table: pa.Table | None, shard: str | Non
         (Path(calls) / f"{what}.{name}.{os.getpid()}.{time.monotonic_ns()}").touch()
 
 
-def has_retriable(ledger: pa.Table) -> bool:
-    return bool(pc.any(pc.equal(ledger["reason"], RETRIABLE)).as_py())
+def has_retryable(ledger: pa.Table) -> bool:
+    return bool(pc.any(pc.equal(ledger["reason"], RETRYABLE)).as_py())
 
 
 def contents(out: Path) -> dict[str, str]:
@@ -247,7 +247,7 @@ def main(arguments: Sequence[str]) -> Manifest:
     fetch = (options.sleep_s, options.retry, prior)
     source = NumberSource(options.records)
     pipeline = numbers_pipeline(source, options.calls, fetch)
-    redo = has_retriable if options.retry else None
+    redo = has_retryable if options.retry else None
     runner, overwrite = _runner(options.ray), options.overwrite
     return run(pipeline, options.out, runner, redo=redo, overwrite=overwrite, progress=False)
 

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 import pytest
 from engine_jobs import Job
 from numbers_pipeline import (
-    RETRIABLE,
+    RETRYABLE,
     NumberSource,
     contents,
-    has_retriable,
+    has_retryable,
     numbers_pipeline,
 )
 
@@ -39,8 +39,8 @@ def retry(out: Path, calls: Path | None = None) -> Manifest:
 
 
 def only_shards_of_teens(ledger: pa.Table) -> bool:
-    """Of the five shards, the two with retriable links of numbers from 10 to 29."""
-    records = ledger.filter(pc.equal(ledger["reason"], RETRIABLE))["record"]
+    """Of the five shards, the two with retryable links of numbers from 10 to 29."""
+    records = ledger.filter(pc.equal(ledger["reason"], RETRYABLE))["record"]
     return any(11 <= r <= 30 for r in records.to_pylist())
 
 
@@ -59,14 +59,14 @@ def test_chosen_shards_are_made_again_and_the_others_left(tmp_path: Path) -> Non
     files = {f"{f}/{n}.{s}" for n in again for f, s in SUFFIXES.items()}
     assert changed == files | {"manifest.json", "features/numbers-000001.arrow"}
     assert {p.name.split(".")[1] for p in calls.iterdir()} == {*again, "all"}
-    assert second.links.dropped[RETRIABLE] < first.links.dropped[RETRIABLE]
+    assert second.links.dropped[RETRYABLE] < first.links.dropped[RETRYABLE]
     assert second.links.total == first.links.total
     assert second.records.kept > first.records.kept
     assert second.stages["read"] == first.stages["read"]
     seen = second.stages["fetch"]["links"]
-    assert seen["dropped"][RETRIABLE] == second.links.dropped[RETRIABLE]
+    assert seen["dropped"][RETRYABLE] == second.links.dropped[RETRYABLE]
     ledger = read_parquet(Storage(str(out)), "ledger/numbers-000001.parquet", LEDGER)
-    assert RETRIABLE not in ledger["reason"].to_pylist()
+    assert RETRYABLE not in ledger["reason"].to_pylist()
     assert not (out / ".work").exists()
     # Nothing is left that the predicate chooses.
     assert retry(out) == second
@@ -125,7 +125,7 @@ def test_an_unfinished_retry_is_not_taken_for_a_build(job: Job, tmp_path: Path) 
 def test_redo_excludes_overwriting_and_barriers(tmp_path: Path) -> None:
     pipeline = numbers_pipeline()
     with pytest.raises(EngineError, match="exclude each other"):
-        run(pipeline, str(tmp_path), redo=has_retriable, overwrite=True)
+        run(pipeline, str(tmp_path), redo=has_retryable, overwrite=True)
     barrier = Barrier("dedup", plan=lambda tables: None, apply=lambda table, plan: table)
     with pytest.raises(EngineError, match="a barrier sees the whole dataset"):
-        run(replace(pipeline, stages=(barrier,)), str(tmp_path), redo=has_retriable)
+        run(replace(pipeline, stages=(barrier,)), str(tmp_path), redo=has_retryable)

@@ -1,7 +1,7 @@
 import pytest
 
+from pipelines.core.pipeline import Rejected
 from pipelines.download.host_queue import MAX_REMEMBERED, DeadHosts, HostIsDead
-from pipelines.download.reasons import Rejected
 
 ORIGIN = ("a.example", 80)
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from pipelines.core.pipeline import Rejected
 from pipelines.download.fetcher import FetchConfig, Fetcher
-from pipelines.download.reasons import Rejected
 from tests.servers.misbehaviour import drip
 from tests.servers.web import Handler, Turn, WebServer, answer
 

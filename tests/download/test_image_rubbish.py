@@ -6,8 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.download.reasons import REASONS
-from pipelines.images.header import exif_orientation
+from pipelines.images.header import IMAGE_REASONS, exif_orientation
 from pipelines.images.normalise import ImageConfig, ImageRejected, NormalisedImage, normalise_image
 from tests.download.drawn import encoded, png16, quadrants, turned
 
@@ -35,7 +34,7 @@ def image_or_reason(data: bytes) -> None:
     try:
         image = normalise_image(data, CONFIG)
     except ImageRejected as rejected:
-        assert rejected.reason in REASONS
+        assert rejected.reason in IMAGE_REASONS
         return
     assert isinstance(image, NormalisedImage)
     again = normalise_image(image.data, CONFIG)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.download.host_queue import NO_CONNECTION
-from pipelines.download.reasons import REASONS
+from pipelines.download.reasons import FETCH_REASONS
 from pipelines.download.request import PASSING, backoff_s, retry_after_s
 
 NOW = datetime(1994, 11, 15, 11, tzinfo=UTC).timestamp()
@@ -54,7 +54,7 @@ def test_backoff_doubles_within_its_jitter_and_repeats() -> None:
 
 
 def test_words_of_other_tables_are_reasons_and_reasons_are_words() -> None:
-    assert set(REASONS) >= PASSING | NO_CONNECTION
-    assert all(REASONS[word].retriable for word in PASSING)
-    assert all(word.replace("_", "").isalnum() and word.islower() for word in REASONS)
-    assert all(reason.meaning.endswith((".", "…")) for reason in REASONS.values())
+    assert set(FETCH_REASONS) >= PASSING | NO_CONNECTION
+    assert all(FETCH_REASONS[word].retryable for word in PASSING)
+    assert all(word.replace("_", "").isalnum() and word.islower() for word in FETCH_REASONS)
+    assert all(reason.meaning.endswith((".", "…")) for reason in FETCH_REASONS.values())

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.download.reasons import REASONS, Rejected
+from pipelines.core.pipeline import Rejected
+from pipelines.download.reasons import FETCH_REASONS
 from pipelines.download.urls import MAX_URL_LENGTH, join_redirect, parse_url
 
 
@@ -87,7 +88,7 @@ def test_any_text_gives_a_stable_address_or_a_reason(text: str) -> None:
     try:
         address = parse_url(text)
     except Rejected as rejected:
-        assert rejected.reason in REASONS
+        assert rejected.reason in FETCH_REASONS
         return
     assert address.url.scheme in ("http", "https")
     assert address.url.raw_host == address.host
@@ -102,7 +103,7 @@ def test_any_location_gives_an_address_or_a_reason(location: str) -> None:
     try:
         assert join_redirect(base, location).url.scheme in ("http", "https")
     except Rejected as rejected:
-        assert rejected.reason in REASONS
+        assert rejected.reason in FETCH_REASONS
 
 
 @pytest.mark.parametrize(

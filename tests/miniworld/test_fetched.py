@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipelines.corpora.mmc4.rules import LINK_REASONS
 from pipelines.download.fetcher import FetchConfig, Fetcher
-from pipelines.download.reasons import REASONS
 from pipelines.images.normalise import ImageConfig, NormalisedImage, normalise_image
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.link_kinds import LINK_KINDS
@@ -51,7 +51,7 @@ def test_the_road_finds_what_the_truth_foretells(tmp_path: Path):
     assert {row["link_kind"] for row in rows} == set(LINK_KINDS)
     assert set(reasons) == set(REASONS_OF_KIND)
     for kind, found in reasons.items():
-        assert found <= REASONS_OF_KIND[kind] <= set(REASONS)
+        assert found <= REASONS_OF_KIND[kind] <= set(LINK_REASONS)
 
 
 def check_picture(picture: NormalisedImage, row: dict[str, Any]) -> None:

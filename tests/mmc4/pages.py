@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from pipelines.core.run import run
-from pipelines.corpora.mmc4.rules import MatchRules, Mmc4Config, mmc4_pipeline
+from pipelines.corpora.mmc4.rules import LINK_REASONS, MatchRules, Mmc4Config, mmc4_pipeline
 from pipelines.download.fetcher import FetchConfig
 from pipelines.miniworld.link_kinds import link_url
 from pipelines.miniworld.server import ImageServer
 from pipelines.readers.jsonl import LineSource
-from pipelines.transforms.fetch_images import Prior, has_retriable
+from pipelines.transforms.fetch_links import Prior, has_retryable
 from schemas.manifest import Manifest
 from schemas.sample import Sample
 from schemas.shard import read_tar
@@ -86,7 +86,7 @@ def build(
         FetchConfig(allow_host=(server.allow_host,), backoff_s=0.01, **fetch),
         prior=Prior(str(out)) if retry else None,
     )
-    redo = has_retriable if retry else None
+    redo = has_retryable(LINK_REASONS) if retry else None
     return run(pipeline, str(out), runner, redo=redo, progress=False)
 
 

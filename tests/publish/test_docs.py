@@ -5,8 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from jobs.build_mmc4 import BuildMmc4
-from pipelines.corpora.mmc4.rules import REASONS
-from pipelines.download.reasons import REASONS as FETCH_REASONS
+from pipelines.corpora.mmc4.rules import LINK_REASONS, REASONS
 from pipelines.filters import FILTERS
 
 
@@ -14,7 +13,7 @@ def test_every_reason_stands_there_with_its_meaning(repository: Path):
     text = (repository / "docs/data.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z0-9_]+)` \| (.+) \|$", text, re.MULTILINE))
     for word, meaning in REASONS.items():
-        again = " *again*" if word in FETCH_REASONS and FETCH_REASONS[word].retriable else ""
+        again = " *again*" if word in LINK_REASONS and LINK_REASONS[word].retryable else ""
         assert rows.pop(word) == meaning + again, word
     assert rows == {}
 

@@ -51,6 +51,7 @@ from pipelines.core.pipeline import (
     Construct,
     Filter,
     Pipeline,
+    Reason,
     Resources,
     Source,
     Stage,
@@ -62,13 +63,13 @@ from pipelines.corpora.mmc4.document import (
     parse_document,
 )
 from pipelines.download.fetcher import FetchConfig
-from pipelines.download.reasons import REASONS as FETCH_REASONS
+from pipelines.download.reasons import FETCH_REASONS
 from pipelines.filters.min_images import min_images
-from pipelines.images.normalise import ImageConfig
+from pipelines.images.normalise import IMAGE_REASONS, ImageConfig, ImageContent
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.jsonl import LINE_REASONS
-from pipelines.transforms.fetch_images import FetchImages, Prior
+from pipelines.transforms.fetch_links import FetchLinks, Prior
 from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json, link_from_row
 
 MATCH_REASONS: Mapping[str, str] = MappingProxyType(
@@ -305,13 +306,16 @@ def arrived_images() -> Filter:
     return Filter("arrived_images", reasons)
 
 
+LINK_REASONS: Mapping[str, Reason] = MappingProxyType({**FETCH_REASONS, **IMAGE_REASONS})
+"""Why a link that was fetched gave no image."""
+
 REASONS: Mapping[str, str] = MappingProxyType(
     {
         **LINE_REASONS,
         **DOCUMENT_REASONS,
         **MATCH_REASONS,
         **RECORD_REASONS,
-        **{word: reason.meaning for word, reason in FETCH_REASONS.items()},
+        **{word: reason.meaning for word, reason in LINK_REASONS.items()},
         RECORD_DROPPED: "The link was alive when its document was dropped.",
     }
 )
@@ -355,7 +359,7 @@ def mmc4_pipeline(
         prior: the published dataset to take images from, where only failures are fetched again.
         fetch_resources: what a worker that fetches needs.
     """
-    fetching = Construct(FetchImages, (fetch, config.image, prior))
+    fetching = Construct(FetchLinks, (fetch, ImageContent(config.image), prior))
     limits = {"respect_robots_tag": fetch.respect_robots_tag, "max_bytes": fetch.max_bytes}
     return Pipeline(
         corpus=CORPUS,

@@ -1,0 +1,187 @@
+"""Links of a shard into values: fetched, converted, one value for each link that succeeded.
+
+What the links lead to is handed in as a `Content` (images, for example: `pipelines.images.normalise.ImageContent`).
+The new column holds, for each record, one struct for each link that succeeded, in the order of the links: `slot`, the
+number of the link in its record, and the fields of the content. A link that failed carries its reason: a word of
+`FETCH_REASONS` or of the content's own reasons.
+
+A run that retries a published dataset takes from it what is already known of its links (`Prior`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.core.pipeline import Reason, shard_of
+from pipelines.core.storage import Storage, read_parquet
+from pipelines.download.fetcher import FetchConfig, Fetched, Fetcher
+from pipelines.download.reasons import FETCH_REASONS
+from schemas.sample import LINK_TYPE, Link, Sample, link_from_row
+from schemas.shard import INDEXES, LEDGERS, SHARDS, decode_members
+from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
+
+Value = Mapping[str, Any]
+"""One value: the fields of a `Content` by name."""
+
+
+class Content(Protocol):
+    """What links lead to, and what is made of it."""
+
+    @property
+    def column(self) -> str:
+        """The name of the column that holds the values."""
+        ...
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The fields of one value."""
+        ...
+
+    @property
+    def accept(self) -> str:
+        """The media types that are asked for (the header Accept)."""
+        ...
+
+    @property
+    def reasons(self) -> Mapping[str, Reason]:
+        """Why a body may give no value."""
+        ...
+
+    def convert(self, body: bytes) -> Value:
+        """The value of a body; raises `Rejected` with one of `reasons`."""
+        ...
+
+    def published(self, sample: Sample) -> Iterator[tuple[int, Value]]:
+        """The values in a published sample, each with the slot of its link."""
+        ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of one link: its value, or a reason that will not change."""
+
+    value: Value = field(default_factory=dict)
+    reason: str | None = None
+    detail: str | None = None
+
+
+def has_retryable(reasons: Mapping[str, Reason]) -> Callable[[pa.Table], bool]:
+    """A test of ledgers: true if a link failed for one of `reasons` that another run may not meet."""
+    words = pa.array(sorted(word for word, reason in reasons.items() if reason.retryable))
+    return lambda ledger: bool(pc.any(pc.is_in(ledger["reason"], value_set=words)).as_py())
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A published dataset, as a memory of what became of its links.
+
+    Known are the links that were kept (their value is cut out of the tar, byte for byte) and those that failed
+    for good. Unknown, so to be fetched again: those that failed for a retryable reason, and those that
+    succeeded but were left out afterwards, since their bytes were not kept.
+    """
+
+    root: str
+
+    def known(self, shard: str, content: Content) -> dict[tuple[str, int], Known]:
+        """What is known of a shard's links, by key and slot."""
+        storage = Storage(self.root)
+        ledger = read_parquet(storage, f"{LEDGERS}/{shard}.parquet", LEDGER)
+        links = ledger.filter(pc.is_valid(ledger["slot"]))
+        final = _final_reasons(content)
+        failed = {
+            (row["key"], row["slot"]): Known(reason=row["reason"], detail=row["detail"])
+            for row in links.filter(pc.equal(links["status"], DROPPED)).to_pylist()
+            if row["reason"] in final
+        }
+        kept = links.filter(pc.equal(links["status"], KEPT))
+        wanted = set(zip(kept["key"].to_pylist(), kept["slot"].to_pylist(), strict=True))
+        values = {
+            (sample.key, slot): Known(value)
+            for sample in _samples(storage, shard)
+            for slot, value in content.published(sample)
+        }
+        assert wanted == set(values), f"{shard}: ledger and index name other links"
+        return failed | values
+
+
+def _final_reasons(content: Content) -> set[str]:
+    reasons = {**FETCH_REASONS, **content.reasons}
+    return {word for word, reason in reasons.items() if not reason.retryable}
+
+
+def _samples(storage: Storage, shard: str) -> Iterator[Sample]:
+    index = read_parquet(storage, f"{INDEXES}/{shard}.parquet", INDEX)
+    with storage.open(f"{SHARDS}/{shard}.tar") as tar:
+        for row in index.select(["key", "members"]).to_pylist():
+            members: dict[str, bytes] = {}
+            for member in row["members"]:
+                tar.seek(member["offset"])
+                members[member["name"]] = tar.read(member["size"])
+            yield decode_members(row["key"], members, f"{shard}.tar")
+
+
+class FetchLinks:
+    """Transform with one fetcher as long as its worker runs: adds the column of values, marks failed links.
+
+    A link that occurs several times in a shard is fetched once.
+
+    Args:
+        fetch: limits and politeness of fetching.
+        content: what the links lead to.
+        prior: a published dataset; what it knows of a link is not fetched again.
+    """
+
+    def __init__(self, fetch: FetchConfig, content: Content, prior: Prior | None = None) -> None:
+        self.content = content
+        self.prior = prior
+        self.fetcher = Fetcher(fetch, accept=content.accept)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The table with the column of values, and with reasons in `links`."""
+        records = [[link_from_row(k) for k in links] for links in table["links"].to_pylist()]
+        keys = table["key"].to_pylist()
+        known = self.prior.known(shard_of(table), self.content) if self.prior else {}
+        fetched = self._fetch(
+            link.url or ""
+            for key, links in zip(keys, records, strict=True)
+            for link in links
+            if link.is_alive and (key, link.slot) not in known
+        )
+        values, links = [], []
+        for key, record in zip(keys, records, strict=True):
+            settled = [_settle(link, known.get((key, link.slot)), fetched) for link in record]
+            values.append([value for _, value in settled if value is not None])
+            links.append([link.as_row() for link, _ in settled])
+        index = table.schema.get_field_index("links")
+        marked = table.set_column(index, "links", pa.array(links, pa.list_(LINK_TYPE)))
+        value_type = pa.struct([pa.field("slot", pa.int32()), *self.content.fields])
+        return marked.append_column(self.content.column, pa.array(values, pa.list_(value_type)))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.fetcher.close()
+
+    def _fetch(self, urls: Iterable[str]) -> dict[str, Fetched[Value]]:
+        unique = list(dict.fromkeys(urls))
+        found = self.fetcher.fetch_many(unique, lambda _, body: self.content.convert(body))
+        return dict(zip(unique, found, strict=True))
+
+
+def _settle(
+    link: Link, known: Known | None, fetched: Mapping[str, Fetched[Value]]
+) -> tuple[Link, Value | None]:
+    """The link with what became of it, and its value if it has one."""
+    if not link.is_alive:
+        return link, None
+    if known is not None:
+        if known.reason is not None:
+            return link.dropped(known.reason, known.detail), None
+        return link, {"slot": link.slot, **known.value}
+    result = fetched[link.url or ""]
+    if result.reason is not None:
+        return link.dropped(result.reason, result.detail), None
+    assert result.value is not None, link
+    return link, {"slot": link.slot, **result.value}
