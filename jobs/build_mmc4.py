@@ -28,8 +28,7 @@ from pipelines.corpora.mmc4.rules import (
 )
 from pipelines.download.fetcher import FetchConfig
 from pipelines.images.normalise import ImageConfig
-from pipelines.publish.charts import size
-from pipelines.publish.report import REPORT_FILE
+from pipelines.publish.report import REPORT_FILE, size
 from pipelines.readers.files import InputError, refuse_overlap
 from pipelines.readers.jsonl import LineSource
 from pipelines.transforms.fetch_links import Prior, has_retryable

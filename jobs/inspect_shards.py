@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import pyarrow.compute as pc
 import tyro
@@ -15,10 +14,11 @@ from tqdm import tqdm
 from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain
 from jobs.paths import job_path
 from pipelines.core.storage import Storage, read_parquet
-from pipelines.publish.charts import size
+from pipelines.publish.report import size
+from pipelines.publish.shards import read_sample
 from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, Tally, manifest_from_json
 from schemas.sample import Sample
-from schemas.shard import INDEXES, LEDGERS, SHARDS, decode_members
+from schemas.shard import INDEXES, LEDGERS, SHARDS
 from schemas.tables import INDEX, KEPT, LEDGER
 from schemas.validation import SchemaError
 
@@ -61,8 +61,7 @@ def find_sample(storage: Storage, manifest: Manifest, key: str | None) -> Sample
         if chosen.num_rows:
             row = chosen.slice(0, 1).to_pylist()[0]
             with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
-                members = {m["name"]: _cut(tar, m["offset"], m["size"]) for m in row["members"]}
-            return decode_members(row["key"], members, f"{shard.name}.tar")
+                return read_sample(tar, row, shard.name)
     return None
 
 
@@ -121,8 +120,7 @@ def _index_problems(storage: Storage, shard: ShardEntry, rows: list[dict]) -> It
         yield f"{shard.name}: {len(rows)} rows in the index, {shard.num_samples} samples"
     with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
         for row in rows:
-            members = {m["name"]: _cut(tar, m["offset"], m["size"]) for m in row["members"]}
-            sample = decode_members(row["key"], members, f"{shard.name}.tar")
+            sample = read_sample(tar, row, shard.name)
             hashes = [hashlib.sha256(s.image or b"").hexdigest() for s in sample.images]
             if hashes != row["image_sha256"]:
                 yield f"{shard.name}: images of '{row['key']}' differ from the index"
@@ -142,11 +140,6 @@ def _tally(name: str, tally: Tally) -> Iterator[str]:
     yield f"{name:<10} {tally.total:,}, kept {tally.kept:,}"
     for reason, count in sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0])):
         yield f"  dropped  {count:>10,}  {reason}"
-
-
-def _cut(tar: BinaryIO, offset: int, num_bytes: int) -> bytes:
-    tar.seek(offset)
-    return tar.read(num_bytes)
 
 
 if __name__ == "__main__":

@@ -1,138 +1,35 @@
-"""`report.html`: what a dataset holds, what was left out and why, and how it looks.
+"""`report.html`: what a dataset contains, what was dropped and why, and some of its samples.
 
-One file that needs nothing else: styles, charts and thumbnails are inside, there is no script, and its content
-policy forbids a browser to load or run anything. Everything from the web is escaped. Equal datasets give equal
-reports.
-
-A contact sheet: some samples of a dataset as cards, each image beside its sentences.
+One self-contained file: styles, charts and thumbnails are inline, there are no scripts, and its content security
+policy forbids the browser to load or run anything. This module computes the data, the templates in `templates/` hold
+the markup and escape every value. Equal datasets give equal reports.
 """
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 import cv2
+import jinja2
 import numpy as np
 
-from pipelines.core.storage import Storage, read_parquet
-from pipelines.publish.charts import Figures, bars, collect_figures, histogram, number, safe, size
-from schemas.manifest import Manifest, Tally
+from pipelines.core.storage import Storage
+from pipelines.publish.shards import Distribution, Statistics, collect_statistics, pick_samples
+from schemas.manifest import Manifest
 from schemas.sample import Sample, Segment
-from schemas.shard import INDEXES, SHARDS, decode_members
-from schemas.tables import INDEX
 
+REPORT_FILE = "report.html"
+_NUM_HOSTS_SHOWN = 12
+_NUM_BINS = 24
 _THUMBNAIL_SIDE = 200
 _THUMBNAIL_QUALITY = 80
 _MAX_IMAGES = 4
-_MAX_TEXTS_APART = 2
+_MAX_OTHER_TEXTS = 2
 _MAX_CHARACTERS = 240
-
-
-def contact_sheet(storage: Storage, manifest: Manifest, number: int) -> str:
-    """Cards of samples that lie evenly over the dataset: equal datasets, equal cards."""
-    cards = "".join(_card(sample) for sample in pick_samples(storage, manifest, number))
-    return f'<div class="sheet">{cards}</div>' if cards else '<p class="quiet">No samples.</p>'
-
-
-def pick_samples(storage: Storage, manifest: Manifest, number: int) -> Iterator[Sample]:
-    """Up to `number` samples, spread evenly, each cut out of its tar."""
-    total, first = manifest.num_samples, 0
-    number = min(number, total)
-    wanted = [(2 * i + 1) * total // (2 * number) for i in range(number)]
-    for shard in manifest.shards:
-        rows = [w - first for w in wanted if first <= w < first + shard.num_samples]
-        first += shard.num_samples
-        if rows:
-            yield from _cut(storage, shard.name, rows)
-
-
-def _cut(storage: Storage, shard: str, rows: Sequence[int]) -> Iterator[Sample]:
-    path = f"{INDEXES}/{shard}.parquet"
-    index = read_parquet(storage, path, INDEX, ("key", "members")).take(list(rows))
-    with storage.open(f"{SHARDS}/{shard}.tar") as tar:
-        for row in index.to_pylist():
-            members = {}
-            for place in row["members"]:
-                tar.seek(place["offset"])
-                members[place["name"]] = tar.read(place["size"])
-            yield decode_members(row["key"], members, f"{shard}.tar")
-
-
-def _card(sample: Sample) -> str:
-    url = sample.meta.get("url")
-    source = f'<p class="quiet url">{safe(url)}</p>' if isinstance(url, str) else ""
-    parts = "".join(_parts(sample.segments, sample.meta.get("similarity")))
-    return f'<article class="card">{parts}<footer><code>{safe(sample.key)}</code>{source}</footer></article>'
-
-
-def _parts(segments: Sequence[Segment], similarity: object) -> Iterator[str]:
-    """The first images, each beside the text right after it, and some of the text in between."""
-    shown = _shown(segments)
-    is_image = [s.kind == "image" for s in segments]
-    hidden_from = 0
-    for place in sorted(shown):
-        if place > hidden_from:
-            yield f'<p class="gap">{_gap(segments[hidden_from:place])}</p>'
-        hidden_from = place + 1
-        if is_image[place]:
-            score = _value(similarity, sum(is_image[:place]))
-            has_text = place + 1 in shown and not is_image[place + 1]
-            text = _paragraph(segments[place + 1], "beside") if has_text else ""
-            yield f'<div class="pair">{_image(segments[place], score)}{text}</div>'
-        elif place == 0 or not is_image[place - 1]:
-            yield _paragraph(segments[place], "apart")
-    if hidden_from < len(segments):
-        yield f'<p class="gap">{_gap(segments[hidden_from:])}</p>'
-
-
-def _paragraph(segment: Segment, kind: str) -> str:
-    text = (segment.text or "").strip()
-    shown = text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…"
-    return f'<p class="{kind}" dir="auto">{safe(shown)}</p>'
-
-
-def _shown(segments: Sequence[Segment]) -> set[int]:
-    images = [i for i, s in enumerate(segments) if s.kind == "image"][:_MAX_IMAGES]
-    beside = {i + 1 for i in images if i + 1 < len(segments)}
-    texts = [i for i, s in enumerate(segments) if s.kind == "text" and (s.text or "").strip()]
-    apart = [i for i in texts if i not in beside][:_MAX_TEXTS_APART]
-    return {*images, *beside, *apart}
-
-
-def _gap(segments: Sequence[Segment]) -> str:
-    num_images = sum(s.kind == "image" for s in segments)
-    counts = ((len(segments) - num_images, "sentence"), (num_images, "image"))
-    return "… " + ", ".join(f"{n} more {word}{'s' * (n > 1)}" for n, word in counts if n)
-
-
-def _image(segment: Segment, similarity: float | None) -> str:
-    badge = "" if similarity is None else f"<span>{similarity:.2f}</span>"
-    size = f"{segment.width} × {segment.height}"
-    return f'<div class="picture"><img alt="{size}" title="{size}" src="{thumbnail(segment)}">{badge}</div>'
-
-
-def thumbnail(segment: Segment) -> str:
-    """A small JPEG of an image segment as a data address."""
-    pixels = cv2.imdecode(np.frombuffer(segment.image or b"", np.uint8), cv2.IMREAD_COLOR)
-    assert pixels is not None, "a published image decodes"
-    height, width = pixels.shape[:2]
-    scale = min(1.0, _THUMBNAIL_SIDE / min(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _THUMBNAIL_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
-
-
-def _value(values: object, place: int) -> float | None:
-    if isinstance(values, list) and place < len(values) and isinstance(values[place], float):
-        return values[place]
-    return None
-
-
-REPORT_FILE = "report.html"
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -147,167 +44,226 @@ class Report:
     fetch_stage: str = "fetch"
     """The stage whose dropped links count as failures of their hosts."""
     num_cards: int = 12
+    """Samples shown."""
     score_titles: Mapping[str, str] = field(default_factory=dict)
-    """Names of scores -> titles of their histograms; others go by their names."""
+    """Names of scores -> titles of their histograms; the name is the default."""
 
     def __call__(self, storage: Storage, manifest: Manifest) -> None:
-        """Write the report of a dataset whose shards, index and ledger are there."""
-        figures = collect_figures(storage, manifest, self.fetch_stage)
-        parts: list[Callable[[], str]] = [
-            lambda: self._head(manifest, figures),
-            lambda: _alarms(manifest.alarms),
-            lambda: self._fates(manifest),
-            lambda: self._charts(figures),
-            lambda: f"<h2>A look inside</h2>{contact_sheet(storage, manifest, self.num_cards)}",
-            lambda: _hosts(figures),
-            lambda: _stages(manifest),
-            lambda: _origin(manifest),
-        ]
-        page = _page(self.title, "".join(part() for part in parts))
-        storage.commit(REPORT_FILE, page.encode("utf-8", errors="replace"))
-
-    def _head(self, manifest: Manifest, figures: Figures) -> str:
-        records, links = manifest.records, manifest.links
-        lead = (
-            f"{records.kept:,} of {records.total:,} {self.record_word}s were kept, with "
-            f"{manifest.num_images:,} images. {links.total:,} links were named in the input; every "
-            "one of them stands in the ledger, kept or with the reason why not."
+        """Write the report of a dataset whose shards, indexes and ledgers are complete."""
+        statistics = collect_statistics(storage, manifest, self.fetch_stage)
+        page = _templates().get_template("report.html.jinja")
+        html = page.render(
+            report=self,
+            manifest=manifest,
+            statistics=statistics,
+            num_bytes=sum(s.num_bytes for s in manifest.shards),
+            histograms=list(self._histograms(statistics)),
+            cards=map(_card, pick_samples(storage, manifest, self.num_cards)),
+            hosts=statistics.hosts.worst(_NUM_HOSTS_SHOWN),
+            stages=sorted(manifest.stages.items(), key=_stage_order),
+            settings=flatten(manifest.config),
+            fingerprint=vars(manifest.fingerprint),
         )
-        tiles = (
-            (f"{records.kept:,}", f"{self.record_word}s, {_share(records)}"),
-            (f"{manifest.num_images:,}", f"images, {_share(links)} of links"),
-            (number(figures.images.mean), f"images a {self.record_word}"),
-            (number(figures.text_length.mean), f"characters a {self.record_word}"),
-            (size(sum(s.num_bytes for s in manifest.shards)), f"in {_plural(manifest)}"),
-        )
-        shown = "".join(f'<div class="tile"><b>{b}</b><span>{s}</span></div>' for b, s in tiles)
-        return (
-            f'<header><h1>{safe(self.title)}</h1><p class="lead">{lead}</p></header>'
-            f'<div class="tiles">{shown}</div>'
-        )
+        storage.commit(REPORT_FILE, html.encode("utf-8", errors="replace"))
 
-    def _fates(self, manifest: Manifest) -> str:
-        return "".join(
-            [
-                '<h2>Kept, and why not</h2><div class="two">',
-                self._fate(f"{self.record_word.capitalize()}s", manifest.records),
-                self._fate("Links", manifest.links),
-                "</div>",
-            ]
-        )
-
-    def _fate(self, title: str, tally: Tally) -> str:
-        shown = bars(tally.dropped, tally.total, self.reasons, tally.kept)
-        return f'<section class="panel"><h3>{title}: {tally.total:,}</h3>{shown}</section>'
-
-    def _charts(self, figures: Figures) -> str:
+    def _histograms(self, found: Statistics) -> Iterator["Histogram"]:
         word = self.record_word
-        shown = [
-            histogram(f"Images a {word}", "", figures.images, True),
-            histogram(f"Sentences a {word}", "", figures.texts, True),
-            histogram(f"Text a {word}", "characters", figures.text_length, True),
-            *(
-                histogram(self.score_titles.get(name, name), "", values, False)
-                for name, values in sorted(figures.scores.items())
-            ),
-            histogram("Shorter side of an image", "pixels", figures.side, True),
-            histogram("Size of an image", "kB", figures.image_bytes, False),
-        ]
-        return f'<h2>In numbers</h2><div class="charts">{"".join(shown)}</div>'
+        yield histogram(f"Images per {word}", "", found.images, True)
+        yield histogram(f"Text segments per {word}", "", found.texts, True)
+        yield histogram(f"Text per {word}", "characters", found.text_length, True)
+        for name, values in sorted(found.scores.items()):
+            yield histogram(self.score_titles.get(name, name), "", values, False)
+        yield histogram("Shorter side of an image", "pixels", found.side, True)
+        yield histogram("Size of an image", "kB", found.image_bytes, False)
 
 
-def _page(title: str, body: str) -> str:
-    style = files("pipelines.publish").joinpath("report.css").read_text("utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{safe(title)}</title><style>{style}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
+@dataclass(frozen=True)
+class Histogram:
+    """The data of one histogram: bars as (range in words, count), ticks as (fraction of the width, anchor, label)."""
+
+    title: str
+    unit: str
+    values: Distribution
+    bars: Sequence[tuple[str, int]] = ()
+    ticks: Sequence[tuple[float, str, str]] = ()
 
 
-def _alarms(alarms: tuple[str, ...]) -> str:
-    if not alarms:
-        return ""
-    items = "".join(f"<li>{safe(alarm)}</li>" for alarm in alarms)
-    return f'<div class="alarm" role="alert"><b>Look at this first</b><ul>{items}</ul></div>'
+def histogram(title: str, unit: str, values: Distribution, is_whole: bool) -> Histogram:
+    """A histogram of the values; without bars where there are none."""
+    if not values.size:
+        return Histogram(title, unit, values)
+    edges, counts = bins(values, is_whole)
+    labels = [_range(low, high, is_whole) for low, high in itertools.pairwise(edges)]
+    bars = tuple(zip(labels, counts, strict=True))
+    return Histogram(title, unit, values, bars, _ticks(edges, is_whole))
 
 
-def _hosts(figures: Figures) -> str:
-    worst = figures.hosts.worst(12)
-    if not worst:
-        return ""
-    rows = [
-        (safe(h), f"{n:,}", f"{kept:,}", f"<code>{safe(why)}</code>") for h, n, kept, why in worst
-    ]
-    table = _table(("Host", "Failed", "Kept", "Most often"), rows, numeric=(1, 2))
-    return f"<h2>Hosts that failed most</h2>{table}"
+def bins(values: Distribution, is_whole: bool) -> tuple[list[float], list[int]]:
+    """Edges (one more than bins) and counts; values above the 99.5th percentile are in the last bin."""
+    low, high = min(values.counts), values.quantile(0.995)
+    width = _round_up((high - low) / _NUM_BINS) if high > low else (1.0 if is_whole else 0.01)
+    if is_whole:
+        width = max(1.0, math.ceil(width))
+    start = math.floor(low / width) * width
+    num_bins = max(1, int((high - start) / width + 1e-9) + 1)
+    counts = [0] * num_bins
+    for value, count in values.counts.items():
+        counts[min(num_bins - 1, int((value - start) / width + 1e-9))] += count
+    return [start + i * width for i in range(num_bins + 1)], counts
 
 
-def _stages(manifest: Manifest) -> str:
-    rows = []
-    for label, counts in sorted(manifest.stages.items(), key=_in_flow):
-        links = counts.get("links") or {}
-        rows.append(
-            (
-                f"<code>{safe(label)}</code>",
-                f"{counts.get('seen', 0):,}",
-                f"{sum(counts.get('dropped', {}).values()):,}",
-                f"{links['seen']:,}" if links else "",
-                f"{sum(links['dropped'].values()):,}" if links else "",
-            )
-        )
-    heads = ("Stage or filter", "Records seen", "dropped", "Links seen", "dropped")
-    return f"<h2>Step by step</h2>{_table(heads, rows, numeric=(1, 2, 3, 4))}"
+def _range(low: float, high: float, is_whole: bool) -> str:
+    if is_whole:
+        return number(low) if high - low == 1 else f"{number(low)}–{number(high - 1)}"
+    return f"{number(low)}–{number(high)}"
 
 
-def _in_flow(stage: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
-    """Key that puts stages in the order of the work: what sees less comes later."""
+def _ticks(edges: list[float], is_whole: bool) -> list[tuple[float, str, str]]:
+    num_bins = len(edges) - 1
+    if is_whole and edges[1] - edges[0] == 1 and num_bins <= 12:
+        return [((i + 0.5) / num_bins, "middle", number(edges[i])) for i in range(num_bins)]
+    shown = ((0, "start"), (num_bins // 2, "middle"), (num_bins, "end"))
+    return [(i / num_bins, anchor, number(edges[i])) for i, anchor in shown]
+
+
+def _round_up(width: float) -> float:
+    size = 10.0 ** math.floor(math.log10(width))
+    return next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= width * (1 - 1e-9))
+
+
+@dataclass(frozen=True)
+class CardPart:
+    """One row of a sample's card: an image with the text right after it, a text alone, or what is not shown."""
+
+    image: Segment | None = None
+    similarity: float | None = None
+    text: str | None = None
+    num_hidden: tuple[int, int] = (0, 0)
+    """Texts and images that are left out here."""
+
+
+def _card(sample: Sample) -> tuple[Sample, list[CardPart]]:
+    return sample, list(_parts(sample.segments, sample.meta.get("similarity")))
+
+
+def _parts(segments: Sequence[Segment], similarity: object) -> Iterator[CardPart]:
+    """The first images, each with the text right after it, and the first of the other texts."""
+    shown = _shown(segments)
+    is_image = [s.kind == "image" for s in segments]
+    hidden_from = 0
+    for i in sorted(shown):
+        if i > hidden_from:
+            yield _hidden(segments[hidden_from:i])
+        hidden_from = i + 1
+        if is_image[i]:
+            has_text = i + 1 in shown and not is_image[i + 1]
+            text = _shortened(segments[i + 1]) if has_text else None
+            yield CardPart(segments[i], _value_at(similarity, sum(is_image[:i])), text)
+        elif i == 0 or not is_image[i - 1]:
+            yield CardPart(text=_shortened(segments[i]))
+    if hidden_from < len(segments):
+        yield _hidden(segments[hidden_from:])
+
+
+def _shown(segments: Sequence[Segment]) -> set[int]:
+    images = [i for i, s in enumerate(segments) if s.kind == "image"][:_MAX_IMAGES]
+    after = {i + 1 for i in images if i + 1 < len(segments)}
+    texts = [i for i, s in enumerate(segments) if s.kind == "text" and (s.text or "").strip()]
+    others = [i for i in texts if i not in after][:_MAX_OTHER_TEXTS]
+    return {*images, *after, *others}
+
+
+def _hidden(segments: Sequence[Segment]) -> CardPart:
+    num_images = sum(s.kind == "image" for s in segments)
+    return CardPart(num_hidden=(len(segments) - num_images, num_images))
+
+
+def _shortened(segment: Segment) -> str:
+    text = (segment.text or "").strip()
+    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…"
+
+
+def _value_at(values: object, index: int) -> float | None:
+    if isinstance(values, list) and index < len(values) and isinstance(values[index], float):
+        return values[index]
+    return None
+
+
+def thumbnail(segment: Segment) -> str:
+    """A small JPEG of an image segment as a data URL."""
+    pixels = cv2.imdecode(np.frombuffer(segment.image or b"", np.uint8), cv2.IMREAD_COLOR)
+    assert pixels is not None, "a published image decodes"
+    height, width = pixels.shape[:2]
+    scale = min(1.0, _THUMBNAIL_SIDE / min(height, width))
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _THUMBNAIL_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _stage_order(stage: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+    """Sort key for the order in which the stages ran: a later one sees fewer records and links."""
     label, counts = stage
     num_links = (counts.get("links") or {}).get("seen", 0)
     return (-counts.get("seen", 0), label != "read", -num_links, label)
 
 
-def _origin(manifest: Manifest) -> str:
-    config = [
-        (f"<code>{safe(n)}</code>", f"<code>{safe(v)}</code>") for n, v in flat(manifest.config)
-    ]
-    prints = vars(manifest.fingerprint).items()
-    hashes = [(f"<code>{safe(n)}</code>", f"<code>{safe(v)}</code>") for n, v in prints]
-    return (
-        f"<h2>Made with</h2>{_table(('Setting', 'Value'), config)}"
-        f"<h2>Fingerprint</h2>{_table(('Of', 'sha256'), hashes)}"
-    )
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested settings as a list of dotted names and values."""
     found: list[tuple[str, Any]] = []
     for name, value in config.items():
         if isinstance(value, Mapping):
-            found += flat(value, f"{prefix}{name}.")
+            found += flatten(value, f"{prefix}{name}.")
         else:
             found.append((f"{prefix}{name}", value))
     return found
 
 
-def _table(
-    heads: tuple[str, ...], rows: list[tuple[str, ...]], numeric: tuple[int, ...] = ()
-) -> str:
-    def cells(tag: str, values: tuple[str, ...]) -> str:
-        kinds = [' class="n"' if i in numeric else "" for i in range(len(values))]
-        return "".join(f"<{tag}{k}>{v}</{tag}>" for k, v in zip(kinds, values, strict=True))
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    head = f"<thead><tr>{cells('th', heads)}</tr></thead>"
-    return f'<div class="panel scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+def ranked_counts(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Words and their counts, the most frequent first; equal counts by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _share(tally: Tally) -> str:
-    return f"{100 * tally.kept / tally.total:.1f} %" if tally.total else "none"
+def number(value: float) -> str:
+    """A number for people: 1,234, 12.3, 0.314."""
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
-def _plural(manifest: Manifest) -> str:
-    num_shards = len(manifest.shards)
-    return f"{num_shards:,} shard{'s' * (num_shards != 1)}"
+def size(num_bytes: int) -> str:
+    """A number of bytes for people, in powers of 1,000."""
+    value, unit = float(num_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
+def _templates() -> jinja2.Environment:
+    folder = files("pipelines.publish").joinpath("templates")
+    found = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        finalize=_printable,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {
+        "thousands": "{:,}".format,
+        "number": number,
+        "percent": lambda part, whole: f"{100 * part / whole:.1f} %" if whole else "–",
+        "ranked": ranked_counts,
+        "size": size,
+        "thumbnail": thumbnail,
+    }
+    return found
+
+
+def _printable(value: Any) -> Any:
+    """Text with its control characters shown as U+FFFD; markup of our own templates is left as it is."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "".join("\ufffd" if ord(c) < 32 and c not in "\n\t" else c for c in value)

@@ -7,18 +7,15 @@ import pytest
 from PIL import Image
 
 from pipelines.core.storage import Storage, write_parquet
-from pipelines.publish.charts import (
+from pipelines.publish.report import Report, bins, number, size
+from pipelines.publish.shards import (
     MAX_HOSTS,
     Distribution,
     Hosts,
-    bins,
-    collect_figures,
-    number,
-    safe,
-    size,
+    ShardSink,
+    collect_statistics,
+    pick_samples,
 )
-from pipelines.publish.report import Report, pick_samples
-from pipelines.publish.shards import ShardSink
 from schemas.manifest import Fingerprint, Manifest, Tally
 from schemas.sample import SAMPLES, Sample, Segment
 from schemas.tables import LEDGER
@@ -50,7 +47,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def picture(colour: tuple[int, int, int]) -> Segment:
+def image(colour: tuple[int, int, int]) -> Segment:
     buffer = io.BytesIO()
     Image.new("RGB", (90, 60), colour).save(buffer, "PNG")
     return Segment.of_image(buffer.getvalue(), "png", 90, 60)
@@ -64,7 +61,7 @@ def dataset(out: Path, num_shards: int = 2, per_shard: int = 10, text: str = "he
             Sample(
                 f"s{shard}-{i}",
                 "test",
-                (Segment.of_text(text), picture((i, shard, 0)), Segment.of_text(f"{text} {i}")),
+                (Segment.of_text(text), image((i, shard, 0)), Segment.of_text(f"{text} {i}")),
                 {"url": f"http://{text}/", "similarity": [0.25], "scores": {"mean": i / 10}},
             )
             for i in range(per_shard)
@@ -108,17 +105,37 @@ def written(out: Path, manifest: Manifest) -> str:
     return (out / "report.html").read_text()
 
 
-def test_everything_from_outside_is_escaped(tmp_path: Path):
+def test_all_text_of_the_dataset_is_escaped(tmp_path: Path):
     page = written(tmp_path, dataset(tmp_path, text=EVIL))
     parsed = Page(page)
     tags = {tag for tag, _ in parsed.tags}
     assert "script" not in tags and "a" not in tags and "link" not in tags
     assert not any(name.startswith("on") for _, attributes in parsed.tags for name in attributes)
     assert "<!--" not in page and "\x00" not in page
-    assert "&lt;script&gt;" in page
+    assert "&lt;script&gt;" in page and "&#34;" in page
 
 
-def test_the_file_needs_nothing_else(tmp_path: Path):
+def test_control_characters_are_shown_as_replacement_characters(tmp_path: Path):
+    page = written(tmp_path, dataset(tmp_path, text="a\x1b<&'b\nc"))
+    assert "a\ufffd&lt;&amp;&#39;b\nc" in page and "\x1b" not in page
+
+
+def test_images_are_never_cropped_and_have_a_text_alternative(tmp_path: Path):
+    page = written(tmp_path, dataset(tmp_path))
+    assert "object-fit: contain" in page and "object-fit: cover" not in page
+    images = [a for tag, a in Page(page).tags if tag == "img"]
+    assert images and all(a["alt"] == "image, 90 × 60 pixels" for a in images)
+    charts = [a for tag, a in Page(page).tags if tag == "svg"]
+    assert charts and all(a["role"] == "img" and a["aria-label"] for a in charts)
+
+
+def test_a_dataset_without_samples_has_a_report(tmp_path: Path):
+    page = written(tmp_path, dataset(tmp_path, num_shards=0))
+    Page(page)
+    assert "No samples." in page and page.count("No values.") == 5
+
+
+def test_the_file_is_self_contained(tmp_path: Path):
     page = written(tmp_path, dataset(tmp_path))
     sources = [a["src"] for tag, a in Page(page).tags if "src" in a]
     assert sources and all((s or "").startswith("data:image/jpeg;base64,") for s in sources)
@@ -126,7 +143,7 @@ def test_the_file_needs_nothing_else(tmp_path: Path):
     assert "default-src 'none'" in page
 
 
-def test_it_shows_counts_reasons_alarms_hosts_and_config(tmp_path: Path):
+def test_it_shows_counts_reasons_alarms_hosts_and_configuration(tmp_path: Path):
     page = written(tmp_path, dataset(tmp_path))
     for text in (
         "20 of 20 documents were kept, with 20 images",
@@ -145,19 +162,19 @@ def test_equal_datasets_give_equal_reports(tmp_path: Path):
     assert pages[0] == pages[1]
 
 
-def test_cards_lie_evenly_over_the_shards(tmp_path: Path):
+def test_samples_are_picked_at_equal_distances_over_the_shards(tmp_path: Path):
     manifest = dataset(tmp_path, num_shards=3, per_shard=8)
     keys = [s.key for s in pick_samples(Storage(str(tmp_path)), manifest, 6)]
     assert keys == ["s0-2", "s0-6", "s1-2", "s1-6", "s2-2", "s2-6"]
     assert len(list(pick_samples(Storage(str(tmp_path)), manifest, 100))) == 24
 
 
-def test_figures_of_a_dataset(tmp_path: Path):
-    figures = collect_figures(Storage(str(tmp_path)), dataset(tmp_path), "fetch")
-    assert figures.images.counts == {1: 20} and figures.texts.counts == {2: 20}
-    assert figures.side.counts == {60: 20}
-    assert figures.scores["mean"].median == 0.4 and figures.scores["mean"].size == 20
-    assert figures.hosts.worst(5) == [("host1.example", 20, 0, "not_found")]
+def test_statistics_of_a_dataset(tmp_path: Path):
+    found = collect_statistics(Storage(str(tmp_path)), dataset(tmp_path), "fetch")
+    assert found.images.counts == {1: 20} and found.texts.counts == {2: 20}
+    assert found.side.counts == {60: 20}
+    assert found.scores["mean"].median == 0.4 and found.scores["mean"].size == 20
+    assert found.hosts.worst(5) == [("host1.example", 20, 0, "not_found")]
 
 
 def test_distributions_and_hosts_do_not_grow_with_the_dataset():
@@ -187,7 +204,7 @@ def test_every_value_is_in_a_bin(values: list[float], is_whole: bool):
     assert edges == sorted(edges)
 
 
-def test_words_for_numbers():
+def test_numbers_and_sizes_for_people():
     assert [number(v) for v in (0, 3, 1234.5, 12.34, 0.31416)] == [
         "0",
         "3",
@@ -196,4 +213,3 @@ def test_words_for_numbers():
         "0.314",
     ]
     assert [size(v) for v in (0, 999, 1000, 9_640_000)] == ["0 B", "999 B", "1 kB", "9.64 MB"]
-    assert safe("a\x1b<&'\"\n") == "a\ufffd&lt;&amp;&#x27;&quot;\n"
