@@ -69,6 +69,9 @@ class BuildMmc4:
     Real documents have a handful; the default only bounds what a freak of a page can cost."""
     limit: int | None = None
     """Documents read at most, for a trial. None reads all."""
+    hash_inputs: bool = False
+    """Recognise the documents by their contents, not by size and modification time, when a build is resumed.
+    Reads them once more at each start; a copy or a `touch` changes nothing then. Keep it the same for one OUT."""
     retry_failed: bool = False
     """Fetch again, in a finished dataset, what failed for a reason that may have passed.
     That is timeouts, 429, 5xx, lost connections. What was kept stays, byte for byte.
@@ -98,7 +101,13 @@ class BuildMmc4:
 
     def source(self) -> LineSource:
         """The documents."""
-        return LineSource(self.documents, self.samples_per_shard, self.limit, str(Path.cwd()))
+        return LineSource(
+            self.documents,
+            self.samples_per_shard,
+            self.limit,
+            str(Path.cwd()),
+            hash_inputs=self.hash_inputs,
+        )
 
     def config(self) -> Mmc4Config:
         """The rules."""

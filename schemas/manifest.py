@@ -1,11 +1,11 @@
 """Manifest: what a dataset holds, and that it is complete.
 
 `OUT/manifest.json` is written last; its existence means that every shard, index and ledger it names is
-whole. Version 1.
+whole. Version 2.
 
 | field       | meaning                                                                                |
 |-------------|----------------------------------------------------------------------------------------|
-| schema      | `manifest/1`                                                                           |
+| schema      | `manifest/2`                                                                           |
 | corpus      | such as `mmc4`                                                                         |
 | sample      | version of the samples, `sample/1`                                                     |
 | shards      | list in order: `name`, `num_samples`, `num_images`, `num_bytes` and `sha256` of the tar |
@@ -13,9 +13,12 @@ whole. Version 1.
 | links       | the same for links                                                                     |
 | stages      | by stage and filter: `seen`, and `dropped` by reason                                   |
 | alarms      | filters that dropped more than their bound, in words                                   |
-| fingerprint | sha256 of `inputs`, `config` and `code`: equal fingerprints, equal work                |
+| fingerprint | hashes of `inputs`, `config` and `code`: equal fingerprints, equal work                |
+| modules     | the modules behind `fingerprint.code`, each with its hash, to name those that differ   |
 | config      | the configuration, for a person                                                        |
 | features    | null, or what `schemas/features.py` says of precomputed features                       |
+
+Version 1 has no `modules` and is read too.
 """
 
 import json
@@ -26,7 +29,8 @@ from typing import Any
 from schemas.sample import SAMPLE_VERSION
 from schemas.validation import SchemaError
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+READABLE = ("manifest/1", f"manifest/{MANIFEST_VERSION}")
 MANIFEST_FILE = "manifest.json"
 
 
@@ -77,6 +81,7 @@ class Manifest:
     alarms: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     features: Mapping[str, Any] | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -124,9 +129,9 @@ def manifest_from_json(text: str, where: str = MANIFEST_FILE) -> Manifest:
         raise SchemaError(f"{where}: not a manifest: a {type(document).__name__}, not an object")
     try:
         version = document.pop("schema")
-        if version != f"manifest/{MANIFEST_VERSION}":
+        if version not in READABLE:
             raise SchemaError(
-                f"{where}: version '{version}', this release reads 'manifest/{MANIFEST_VERSION}'"
+                f"{where}: version '{version}', this release reads {' and '.join(READABLE)}"
             )
         sample = document.pop("sample")
         if sample != f"sample/{SAMPLE_VERSION}":

@@ -1,21 +1,14 @@
-"""How a run begins: what the folder holds decides between nothing to do, going on, and a new build.
+"""How a run begins: what the folder holds decides between nothing to do, going on, and a new build."""
 
-Fingerprint: hashes of what a dataset is made from, and what differs between two of them.
-"""
-
-import hashlib
-import importlib
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from pipelines.core.errors import EngineError, FingerprintError
+from pipelines.core.fingerprint import PipelineFingerprint
 from pipelines.core.overwrite import ELSEWHERE, erase, find_traces, occupants
 from pipelines.core.pipeline import Barrier, Pipeline
 from pipelines.core.storage import Storage, read_parquet
@@ -28,8 +21,7 @@ from pipelines.core.workspace import (
     load_plan,
     plan_shards,
 )
-from schemas.manifest import MANIFEST_FILE, Fingerprint, Manifest, manifest_from_json
-from schemas.sample import canonical_json
+from schemas.manifest import MANIFEST_FILE, Manifest, manifest_from_json
 from schemas.shard import LEDGERS
 from schemas.tables import LEDGER
 from schemas.validation import SchemaError
@@ -57,9 +49,9 @@ class Request:
             )
 
     @cached_property
-    def fingerprint(self) -> Fingerprint:
+    def fingerprint(self) -> PipelineFingerprint:
         """Of the pipeline as it is now."""
-        return fingerprint(self.pipeline)
+        return PipelineFingerprint(self.pipeline)
 
     def finished_at_rest(self) -> Manifest | None:
         """The manifest of a finished dataset that the request leaves alone; needs no lock."""
@@ -74,20 +66,20 @@ class Request:
         # Temporary files alone are of somebody who adds to the dataset (features).
         if self.storage.list(WORK) not in ([], ["tmp"]):
             return None
-        self.check_equal(manifest.fingerprint, manifest, "holds")
+        self.check_equal(manifest, "holds")
         return manifest
 
-    def check_equal(self, found: Fingerprint, holder: Manifest | BuildPlan, verb: str) -> None:
+    def check_equal(self, found: Manifest | BuildPlan, verb: str) -> None:
         """Raise `FingerprintError` if what is there was made from something else."""
-        words = self.differences(found, holder)
+        words = self.differences(found)
         if words:
             raise FingerprintError(
                 f"'{self.storage.root}' {verb} a dataset that differs in {words}; {OVERWRITE}"
             )
 
-    def differences(self, found: Fingerprint, holder: Manifest | BuildPlan) -> str:
+    def differences(self, found: Manifest | BuildPlan) -> str:
         """In words, what differs; empty if nothing does."""
-        return differences(found, self.fingerprint, holder.config, plain_config(self.pipeline))
+        return self.fingerprint.differences(found.fingerprint, found.config, found.modules)
 
 
 def load_manifest(storage: Storage) -> Manifest | None:
@@ -147,9 +139,9 @@ def _workspace(request: Request) -> Workspace:
 
 def _go_on(request: Request, plan: BuildPlan) -> BuildPlan:
     root = request.storage.root
-    if request.overwrite and request.differences(plan.fingerprint, plan):
+    if request.overwrite and request.differences(plan):
         return _begin_again(request)
-    request.check_equal(plan.fingerprint, plan, "has begun")
+    request.check_equal(plan, "has begun")
     if plan.redo is None and request.redo is not None:
         raise EngineError(
             f"the build in '{root}' is not finished; finish it before retrying shards"
@@ -168,7 +160,7 @@ def _go_on(request: Request, plan: BuildPlan) -> BuildPlan:
 def _finished(request: Request, manifest: Manifest) -> Manifest | BuildPlan:
     if request.overwrite:
         return _begin_again(request)
-    request.check_equal(manifest.fingerprint, manifest, "holds")
+    request.check_equal(manifest, "holds")
     if request.redo is None:
         return manifest
     chosen = []
@@ -217,69 +209,9 @@ def _begin_again(request: Request) -> BuildPlan:
 
 def _new_plan(request: Request, redo: tuple[str, ...] | None) -> BuildPlan:
     return BuildPlan(
-        fingerprint=request.fingerprint,
-        config=plain_config(request.pipeline),
+        fingerprint=request.fingerprint.hashes,
+        config=request.fingerprint.config,
+        modules=request.fingerprint.modules,
         shards=plan_shards(request.pipeline),
         redo=redo,
     )
-
-
-PACKAGES = ("pipelines", "schemas")
-
-
-def fingerprint(pipeline: Pipeline) -> Fingerprint:
-    """Hashes of the inputs, the configuration and the code of a pipeline."""
-    stages = [s.name for s in pipeline.stages]
-    described = {"corpus": pipeline.corpus, "stages": stages, "config": plain_config(pipeline)}
-    return Fingerprint(
-        inputs=pipeline.source.fingerprint(),
-        config=hashlib.sha256(canonical_json(described).encode()).hexdigest(),
-        code=code_hash(PACKAGES),
-    )
-
-
-def plain_config(pipeline: Pipeline) -> dict[str, Any]:
-    """The configuration as JSON values; raises `EngineError` if it has others."""
-    try:
-        return json.loads(canonical_json(dict(pipeline.config)))
-    except (TypeError, ValueError) as error:
-        raise EngineError(
-            f"the config of pipeline '{pipeline.corpus}' is not JSON: {error}"
-        ) from error
-
-
-def code_hash(packages: Sequence[str]) -> str:
-    """A hash of the source files of packages, the same wherever they are installed."""
-    digest = hashlib.sha256()
-    for package in packages:
-        found = importlib.import_module(package).__file__
-        assert found is not None, package
-        folder = Path(found).parent
-        for file in sorted(folder.rglob("*.py")):
-            name = f"{package}/{file.relative_to(folder).as_posix()}"
-            digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def differences(
-    old: Fingerprint,
-    new: Fingerprint,
-    old_config: Mapping[str, Any],
-    new_config: Mapping[str, Any],
-) -> str:
-    """In words, what differs between two fingerprints; empty if they are equal."""
-    found = []
-    if old.inputs != new.inputs:
-        found.append("the inputs (files, sizes or contents)")
-    if old.config != new.config:
-        found.append(f"the configuration ({_config_words(old_config, new_config)})")
-    if old.code != new.code:
-        found.append(f"the code of {' and '.join(PACKAGES)} (another release?)")
-    return "; ".join(found)
-
-
-def _config_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    names = sorted(n for n in {*old, *new} if old.get(n) != new.get(n))
-    if not names:
-        return "its corpus or stages"
-    return ", ".join(f"{n}: {old.get(n)!r} there, {new.get(n)!r} now" for n in names)

@@ -170,6 +170,7 @@ class _Build:
             stages=counts,
             alarms=found,
             config=self.plan.config,
+            modules=self.plan.modules,
         )
 
     def _check_keys(self, facts: list[ShardFacts]) -> None:

@@ -20,9 +20,10 @@ Build plan, `OUT/.work/plan.json`: what a build in progress is made from, and it
 
 | field       | meaning                                                                   |
 |-------------|---------------------------------------------------------------------------|
-| schema      | `plan/1`                                                                  |
+| schema      | `plan/2`                                                                  |
 | fingerprint | of inputs, config and code, as in the manifest                            |
 | config      | the configuration, to say what differs                                    |
+| modules     | the modules behind the hash of the code, each with its own, for the same   |
 | redo        | null, or the names of the shards that are made again in a finished dataset |
 | shards      | list in order: `name`, `num_records`, `parts`                             |
 
@@ -194,7 +195,7 @@ def _parquet_bytes(ledger: pa.Table) -> bytes:
 
 
 PLAN_FILE = f"{WORK}/plan.json"
-PLAN_SCHEMA = "plan/1"
+PLAN_SCHEMA = "plan/2"
 RESERVED_STAGES = ("read", "publish")
 
 
@@ -204,6 +205,7 @@ class BuildPlan:
 
     fingerprint: Fingerprint
     config: Mapping[str, Any]
+    modules: Mapping[str, str]
     shards: tuple[ShardPlan, ...]
     redo: tuple[str, ...] | None = None
 
@@ -221,6 +223,7 @@ class BuildPlan:
             "schema": PLAN_SCHEMA,
             "fingerprint": asdict(self.fingerprint),
             "config": dict(self.config),
+            "modules": dict(self.modules),
             "redo": self.redo,
             "shards": [shard_to_dict(s) for s in self.shards],
         }
@@ -246,6 +249,7 @@ def load_plan(storage: Storage) -> BuildPlan | None:
         return BuildPlan(
             fingerprint=Fingerprint(**document["fingerprint"]),
             config=document["config"],
+            modules=document["modules"],
             shards=tuple(shard_from_dict(s) for s in document["shards"]),
             redo=None if document["redo"] is None else tuple(document["redo"]),
         )

@@ -63,12 +63,21 @@ class InputFiles:
         except OSError as error:
             raise InputError(f"'{name}': cannot be read: {error}") from error
 
-    def fingerprint(self) -> str:
-        """Hash of the files' names and contents; of name, size and version where they are remote."""
+    def fingerprint(self, hash_contents: bool = False) -> str:
+        """A hash of the files' names and versions, after `versions:`; cheap, nothing is read.
+
+        The version of a local file is its size and the time of its last change, of a remote one its size, ETag and
+        times, where the store tells them. With `hash_contents` all bytes are read: a hash of names and contents,
+        after `contents:`, which is the same after a copy or a `touch`.
+        """
+        kind, of_file = ("contents", _contents) if hash_contents else ("versions", _version)
         digest = hashlib.sha256()
         for name in self.names():
-            digest.update(f"{name}\0{_version(name, self.base)}\0".encode())
-        return digest.hexdigest()
+            try:
+                digest.update(f"{name}\0{of_file(name, self.base)}\0".encode())
+            except OSError as error:
+                raise InputError(f"'{name}': cannot be read: {error}") from error
+        return f"{kind}:{digest.hexdigest()}"
 
     def key_stems(self, names: Sequence[str]) -> dict[str, str]:
         """For each name what its records' keys begin with: distinct, `[a-z0-9_-]`, 69 characters at most.
@@ -156,15 +165,18 @@ def _name(found: str, pattern: str, base: str, filesystem: Any) -> str:
 
 def _version(name: str, base: str) -> str:
     filesystem, path = located(name, base)
-    if not isinstance(filesystem, LocalFileSystem):
-        info = filesystem.info(path)
-        marks = [str(info.get(k)) for k in ("size", "ETag", "etag", "md5Hash", "mtime", "created")]
-        return "|".join(marks)
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"'{name}': cannot be read: {error}") from error
+    if isinstance(filesystem, LocalFileSystem):
+        status = Path(path).stat()
+        return f"{status.st_size}|{status.st_mtime_ns}"
+    info = filesystem.info(path)
+    marks = ("size", "ETag", "etag", "md5Hash", "mtime", "LastModified", "created")
+    return "|".join(str(info.get(mark)) for mark in marks)
+
+
+def _contents(name: str, base: str) -> str:
+    filesystem, path = located(name, base)
+    with filesystem.open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first_match(pattern: str, base: str, out: str, corpus: str) -> str | None:

@@ -252,6 +252,8 @@ class LineSource:
     base: str = "."
     """Folder that relative patterns are relative to; names in the ledger stay as written."""
     max_line_bytes: int = MAX_LINE_BYTES
+    hash_inputs: bool = False
+    """Recognise the inputs by their contents, which reads them once more, not by size and time."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.samples_per_shard <= MAX_PER_SHARD:
@@ -284,8 +286,8 @@ class LineSource:
         return pa.Table.from_pylist(rows, schema=LINE_SCHEMA)
 
     def fingerprint(self) -> str:
-        """As of `InputFiles`."""
-        return self.files.fingerprint()
+        """As of `InputFiles`, of contents with `hash_inputs`."""
+        return self.files.fingerprint(self.hash_inputs)
 
     def _places(self) -> Iterator[tuple[str, str, Line]]:
         names = self.files.names()

@@ -14,10 +14,11 @@ SCRIPT = Path(__file__).with_name("numbers_pipeline.py")
 
 
 def snapshot(repository: Path, folder: Path) -> Path:
-    """A copy of the packages, because the hash of the code must not change between two starts."""
+    """A copy of the packages and of the job, because the code must not change between two starts."""
     for package in ("pipelines", "schemas"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(repository / package, folder / package, ignore=ignore)
+    shutil.copy(SCRIPT, folder)
     return folder
 
 
@@ -30,7 +31,7 @@ class Job:
     def start(self, out: Path, *options: str) -> subprocess.Popen:
         """The job in a process group of its own."""
         environment = os.environ | {"PYTHONPATH": str(self.code)}
-        command = [sys.executable, str(SCRIPT), str(out), *options]
+        command = [sys.executable, str(self.code / SCRIPT.name), str(out), *options]
         return subprocess.Popen(
             command, env=environment, stderr=subprocess.PIPE, start_new_session=True, text=True
         )

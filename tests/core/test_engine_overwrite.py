@@ -159,12 +159,12 @@ def test_rubbish_in_place_of_manifest_or_plan_is_named_and_stays(
     ("path", "content"),
     [
         ("manifest.json", {"schema": "manifest/9"}),
-        ("manifest.json", {"schema": "manifest/1"}),
+        ("manifest.json", {"schema": "manifest/2"}),
         ("manifest.json", {"schema": "manifest/9", "shards": {"a": [1]}}),
         ("manifest.json", {"schema": "manifest/9", "shards": [{"name": "../../notes-000000"}, 3]}),
         (".work/plan.json", {"schema": "plan/9"}),
-        (".work/plan.json", {"schema": "plan/1", "shards": []}),
-        (".work/plan.json", {"schema": "plan/1", "fingerprint": {"taste": "salty"}}),
+        (".work/plan.json", {"schema": "plan/2", "shards": []}),
+        (".work/plan.json", {"schema": "plan/2", "fingerprint": {"taste": "salty"}}),
     ],
 )
 def test_a_mark_of_another_release_is_named_and_overwritten(

@@ -1,6 +1,5 @@
 """What a run does with a folder in any state: build, go on, leave alone, refuse, begin again."""
 
-import json
 import os
 import subprocess
 import sys
@@ -107,21 +106,25 @@ def test_a_finished_dataset_is_left_alone(tmp_path: Path) -> None:
 def test_a_restart_does_only_what_is_missing(tmp_path: Path) -> None:
     out, noted = tmp_path / "out", tmp_path / "calls"
     noted.mkdir()
-    broken = numbers_pipeline(calls=str(noted))
+    cause = tmp_path / "cause"
+    cause.touch()
 
     def fail(table: pa.Table) -> pa.Table:
-        if 42 in table["number"].to_pylist():
+        if 42 in table["number"].to_pylist() and cause.exists():
             raise RuntimeError("no forty-two")
         return table
 
-    parse, fetch = broken.stages
+    pipeline = numbers_pipeline(calls=str(noted))
+    parse, fetch = pipeline.stages
     assert isinstance(fetch, Stage)
     stages = (parse, replace(fetch, steps=(*fetch.steps, fail)))
+    pipeline = replace(pipeline, stages=stages)
     with pytest.raises(StepError, match=r"stage 'fetch', shard 'numbers-000004'.*no forty-two"):
-        build(replace(broken, stages=stages), out)
+        build(pipeline, out)
+    cause.unlink()
     assert calls(noted) == {"parse": 5, "fetch": 5, "write": 4, "close": 1}
     assert not (out / "manifest.json").exists()
-    build(broken, out)
+    build(pipeline, out)
     # The failed stage is called again; the stage before it, and the four finished shards, are not.
     assert calls(noted) == {"parse": 6, "fetch": 7, "write": 6, "close": 2}
 
@@ -176,15 +179,6 @@ def test_other_inputs_are_refused_and_overwritten_on_request(tmp_path: Path) -> 
     assert sorted(p.name for p in (tmp_path / "shards").iterdir()) == [
         f"numbers-{n:06d}.tar" for n in range(3)
     ]
-
-
-def test_other_code_is_refused(tmp_path: Path) -> None:
-    build(numbers_pipeline(), tmp_path)
-    document = json.loads((tmp_path / "manifest.json").read_text())
-    document["fingerprint"]["code"] = "0" * 64
-    (tmp_path / "manifest.json").write_text(json.dumps(document))
-    with pytest.raises(FingerprintError, match="the code of pipelines and schemas"):
-        build(numbers_pipeline(), tmp_path)
 
 
 def test_a_begun_build_of_something_else_is_refused(tmp_path: Path) -> None:

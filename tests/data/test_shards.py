@@ -89,7 +89,7 @@ def test_a_dataset_without_samples_is_refused(tmp_path: Path):
 
 def test_an_unknown_version_is_named(dataset: Path):
     manifest = dataset / MANIFEST_FILE
-    manifest.write_text(manifest.read_text().replace("manifest/1", "manifest/9"))
+    manifest.write_text(manifest.read_text().replace("manifest/2", "manifest/9"))
     with pytest.raises(DatasetError, match="manifest/9"):
         ShardReader(dataset, seed=0)
 

@@ -1,9 +1,12 @@
 import gzip
 import io
+import json
+import os
 import random
 import re
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -11,8 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.core.errors import FingerprintError
+from pipelines.core.run import run
+from pipelines.corpora.mmc4.rules import Mmc4Config, mmc4_pipeline
+from pipelines.download.fetcher import FetchConfig
 from pipelines.readers.files import InputError
 from pipelines.readers.jsonl import LINE_REASONS, LineSource, read_lines
+from schemas.manifest import Manifest
 from schemas.sample import KEY_PATTERN
 
 
@@ -218,6 +226,53 @@ def test_a_changed_input_is_an_error_and_another_fingerprint(tmp_path: Path):
     assert source.fingerprint() != before
     with pytest.raises(InputError, match="has changed"):
         source.read(plan[0])
+
+
+def rewrite(path: Path, data: bytes, seconds: int) -> None:
+    """Other bytes under the same name, last changed at a given time."""
+    path.write_bytes(data)
+    os.utime(path, (seconds, seconds))
+
+
+def test_inputs_are_recognised_by_size_and_time_or_by_contents(tmp_path: Path):
+    path = tmp_path / "d.jsonl"
+    page = json.dumps({"url": "u", "text_list": ["a"], "image_info": []}).encode()
+    kinds = {False: tmp_path / "by_versions", True: tmp_path / "by_contents"}
+
+    def build(hash_inputs: bool) -> Manifest:
+        source = LineSource([str(path)], hash_inputs=hash_inputs)
+        pipeline = mmc4_pipeline(source, Mmc4Config(), FetchConfig())
+        return run(pipeline, str(kinds[hash_inputs]), progress=False)
+
+    rewrite(path, page, 1_000_000_000)
+    for hash_inputs in kinds:
+        build(hash_inputs)
+        assert build(hash_inputs).records.total == 1
+    # Touched: the same bytes at another time.
+    rewrite(path, page, 1_000_000_001)
+    assert build(hash_inputs=True).records.total == 1
+    with pytest.raises(FingerprintError, match=r"the inputs \(compared by their versions\)"):
+        build(hash_inputs=False)
+    # Other bytes of the same size and time.
+    rewrite(path, page.replace(b"u", b"v"), 1_000_000_000)
+    assert build(hash_inputs=False).records.total == 1
+    with pytest.raises(FingerprintError, match=r"the inputs \(compared by their contents\)"):
+        build(hash_inputs=True)
+    kinds[True] = kinds[False]
+    with pytest.raises(FingerprintError, match="by versions there, by contents now"):
+        build(hash_inputs=True)
+
+
+def test_remote_inputs_are_recognised_by_what_the_store_says(s3_bucket: str):
+    file, source = f"{s3_bucket}/x.jsonl", LineSource([f"{s3_bucket}/x.jsonl"])
+    prints = []
+    for data in (b"1", b"1", b"2"):
+        with fsspec.open(file, "wb") as opened:
+            opened.write(data)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        prints.append((source.fingerprint(), replace(source, hash_inputs=True).fingerprint()))
+    assert prints[0][1] == prints[1][1] != prints[2][1]
+    assert prints[2][0] not in (prints[0][0], prints[1][0])
 
 
 @settings(max_examples=60, deadline=None)

@@ -50,6 +50,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         alarms=tuple(draw(st.lists(words, max_size=2))),
         config=draw(st.dictionaries(words, words, max_size=3)),
         features=draw(st.one_of(st.none(), st.just({"encoder": "eva"}))),
+        modules=draw(st.dictionaries(words, words, max_size=3)),
     )
 
 
@@ -62,7 +63,7 @@ def test_json_gives_the_manifest_back(manifest: Manifest) -> None:
 
 
 def test_the_docstring_lists_exactly_the_fields() -> None:
-    assert set(documented("schemas.manifest", "Version 1")) == set(json.loads(WHOLE.to_json()))
+    assert set(documented("schemas.manifest", "Version 2")) == set(json.loads(WHOLE.to_json()))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_manifest_that_does_not_hold_is_not_written(manifest: Manifest, words:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"schema": "manifest/2"}, "version 'manifest/2', this release reads 'manifest/1'"),
+        ({"schema": "manifest/9"}, "'manifest/9', this release reads manifest/1 and manifest/2"),
         ({"sample": "sample/9"}, "samples of version 'sample/9', this release reads 'sample/1'"),
         ({"records": {"total": 9, "kept": 3, "dropped": {}}}, "records: total 9"),
         ({"shards": [{"name": "c-000000"}]}, "not a manifest"),
@@ -107,3 +108,9 @@ def test_a_bad_manifest_is_named(change: dict, words: str) -> None:
 def test_rubbish_is_no_manifest(text: str) -> None:
     with pytest.raises(SchemaError, match=r"out/manifest\.json: not a manifest"):
         manifest_from_json(text, "out/manifest.json")
+
+
+def test_a_manifest_of_version_1_is_read() -> None:
+    document = json.loads(WHOLE.to_json()) | {"schema": "manifest/1"}
+    del document["modules"]
+    assert manifest_from_json(json.dumps(document)) == WHOLE
