@@ -4,17 +4,15 @@
                               optimizer.pt         moments of AdamW, by weight name
                               state.json           step, place in the data, configuration of the run
 
-They are written under a temporary name, flushed to the disk and renamed, so a run killed while it
-writes leaves the checkpoints before it untouched. Dropout is drawn from (seed, step, rank) and the
+They are written by `emu.weights.atomic_dir`, so a run killed while it writes leaves the checkpoints
+before it untouched. Dropout is drawn from (seed, step, rank) and the
 schedule from the step, so no generator and no scheduler has a state to keep.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from emu.weights.atomic_dir import new_directory, remove_directory, remove_unfinished
+
 VERSION = 1
 FOLDER = "checkpoints"
-TEMPORARY = ".writing-"
 NAME = re.compile(r"^step-(\d{8,})$")
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
@@ -52,28 +51,27 @@ def save_checkpoint(
     """Write a checkpoint and delete all but the newest `keep`; returns its directory."""
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(folder)
+    remove_unfinished(folder)
     final = folder / f"step-{progress.step:08d}"
     if final.is_dir():
         return final
-    temporary = folder / f"{TEMPORARY}{final.name}"
-    temporary.mkdir()
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, temporary / WEIGHTS)
-    torch.save(named_moments(optimizer), temporary / OPTIMIZER)
     state = {"version": VERSION, "step": progress.step}
     state |= {"data": dict(progress.data), "counts": dict(progress.counts)}
     state |= {"config": dict(progress.config)}
-    (temporary / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
-    publish(temporary, final)
+    with new_directory(final, is_replaceable=lambda folder: False) as new:
+        save_file(weights, new / WEIGHTS)
+        torch.save(named_moments(optimizer), new / OPTIMIZER)
+        (new / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
     keep_newest(out, keep)
     return final
 
 
 def keep_newest(out: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints."""
+    """Delete all but the newest checkpoints, and what killed writers left."""
+    remove_unfinished(out / FOLDER)
     for old in checkpoints(out)[:-keep]:
-        shutil.rmtree(old)
+        remove_directory(old)
 
 
 def checkpoints(out: Path) -> list[Path]:
@@ -137,28 +135,6 @@ def load_named_moments(
         raise CheckpointError(f"the optimizer has no weight named {unknown[:3]}")
     for name, state in moments.items():
         optimizer.state[weights[name]] = dict(state)
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Make a written directory visible under its name, on the disk and not only in memory."""
-    for path in [*temporary.rglob("*"), temporary]:
-        sync(path)
-    temporary.replace(final)
-    sync(final.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

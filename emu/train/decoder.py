@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,12 +37,12 @@ from emu.config import DecoderConfig, EmuConfig
 from emu.decoders.autoencoder import autoencoder_loss, standardise_latents
 from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, StableDiffusionDecoder
 from emu.generate.engine import Engine
-from emu.train.checkpoint import publish
 from emu.train.config import OptimConfig
 from emu.train.decoder_data import PromptedPictures, PromptRules, read_pictures, regress_conditions
 from emu.train.metrics import METRICS
 from emu.train.optim import rate_factor
 from emu.train.step import TrainingError
+from emu.weights.atomic_dir import check_free, new_directory
 from emu.weights.store import load_model
 
 log = logging.getLogger(__name__)
@@ -138,7 +137,8 @@ def train_decoder(
     `TrainingError` for a loss that is not finite.
     """
     device = device or torch.device("cpu")
-    check_out(Path(plan.out))
+    folder = Path(plan.out)
+    check_free(folder, is_decoder, overwrite=True)
     engine = Engine(*load_model(plan.model, device))
     engine.model.requires_grad_(False)
     decoder = start_decoder(plan, engine.config).to(device)
@@ -150,17 +150,11 @@ def train_decoder(
         lambda number: advance(CONDITIONS, number, None),
     )
     null_QD = engine.regress_image([""])[0].clone()
-    folder = Path(plan.out)
-    temporary = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fitting = Fitting(plan.train, pictures, temporary / METRICS, device, advance)
-    measured = fitting.autoencoder(decoder) if plan.stable_diffusion is None else None
-    unet_loss = fitting.unet(decoder, conditions_UQD, rows_N, null_QD)
-    decoder.save(temporary)
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    publish(temporary, folder)
+    with new_directory(folder, is_decoder, overwrite=True) as new:
+        fitting = Fitting(plan.train, pictures, new / METRICS, device, advance)
+        measured = fitting.autoencoder(decoder) if plan.stable_diffusion is None else None
+        unet_loss = fitting.unet(decoder, conditions_UQD, rows_N, null_QD)
+        decoder.save(new)
     return DecoderSummary(
         num_pictures=len(pictures),
         num_prompts=len(conditions_UQD),
@@ -195,17 +189,9 @@ def picture_side(config: EmuConfig, decoder: StableDiffusionDecoder) -> int:
     return side
 
 
-def check_out(folder: Path) -> None:
-    """Raise FileExistsError where `folder` holds something that is no visual decoder."""
-    if folder.is_dir() and any(folder.iterdir()):
-        parts = [part for part in (UNET, VAE, SCHEDULER) if (folder / part).is_dir()]
-        if len(parts) < 3:
-            raise FileExistsError(
-                f"{folder} is not empty and holds no visual decoder; give a folder of its own, which "
-                "is replaced as a whole"
-            )
-    elif folder.is_file():
-        raise FileExistsError(f"{folder} is a file, give a folder")
+def is_decoder(folder: Path) -> bool:
+    """Whether a directory is a visual decoder, which a training may replace."""
+    return all((folder / part).is_dir() for part in (UNET, VAE, SCHEDULER))
 
 
 class Fitting:

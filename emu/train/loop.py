@@ -11,8 +11,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +34,6 @@ from emu.train.checkpoint import (
     checkpoints,
     keep_newest,
     load_checkpoint,
-    publish,
     read_progress,
     save_checkpoint,
 )
@@ -46,6 +43,7 @@ from emu.train.optim import make_optimizer, rate_factor, set_rates
 from emu.train.parallel import Ranks
 from emu.train.start import start_model
 from emu.train.step import Stepper, StepResult
+from emu.weights.atomic_dir import new_directory
 from emu.weights.store import save_model, weights_hash
 
 log = logging.getLogger(__name__)
@@ -292,10 +290,6 @@ def configuration(plan: TrainPlan) -> dict[str, Any]:
 
 
 def publish_model(folder: Path, model: Emu, tokenizer: str) -> None:
-    """Write a model directory, visible only when it is whole; one of an earlier run is replaced."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_model(temporary, model, tokenizer)
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    publish(temporary, folder)
+    """Write a model directory atomically; one of an earlier run is replaced."""
+    with new_directory(folder, is_replaceable=lambda folder: True, overwrite=True) as new:
+        save_model(new, model, tokenizer)

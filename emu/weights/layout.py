@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from emu.config import INSTRUCT_TOKENS, PRETRAIN_TOKENS, EmuConfig
 from emu.tokenizer import BASE_TOKENS, EmuTokenizer
+from emu.weights.atomic_dir import restore
 
 WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.model"
 INDEX = WEIGHTS + ".index.json"
@@ -93,6 +94,8 @@ def load_config(directory: str | Path) -> EmuConfig:
     Raises FileNotFoundError where there is no model, saying what is there and what a model is, and
     ValueError naming the file for a configuration that cannot be read.
     """
+    for folder in (Path(directory), Path(directory) / DECODER):
+        restore(folder)
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"no model at {directory}: {_found(Path(directory))}; {EXPECTED}")

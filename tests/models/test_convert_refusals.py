@@ -1,6 +1,5 @@
 """What does not fit is refused by name, before anything is written."""
 
-import fcntl
 import json
 import os
 import pickle
@@ -13,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emu.weights.atomic_dir import check_space, new_directory
 from emu.weights.reader import WeightFiles, WeightsError
 from jobs import convert_checkpoint
 from tests.models.released_forms import FORMS, State, released_config, released_state
@@ -270,46 +268,6 @@ def test_a_folder_in_the_way(refused: Refused, golden: Path, tmp_path: Path) -> 
     assert "a model directory already" in refused(taken, out=tmp_path / "other")
     assert convert_checkpoint.main([*map(str, words), "--overwrite"]) == 0
     assert not (taken / "notes.txt").exists() and (taken / "config.json").exists()
-
-
-def test_two_at_once_and_a_full_disk(tmp_path: Path) -> None:
-    with new_directory(tmp_path / "x", lambda folder: False) as folder:
-        (folder / "a").write_text("a")
-        with (
-            pytest.raises(BlockingIOError, match="another process is writing"),
-            new_directory(tmp_path / "x", lambda folder: False),
-        ):
-            pass
-    assert (tmp_path / "x" / "a").read_text() == "a"
-    descriptor = os.open(tmp_path / "x", os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock is gone
-    os.close(descriptor)
-    with pytest.raises(OSError, match=r"GB free, needed are 118059162"):
-        check_space(tmp_path / "not" / "yet", 1 << 70)
-
-
-def test_a_link_to_another_disk_is_followed(tmp_path: Path) -> None:
-    (tmp_path / "disk" / "model").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
-    with new_directory(tmp_path / "link", lambda folder: False) as folder:
-        assert folder.parent == tmp_path / "disk"
-        (folder / "a").write_text("a")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "link" / "a").read_text() == "a"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
-
-
-def test_a_kill_between_the_renames_loses_nothing(tmp_path: Path) -> None:
-    old, final = tmp_path / ".x.old", tmp_path / "x"
-    old.mkdir()
-    (old / "a").write_text("the model before")
-    with (
-        pytest.raises(KeyboardInterrupt),
-        new_directory(final, lambda folder: True, overwrite=True) as folder,
-    ):
-        (folder / "a").write_text("half of the next")
-        raise KeyboardInterrupt
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-    assert (final / "a").read_text() == "the model before"
 
 
 def test_lora_of_another_rank_needs_its_scale(

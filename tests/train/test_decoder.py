@@ -201,7 +201,9 @@ def test_a_failed_training_leaves_the_old_result(world: Path, tmp_path: Path) ->
 
 def test_another_folder_is_not_overwritten(world: Path, tmp_path: Path) -> None:
     (tmp_path / "letters.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="holds no visual decoder"):
+    with pytest.raises(
+        FileExistsError, match="no directory of this kind and not empty; give another --out"
+    ):
         train_decoder(plan(world, tmp_path))
     assert (tmp_path / "letters.txt").read_text() == "dear"
 

@@ -72,7 +72,7 @@ def test_a_visual_decoder_that_is_stopped_is_not_there(
     assert train_emu.main([*options_of(data, tmp_path / "run"), "--steps", "1"]) == 0
     model = tmp_path / "run" / "model"
     options = ["--model", str(model), "--data", str(data)]
-    with interrupt_here((model / ".decoder.writing" / METRICS).is_file):
+    with interrupt_here((model / ".decoder.partial" / METRICS).is_file):
         assert train_decoder.main([*options, "--autoencoder-steps", "100000"]) == 130
     assert capsys.readouterr().err.rstrip().splitlines()[-1] == BEGINS_ANEW
     assert not (model / "decoder").exists()

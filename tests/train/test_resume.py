@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emu.train.checkpoint import FOLDER, TEMPORARY, CheckpointError, checkpoints
+from emu.train.checkpoint import FOLDER, CheckpointError, checkpoints
 from emu.train.loop import SUMMARY, Run, TrainPlan, train
 from emu.train.metrics import read_metrics
 from emu.train.parallel import Ranks
@@ -17,6 +17,7 @@ from tests.train.plans import are_equal, mini_plan, weights_of
 from tests.train.processes import start, train_without_ray, train_work
 
 CPU = torch.device("cpu")
+PARTIAL = ".step-*.partial"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_killed_again_and_again_also_while_writing_a_checkpoint(whole: TrainPlan
             replace(plan, train=replace(plan.train, checkpoint_every=1)), dice
         )
         assert are_equal(weights_of(out / "model"), weights_of(Path(whole.out) / "model"))
-        assert not list((out / FOLDER).glob(f"{TEMPORARY}*")) and len(checkpoints(out)) == 2
+        assert not list((out / FOLDER).glob(".*")) and len(checkpoints(out)) == 2
         if while_writing >= 2:
             return
     raise AssertionError(f"{while_writing} kills met a checkpoint half written, wanted 2")
@@ -98,15 +99,13 @@ def kill_until_done(plan: TrainPlan, dice: random.Random) -> int:
         started = len(checkpoints(out))
         deadline = time.monotonic() + 60
         while process.exitcode is None and time.monotonic() < deadline:
-            if list(folder.glob(f"{TEMPORARY}*")) and (
-                kills % 2 or len(checkpoints(out)) > started
-            ):
+            if list(folder.glob(PARTIAL)) and (kills % 2 or len(checkpoints(out)) > started):
                 break  # in the middle of a checkpoint
         time.sleep(dice.choice((0.0, 0.0, 0.002, 0.01)))
         process.kill()
         process.join()
         kills += process.exitcode == -9
-        while_writing += bool(list(folder.glob(f"{TEMPORARY}*")))
+        while_writing += bool(list(folder.glob(PARTIAL)))
         if process.exitcode == 0:
             break
     assert process.exitcode == 0 and kills >= 1
