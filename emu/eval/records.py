@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from emu.eval.metrics.metric import shown
+from schemas import strict_json
+from schemas.strict_json import JsonError
 
 Record = Mapping[str, Any]
 _ENDINGS = (".json", ".jsonl", ".ndjson", ".csv")
@@ -138,21 +139,14 @@ def _text(path: Path) -> str:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_single_keys)
-    except (ValueError, RecursionError) as error:
-        hint = ""
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            hint = "; .json holds one value, .jsonl one a line"
-        raise ValueError(f"{where} is not JSON: {error}{hint}") from error
-
-
-def _single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        doubled = [key for key in found if keys.count(key) > 1]
-        raise ValueError(f"an object has {len(doubled)} keys more than once: {shown(doubled)}")
-    return found
+        return strict_json.loads(text)
+    except JsonError as error:
+        if error.path is not None:
+            raise ValueError(f"{where}: {error}") from error
+        hint = (
+            "; .json holds one value, .jsonl one per line" if "Extra data" in error.detail else ""
+        )
+        raise ValueError(f"{where} is {error}{hint}") from error
 
 
 def _rows(text: str, path: Path) -> list[Record]:

@@ -1,39 +1,29 @@
-"""The body of a request as JSON, read strictly: nothing in it may be doubled, endless or unreadable.
-
-Python's reader takes the last of two equal keys, `NaN`, and halves of surrogate pairs without a word. Here
-each is refused by the path of its field.
-
-What is wrong with a request, in words: the field, its value, what it may be.
-"""
+"""What is wrong with the body of a request: the field, its value, what it may be."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import Request
 
 from emu.serve.errors import ApiError, refuse
+from schemas import strict_json
+from schemas.strict_json import JsonError
 
-Place = tuple[Any, str | int]
-"""The place of the object or list that holds a value (None: the body), and the name or number in it."""
 MAX_DIGITS = 100
 """Of a whole number: the largest that any field takes has 19."""
 MAX_SHOWN = 60
 """Characters of a value that an error repeats."""
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """Stands in decoded JSON for a value that is none."""
-
-    message: str  # {} is the path of the field
-    code: str
+CODES = {
+    "bad_unicode": "invalid_unicode",
+    "doubled_field": "doubled_key",
+    "not_finite": "invalid_value",
+    "number_too_long": "invalid_value",
+}
+"""The `code` of an error by the reason of the JSON reader, where it is not `invalid_json`."""
 
 
 async def read_json(http: Request, limit: int) -> Any:
@@ -54,25 +44,16 @@ async def read_json(http: Request, limit: int) -> Any:
 
 
 def decode_json(body: bytes) -> Any:
-    """The value of a JSON document; raises `ApiError` naming what cannot be taken, and where it stands."""
+    """The value of a JSON document; raises `ApiError` with the field that cannot be accepted."""
     try:
-        value = json.loads(
-            body,
-            object_pairs_hook=_object,
-            parse_int=_whole_number,
-            parse_float=_number,
-            parse_constant=_not_a_number,
-        )
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise _no_json(f"byte {byte:#x} at place {error.start} is not UTF-8") from error
-    except RecursionError as error:
-        raise _no_json("it is nested too deep") from error
-    except ValueError as error:
-        raise _no_json(str(error) if body else "it is empty (0 bytes)") from error
-    for place, each in _values(value):
-        _check(place, each)
-    return value
+        return strict_json.loads(body, MAX_DIGITS)
+    except JsonError as error:
+        code = CODES.get(error.reason, "invalid_json")
+        if error.path is not None:
+            message = f"{error.field or 'the body'} {error.detail}"
+            raise refuse(400, message, error.field, code) from error
+        reason = error.detail if body else "it is empty (0 bytes)"
+        raise refuse(400, f"the body is not JSON: {reason}", code=code) from error
 
 
 def shown(value: Any) -> str:
@@ -85,76 +66,6 @@ def shown(value: Any) -> str:
         if len(text) > MAX_SHOWN:
             return text[:MAX_SHOWN] + "…"
     return text
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = _Refused("{} stands twice in the same object, give it once", "doubled_key")
-        counts = Counter(name for name, _ in pairs)
-        values |= {name: twice for name, count in counts.items() if count > 1}
-    return values
-
-
-def _whole_number(digits: str) -> int | _Refused:
-    num_digits = len(digits.lstrip("-"))
-    if num_digits > MAX_DIGITS:
-        message = f"{{}} is a number of {num_digits:,} digits, the limit is {MAX_DIGITS}"
-        return _Refused(message, "invalid_value")
-    return int(digits)
-
-
-def _number(text: str) -> float | _Refused:
-    value = float(text)
-    if math.isinf(value):
-        message = f"{{}} is {text[:MAX_SHOWN]}, the largest number is 1.797e308"
-        return _Refused(message, "invalid_value")
-    return value
-
-
-def _not_a_number(name: str) -> _Refused:
-    return _Refused(f"{{}} is {name}, which is no JSON number; leave it out or give one", "no_json")
-
-
-def _values(value: Any) -> Iterator[tuple[Place | None, Any]]:
-    """Every key and every value that holds no other, in the order of the document, with its place."""
-    left: list[tuple[Place | None, Any]] = [(None, value)]
-    while left:
-        place, each = left.pop()
-        if isinstance(each, dict):
-            yield from ((place, name) for name in each)
-            left += [((place, name), one) for name, one in reversed(each.items())]
-        elif isinstance(each, list):
-            left += [((place, i), each[i]) for i in reversed(range(len(each)))]
-        else:
-            yield place, each
-
-
-def _path(place: Place | None) -> str | None:
-    parts: list[str] = []
-    while place is not None:
-        place, part = place[0], str(place[1])[:MAX_SHOWN]
-        parts.append(part)
-    return ".".join(reversed(parts)) or None
-
-
-def _check(place: Place | None, value: Any) -> None:
-    if isinstance(value, _Refused):
-        param = _path(place)
-        message = value.message.replace("{}", param or "the body")
-        raise refuse(400, message, param, value.code)
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            param = _path(place)
-            half = value[error.start].encode("ascii", "backslashreplace").decode()
-            message = f"{param or 'the body'} is not valid unicode: {half} at place {error.start} is half of a pair"
-            raise refuse(400, message, param, "invalid_unicode") from error
-
-
-def _no_json(reason: str) -> ApiError:
-    return refuse(400, f"the body is not JSON: {reason}", code="invalid_json")
 
 
 KINDS = {

@@ -177,7 +177,7 @@ CAPTIONS = [{"image_id": 1, "caption": "a"}, {"image_id": 2, "caption": "b"}]
             [{"image_id": 1, "caption": None}, CAPTIONS[1]],
             "predictions: 1 values are not str: '1': None",
         ),
-        ([{"image_id": 1, "caption": math.nan}, CAPTIONS[1]], "'1': nan"),
+        ([{"image_id": 1, "caption": math.nan}, CAPTIONS[1]], "0.caption is NaN, which"),
         ([{"image_id": 1}], "record '1' has no caption"),
         ([{"caption": "a"}], "a record has no id"),
         (["a"], "1 entries are not objects"),

@@ -47,8 +47,12 @@ def test_a_body_that_is_no_object_is_shown_as_it_came(caller: Caller, body: str)
         (f'{{{ASK}, "image": {{"guidance_scale": -Infinity}}}}', "image.guidance_scale", "-Inf"),
         (f'{{{ASK}, "temperature": 1e400}}', "temperature", "1e400"),
         (f'{{{ASK}, "seed": {"9" * 5000}}}', "seed", "5,000 digits, the limit is 100"),
-        (f'{{{ASK}, "model": "\\ud83d"}}', "model", "\\ud83d at place 0 is half of a pair"),
-        (f'{{{ASK}, "stop": ["ok", "a\\udc00"]}}', "stop.1", "place 1"),
+        (
+            f'{{{ASK}, "model": "\\ud83d"}}',
+            "model",
+            "\\ud83d at index 0 is half of a surrogate pair",
+        ),
+        (f'{{{ASK}, "stop": ["ok", "a\\udc00"]}}', "stop.1", "index 1"),
         (f'{{{ASK}, "\\ud800": 1}}', None, "\\ud800"),
     ],
 )
@@ -61,7 +65,7 @@ def test_doubled_keys_are_refused_over_the_wire(caller: Caller) -> None:
     body = f'{{{ASK}, "max_tokens": 1, "max_tokens": 2}}'
     status, param, message = problem(caller.client.post(CHAT, content=body, headers=JSON_TYPE))
     assert (status, param) == (400, "max_tokens")
-    assert message == "max_tokens stands twice in the same object, give it once"
+    assert message == "max_tokens appears twice in the same object; give it once"
 
 
 def test_numbers_up_to_the_limit_of_digits_reach_the_field() -> None:

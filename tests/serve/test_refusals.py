@@ -129,9 +129,9 @@ def test_a_damaged_picture_is_named(caller: Caller, photo_png: bytes) -> None:
         (b"{bad", "Expecting property name"),
         (b"", "0 bytes"),
         (b'{"seed": NaN}', "NaN"),
-        (b"\xff\xfe{}", "not JSON"),
-        (b"[" * 200_000, "nested too deep"),
-        (b'{"messages":[{"role":"user","content":"\\ud800"}]}', "not valid unicode"),
+        (b"\xff\xfe{}", "byte 0xff at index 0 is not UTF-8"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"messages":[{"role":"user","content":"\\ud800"}]}', "not valid Unicode"),
         (b'{"max_tokens": ' + b"9" * 5000 + b"}", "5,000 digits, the limit is 100"),
     ],
 )

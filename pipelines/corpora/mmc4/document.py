@@ -11,27 +11,29 @@
 | · image_name       | no       | string or null                                                         |
 | similarity_matrix  | yes      | images x sentences, finite numbers in -1..1 (CLIP ViT-L/14)            |
 
-Further fields (`face_detections`, `could_have_url_duplicate`, those of other releases) are not looked at.
+Further fields (`face_detections`, `could_have_url_duplicate`, those of other releases) are not checked beyond being
+strict JSON (`schemas.strict_json`): a NaN, a doubled name or half of a surrogate pair anywhere refuses the line.
 Source: MMC4 v1.1 as released (github.com/allenai/mmc4, README).
 """
 
-import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from schemas import strict_json
+from schemas.strict_json import JsonError
+
 DOCUMENT_REASONS: Mapping[str, str] = MappingProxyType(
     {
         "malformed_json": "The line is not JSON.",
         "nested_too_deeply": "The JSON is nested too deeply to be a document.",
-        "doubled_field": "An object of the line names a field twice, so its value is not certain.",
+        "doubled_field": "An object of the line has a field twice, so its value is not certain.",
         "not_an_object": "The line is JSON, but no object.",
         "missing_field": "A required field is missing.",
         "wrong_type": "A field holds a value of another type than the format says.",
-        "bad_unicode": "A text holds half a surrogate pair, which is no character.",
+        "bad_unicode": "A text or a name holds half of a surrogate pair, which is not a character.",
         "no_text": "The document has no sentence that is not blank.",
         "no_images": "The document lists no image.",
         "matrix_shape": "similarity_matrix is not images x sentences.",
@@ -97,21 +99,25 @@ def parse_document(line: str) -> Document:
 
 def _loaded(line: str) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_unique)
-    except RecursionError:
-        raise DocumentError("nested_too_deeply", _shown(line)) from None
-    except ValueError as error:  # JSONDecodeError, or a number of thousands of digits
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        problem = error.msg if isinstance(error, json.JSONDecodeError) else "number too long"
-        raise DocumentError("malformed_json", f"{problem}{where}: {_shown(line)}") from None
+        return strict_json.loads(line)
+    except JsonError as error:
+        raise _document_error(error, line) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        doubled = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise DocumentError("doubled_field", f"field {_shown(doubled)}")
-    return found
+def _document_error(error: JsonError, line: str) -> DocumentError:
+    if error.reason == "number_too_long":
+        return DocumentError("malformed_json", f"number too long: {_shown(line)}")
+    if error.reason == "nested_too_deeply":
+        return DocumentError(error.reason, _shown(line))
+    if error.path is None:
+        return DocumentError(error.reason, f"{error.detail}: {_shown(line)}")
+    return DocumentError(error.reason, f"{_where(error.path)} {error.detail}")
+
+
+def _where(path: strict_json.Path) -> str:
+    """The field as the format writes it, shortened: `image_info[0].raw_url`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")[: 2 * _SHOWN_CHARACTERS] or "the line"
 
 
 def _image(image: Any, number: int, num_texts: int) -> tuple[str, int]:
@@ -170,11 +176,6 @@ def _number(value: Any, where: str) -> float:
 
 def _string(value: Any, where: str) -> str:
     _check_type(value, str, where)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        detail = f"{where} holds {value[error.start]!a} at position {error.start}"
-        raise DocumentError("bad_unicode", detail) from None
     return value
 
 
