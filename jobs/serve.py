@@ -87,7 +87,7 @@ class ServeJob:
     fetch: FetchConfig = field(
         default_factory=lambda: FetchConfig(deadline_s=20, retries=1, max_bytes=10 * 1024 * 1024)
     )
-    """Limits and manners of fetching, with --fetch-images."""
+    """Limits and politeness of fetching, with --fetch-images."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

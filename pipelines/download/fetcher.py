@@ -1,12 +1,11 @@
-"""The fetcher: links in, for each the bytes or the reason why there are none.
+"""The fetcher: takes links, returns for each the bytes or the reason why there are none.
 
     with Fetcher(FetchConfig()) as fetcher:
         fetched = fetcher.fetch_many(urls, convert=lambda index, body: normalise_image(body, images))
 
-One event loop in a thread of its own, one HTTP session, one TLS context (making one takes 30 ms of CPU,
-which is what tools pay that make one for each request), kept-alive connections, and limits on everything
-that the other side decides: see `FetchConfig`. Proxies of the environment are not used, cookies are
-dropped, no Referer is sent.
+One event loop in its own thread, one HTTP session, one TLS context (creating one takes 30 ms of CPU; tools that
+create one per request pay it each time), keep-alive connections, and limits on everything that a server decides:
+see `FetchConfig`. Proxies of the environment are not used, cookies are dropped, no Referer is sent.
 """
 
 import asyncio
@@ -24,12 +23,18 @@ import aiohttp
 import certifi
 
 from pipelines.core.pipeline import Rejected
-from pipelines.download.body import ByteBudget, Lease
 from pipelines.download.config import FetchConfig, parse_allowed_hosts
-from pipelines.download.host_queue import DeadHosts, HostLanes
-from pipelines.download.request import Exchange, Received, Trace
-from pipelines.download.resolver import GuardedResolver, Lookup, Refusal, system_lookup
-from pipelines.download.urls import WebAddress, parse_url, refused_address
+from pipelines.download.host_queue import ByteBudget, CircuitBreaker, HostQueue, Lease
+from pipelines.download.request import LinkRequest, Received, Trace
+from pipelines.download.urls import (
+    GuardedResolver,
+    Lookup,
+    Refusal,
+    WebAddress,
+    parse_url,
+    refused_address,
+    system_lookup,
+)
 
 __all__ = ["FetchConfig", "Fetched", "Fetcher"]
 
@@ -37,22 +42,20 @@ T = TypeVar("T")
 V = TypeVar("V")
 Convert = Callable[[int, bytes], T]
 
-_KEEP_ALIVE_S = (
-    2.0  # idle connections cost file descriptors; a host with links left is asked at once
-)
+_KEEP_ALIVE_S = 2.0  # idle connections cost file descriptors; a host with links left is not idle
 _DNS_TTL_S = 60
 _DNS_THREADS = 16
 
 
 @dataclass(frozen=True)
 class Fetched(Generic[T]):
-    """What became of one link: `reason` is None exactly if it was fetched (and converted)."""
+    """The result of one link: `reason` is None exactly if it was fetched (and converted)."""
 
     url: str
     body: bytes | None
     """The bytes; None where a `convert` was given, or with a reason."""
     reason: str | None
-    """A word of `FETCH_REASONS, or of the reasons of `convert``."""
+    """A word of `FETCH_REASONS`, or a reason that `convert` gave."""
     detail: str | None
     """More for a person; equal for equal responses."""
     content_type: str | None
@@ -60,7 +63,7 @@ class Fetched(Generic[T]):
     final_url: str | None
     """Where the redirects ended."""
     attempts: int
-    """Attempts made; 0 if the link was turned down unasked. Depends on timing: keep it out of ledgers."""
+    """Attempts made; 0 if the link was refused without a request. Depends on timing: keep it out of ledgers."""
     value: T | None = None
     """What `convert` returned."""
 
@@ -69,10 +72,10 @@ class Fetcher:
     """Fetches links, many at a time. To be closed, or used as a context manager.
 
     A call to `fetch_many` is meant for the links of one shard: its results are in memory together.
-    What is known of hosts (connections, dead ones, rates) lives as long as the fetcher.
+    The state of hosts (connections, circuit breakers, rates) is kept until the fetcher is closed.
 
     Args:
-        config: limits and manners.
+        config: limits and politeness.
         accept: the media types that are asked for (the header Accept).
         lookup: where the addresses of host names come from; None asks the operating system.
         refusal: which addresses are refused.
@@ -92,7 +95,7 @@ class Fetcher:
         self._dns_threads = ThreadPoolExecutor(_DNS_THREADS, "fetch-dns")
         self._convert_threads = ThreadPoolExecutor(config.convert_threads, "fetch-convert")
         self._budget = ByteBudget(config.body_budget_bytes)
-        self._lanes: HostLanes[int] = HostLanes(config.per_host, config.per_host_rate)
+        self._queue: HostQueue[int] = HostQueue(config.per_host, config.per_host_rate)
         self._resolver = GuardedResolver(
             lookup or system_lookup(self._dns_threads),
             parse_allowed_hosts(config.allow_host),
@@ -104,8 +107,8 @@ class Fetcher:
         self._thread = threading.Thread(target=self._loop.run_forever, name="fetch", daemon=True)
         self._thread.start()
         sessions: list[aiohttp.ClientSession] = []
-        # Also closes a fetcher that its owner forgot, or was interrupted in making, at the latest when the
-        # process ends.
+        # Also closes a fetcher that its owner forgot, or that was interrupted while it was created, at the
+        # latest when the process ends.
         self._finalizer = weakref.finalize(
             self,
             _close,
@@ -114,7 +117,7 @@ class Fetcher:
             self._thread,
             (self._dns_threads, self._convert_threads),
         )
-        self._exchange = self._await(self._open(sessions, accept))
+        self._request = self._await(self._open(sessions, accept))
 
     def __enter__(self) -> Self:
         return self
@@ -137,20 +140,20 @@ class Fetcher:
         """One result for each of `urls`, in their order.
 
         Args:
-            urls: links as they stand in the input, however broken.
-            convert: called in another thread with the index of the link and its body as soon as that
-                is there; its result takes the place of the body. A `Rejected` from it is the link's
-                reason; any other exception ends the call.
+            urls: links as found in the input, however malformed.
+            convert: called in another thread with the index of the link and its body as soon as the body
+                has arrived; its result replaces the body. A `Rejected` from it is the link's reason; any
+                other exception ends the call.
 
         Raises:
-            OSError: this machine has run out of file descriptors.
+            OSError: this machine has run out of file descriptors or memory.
         """
         if not self._finalizer.alive:
-            raise RuntimeError("the fetcher is closed: make a new one")
-        return self._await(self._one_after_another(urls, convert))
+            raise RuntimeError("the fetcher is closed; create a new one")
+        return self._await(self._serialised(urls, convert))
 
     def close(self) -> None:
-        """Ends connections and threads. Lookups still on their way are abandoned."""
+        """Closes connections and threads. Lookups in progress are abandoned."""
         self._finalizer()
 
     def _await(self, work: Coroutine[Any, Any, V]) -> V:
@@ -162,7 +165,7 @@ class Fetcher:
             future.cancel()
             raise
 
-    async def _open(self, sessions: list[aiohttp.ClientSession], accept: str) -> Exchange:
+    async def _open(self, sessions: list[aiohttp.ClientSession], accept: str) -> LinkRequest:
         config = self.config
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -185,10 +188,10 @@ class Fetcher:
             trust_env=False,
         )
         sessions.append(session)
-        dead_hosts = DeadHosts(config.dead_host_after, config.dead_host_s, self._loop.time)
-        return Exchange(config, session, self._resolver, self._lanes, dead_hosts, self._now)
+        breaker = CircuitBreaker(config.breaker_failures, config.breaker_pause_s, self._loop.time)
+        return LinkRequest(config, session, self._resolver, self._queue, breaker, self._now)
 
-    async def _one_after_another(
+    async def _serialised(
         self, urls: Sequence[str], convert: Convert[V] | None
     ) -> list[Fetched[V]]:
         async with self._one_call:
@@ -200,20 +203,20 @@ class Fetcher:
         for index, url in enumerate(urls):
             try:
                 addresses[index] = parse_url(url)
-                self._lanes.add(addresses[index].host, index)
+                self._queue.add(addresses[index].host, index)
             except Rejected as rejected:
                 results[index] = _failed(url, rejected, 0)
 
         async def work() -> None:
-            while turn := await self._lanes.take():
-                trace, index = Trace(turn[0]), turn[1]
+            while taken := await self._queue.take():
+                trace, index = Trace(taken[0]), taken[1]
                 try:
                     results[index] = await self._fetch_one(
                         urls[index], addresses.pop(index), trace, index, convert
                     )
                 finally:
-                    if trace.lane:
-                        self._lanes.leave(trace.lane)
+                    if trace.host:
+                        self._queue.leave(trace.host)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -222,7 +225,7 @@ class Fetcher:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            self._lanes.clear()
+            self._queue.clear()
         return [results[index] for index in range(len(urls))]
 
     async def _fetch_one(
@@ -235,9 +238,9 @@ class Fetcher:
     ) -> Fetched[V]:
         lease = Lease(self._budget)
         try:
-            received = await self._exchange.fetch(address, trace, lease)
-            self._lanes.leave(trace.lane)
-            trace.lane = ""  # the host may go on while we convert
+            received = await self._request.fetch(address, trace, lease)
+            self._queue.leave(trace.host)
+            trace.host = ""  # another request may start while we convert
             if convert is None:
                 return _arrived(url, received, trace, received.body, None)
             value = await self._loop.run_in_executor(

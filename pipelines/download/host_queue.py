@@ -1,10 +1,11 @@
-"""The circuit breaker: hosts that do not even take a connection are not tried again for a while.
+"""What holds requests back: a queue by host, a circuit breaker, and a budget of bytes.
 
-Whose turn it is: hands out work by host, so that no host gets more than its share.
+- `HostQueue` hands out links by host, round robin. No host has more than `per_host` requests in flight or gets
+  more than `rate` requests per second, and a host that asked to slow down is not asked meanwhile.
+- `CircuitBreaker` stops requests to hosts that repeatedly refuse the connection.
+- `ByteBudget` bounds the bytes of all bodies that are in memory at once.
 
-Hosts take turns (round robin), none has more than `per_host` requests in flight, each is asked at most
-`rate` times a second, and a host that asked for patience is left alone meanwhile. All methods belong to
-one event loop.
+All methods belong to one event loop.
 """
 
 import asyncio
@@ -15,8 +16,154 @@ from typing import Generic, TypeVar
 
 from pipelines.core.pipeline import Rejected
 
+T = TypeVar("T")
+
+
+@dataclass
+class _Host(Generic[T]):
+    """What is queued for one host and what is in flight."""
+
+    pending: deque[T] = field(default_factory=deque)
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+    """Requests outside the queue that wait for a free slot (redirects)."""
+    num_in_flight: int = 0
+    not_before: float = 0.0
+    is_ready: bool = False
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.pending or self.waiting or self.num_in_flight)
+
+
+class HostQueue(Generic[T]):
+    """A queue of items, each for one host.
+
+    Args:
+        per_host: requests in flight to one host at most.
+        rate: requests per second to one host at most; 0 sets no limit.
+    """
+
+    def __init__(self, per_host: int, rate: float) -> None:
+        self._per_host = per_host
+        self._interval_s = 1.0 / rate if rate else 0.0
+        self._hosts: dict[str, _Host[T]] = {}
+        self._ready: deque[str] = deque()
+        self._num_pending = 0
+        self._changed = asyncio.Event()
+
+    def add(self, name: str, item: T) -> None:
+        """Queues `item` for the host `name`."""
+        self._host(name).pending.append(item)
+        self._num_pending += 1
+        self._wake(name)
+
+    async def take(self) -> tuple[str, T] | None:
+        """The next host and item; the host then has one more request in flight. None after the last item."""
+        while self._num_pending:
+            while self._ready:
+                name = self._ready.popleft()
+                host = self._hosts[name]
+                host.is_ready = False
+                if host.pending and self._wait_s(host) == 0.0:
+                    return name, self._start_pending(name, host)
+                self._wake(name)
+            self._changed.clear()
+            await self._changed.wait()
+        return None
+
+    async def enter(self, name: str) -> None:
+        """Waits for a free slot of a host outside the queue (a redirect leads there)."""
+        host = self._host(name)
+        slot = asyncio.get_running_loop().create_future()
+        host.waiting.append(slot)
+        self._wake(name)
+        try:
+            await slot
+        except asyncio.CancelledError:
+            if slot in host.waiting:
+                host.waiting.remove(slot)
+            elif slot.done() and not slot.cancelled():
+                self.leave(name)
+            raise
+
+    def leave(self, name: str) -> None:
+        """Frees the slot of a request that is finished."""
+        host = self._hosts[name]
+        assert host.num_in_flight > 0, name
+        host.num_in_flight -= 1
+        self._wake(name)
+
+    def pause(self, name: str, seconds: float) -> None:
+        """Starts no request to a host for `seconds`."""
+        host = self._host(name)
+        host.not_before = max(host.not_before, asyncio.get_running_loop().time() + seconds)
+
+    def clear(self) -> None:
+        """Drops what is queued, and the hosts that are idle and not paused."""
+        now = asyncio.get_running_loop().time()
+        for host in self._hosts.values():
+            host.pending.clear()
+            if host.timer:
+                host.timer.cancel()
+                host.timer = None
+            host.is_ready = False
+        self._ready.clear()
+        self._num_pending = 0
+        self._hosts = {
+            name: host
+            for name, host in self._hosts.items()
+            if not host.is_idle or host.not_before > now
+        }
+
+    def _host(self, name: str) -> _Host[T]:
+        return self._hosts.setdefault(name, _Host())
+
+    def _wait_s(self, host: _Host[T]) -> float:
+        """Seconds until the next request may start; infinite while no slot is free."""
+        if host.num_in_flight >= self._per_host:
+            return float("inf")
+        return max(0.0, host.not_before - asyncio.get_running_loop().time())
+
+    def _start(self, host: _Host[T]) -> None:
+        host.num_in_flight += 1
+        if self._interval_s:
+            host.not_before = asyncio.get_running_loop().time() + self._interval_s
+
+    def _start_pending(self, name: str, host: _Host[T]) -> T:
+        item = host.pending.popleft()
+        self._num_pending -= 1
+        if not self._num_pending:
+            self._changed.set()
+        self._start(host)
+        self._wake(name)
+        return item
+
+    def _wake(self, name: str) -> None:
+        """Starts what may start now, or sets a timer for it."""
+        host = self._hosts[name]
+        while host.waiting and self._wait_s(host) == 0.0:
+            slot = host.waiting.popleft()
+            if not slot.done():
+                self._start(host)
+                slot.set_result(None)
+        wait_s = self._wait_s(host)
+        if wait_s == 0.0 and host.pending and not host.is_ready:
+            host.is_ready = True
+            self._ready.append(name)
+            self._changed.set()
+        elif 0.0 < wait_s < float("inf") and not host.timer and (host.pending or host.waiting):
+            host.timer = asyncio.get_running_loop().call_later(wait_s, self._on_timer, name)
+
+    def _on_timer(self, name: str) -> None:
+        host = self._hosts.get(name)
+        if host is not None:
+            host.timer = None
+            self._wake(name)
+
+
 MAX_REMEMBERED = 65_536
-"""Hosts with failures that are remembered; the one longest without news is forgotten first."""
+"""Hosts with failures that are remembered; the one whose last failure is oldest is forgotten first."""
 
 NO_CONNECTION = frozenset(
     {
@@ -29,201 +176,139 @@ NO_CONNECTION = frozenset(
         "tls_failed",
     }
 )
-"""Reasons that count against a host. A response, however bad, counts for it."""
+"""Reasons that count as a failure of the host. Any response, however bad, resets the count."""
 
 Origin = tuple[str, int]
+"""Host and port."""
 
 
-class HostIsDead(Rejected):
-    """Nothing was tried, since the host is known not to answer; carries the reason that it died of."""
+class CircuitOpen(Rejected):
+    """No request was made, since the circuit of the host is open; carries the reason of its last failure."""
 
 
 @dataclass
-class _Record:
+class _Circuit:
     num_failures: int = 0
-    closed_until: float = 0.0
+    open_until: float = 0.0
     last: Rejected | None = None
 
 
-class DeadHosts:
-    """Counts failed connections in a row for each host and port.
+class CircuitBreaker:
+    """Counts failed connections in a row for each host and port, and stops requests after too many.
 
-    A link that is not tried gets the reason and detail that its host died of, the same that it would
-    have got by trying. So the ledger does not depend on which links happened to come first.
+    A link that is not tried gets the reason and detail of the last failure, the same that it would have got
+    by trying. So the ledger does not depend on the order in which links were tried.
+
+    Args:
+        failures: failed connections in a row that open the circuit.
+        pause_s: seconds for which it stays open.
+        clock: the time in seconds.
     """
 
     def __init__(self, failures: int, pause_s: float, clock: Callable[[], float]) -> None:
         self._failures = failures
         self._pause_s = pause_s
         self._clock = clock
-        self._records: OrderedDict[Origin, _Record] = OrderedDict()
+        self._circuits: OrderedDict[Origin, _Circuit] = OrderedDict()
 
     def check(self, origin: Origin) -> None:
         """Nothing, if `origin` may be tried. After the pause, one request at a time may try it.
 
         Raises:
-            HostIsDead: with the reason of the last failure, if it is dead.
+            CircuitOpen: with the reason of the last failure.
         """
-        record = self._records.get(origin)
-        if record is None or record.num_failures < self._failures:
+        circuit = self._circuits.get(origin)
+        if circuit is None or circuit.num_failures < self._failures:
             return
         now = self._clock()
-        if now < record.closed_until:
-            assert record.last is not None
-            raise HostIsDead(record.last.reason, record.last.detail)
-        record.closed_until = now + self._pause_s
+        if now < circuit.open_until:
+            assert circuit.last is not None
+            raise CircuitOpen(circuit.last.reason, circuit.last.detail)
+        circuit.open_until = now + self._pause_s
 
     def failed(self, origin: Origin, rejected: Rejected) -> None:
-        """No connection to `origin`, for this reason."""
-        record = self._records.setdefault(origin, _Record())
-        self._records.move_to_end(origin)
-        record.num_failures += 1
-        record.last = Rejected(rejected.reason, rejected.detail)
-        if record.num_failures >= self._failures:
-            record.closed_until = self._clock() + self._pause_s
-        if len(self._records) > MAX_REMEMBERED:
-            self._records.popitem(last=False)
+        """Counts a failed connection to `origin`."""
+        circuit = self._circuits.setdefault(origin, _Circuit())
+        self._circuits.move_to_end(origin)
+        circuit.num_failures += 1
+        circuit.last = Rejected(rejected.reason, rejected.detail)
+        if circuit.num_failures >= self._failures:
+            circuit.open_until = self._clock() + self._pause_s
+        if len(self._circuits) > MAX_REMEMBERED:
+            self._circuits.popitem(last=False)
 
-    def answered(self, origin: Origin) -> None:
-        """`origin` lives."""
-        self._records.pop(origin, None)
-
-
-T = TypeVar("T")
+    def succeeded(self, origin: Origin) -> None:
+        """Closes the circuit of `origin`: it has sent a response."""
+        self._circuits.pop(origin, None)
 
 
-@dataclass
-class _Lane(Generic[T]):
-    """One host: what waits for it and what is on its way."""
+class ByteBudget:
+    """Bytes that may be in memory at once, granted in the order of the requests for them."""
 
-    pending: deque[T] = field(default_factory=deque)
-    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
-    num_in_flight: int = 0
-    not_before: float = 0.0
-    is_ready: bool = False
-    timer: asyncio.TimerHandle | None = None
+    def __init__(self, num_bytes: int) -> None:
+        self._free = num_bytes
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @property
-    def is_idle(self) -> bool:
-        return not (self.pending or self.waiting or self.num_in_flight)
+    def take_now(self, num_bytes: int) -> bool:
+        """Takes `num_bytes` and returns True, if they are free and nobody waits."""
+        if self._queue or num_bytes > self._free:
+            return False
+        self._free -= num_bytes
+        return True
 
-
-class HostLanes(Generic[T]):
-    """A queue of items, each for one host."""
-
-    def __init__(self, per_host: int, rate: float) -> None:
-        self._per_host = per_host
-        self._interval = 1.0 / rate if rate else 0.0
-        self._lanes: dict[str, _Lane[T]] = {}
-        self._ready: deque[str] = deque()
-        self._num_pending = 0
-        self._changed = asyncio.Event()
-
-    def add(self, host: str, item: T) -> None:
-        """Queue `item` for `host`."""
-        self._lane(host).pending.append(item)
-        self._num_pending += 1
-        self._wake(host)
-
-    async def take(self) -> tuple[str, T] | None:
-        """The next item and its host, which then has one more request in flight; None after the last."""
-        while self._num_pending:
-            while self._ready:
-                host = self._ready.popleft()
-                lane = self._lanes[host]
-                lane.is_ready = False
-                if lane.pending and self._wait_s(lane) == 0.0:
-                    return host, self._start_pending(host, lane)
-                self._wake(host)
-            self._changed.clear()
-            await self._changed.wait()
-        return None
-
-    async def enter(self, host: str) -> None:
-        """Waits for a turn of `host` outside the queue (a redirect leads there)."""
-        lane = self._lane(host)
-        turn = asyncio.get_running_loop().create_future()
-        lane.waiting.append(turn)
-        self._wake(host)
+    async def take(self, num_bytes: int) -> None:
+        """Waits until `num_bytes` are free, and takes them."""
+        if self.take_now(num_bytes):
+            return
+        grant = asyncio.get_running_loop().create_future()
+        entry = (num_bytes, grant)
+        self._queue.append(entry)
         try:
-            await turn
+            await grant
         except asyncio.CancelledError:
-            if turn in lane.waiting:
-                lane.waiting.remove(turn)
-            elif turn.done() and not turn.cancelled():
-                self.leave(host)
+            if entry in self._queue:
+                self._queue.remove(entry)
+                self.give(0)
+            elif not grant.cancelled():
+                self.give(num_bytes)
             raise
 
-    def leave(self, host: str) -> None:
-        """One request to `host` is over."""
-        lane = self._lanes[host]
-        assert lane.num_in_flight > 0, host
-        lane.num_in_flight -= 1
-        self._wake(host)
+    def give(self, num_bytes: int) -> None:
+        """Returns `num_bytes` to the budget."""
+        self._free += num_bytes
+        while self._queue and self._queue[0][0] <= self._free:
+            num_bytes, grant = self._queue.popleft()
+            if not grant.done():
+                self._free -= num_bytes
+                grant.set_result(None)
 
-    def pause(self, host: str, seconds: float) -> None:
-        """No new request to `host` for `seconds`."""
-        lane = self._lane(host)
-        lane.not_before = max(lane.not_before, asyncio.get_running_loop().time() + seconds)
 
-    def clear(self) -> None:
-        """Forgets what is queued, and hosts of which there is nothing to remember."""
-        now = asyncio.get_running_loop().time()
-        for lane in self._lanes.values():
-            lane.pending.clear()
-            if lane.timer:
-                lane.timer.cancel()
-                lane.timer = None
-            lane.is_ready = False
-        self._ready.clear()
-        self._num_pending = 0
-        self._lanes = {
-            host: lane
-            for host, lane in self._lanes.items()
-            if not lane.is_idle or lane.not_before > now
-        }
+class Lease:
+    """The bytes of a budget that one link holds."""
 
-    def _lane(self, host: str) -> _Lane[T]:
-        return self._lanes.setdefault(host, _Lane())
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self._held = 0
 
-    def _wait_s(self, lane: _Lane[T]) -> float:
-        """Seconds until the host may be asked again; infinite while it is full."""
-        if lane.num_in_flight >= self._per_host:
-            return float("inf")
-        return max(0.0, lane.not_before - asyncio.get_running_loop().time())
+    def grow_now(self, num_bytes: int) -> bool:
+        """True if the lease now holds `num_bytes`, without waiting. It never holds two bodies."""
+        self.release()
+        taken = self._budget.take_now(num_bytes)
+        self._held = num_bytes if taken else 0
+        return taken
 
-    def _start(self, lane: _Lane[T]) -> None:
-        lane.num_in_flight += 1
-        if self._interval:
-            lane.not_before = asyncio.get_running_loop().time() + self._interval
+    async def grow(self, num_bytes: int) -> None:
+        """Waits until the lease holds `num_bytes`."""
+        self.release()
+        await self._budget.take(num_bytes)
+        self._held = num_bytes
 
-    def _start_pending(self, host: str, lane: _Lane[T]) -> T:
-        item = lane.pending.popleft()
-        self._num_pending -= 1
-        if not self._num_pending:
-            self._changed.set()
-        self._start(lane)
-        self._wake(host)
-        return item
+    def shrink(self, num_bytes: int) -> None:
+        """Returns all but `num_bytes`."""
+        if num_bytes < self._held:
+            self._budget.give(self._held - num_bytes)
+            self._held = num_bytes
 
-    def _wake(self, host: str) -> None:
-        """Lets the host's next one go, or sets the clock for it."""
-        lane = self._lanes[host]
-        while lane.waiting and self._wait_s(lane) == 0.0:
-            turn = lane.waiting.popleft()
-            if not turn.done():
-                self._start(lane)
-                turn.set_result(None)
-        wait_s = self._wait_s(lane)
-        if wait_s == 0.0 and lane.pending and not lane.is_ready:
-            lane.is_ready = True
-            self._ready.append(host)
-            self._changed.set()
-        elif 0.0 < wait_s < float("inf") and not lane.timer and (lane.pending or lane.waiting):
-            lane.timer = asyncio.get_running_loop().call_later(wait_s, self._ring, host)
-
-    def _ring(self, host: str) -> None:
-        lane = self._lanes.get(host)
-        if lane is not None:
-            lane.timer = None
-            self._wake(host)
+    def release(self) -> None:
+        """Returns everything."""
+        self.shrink(0)

@@ -1,13 +1,23 @@
-"""Why a link could not be fetched: words for the `reason` column of links in the ledger.
+"""Why a link could not be fetched, and whether to try again.
 
-`retryable` says whether a later run may get another result for the same link. Whether a link is
-tried again within one run is another question: see `RETRYABLE` in `request.py`.
+`FETCH_REASONS` are the words for the `reason` column of links in the ledger. `retryable` says there whether a later
+run may get another result for the same link; `RETRYABLE` are those that are tried again within one run.
+
+Details are our own words or fixed ones of the system, so that equal failures read the same. Whether a reset
+connection shows as a closed one, as an error or as a truncated body depends on timing, hence one word for all.
 """
 
+import errno
+import ssl
+import zlib
 from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 
-from pipelines.core.pipeline import Reason
+import aiohttp
+
+from pipelines.core.pipeline import Reason, Rejected
 
 FETCH_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
@@ -51,3 +61,124 @@ FETCH_REASONS: Mapping[str, Reason] = MappingProxyType(
     }
 )
 """Every reason of the fetcher itself; what a body is converted to has reasons of its own."""
+
+FAILURES = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
+"""What a request can raise because of the server or the network."""
+
+_LOCAL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+
+
+def rejection_of(error: Exception, is_connected: bool) -> Rejected:
+    """The reason for `error`; `is_connected` says whether the response had begun.
+
+    Raises:
+        OSError: this machine, not the server, has run out of file descriptors or memory.
+    """
+    cause = _os_error(error)
+    if cause is not None and cause.errno in _LOCAL:
+        raise OSError(
+            cause.errno,
+            "too few file descriptors or too little memory to fetch: raise `ulimit -n` or lower concurrency",
+        ) from error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return Rejected("tls_untrusted", _certificate_detail(error.certificate_error))
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _connect_rejection(error)
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Rejected("connect_timeout")
+    if isinstance(error, TimeoutError):
+        return Rejected("read_timeout")
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL | UnicodeError):
+        return Rejected("response_malformed")
+    if isinstance(error, ssl.SSLError) and not is_connected:
+        return Rejected("tls_failed")
+    return Rejected("connection_lost")
+
+
+def _connect_rejection(error: aiohttp.ClientConnectorError) -> Rejected:
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return Rejected("dns_failed")
+    cause = error.os_error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Rejected("tls_untrusted", _certificate_detail(cause))
+    if isinstance(error, aiohttp.ClientConnectorSSLError) or isinstance(cause, ssl.SSLError):
+        return Rejected("tls_failed", getattr(cause, "reason", None))
+    if isinstance(cause, ConnectionRefusedError):
+        return Rejected("connect_refused")
+    if isinstance(cause, TimeoutError):
+        return Rejected("connect_timeout")
+    if isinstance(cause, ConnectionResetError):
+        return Rejected("connection_lost")
+    return Rejected("connect_failed", errno.errorcode.get(cause.errno or 0))
+
+
+def _certificate_detail(error: Exception) -> str | None:
+    return getattr(error, "verify_message", None) or None
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind `error`, if there is one."""
+    for _ in range(8):
+        if error is None:
+            return None
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        error = getattr(error, "os_error", None) or error.__cause__
+    return None
+
+
+RETRYABLE = frozenset(
+    {
+        "dns_failed",
+        "connect_timeout",
+        "read_timeout",
+        "connection_lost",
+        "rate_limited",
+        "server_error",
+    }
+)
+"""Reasons worth another attempt in the same run: what may be gone within seconds."""
+
+_FOREVER_S = 1e9
+
+
+class RetryAfter(Rejected):
+    """A response of 408, 425, 429 or 5xx with the seconds to wait (the header Retry-After)."""
+
+    def __init__(self, reason: str, detail: str | None, wait_s: float = 0.0) -> None:
+        super().__init__(reason, detail)
+        self.wait_s = wait_s
+
+
+def backoff_s(base_s: float, attempt: int, url: str) -> float:
+    """Seconds to wait after attempt number `attempt` (from 1): `base_s` doubled each time, +-50 %.
+
+    The jitter is a hash of the link, not random: it spreads the links of a host just as well, and two runs
+    behave the same.
+    """
+    fraction = zlib.crc32(f"{attempt} {url}".encode("utf-8", "replace")) / 2**32
+    return base_s * 2 ** (attempt - 1) * (0.5 + fraction)
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that the header Retry-After asks for; 0 for a date in the past, None if missing or unreadable.
+
+    A date is measured against the server's own Date header where there is one, else against `now`
+    (seconds since 1970).
+    """
+    value = headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value) if len(value) < 10 else _FOREVER_S
+    moment = _timestamp(value)
+    if moment is None:
+        return None
+    sent = _timestamp(headers.get("Date", ""))
+    return max(0.0, moment - (now if sent is None else sent))
+
+
+def _timestamp(text: str) -> float | None:
+    try:
+        moment = parsedate_to_datetime(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None

@@ -1,4 +1,4 @@
-"""Photos to serve, and a fetcher in a hurry."""
+"""A photo to serve, fetch options with short timeouts, a certificate authority."""
 
 import io
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def photo() -> bytes:
 
 
 @pytest.fixture(scope="session")
-def hurried() -> Callable[..., FetchConfig]:
-    """Makes a config with short waits; arguments go before."""
+def quick_config() -> Callable[..., FetchConfig]:
+    """Makes a FetchConfig with short timeouts; arguments override them."""
 
     def make(**changes: Any) -> FetchConfig:
         short = {
@@ -41,7 +41,7 @@ def hurried() -> Callable[..., FetchConfig]:
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
-    """A certificate authority that no system knows, and its PEM file."""
+    """A certificate authority that no system trusts, and its PEM file."""
     made = trustme.CA()
     path = tmp_path_factory.mktemp("authority") / "ca.pem"
     made.cert_pem.write_to_path(str(path))

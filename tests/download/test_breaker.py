@@ -1,13 +1,13 @@
 import pytest
 
 from pipelines.core.pipeline import Rejected
-from pipelines.download.host_queue import MAX_REMEMBERED, DeadHosts, HostIsDead
+from pipelines.download.host_queue import MAX_REMEMBERED, CircuitBreaker, CircuitOpen
 
 ORIGIN = ("a.example", 80)
 
 
 class Clock:
-    """Seconds that only pass when told."""
+    """A clock that advances only when set."""
 
     now_s = 0.0
 
@@ -15,37 +15,37 @@ class Clock:
         return self.now_s
 
 
-def test_a_host_dies_rests_and_may_try_once_more() -> None:
+def test_a_circuit_opens_pauses_and_lets_one_request_through() -> None:
     clock = Clock()
-    hosts = DeadHosts(failures=2, pause_s=10.0, clock=clock)
+    breaker = CircuitBreaker(failures=2, pause_s=10.0, clock=clock)
     refused = Rejected("connect_refused", "detail")
-    hosts.failed(ORIGIN, refused)
-    hosts.check(ORIGIN)
-    hosts.failed(ORIGIN, refused)
-    with pytest.raises(HostIsDead) as caught:
-        hosts.check(ORIGIN)
+    breaker.failed(ORIGIN, refused)
+    breaker.check(ORIGIN)
+    breaker.failed(ORIGIN, refused)
+    with pytest.raises(CircuitOpen) as caught:
+        breaker.check(ORIGIN)
     assert (caught.value.reason, caught.value.detail) == ("connect_refused", "detail")
-    hosts.check(("a.example", 443))
+    breaker.check(("a.example", 443))
     clock.now_s = 10.0
-    hosts.check(ORIGIN)
-    with pytest.raises(HostIsDead):
-        hosts.check(ORIGIN)
-    hosts.answered(ORIGIN)
-    hosts.check(ORIGIN)
+    breaker.check(ORIGIN)
+    with pytest.raises(CircuitOpen):
+        breaker.check(ORIGIN)
+    breaker.succeeded(ORIGIN)
+    breaker.check(ORIGIN)
 
 
 def test_only_failures_in_a_row_count() -> None:
-    hosts = DeadHosts(failures=2, pause_s=10.0, clock=Clock())
+    breaker = CircuitBreaker(failures=2, pause_s=10.0, clock=Clock())
     for _ in range(5):
-        hosts.failed(ORIGIN, Rejected("connect_timeout"))
-        hosts.answered(ORIGIN)
-    hosts.check(ORIGIN)
+        breaker.failed(ORIGIN, Rejected("connect_timeout"))
+        breaker.succeeded(ORIGIN)
+    breaker.check(ORIGIN)
 
 
-def test_the_memory_of_hosts_is_bounded() -> None:
-    hosts = DeadHosts(failures=1, pause_s=10.0, clock=Clock())
+def test_the_number_of_remembered_hosts_is_bounded() -> None:
+    breaker = CircuitBreaker(failures=1, pause_s=10.0, clock=Clock())
     for number in range(MAX_REMEMBERED + 1):
-        hosts.failed((f"h{number}.example", 80), Rejected("connect_refused"))
-    hosts.check(("h0.example", 80))
-    with pytest.raises(HostIsDead):
-        hosts.check(("h1.example", 80))
+        breaker.failed((f"h{number}.example", 80), Rejected("connect_refused"))
+    breaker.check(("h0.example", 80))
+    with pytest.raises(CircuitOpen):
+        breaker.check(("h1.example", 80))

@@ -13,20 +13,23 @@ import pytest
 from pipelines.core.pipeline import Rejected
 from pipelines.download.fetcher import FetchConfig, Fetcher
 from tests.servers.misbehaviour import drip
-from tests.servers.web import Handler, Turn, WebServer, answer
+from tests.servers.web import Call, Handler, WebServer, response
 
 
 def slow(seconds: float, body: bytes = b"x") -> Handler:
-    async def handle(turn: Turn) -> None:
+    async def handle(call: Call) -> None:
         await asyncio.sleep(seconds)
-        await turn.answer(200, body)
+        await call.respond(200, body)
 
     return handle
 
 
-def test_results_keep_the_order_of_links_and_connections_are_kept(hurried) -> None:
+def test_results_keep_the_order_of_links_and_connections_are_kept(quick_config) -> None:
     handlers = {f"/{n}": slow(0.02 * (n % 3), b"%d" % n) for n in range(60)}
-    with WebServer(handlers) as server, Fetcher(hurried(allow_host=(server.allow(),))) as fetcher:
+    with (
+        WebServer(handlers) as server,
+        Fetcher(quick_config(allow_host=(server.allow(),))) as fetcher,
+    ):
         results = fetcher.fetch_many([server.url(f"/{n}") for n in range(60)])
         again = fetcher.fetch_many([server.url("/7"), "", server.url("/8")])
         assert [result.body for result in results] == [b"%d" % n for n in range(60)]
@@ -35,9 +38,11 @@ def test_results_keep_the_order_of_links_and_connections_are_kept(hurried) -> No
         assert fetcher.fetch_many([]) == []
 
 
-def test_a_host_gets_no_more_than_its_share_and_others_do_not_wait_for_it(hurried) -> None:
+def test_a_host_gets_no_more_than_its_share_and_others_do_not_wait_for_it(quick_config) -> None:
     with WebServer({"/a": slow(0.1)}) as busy, WebServer({"/b": slow(0.1)}) as free:
-        config = hurried(allow_host=(busy.allow("a.example"), free.allow("b.example")), per_host=2)
+        config = quick_config(
+            allow_host=(busy.allow("a.example"), free.allow("b.example")), per_host=2
+        )
         urls = [busy.url("/a", "a.example")] * 10 + [free.url("/b", "b.example")] * 2
         with Fetcher(config) as fetcher:
             started_s = time.monotonic()
@@ -47,29 +52,29 @@ def test_a_host_gets_no_more_than_its_share_and_others_do_not_wait_for_it(hurrie
         assert 0.5 <= time.monotonic() - started_s < 3.0
 
 
-def test_concurrency_is_a_limit_over_all_hosts(hurried) -> None:
+def test_concurrency_is_a_limit_over_all_hosts(quick_config) -> None:
     hosts = [f"h{n}.example" for n in range(12)]
     with WebServer({"/a": slow(0.05)}) as server:
-        config = hurried(allow_host=tuple(server.allow(host) for host in hosts), concurrency=3)
+        config = quick_config(allow_host=tuple(server.allow(host) for host in hosts), concurrency=3)
         with Fetcher(config) as fetcher:
             results = fetcher.fetch_many([server.url("/a", host) for host in hosts])
         assert all(result.reason is None for result in results)
         assert server.most_at_once == 3
 
 
-def test_rate_of_a_host(hurried) -> None:
-    with WebServer({"/a": answer(200, b"x")}) as server:
-        config = hurried(allow_host=(server.allow(),), per_host_rate=20.0)
+def test_requests_per_second_to_one_host_are_limited(quick_config) -> None:
+    with WebServer({"/a": response(200, b"x")}) as server:
+        config = quick_config(allow_host=(server.allow(),), per_host_rate=20.0)
         with Fetcher(config) as fetcher:
             started_s = time.monotonic()
             fetcher.fetch_many([server.url("/a")] * 7)
         assert time.monotonic() - started_s >= 6 / 20.0
 
 
-def test_waits_for_our_own_limits_do_not_use_up_the_deadline(hurried) -> None:
+def test_waits_for_our_own_limits_do_not_use_up_the_deadline(quick_config) -> None:
     with WebServer({"/a": slow(0.15, bytes(60_000))}) as server:
-        one_by_one = hurried(allow_host=(server.allow(),), deadline_s=0.6, per_host=1)
-        by_bytes = hurried(
+        one_by_one = quick_config(allow_host=(server.allow(),), deadline_s=0.6, per_host=1)
+        by_bytes = quick_config(
             allow_host=(server.allow(),), deadline_s=0.6, max_bytes=64_000, body_budget_bytes=64_000
         )
         for config in (one_by_one, by_bytes):
@@ -80,14 +85,14 @@ def test_waits_for_our_own_limits_do_not_use_up_the_deadline(hurried) -> None:
             assert [result.value for result in results] == [60_000] * 8
 
 
-def test_hosts_that_redirect_to_each_other_do_not_block_each_other(hurried) -> None:
+def test_hosts_that_redirect_to_each_other_do_not_block_each_other(quick_config) -> None:
     def to(host: str, path: str) -> Handler:
-        return answer(302, headers=[("Location", f"http://{host}{path}")])
+        return response(302, headers=[("Location", f"http://{host}{path}")])
 
     handlers = {"/a": to("b.example", "/good"), "/b": to("a.example", "/good"), "/good": slow(0.01)}
     with WebServer(handlers) as server:
         allow = (server.allow("a.example"), server.allow("b.example"))
-        with Fetcher(hurried(allow_host=allow, per_host=1, per_host_rate=500.0)) as fetcher:
+        with Fetcher(quick_config(allow_host=allow, per_host=1, per_host_rate=500.0)) as fetcher:
             urls = [server.url("/a", "a.example"), server.url("/b", "b.example")] * 10
             results = fetcher.fetch_many(urls)
         assert {result.reason for result in results} == {None}
@@ -97,10 +102,12 @@ def test_hosts_that_redirect_to_each_other_do_not_block_each_other(hurried) -> N
         }
 
 
-def test_many_drips_end_together_at_their_deadline(hurried) -> None:
+def test_many_drips_end_together_at_their_deadline(quick_config) -> None:
     hosts = [f"h{n}.example" for n in range(4)]
     with WebServer({"/drip": drip(0.02)}) as server:
-        config = hurried(allow_host=tuple(server.allow(host) for host in hosts), deadline_s=0.4)
+        config = quick_config(
+            allow_host=tuple(server.allow(host) for host in hosts), deadline_s=0.4
+        )
         with Fetcher(config) as fetcher:
             started_s = time.monotonic()
             results = fetcher.fetch_many([server.url("/drip", host) for host in hosts * 8])
@@ -108,7 +115,7 @@ def test_many_drips_end_together_at_their_deadline(hurried) -> None:
         assert {result.reason for result in results} == {"timeout"}
 
 
-def test_a_conversion_may_reject_and_its_errors_are_not_swallowed(hurried) -> None:
+def test_a_conversion_may_reject_and_its_errors_are_not_swallowed(quick_config) -> None:
     def convert(index: int, body: bytes) -> str:
         if index == 1:
             raise Rejected("image_corrupt", "by the test")
@@ -117,8 +124,8 @@ def test_a_conversion_may_reject_and_its_errors_are_not_swallowed(hurried) -> No
         return threading.current_thread().name
 
     with (
-        WebServer({"/a": answer(200, b"x")}) as server,
-        Fetcher(hurried(allow_host=(server.allow(),))) as fetcher,
+        WebServer({"/a": response(200, b"x")}) as server,
+        Fetcher(quick_config(allow_host=(server.allow(),))) as fetcher,
     ):
         good, bad = fetcher.fetch_many([server.url("/a")] * 2, convert)
         assert good.value is not None
@@ -130,10 +137,10 @@ def test_a_conversion_may_reject_and_its_errors_are_not_swallowed(hurried) -> No
         assert fetcher.fetch_many([server.url("/a")])[0].body == b"x"
 
 
-def test_calls_from_several_threads_wait_for_each_other(hurried) -> None:
+def test_calls_from_several_threads_wait_for_each_other(quick_config) -> None:
     with (
         WebServer({"/a": slow(0.02)}) as server,
-        Fetcher(hurried(allow_host=(server.allow(),), per_host=3)) as fetcher,
+        Fetcher(quick_config(allow_host=(server.allow(),), per_host=3)) as fetcher,
         ThreadPoolExecutor(4) as threads,
     ):
         urls = [server.url("/a")] * 6
@@ -142,7 +149,7 @@ def test_calls_from_several_threads_wait_for_each_other(hurried) -> None:
         assert server.most_at_once == 3
 
 
-def test_a_closed_fetcher_says_so_and_leaves_no_threads() -> None:
+def test_a_closed_fetcher_raises_and_leaves_no_threads() -> None:
     num_before = threading.active_count()
     fetcher = Fetcher(FetchConfig())
     assert fetcher.fetch_many([""])[0].reason == "url_missing"
@@ -153,8 +160,8 @@ def test_a_closed_fetcher_says_so_and_leaves_no_threads() -> None:
         fetcher.fetch_many([""])
 
 
-def test_a_forgotten_fetcher_closes_itself(hurried) -> None:
-    with WebServer({"/a": answer(200, b"x")}) as server:
+def test_a_forgotten_fetcher_closes_itself(quick_config) -> None:
+    with WebServer({"/a": response(200, b"x")}) as server:
         program = (
             "from pipelines.download.fetcher import FetchConfig, Fetcher\n"
             f"fetcher = Fetcher(FetchConfig(allow_host=({server.allow()!r},)))\n"
@@ -166,13 +173,15 @@ def test_a_forgotten_fetcher_closes_itself(hurried) -> None:
     assert (finished.stdout, finished.stderr) == ("b'x'\n", "")
 
 
-def test_proxies_of_the_environment_are_not_used(hurried, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_not_used(
+    quick_config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{closed.getsockname()[1]}")
         with (
-            WebServer({"/a": answer(200, b"x")}) as server,
-            Fetcher(hurried(allow_host=(server.allow(),))) as fetcher,
+            WebServer({"/a": response(200, b"x")}) as server,
+            Fetcher(quick_config(allow_host=(server.allow(),))) as fetcher,
         ):
             assert fetcher.fetch_many([server.url("/a")])[0].body == b"x"

@@ -1,4 +1,4 @@
-"""The fetcher against a real server that does everything wrong."""
+"""The fetcher against a real server that misbehaves in every way."""
 
 from collections.abc import Iterator
 
@@ -56,7 +56,7 @@ EXPECTED = {
 }
 
 
-HURRY = {"deadline_s": 2.5, "read_timeout_s": 0.4}
+SHORT = {"deadline_s": 2.5, "read_timeout_s": 0.4}
 
 
 def _fetch_all(server: WebServer, config) -> list[Fetched[bytes]]:
@@ -69,10 +69,10 @@ def _fetch_all(server: WebServer, config) -> list[Fetched[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def runs(photo: bytes, hurried) -> Iterator[tuple[WebServer, list[Fetched[bytes]]]]:
-    """The server with what it saw, and what became of every path."""
+def runs(photo: bytes, quick_config) -> Iterator[tuple[WebServer, list[Fetched[bytes]]]]:
+    """The server with the requests it received, and the result of every path."""
     with WebServer(misbehaviours(photo)) as server:
-        yield server, _fetch_all(server, hurried(allow_host=(server.allow(),), **HURRY))
+        yield server, _fetch_all(server, quick_config(allow_host=(server.allow(),), **SHORT))
 
 
 def test_every_path_is_covered(photo: bytes) -> None:
@@ -80,7 +80,7 @@ def test_every_path_is_covered(photo: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", EXPECTED)
-def test_each_wrong_has_its_reason(runs, path: str) -> None:
+def test_each_misbehaviour_has_its_reason(runs, path: str) -> None:
     server, results = runs
     result = results[list(EXPECTED).index(path)]
     reason, attempts = EXPECTED[path]
@@ -95,24 +95,24 @@ def test_small_good_images_arrive_byte_for_byte(runs, photo: bytes) -> None:
     assert {result.value for result in results if result.reason is None} == {photo}
 
 
-def test_retries_reach_the_server_as_often_as_told(runs) -> None:
+def test_retries_reach_the_server_as_often_as_configured(runs) -> None:
     paths = runs[0].paths()
     assert paths["/404.jpg"] == paths["/noai.jpg"] == paths["/429-late.jpg"] == 1
     assert paths["/500.jpg"] == paths["/429.jpg"] == 3
     assert paths["/500-then-200.jpg"] == 2
 
 
-def test_the_fetcher_names_itself_and_tells_nothing_else(runs) -> None:
+def test_the_fetcher_sends_its_name_and_nothing_else_about_itself(runs) -> None:
     for request in runs[0].requests:
         assert request.headers["user-agent"].startswith("EmuPlatform/")
         assert request.headers["accept-encoding"] == "identity"
         assert not {"referer", "cookie", "authorization"} & set(request.headers)
 
 
-def test_a_second_run_says_the_same(runs, photo: bytes, hurried) -> None:
+def test_a_second_run_gives_the_same_results(runs, photo: bytes, quick_config) -> None:
     _, first = runs
     with WebServer(misbehaviours(photo)) as server:
-        second = _fetch_all(server, hurried(allow_host=(server.allow(),), **HURRY))
+        second = _fetch_all(server, quick_config(allow_host=(server.allow(),), **SHORT))
     assert [(r.url, r.reason, r.detail, r.value) for r in first] == [
         (r.url, r.reason, r.detail, r.value) for r in second
     ]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from tests.servers.misbehaviour import endless, misbehaviours
-from tests.servers.web import WebServer, answer
+from tests.servers.web import WebServer, response
 
 MIB = 1 << 20
 
@@ -35,7 +35,7 @@ def test_memory_does_not_grow_with_what_servers_send(photo: bytes) -> None:
     handlers = {
         **misbehaviours(photo),
         "/endless.jpg": endless,
-        "/large.jpg": answer(200, bytes(4 * MIB)),
+        "/large.jpg": response(200, bytes(4 * MIB)),
     }
     with WebServer(handlers) as server:
         finished = subprocess.run(

@@ -16,7 +16,7 @@ import pytest
 
 from jobs.serve import main
 from tests.serve.conftest import Caller, parts, problem
-from tests.servers.web import WebServer, answer
+from tests.servers.web import WebServer, response
 
 
 def command(repository: Path, *arguments: str) -> list[str]:
@@ -123,7 +123,7 @@ def running(arguments: list[str], log: Path) -> Iterator[tuple[subprocess.Popen[
 def test_the_job_alone_serves_and_fetches_until_it_is_told_to_stop(
     repository: Path, tiny_dir: Path, tmp_path: Path, photo_png: bytes
 ) -> None:
-    pages = {"/photo.png": answer(200, photo_png), "/gone.png": answer(404)}
+    pages = {"/photo.png": response(200, photo_png), "/gone.png": response(404)}
     with WebServer(pages) as web:
         arguments = ["--model", str(tiny_dir), "--port", "0", "--name", "small", "--fetch-images"]
         arguments += ["--fetch.allow-host", web.allow("images.example")]

@@ -1,1 +1,1 @@
-"""Real local servers for tests: `web.WebServer` does as told, `misbehaviour` tells it to do wrong."""
+"""Real local servers for tests: `web.WebServer` sends what its handlers choose; those in `misbehaviour` misbehave."""

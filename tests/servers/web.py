@@ -1,6 +1,6 @@
-"""A small HTTP/1.1 server on 127.0.0.1 whose every byte is decided by the test, with or without TLS.
+"""A small HTTP/1.1 server on 127.0.0.1 that sends exactly the bytes that a test chooses, with or without TLS.
 
-with WebServer({"/a.jpg": answer(200, jpeg)}) as server:
+with WebServer({"/a.jpg": response(200, jpeg)}) as server:
     FetchConfig(allow_host=(server.allow("images.example"),))
     server.url("/a.jpg", "images.example")
 """
@@ -21,7 +21,7 @@ Headers = Iterable[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for."""
+    """A request that has arrived."""
 
     path: str
     headers: Mapping[str, str]
@@ -33,8 +33,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One request, and the wire on which to answer it."""
+class Call:
+    """A request, and the connection on which to respond."""
 
     request: Request
     writer: asyncio.StreamWriter
@@ -44,23 +44,23 @@ class Turn:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def answer(self, status: int, body: bytes = b"", headers: Headers = ()) -> None:
-        """A proper response with a Content-Length."""
+    async def respond(self, status: int, body: bytes = b"", headers: Headers = ()) -> None:
+        """Sends a well-formed response with a Content-Length."""
         await self.send(head(status, [*headers, ("Content-Length", str(len(body)))]) + body)
 
     def close(self) -> None:
-        """Ends the connection in order."""
+        """Closes the connection."""
         self.writer.close()
 
     def reset(self) -> None:
         """Ends the connection with a TCP reset."""
-        linger_for_nothing = struct.pack("ii", 1, 0)
-        wire = self.writer.get_extra_info("socket")
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_for_nothing)
+        no_linger = struct.pack("ii", 1, 0)
+        connection = self.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, no_linger)
         self.writer.transport.abort()
 
 
-Handler = Callable[[Turn], Awaitable[None]]
+Handler = Callable[[Call], Awaitable[None]]
 
 
 def head(status: int, headers: Headers = ()) -> bytes:
@@ -69,12 +69,12 @@ def head(status: int, headers: Headers = ()) -> bytes:
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode("utf-8")
 
 
-def answer(status: int, body: bytes = b"", headers: Headers = ()) -> Handler:
+def response(status: int, body: bytes = b"", headers: Headers = ()) -> Handler:
     """A handler that always sends this response."""
     fixed = tuple(headers)
 
-    async def handle(turn: Turn) -> None:
-        await turn.answer(status, body, fixed)
+    async def handle(call: Call) -> None:
+        await call.respond(status, body, fixed)
 
     return handle
 
@@ -84,7 +84,7 @@ class WebServer:
 
     Args:
         handlers: by path without the query.
-        tls: makes it speak https.
+        tls: makes it serve https.
         greeting: bytes sent as soon as a client connects (no server of HTTP does that).
     """
 
@@ -98,7 +98,7 @@ class WebServer:
         self.requests: list[Request] = []
         """Every request, in the order of arrival."""
         self.most_at_once = 0
-        """The most requests that were being answered at one moment."""
+        """The largest number of requests in flight at the same time."""
         self._tls = tls
         self._greeting = greeting
         self._seen: Counter[str] = Counter()
@@ -129,7 +129,7 @@ class WebServer:
         return f"{host}=127.0.0.1:{self.port}"
 
     def paths(self) -> Counter[str]:
-        """How often each path was asked for."""
+        """How often each path was requested."""
         return Counter(request.path for request in self.requests)
 
     async def _start(self) -> asyncio.Server:
@@ -145,7 +145,7 @@ class WebServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = self._num_connections
         self._num_connections += 1
-        # Clients may leave at any moment; that is part of the play.
+        # Clients may disconnect at any moment; tests do that on purpose.
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             writer.write(self._greeting)
             while not writer.is_closing():
@@ -154,8 +154,8 @@ class WebServer:
                 self._num_now += 1
                 self.most_at_once = max(self.most_at_once, self._num_now)
                 try:
-                    handler = self.handlers.get(request.path.partition("?")[0], answer(404))
-                    await handler(Turn(request, writer))
+                    handler = self.handlers.get(request.path.partition("?")[0], response(404))
+                    await handler(Call(request, writer))
                 finally:
                     self._num_now -= 1
         writer.close()

@@ -354,7 +354,7 @@ def mmc4_pipeline(
         source: gives tables with the column `line`.
         config: the rules.
         fetch: how to fetch. Only what decides which images may be used is in the fingerprint (robots tags, size
-            cap); manners are not, so that a later retry may be more patient.
+            cap); the other options are not, so that a later retry may use longer deadlines and more attempts.
         extra: further configuration for the fingerprint (how the source cuts shards, for example).
         prior: the published dataset to take images from, where only failures are fetched again.
         fetch_resources: what a worker that fetches needs.

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.download.body import ByteBudget, Lease
-from pipelines.download.host_queue import HostLanes
+from pipelines.download.host_queue import ByteBudget, HostQueue, Lease
 
 
 @given(
@@ -14,13 +13,13 @@ from pipelines.download.host_queue import HostLanes
     st.integers(1, 6),
 )
 @settings(max_examples=60)
-def test_all_work_is_handed_out_once_within_the_limits(
+def test_every_item_is_handed_out_once_within_the_limits(
     items: list[tuple[str, str]], per_host: int, num_workers: int
 ) -> None:
     """Each item is for one host and moves on to another, as redirects do."""
 
-    async def play() -> tuple[list[int], int]:
-        lanes: HostLanes[int] = HostLanes(per_host, rate=0.0)
+    async def scenario() -> tuple[list[int], int]:
+        queue: HostQueue[int] = HostQueue(per_host, rate=0.0)
         now: dict[str, int] = dict.fromkeys("abcd", 0)
         done: list[int] = []
         most = 0
@@ -33,69 +32,70 @@ def test_all_work_is_handed_out_once_within_the_limits(
             now[host] -= 1
 
         async def work() -> None:
-            while turn := await lanes.take():
-                await visit(turn[0])
-                lanes.leave(turn[0])
-                onward = items[turn[1]][1]
-                await lanes.enter(onward)
+            while taken := await queue.take():
+                host, number = taken
+                await visit(host)
+                queue.leave(host)
+                onward = items[number][1]
+                await queue.enter(onward)
                 await visit(onward)
-                lanes.leave(onward)
-                done.append(turn[1])
+                queue.leave(onward)
+                done.append(number)
 
         for number, (host, _) in enumerate(items):
-            lanes.add(host, number)
+            queue.add(host, number)
         await asyncio.wait_for(asyncio.gather(*(work() for _ in range(num_workers))), 5)
         return done, most
 
-    done, most = asyncio.run(play())
+    done, most = asyncio.run(scenario())
     assert sorted(done) == list(range(len(items)))
     assert most <= per_host
 
 
-def test_hosts_take_turns() -> None:
+def test_hosts_are_served_round_robin() -> None:
     async def order() -> list[str]:
-        lanes: HostLanes[int] = HostLanes(per_host=2, rate=0.0)
+        queue: HostQueue[int] = HostQueue(per_host=2, rate=0.0)
         for host in "aaaabbcc":
-            lanes.add(host, 0)
+            queue.add(host, 0)
         taken = []
-        while turn := await lanes.take():
-            taken.append(turn[0])
-            lanes.leave(turn[0])
+        while item := await queue.take():
+            taken.append(item[0])
+            queue.leave(item[0])
         return taken
 
     assert "".join(asyncio.run(order())) == "abcabcaa"
 
 
 def test_a_pause_holds_a_host_back_and_no_other() -> None:
-    async def play() -> list[str]:
-        lanes: HostLanes[int] = HostLanes(per_host=1, rate=0.0)
-        lanes.pause("a", 0.05)
-        lanes.add("a", 0)
-        lanes.add("b", 1)
-        return [turn[0] for turn in (await lanes.take(), await lanes.take()) if turn]
+    async def scenario() -> list[str]:
+        queue: HostQueue[int] = HostQueue(per_host=1, rate=0.0)
+        queue.pause("a", 0.05)
+        queue.add("a", 0)
+        queue.add("b", 1)
+        return [item[0] for item in (await queue.take(), await queue.take()) if item]
 
-    assert asyncio.run(play()) == ["b", "a"]
+    assert asyncio.run(scenario()) == ["b", "a"]
 
 
-def test_a_cancelled_wait_gives_its_turn_to_the_next() -> None:
-    async def play() -> None:
-        lanes: HostLanes[int] = HostLanes(per_host=1, rate=0.0)
-        await lanes.enter("a")
-        first, second = (asyncio.ensure_future(lanes.enter("a")) for _ in range(2))
+def test_a_cancelled_wait_passes_its_slot_on() -> None:
+    async def scenario() -> None:
+        queue: HostQueue[int] = HostQueue(per_host=1, rate=0.0)
+        await queue.enter("a")
+        first, second = (asyncio.ensure_future(queue.enter("a")) for _ in range(2))
         await asyncio.sleep(0)
-        lanes.leave("a")  # now the turn is the first one's, who does not know it yet
+        queue.leave("a")  # the first task now owns the slot and has not run yet
         first.cancel()
         await asyncio.wait_for(second, 1)
-        lanes.leave("a")
-        await asyncio.wait_for(lanes.enter("a"), 1)
+        queue.leave("a")
+        await asyncio.wait_for(queue.enter("a"), 1)
 
-    asyncio.run(play())
+    asyncio.run(scenario())
 
 
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=30), st.sets(st.integers(0, 29)))
 @settings(max_examples=60)
 def test_a_budget_is_never_overdrawn_and_never_lost(sizes: list[int], cancelled: set[int]) -> None:
-    async def play() -> int:
+    async def scenario() -> int:
         budget = ByteBudget(10)
         held = most = 0
 
@@ -122,11 +122,11 @@ def test_a_budget_is_never_overdrawn_and_never_lost(sizes: list[int], cancelled:
         assert budget.take_now(10)
         return most
 
-    assert asyncio.run(play()) <= 10
+    assert asyncio.run(scenario()) <= 10
 
 
 def test_a_lease_grows_shrinks_and_waits() -> None:
-    async def play() -> None:
+    async def scenario() -> None:
         budget = ByteBudget(10)
         first, second = Lease(budget), Lease(budget)
         assert first.grow_now(8)
@@ -142,4 +142,4 @@ def test_a_lease_grows_shrinks_and_waits() -> None:
         second.release()
         assert budget.take_now(10)
 
-    asyncio.run(play())
+    asyncio.run(scenario())
