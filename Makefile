@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$$uv" pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## The whole road on a drawn world: documents to a served reply
+demo: $(STAMP) ## Run the pipeline end to end on a synthetic world: documents to a served response
 	@$(BIN)/python -m jobs.demo --out $(OUT)
 
 test: $(STAMP) ## The default tests

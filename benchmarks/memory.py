@@ -4,7 +4,7 @@
     python -m benchmarks.memory --runner ray --num-documents 200
 
 Prints JSON lines: `peak_mb` by role, from the kernel's own high-water mark of each process (VmHWM), read
-five times a second. Pages over a drawn world's pictures are served from this process, which is not counted.
+five times a second. The images of a synthetic world are served from this process, which is not counted.
 """
 
 import json

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Draws a small world of shapes and writes it as an MMC4 download, with pictures, truth and counts.
+"""Writes a synthetic world of shapes as an MMC4 download, with images, ground truth and exact counts.
 
-The world is what the demo and the tests run the whole road on: documents to fetch and clean, among them
-the troubles that the web has, and beside them exactly what is true of every picture.
+The demo and the tests run the pipeline on it from end to end: it contains documents to fetch and clean, the faults
+that documents have on the web, and the ground truth of every image.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from pipelines.miniworld.server import ImageServer, serve_until_stopped
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draws a small world of shapes and writes it as an MMC4 download.
+    """Writes a synthetic world of shapes as an MMC4 download.
 
-    OUT/documents/ holds the document shards (.jsonl, .jsonl.zip, .jsonl.gz), OUT/images/ the picture
-    files, OUT/truth.jsonl scene, caption and questions of every linked picture, OUT/summary.json the
-    exact counts that a build has to arrive at. The same settings always give the same bytes.
+    OUT/documents/ contains the document shards (.jsonl, .jsonl.zip, .jsonl.gz), OUT/images/ the image files,
+    OUT/truth.jsonl the scene, caption and questions of every linked image, and OUT/summary.json the exact counts
+    that a correct build finds. The same settings always give the same bytes.
 
-    A first try, a world of 200 documents and a server for its pictures:
+    For example, a world of 200 documents and a server for its images:
         jobs/build_miniworld.py --out world --num-documents 200 --serve
 
-    The links name the host images.miniworld.example, which exists nowhere: serve OUT/images by means of
-    the option --serve, and give the build the --fetch.allow-host that is then printed.
+    The links name the host images.miniworld.example, which does not exist: serve OUT/images with --serve, and
+    give the build the option --fetch.allow-host that is then printed.
     """
 
     out: Path
-    """Folder to write; new, empty, or already holding this very world."""
+    """Folder to write: new, empty, or with the world of the same settings."""
     world: Annotated[MiniworldConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=MiniworldConfig
     )
     serve: bool = False
-    """Serve the pictures on 127.0.0.1 afterwards, until interrupted."""
+    """Then serve the images on 127.0.0.1 until interrupted."""
     port: int = 8377
-    """Port of --serve; 0 takes a free one."""
+    """Port of --serve; 0 selects a free port."""
 
 
 def main(arguments: Arguments) -> int:
-    """Writes the world, prints its counts, and serves it if asked to; 0, 1 on an error, 130 on Ctrl-C."""
+    """Write the world, print its counts, and serve it if requested; 0, 1 on an error, 130 on Ctrl-C."""
     try:
         summary = write_mmc4(arguments.world, arguments.out)
     except KeyboardInterrupt:
-        return stopped("the same command draws it anew")
+        return stopped("run the same command again to write it")
     except OSError as error:
         return complain(error, FAILED)
     print_summary(summary, arguments.out)
@@ -62,11 +62,11 @@ def main(arguments: Arguments) -> int:
             server = ImageServer(arguments.out / "images", arguments.port)
         except (OSError, OverflowError) as error:
             print(
-                f"error: port {arguments.port}: {error}; give a free one up to 65535, or 0",
+                f"error: port {arguments.port}: {error}; give a free port up to 65535, or 0",
                 file=sys.stderr,
             )
             return FAILED
-        print(f"serving {arguments.out / 'images'} on http://{server.address}, Ctrl-C ends it")
+        print(f"serving {arguments.out / 'images'} on http://{server.address}, Ctrl-C stops it")
         print(
             f"build with: jobs/build_mmc4.py --documents '{arguments.out}/documents/*' "
             f"--fetch.allow-host {server.allow_host} --out DATASET",
@@ -77,7 +77,7 @@ def main(arguments: Arguments) -> int:
 
 
 def print_summary(summary: MiniworldSummary, out: Path) -> None:
-    """Prints the counts, a line each."""
+    """Print the counts, one per line."""
     print(f"wrote {out}")
     for name, value in dataclasses.asdict(summary).items():
         if name not in ("config", "version"):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole road on a drawn world: documents, shards, features, training steps, a served reply.
+"""The pipeline end to end on a synthetic world: documents, shards, features, training steps, a served response.
 
     make demo
 
@@ -52,12 +52,12 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Demo:
-    """Builds a drawn world, a dataset, features and a model, and asks the served model."""
+    """Builds a synthetic world, a dataset, features and a model, and sends requests to the served model."""
 
     out: Path = Path("demo_out")
     """Folder for everything; parts that are finished there are not made again."""
     num_documents: int = 240
-    """Documents of the drawn world, 3 or more (they come in three files)."""
+    """Documents of the synthetic world, at least 3 (they are in three files)."""
     feature_steps: int = 40
     """Optimizer steps on the precomputed features, the visual encoder frozen."""
     steps: int = 500

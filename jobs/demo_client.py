@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipelines.miniworld.language import caption, content_words, questions
 from pipelines.miniworld.render import render
-from pipelines.miniworld.scene import Scene, draw_scene
+from pipelines.miniworld.scene import Scene, sample_scene
 
 SIDE = 192
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>What the model replied</title>
@@ -66,7 +66,7 @@ class AskingError(RuntimeError):
 
 def held_out_picture(seed: int, max_things: int = 1) -> HeldOut:
     """A picture of another seed than the training's."""
-    scene = draw_scene(np.random.default_rng(seed), max_things=max_things)
+    scene = sample_scene(np.random.default_rng(seed), max_things=max_things)
     buffer = io.BytesIO()
     Image.fromarray(render(scene, SIDE)).save(buffer, "PNG")
     return HeldOut(scene, buffer.getvalue())

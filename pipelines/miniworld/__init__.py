@@ -1,5 +1,5 @@
-"""A drawn world, written in the external form of each corpus.
+"""A synthetic world of shapes, written in the external form of each corpus.
 
-`scene` draws, `render` paints and `language` speaks; they know no corpus. `mmc4` writes the scenes as
-MMC4 documents, and `server` stands for the web that the pictures lie on.
+`scene` samples scenes, `render` turns them into image files and `language` describes them; they know no corpus. `mmc4`
+writes them as an MMC4 download, and `server` stands for the web servers that the links point to.
 """

@@ -1,61 +1,59 @@
-"""What a drawn world is drawn from; together with the code's version it fixes every byte."""
+"""Configuration of a synthetic world; together with the version of the code it determines every byte."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from pipelines.miniworld.scene import MAX_THINGS
+from schemas.config import Checked, ConfigError
 
 MAX_SEED = 2**63 - 1
 MAX_DOCUMENTS = 1_000_000
-"""The lines of a shard are held in memory, some kilobytes each."""
+"""The lines of a shard are held in memory, a few kilobytes each."""
 MAX_IMAGES, MAX_SENTENCES = 100, 1_000
+
+_Images = Annotated[int, Field(ge=1, le=MAX_IMAGES, description="images per document")]
+_Sentences = Annotated[int, Field(ge=3, le=MAX_SENTENCES, description="sentences per document")]
 
 
 @dataclass(frozen=True)
-class MiniworldConfig:
-    """The size, the variety and the share of trouble of a drawn world."""
+class MiniworldConfig(Checked):
+    """Size, variety and share of faults of a synthetic world."""
 
-    seed: int = 0
-    """Draws another world, 0 to 2^63 - 1; the same seed gives the same bytes."""
-    num_documents: int = 300
-    """Lines over all shards, malformed ones included, 1 to 1,000,000. 300 take 7 MB."""
-    num_shards: int = 3
-    """Document files, 1 to num_documents. Their forms take turns: .jsonl, .jsonl.zip (as distributed), .jsonl.gz."""
-    images_per_document: tuple[int, int] = (1, 5)
-    """Fewest and most pictures of a document, within 1 to 100."""
-    sentences_per_document: tuple[int, int] = (3, 8)
-    """Fewest and most sentences, within 3 to 1,000; the most must leave one for each picture."""
-    max_things: int = 5
-    """Most shapes in a picture: the dial of difficulty, 1 to 6."""
-    bad_share: float = 0.15
-    """Share of documents, 0 to 1, with one trouble each; the troubles of mmc4_trouble.TROUBLES take turns."""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="of the random generator")] = 0
+    """Seed of the random generator, 0 to 2^63 - 1; the same seed gives the same bytes."""
+    num_documents: Annotated[int, Field(ge=1, le=MAX_DOCUMENTS, description="lines")] = 300
+    """Lines over all shards, malformed ones included, 1 to 1,000,000. 300 documents take 7 MB."""
+    num_shards: Annotated[int, Field(ge=1, description="at most num_documents")] = 3
+    """Document files, 1 to num_documents. Their forms alternate: .jsonl, .jsonl.zip (as distributed), .jsonl.gz."""
+    images_per_document: tuple[_Images, _Images] = (1, 5)
+    """Fewest and most images per document, within 1 to 100."""
+    sentences_per_document: tuple[_Sentences, _Sentences] = (3, 8)
+    """Fewest and most sentences per document, within 3 to 1,000; the most must be enough for one per image."""
+    max_things: Annotated[int, Field(ge=1, le=MAX_THINGS, description="shapes per image")] = 5
+    """Most shapes in an image, 1 to 6: the more, the harder."""
+    bad_share: Annotated[
+        float, Field(ge=0.0, le=1.0, description="a fraction of the documents")
+    ] = 0.15
+    """Share of documents, 0 to 1, with exactly one fault; the faults of mmc4_page.FAULTS alternate."""
 
     def __post_init__(self) -> None:
-        """Refuses values that no world can have, naming value and limit."""
-        _within("seed", self.seed, 0, MAX_SEED)
-        _within("num_documents", self.num_documents, 1, MAX_DOCUMENTS)
-        _within("num_shards", self.num_shards, 1, self.num_documents, " (num_documents)")
-        _range("images_per_document", self.images_per_document, 1, MAX_IMAGES)
-        _range("sentences_per_document", self.sentences_per_document, 3, MAX_SENTENCES)
+        super().__post_init__()
+        if self.num_shards > self.num_documents:
+            raise ConfigError(
+                f"num_shards is {self.num_shards}, give a whole number from 1 to "
+                f"{self.num_documents:,} (num_documents)"
+            )
+        for name in ("images_per_document", "sentences_per_document"):
+            fewest, most = getattr(self, name)
+            if fewest > most:
+                raise ConfigError(f"{name} is {(fewest, most)}, give the fewest before the most")
         most_images, most_sentences = self.images_per_document[1], self.sentences_per_document[1]
         if most_images > most_sentences:
-            raise ValueError(
-                f"images_per_document={self.images_per_document} needs a sentence for each picture, but "
-                f"sentences_per_document={self.sentences_per_document} ends at {most_sentences}"
+            raise ConfigError(
+                f"images_per_document is {self.images_per_document}, give at most {most_sentences} images "
+                f"(each needs a sentence, and sentences_per_document is {self.sentences_per_document})"
             )
-        _within("max_things", self.max_things, 1, MAX_THINGS)
-        _within("bad_share", self.bad_share, 0, 1)
-
-
-def _within(name: str, value: float, least: int, most: int, limit: str = "") -> None:
-    if not least <= value <= most:
-        raise ValueError(f"{name}={value} is not within {least} to {most}{limit}")
-
-
-def _range(name: str, value: tuple[int, int], least: int, most: int) -> None:
-    fewest, greatest = value
-    if not least <= fewest <= greatest <= most:
-        raise ValueError(
-            f"{name}={value} is no range from the fewest to the most within {least} to {most}"
-        )

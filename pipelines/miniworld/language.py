@@ -1,8 +1,8 @@
-"""What can be said about a scene: captions, sentences, questions with their answers, and chatter.
+"""Text about a scene: captions, sentences, questions with their answers, and unrelated sentences.
 
 The grammar is small and regular on purpose (a few hundred distinct words), so that a model of a few
 million parameters learns it in minutes. Every caption names background, counts, sizes, colours and
-shapes, and says where things are when that can be said without doubt.
+shapes, and positions where they are unambiguous.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DESCRIPTIONS: tuple[str, ...] = (
     "look at {caption}.",
     "today we painted {caption}.",
 )
-"""Frames that turn a caption into a sentence."""
+"""Templates that turn a caption into a sentence."""
 
 FILLERS: tuple[str, ...] = (
     "Welcome back to our little gallery.",
@@ -51,7 +51,7 @@ FILLERS: tuple[str, ...] = (
     "A good book of patterns helps a lot.",
     "Read the first part of this story here.",
 )
-"""Sentences that speak of no scene, as pages have them between their pictures."""
+"""Sentences about no scene, such as pages have between their images."""
 
 _NOT_CONTENT = "a an and at on background of in the is are there how many what where colour or"
 
@@ -70,7 +70,7 @@ def caption(scene: Scene) -> str:
     groups = scene.groups
     phrases = [group_phrase(group) for group in groups]
     if len(scene.things) == 1:
-        things = f"{phrases[0]} {place_phrase(scene.things[0])}"
+        things = f"{phrases[0]} {position_phrase(scene.things[0])}"
     elif len(scene.things) == 2 and len(groups) == 2:
         things = f" {relation(scene)} ".join(phrases)
     else:
@@ -79,18 +79,18 @@ def caption(scene: Scene) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
-    """A whole sentence that describes the scene."""
+    """A complete sentence that describes the scene."""
     sentence = pick(rng, DESCRIPTIONS).format(caption=caption(scene))
     return sentence[0].upper() + sentence[1:]
 
 
 def answered(question: Question) -> str:
-    """The question with its answer, as a page would put it."""
+    """The question followed by its answer, as text of a page."""
     return f"{question.question} {question.answer[0].upper()}{question.answer[1:]}."
 
 
 def content_words(text: str) -> frozenset[str]:
-    """The words that carry attributes: counts, sizes, colours, shapes, places; singular and plural apart."""
+    """The words for counts, sizes, colours, shapes and positions; singular and plural differ."""
     words = text.lower().replace(".", " ").replace("?", " ").replace(",", " ").split()
     return frozenset(words) - frozenset(_NOT_CONTENT.split())
 
@@ -102,22 +102,22 @@ def group_phrase(group: Group) -> str:
     return f"{NUMBERS[group.count]} {group.size} {group.colour} {plural(group.shape)}"
 
 
-def place(thing: Thing) -> str:
-    """The cell of a 3x3 grid that the centre lies in: "top left", "middle", "right"."""
+def grid_position(thing: Thing) -> str:
+    """The cell of a 3x3 grid that contains the centre: "top left", "middle", "right"."""
     column = "left" if thing.x < 0.385 else "right" if thing.x > 0.615 else ""
     row = "top" if thing.y < 0.385 else "bottom" if thing.y > 0.615 else ""
     return f"{row} {column}".strip() or "middle"
 
 
-def place_phrase(thing: Thing) -> str:
-    """The place with its preposition: "in the top left", "at the bottom", "in the middle"."""
-    where = place(thing)
+def position_phrase(thing: Thing) -> str:
+    """The position with its preposition: "in the top left", "at the bottom", "in the middle"."""
+    where = grid_position(thing)
     preposition = "at" if where in ("top", "bottom", "left", "right") else "in"
     return f"{preposition} the {where}"
 
 
 def relation(scene: Scene) -> str:
-    """How the first of two things lies to the second; "and" where no direction clearly leads."""
+    """The direction of the first of two things from the second; "and" where it is ambiguous."""
     first, second = scene.things
     width, height = scene.extent
     dx, dy = (second.x - first.x) * width, (second.y - first.y) * height
@@ -129,22 +129,22 @@ def relation(scene: Scene) -> str:
 
 
 def plural(shape: str) -> str:
-    """The shape's word for several: "crosses", "squares"."""
+    """The plural of a shape: "crosses", "squares"."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> tuple[Question, ...]:
-    """All questions of the grammar that have exactly one right answer here, positive and negative."""
+    """All questions of the grammar that have exactly one right answer here, "no" and "zero" included."""
     background = Question("background", "What colour is the background?", scene.background)
     return (*_count(scene, rng), *_colour(scene), *_size(scene), *_exists(scene, rng), background)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Counts by colour and shape for what is there, and for one look that is not."""
+    """Counts for each colour and shape in the scene, and for one combination that is not in it."""
     counts: dict[tuple[str, str], int] = {}
     for thing in scene.things:
-        look = (thing.colour, thing.shape)
-        counts[look] = counts.get(look, 0) + 1
+        kind = (thing.colour, thing.shape)
+        counts[kind] = counts.get(kind, 0) + 1
     absent = [(c, s) for c in COLOURS for s in SHAPES if (c, s) not in counts]
     counts[pick(rng, absent)] = 0
     return [
@@ -154,7 +154,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def _colour(scene: Scene) -> list[Question]:
-    """The colour of each shape that has one colour only."""
+    """The colour of each shape that occurs in one colour only."""
     colours: dict[str, list[str]] = {}
     for thing in scene.things:
         colours.setdefault(thing.shape, []).append(thing.colour)
@@ -166,18 +166,18 @@ def _colour(scene: Scene) -> list[Question]:
 
 
 def _size(scene: Scene) -> list[Question]:
-    """The size, and for a lone thing the place."""
+    """The size and the position of a single thing."""
     if len(scene.things) != 1:
         return []
     thing = scene.things[0]
     return [
         Question("size", f"Is the {thing.shape} small or large?", thing.size),
-        Question("place", f"Where is the {thing.shape}?", place_phrase(thing)),
+        Question("place", f"Where is the {thing.shape}?", position_phrase(thing)),
     ]
 
 
 def _exists(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """One shape that is there and one that is not."""
+    """One shape that is in the scene and one that is not."""
     present = sorted({thing.shape for thing in scene.things})
     absent = [shape for shape in SHAPES if shape not in present]
     asked = ((pick(rng, present), "yes"), (pick(rng, absent), "no"))

@@ -1,13 +1,18 @@
-"""One drawn web page: pictures and sentences, matched as the makers of MMC4 match them.
+"""Synthetic web pages in the form of MMC4 documents, and the faults that such documents have on the web.
 
-The external form is that of MMC4 v1.1 (arXiv 2304.06939, its README). Similarities are drawn from
-what picture and sentence truly have in common: a sentence that describes a picture lies above
-`SIMILARITY_GAP`, everything else below, so that every threshold within keeps the same pictures.
+The external form is that of MMC4 v1.1 (arXiv 2304.06939, its README). Similarities follow from what an image and a
+sentence have in common: a sentence that describes an image lies above `SIMILARITY_GAP`, everything else below, so
+that every threshold within the gap keeps the same images.
+
+A document has at most one fault: a link kind (the link of one image behaves so), a fault of the whole document, or a
+malformed line. The faults alternate over the faulty documents, so that a world of some size has them all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +22,27 @@ from scipy.optimize import linear_sum_assignment
 from pipelines.miniworld import language
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.link_kinds import LINK_KINDS, PAGE_HOST, link_url
-from pipelines.miniworld.mmc4_trouble import DEAD_LINKS, LOW_SIMILARITY, NO_IMAGES, Document
-from pipelines.miniworld.render import FileForm, draw_file_form, size_px
-from pipelines.miniworld.scene import Scene, draw_scene, pick
+from pipelines.miniworld.render import FileForm, sample_file_form, size_px
+from pipelines.miniworld.scene import Scene, pick, sample_scene
+
+Document = dict[str, Any]
 
 SIMILARITY_GAP = (0.18, 0.35)
-"""No similarity of a drawn world lies between; the paper's threshold is 0.32, OpenFlamingo's 0.24."""
+"""No similarity of a synthetic world lies between these; the paper's threshold is 0.32, OpenFlamingo's 0.24."""
+
+LOW_SIMILARITY = "low_similarity"
+"""No sentence describes one of the images: its link works, its similarity is low."""
+BROKEN_LINKS = "broken_links"
+"""Every link of the document returns 404."""
+NO_IMAGES = "no_images"
+"""A well-formed document without images."""
 
 _BASE, _OVERLAP, _DESCRIBED, _NOISE = 0.10, 0.06, 0.21, 0.02
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of a page: its scene, its file and how its link behaves."""
+class PageImage:
+    """An image of a page: its scene, its file and how its link behaves."""
 
     name: str
     scene: Scene
@@ -39,13 +52,13 @@ class Picture:
 
     @property
     def raw_url(self) -> str:
-        """The address that the document gives."""
+        """The URL in the document."""
         return link_url(self.link_kind, self.name)
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence, the content it speaks of, and the picture that it describes, if any."""
+    """A sentence, its content words, and the index of the image that it describes, if any."""
 
     text: str
     content: frozenset[str] = frozenset()
@@ -54,30 +67,30 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Page:
-    """A page with its matrix `similarity_PS` (pictures x sentences) and each picture's sentence."""
+    """A page with its matrix `similarity_IS` (images x sentences) and the sentence matched to each image."""
 
     url: str
-    pictures: tuple[Picture, ...]
+    images: tuple[PageImage, ...]
     sentences: tuple[Sentence, ...]
-    similarity_PS: np.ndarray
+    similarity_IS: np.ndarray
     matched: tuple[int, ...]
 
-    def is_described(self, picture: int) -> bool:
-        """Whether the matched sentence is the picture's own."""
-        return self.sentences[self.matched[picture]].describes == picture
+    def is_described(self, image: int) -> bool:
+        """Whether the matched sentence is the one that describes the image."""
+        return self.sentences[self.matched[image]].describes == image
 
     def document(self) -> Document:
         """The page in the form of an MMC4 v1.1 line."""
-        matrix = self.similarity_PS.tolist()
+        matrix = self.similarity_IS.tolist()
         image_info = [
             {
-                "image_name": picture.name,
-                "raw_url": picture.raw_url,
+                "image_name": image.name,
+                "raw_url": image.raw_url,
                 "matched_text_index": sentence,
                 "matched_sim": matrix[i][sentence],
                 "face_detections": None,
             }
-            for i, (picture, sentence) in enumerate(zip(self.pictures, self.matched, strict=True))
+            for i, (image, sentence) in enumerate(zip(self.images, self.matched, strict=True))
         ]
         return {
             "url": self.url,
@@ -88,98 +101,98 @@ class Page:
         }
 
     def truth(self) -> list[dict[str, Any]]:
-        """What is true of each picture: link, sentence, size, scene, caption, questions."""
-        return [self._truth_of(i) for i in range(len(self.pictures))]
+        """The ground truth of each image: link, sentence, size, scene, caption, questions."""
+        return [self._truth_of(i) for i in range(len(self.images))]
 
     def _truth_of(self, i: int) -> dict[str, Any]:
-        picture = self.pictures[i]
-        width, height = size_px(picture.scene, picture.form.shorter_side_px)
-        kind = LINK_KINDS[picture.link_kind]
+        image = self.images[i]
+        width, height = size_px(image.scene, image.form.shorter_side_px)
+        kind = LINK_KINDS[image.link_kind]
         return {
-            "image_name": picture.name,
-            "raw_url": picture.raw_url,
+            "image_name": image.name,
+            "raw_url": image.raw_url,
             "page_url": self.url,
-            "link_kind": picture.link_kind,
+            "link_kind": image.link_kind,
             "arrives": kind.arrives,
-            "file": f"images/{picture.name}" if kind.has_file else None,
+            "file": f"images/{image.name}" if kind.has_file else None,
             "described_by": self.matched[i] if self.is_described(i) else None,
             "width": width,
             "height": height,
-            "orientation": picture.form.orientation,
-            "caption": language.caption(picture.scene),
-            "questions": [dataclasses.asdict(question) for question in picture.questions],
-            "scene": dataclasses.asdict(picture.scene),
+            "orientation": image.form.orientation,
+            "caption": language.caption(image.scene),
+            "questions": [dataclasses.asdict(question) for question in image.questions],
+            "scene": dataclasses.asdict(image.scene),
         }
 
 
-def draw_page(config: MiniworldConfig, index: int, trouble: str | None = None) -> Page:
-    """The page at `index`; it depends on the seed and the index alone, not on the world's size."""
+def sample_page(config: MiniworldConfig, index: int, fault: str | None = None) -> Page:
+    """The page at `index`; it depends on the seed and the index only, not on the size of the world."""
     rng = np.random.default_rng([config.seed, index])
-    pictures = _draw_pictures(config, index, trouble, rng)
-    silent = int(rng.integers(len(pictures))) if trouble == LOW_SIMILARITY else None
-    sentences = _draw_sentences(config, pictures, silent, rng)
-    similarity = _similarity(pictures, sentences, rng)
+    images = _sample_images(config, index, fault, rng)
+    undescribed = int(rng.integers(len(images))) if fault == LOW_SIMILARITY else None
+    sentences = _sample_sentences(config, images, undescribed, rng)
+    similarity = _sample_similarity(images, sentences, rng)
     rows, columns = linear_sum_assignment(-similarity)
-    assert list(rows) == list(range(len(pictures)))
+    assert list(rows) == list(range(len(images)))
     return Page(
         url=f"http://{PAGE_HOST}/{config.seed}/{index:06d}.html",
-        pictures=pictures,
+        images=images,
         sentences=sentences,
-        similarity_PS=similarity,
+        similarity_IS=similarity,
         matched=tuple(int(column) for column in columns),
     )
 
 
-def _draw_pictures(
-    config: MiniworldConfig, index: int, trouble: str | None, rng: np.random.Generator
-) -> tuple[Picture, ...]:
-    few, most = config.images_per_document
-    num_pictures = 0 if trouble == NO_IMAGES else int(rng.integers(few, most + 1))
+def _sample_images(
+    config: MiniworldConfig, index: int, fault: str | None, rng: np.random.Generator
+) -> tuple[PageImage, ...]:
+    fewest, most = config.images_per_document
+    num_images = 0 if fault == NO_IMAGES else int(rng.integers(fewest, most + 1))
     scenes: dict[frozenset[str], Scene] = {}
-    while len(scenes) < num_pictures:  # no two pictures of a page have the same description
-        scene = draw_scene(rng, config.max_things)
+    while len(scenes) < num_images:  # no two images of a page have the same description
+        scene = sample_scene(rng, config.max_things)
         scenes.setdefault(language.content_words(language.caption(scene)), scene)
-    kinds = ["not_found" if trouble == DEAD_LINKS else "image"] * num_pictures
-    if trouble in LINK_KINDS:
-        kinds[int(rng.integers(num_pictures))] = trouble
+    kinds = ["not_found" if fault == BROKEN_LINKS else "image"] * num_images
+    if fault in LINK_KINDS:
+        kinds[int(rng.integers(num_images))] = fault
     return tuple(
-        _draw_picture(f"w{config.seed}_{index:06d}_{i}", scene, kind, rng)
+        _sample_image(f"w{config.seed}_{index:06d}_{i}", scene, kind, rng)
         for i, (scene, kind) in enumerate(zip(scenes.values(), kinds, strict=True))
     )
 
 
-def _draw_picture(stem: str, scene: Scene, kind: str, rng: np.random.Generator) -> Picture:
-    form = draw_file_form(rng)
+def _sample_image(stem: str, scene: Scene, kind: str, rng: np.random.Generator) -> PageImage:
+    form = sample_file_form(rng)
     questions = language.questions(scene, rng)
-    return Picture(f"{stem}.{form.format}", scene, form, kind, questions)
+    return PageImage(f"{stem}.{form.format}", scene, form, kind, questions)
 
 
-def _draw_sentences(
+def _sample_sentences(
     config: MiniworldConfig,
-    pictures: tuple[Picture, ...],
-    silent: int | None,
+    images: tuple[PageImage, ...],
+    undescribed: int | None,
     rng: np.random.Generator,
 ) -> tuple[Sentence, ...]:
-    """A description of each picture but the silent one, a question here and there, and chatter.
+    """A description of each image except the undescribed one, some questions, and unrelated sentences.
 
-    On half of the pages the descriptions come in another order than the pictures are listed in.
+    On half of the pages the order of the descriptions differs from that of the images.
     """
-    spoken = [i for i in range(len(pictures)) if i != silent]
+    described = [i for i in range(len(images)) if i != undescribed]
     if rng.random() < 0.5:
-        spoken = [spoken[i] for i in rng.permutation(len(spoken))]
-    blocks = [[_description(i, pictures[i].scene, rng)] for i in spoken]
+        described = [described[i] for i in rng.permutation(len(described))]
+    blocks = [[_description(i, images[i].scene, rng)] for i in described]
     unasked = list(range(len(blocks)))
-    few, most = config.sentences_per_document
-    num_extras = int(rng.integers(max(few, len(pictures)), most + 1)) - len(blocks)
+    fewest, most = config.sentences_per_document
+    num_extras = int(rng.integers(max(fewest, len(images)), most + 1)) - len(blocks)
     fillers = iter(rng.permutation(len(language.FILLERS)).tolist() * (1 + most // 20))
-    chatter: list[Sentence] = []
+    unrelated: list[Sentence] = []
     for _ in range(num_extras):
         if unasked and rng.random() < 0.5:
             asked = unasked.pop(int(rng.integers(len(unasked))))
-            blocks[asked].append(_follow_up(pictures[spoken[asked]], rng))
+            blocks[asked].append(_follow_up(images[described[asked]], rng))
         else:
-            chatter.append(Sentence(language.FILLERS[next(fillers)]))
-    for sentence in chatter:
+            unrelated.append(Sentence(language.FILLERS[next(fillers)]))
+    for sentence in unrelated:
         blocks.insert(int(rng.integers(len(blocks) + 1)), [sentence])
     return tuple(sentence for block in blocks for sentence in block)
 
@@ -189,19 +202,85 @@ def _description(i: int, scene: Scene, rng: np.random.Generator) -> Sentence:
     return Sentence(language.describe(scene, rng), content, describes=i)
 
 
-def _follow_up(picture: Picture, rng: np.random.Generator) -> Sentence:
-    text = language.answered(pick(rng, picture.questions))
+def _follow_up(image: PageImage, rng: np.random.Generator) -> Sentence:
+    text = language.answered(pick(rng, image.questions))
     return Sentence(text, language.content_words(text))
 
 
-def _similarity(
-    pictures: tuple[Picture, ...], sentences: tuple[Sentence, ...], rng: np.random.Generator
+def _sample_similarity(
+    images: tuple[PageImage, ...], sentences: tuple[Sentence, ...], rng: np.random.Generator
 ) -> np.ndarray:
-    """Pictures x sentences: a base, more for shared content, much more for the own description."""
-    similarity = _BASE + rng.uniform(-_NOISE, _NOISE, size=(len(pictures), len(sentences)))
-    for i, picture in enumerate(pictures):
-        content = language.content_words(language.caption(picture.scene))
+    """Images x sentences: a base value, more for shared content words, much more for the image's own description."""
+    similarity = _BASE + rng.uniform(-_NOISE, _NOISE, size=(len(images), len(sentences)))
+    for i, image in enumerate(images):
+        content = language.content_words(language.caption(image.scene))
         for j, sentence in enumerate(sentences):
             shared = len(content & sentence.content) / len(content | sentence.content)
             similarity[i, j] += _OVERLAP * shared + _DESCRIBED * (sentence.describes == i)
     return similarity.round(6)
+
+
+def to_line(document: Document) -> bytes:
+    """The document as one line of JSON, without a line feed."""
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _cut_line(document: Document) -> bytes:
+    line = to_line(document)
+    return line[: len(line) * 2 // 3]
+
+
+def _not_utf8(document: Document) -> bytes:
+    return to_line(document).replace(b'"text_list": ["', b'"text_list": ["\xff\xfe', 1)
+
+
+def _not_an_object(document: Document) -> bytes:
+    return json.dumps(document["text_list"]).encode()
+
+
+def _missing_field(document: Document) -> bytes:
+    return to_line({name: value for name, value in document.items() if name != "text_list"})
+
+
+def _wrong_type(document: Document) -> bytes:
+    return to_line(document | {"text_list": " ".join(document["text_list"])})
+
+
+def _short_matrix(document: Document) -> bytes:
+    first, *others = document["similarity_matrix"]
+    return to_line(document | {"similarity_matrix": [first[:-1], *others]})
+
+
+def _index_out_of_range(document: Document) -> bytes:
+    first, *others = document["image_info"]
+    first = first | {"matched_text_index": len(document["text_list"])}
+    return to_line(document | {"image_info": [first, *others]})
+
+
+MALFORMED: dict[str, Callable[[Document], bytes]] = {
+    "cut_line": _cut_line,
+    "missing_field": _missing_field,
+    "short_matrix": _short_matrix,
+    "index_out_of_range": _index_out_of_range,
+    "wrong_type": _wrong_type,
+    "not_utf8": _not_utf8,
+    "not_an_object": _not_an_object,
+}
+"""Malformed lines by kind: functions from a well-formed document with an image to the bytes of an invalid line."""
+
+FAULTS: tuple[str, ...] = (
+    *("not_found", LOW_SIMILARITY, "cut_line", "throttled", "html", "missing_field", "noai"),
+    *("loopback", BROKEN_LINKS, "redirect", "truncated", "short_matrix", "flaky", NO_IMAGES),
+    *("huge", "index_out_of_range", "redirect_loopback", "empty", "wrong_type", "forbidden"),
+    *("local_file", "not_utf8", "not_an_object"),
+)
+"""Every fault, in the order in which they appear in a world: the common ones first."""
+
+assert set(FAULTS) == {*LINK_KINDS, *MALFORMED, LOW_SIMILARITY, BROKEN_LINKS, NO_IMAGES} - {"image"}
+
+
+def fault_of(config: MiniworldConfig, index: int) -> str | None:
+    """The fault of the document at `index`, or None; faulty documents are evenly spread."""
+    turn = int(index * config.bad_share + 1e-9)
+    is_faulty = int((index + 1) * config.bad_share + 1e-9) > turn
+    return FAULTS[turn % len(FAULTS)] if is_faulty else None

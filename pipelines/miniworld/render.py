@@ -1,7 +1,7 @@
-"""Pictures of scenes: anti-aliased pixels, and encoded files in the mixture that the web has.
+"""Images of scenes: anti-aliased pixels, and files in a mixture of formats as found on the web.
 
-Files come as JPEG (some stored turned, with the EXIF orientation that undoes it), PNG (some with an
-alpha channel) and WebP, in several sizes, so that decoding and normalisation have real work to do.
+Files are JPEG (some stored rotated, with the EXIF orientation that corrects it), PNG (some with an
+alpha channel) and WebP, in several sizes, to exercise decoding and normalisation.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from PIL import Image
 from pipelines.miniworld.scene import BACKGROUNDS, COLOURS, Scene, Thing, pick
 
 SHORTER_SIDES_PX = (160, 192, 224, 256, 320, 384, 428)
-"""With the widest aspect of 3:2 the longer side stays within 642 pixels."""
+"""With the widest aspect ratio of 3:2 the longer side is at most 642 pixels."""
 
 _OVERSAMPLING = 4
 _SHADOW = 0.16
 _ORIENTATION_TAG = 0x0112  # EXIF 2.3, table 4
-_UNDO = {  # EXIF orientation -> the change of stored pixels that a viewer undoes
+_UNDO = {  # EXIF orientation -> the transposition of the stored pixels that a viewer undoes
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -35,7 +35,7 @@ _UNDO = {  # EXIF orientation -> the change of stored pixels that a viewer undoe
 
 @dataclass(frozen=True)
 class FileForm:
-    """How a picture is stored: format ("jpg", "png", "webp"), size, quality, EXIF orientation."""
+    """How an image is stored: format ("jpg", "png", "webp"), size, quality, EXIF orientation."""
 
     format: str
     shorter_side_px: int
@@ -44,8 +44,8 @@ class FileForm:
     alpha: bool = False
 
 
-def draw_file_form(rng: np.random.Generator) -> FileForm:
-    """A form drawn as the web has them: mostly JPEG, a fifth of those stored turned."""
+def sample_file_form(rng: np.random.Generator) -> FileForm:
+    """A form as found on the web: mostly JPEG, a fifth of those stored rotated."""
     side = pick(rng, SHORTER_SIDES_PX)
     kind, turned = rng.random(2)
     if kind < 0.7:
@@ -57,15 +57,15 @@ def draw_file_form(rng: np.random.Generator) -> FileForm:
 
 
 def size_px(scene: Scene, shorter_side_px: int) -> tuple[int, int]:
-    """Width and height of the upright picture."""
+    """Width and height of the upright image."""
     width, height = scene.extent
     return round(width * shorter_side_px), round(height * shorter_side_px)
 
 
 def render(scene: Scene, shorter_side_px: int) -> np.ndarray:
-    """The upright picture, uint8 of shape (height, width, 3), RGB.
+    """The upright image, uint8 of shape (height, width, 3), RGB.
 
-    The pixel at a thing's centre has exactly the thing's colour; the background carries a gentle
+    The pixel at a thing's centre has exactly the thing's colour; the background has a slight
     gradient and each thing a soft shadow.
     """
     width, height = size_px(scene, shorter_side_px)
@@ -73,12 +73,12 @@ def render(scene: Scene, shorter_side_px: int) -> np.ndarray:
     ground = np.asarray(BACKGROUNDS[scene.background], np.float32)
     pixels = np.broadcast_to(np.clip(ground * light, 0, 255), (height, width, 3)).copy()
     for thing in scene.things:
-        _paint(pixels, thing, shorter_side_px)
+        _add_thing(pixels, thing, shorter_side_px)
     return np.rint(pixels).astype(np.uint8)
 
 
 def encode(scene: Scene, form: FileForm) -> bytes:
-    """The picture file of a scene; the same scene and form give the same bytes."""
+    """The image file of a scene; the same scene and form give the same bytes."""
     image = Image.fromarray(render(scene, form.shorter_side_px))
     out = io.BytesIO()
     if form.format == "jpg":
@@ -94,8 +94,8 @@ def encode(scene: Scene, form: FileForm) -> bytes:
     return out.getvalue()
 
 
-def _paint(pixels: np.ndarray, thing: Thing, shorter_side_px: int) -> None:
-    """Paints one thing with its shadow into float pixels, touching only a box around it."""
+def _add_thing(pixels: np.ndarray, thing: Thing, shorter_side_px: int) -> None:
+    """Add one thing with its shadow to float pixels, changing only a box around it."""
     height, width = pixels.shape[:2]
     radius = thing.radius * shorter_side_px
     x, y = thing.x * width, thing.y * height
@@ -113,7 +113,7 @@ def _paint(pixels: np.ndarray, thing: Thing, shorter_side_px: int) -> None:
 
 
 def _mask(thing: Thing, radius: float, x: float, y: float, shape: tuple[int, ...]) -> np.ndarray:
-    """How much of each pixel the thing covers, float32 in 0 to 1."""
+    """The fraction of each pixel that the thing covers, float32 from 0 to 1."""
     turn = np.deg2rad(thing.turn_deg)
     rotation = np.asarray([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     points = _outline(thing.shape) @ rotation * radius + (x, y)

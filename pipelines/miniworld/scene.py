@@ -1,7 +1,7 @@
-"""Scenes: a few coloured shapes on a soft background, drawn from a random generator.
+"""Scenes: a few coloured shapes on a plain background, sampled with a random generator.
 
-Positions are fractions of the upright picture (x to the right, y downwards, both 0 to 1); radii are
-fractions of its shorter side. A scene knows its aspect (width / height) but not its pixels.
+Positions are fractions of the upright image (x to the right, y downwards, both 0 to 1); radii are
+fractions of its shorter side. A scene has an aspect ratio (width / height) but no size in pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLOURS: dict[str, Rgb] = {
     "brown": (134, 90, 62),
     "black": (50, 52, 62),
 }
-"""Colours of things; all of them stand out from every background."""
+"""Colours of things; every one contrasts with every background."""
 
 BACKGROUNDS: dict[str, Rgb] = {
     "cream": (251, 245, 228),
@@ -40,23 +40,23 @@ BACKGROUNDS: dict[str, Rgb] = {
     "rose": (251, 224, 231),
     "silver": (226, 229, 234),
 }
-"""Background colours; their words are never colours of things, so that a question has one answer."""
+"""Background colours; none shares its name with a colour of things, so that a question has one answer."""
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "arrow", "cross")
 
 ASPECTS = (1.0, 1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)
 RADII = {"small": (0.085, 0.11), "large": (0.17, 0.22)}
-"""Radius of the circle that a thing fits into, by size word; the gap keeps the words unambiguous."""
+"""Range of the radius of the circle around a thing, by size; the gap keeps the words unambiguous."""
 
 MAX_THINGS = 6
-_LARGE_UP_TO = 3  # more large things than this leave no room to place them apart
+_LARGE_UP_TO = 3  # more large things would not fit without overlap
 _MARGIN = 0.02
 _CELLS = (0.27, 0.5, 0.73)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape: what it is and where its centre lies."""
+    """One shape: what it is and the position of its centre."""
 
     shape: str
     colour: str
@@ -79,7 +79,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's whole truth: background, aspect and things, in the order of their groups."""
+    """The ground truth of an image: background, aspect ratio and things, in the order of their groups."""
 
     background: str
     aspect: float
@@ -90,9 +90,9 @@ class Scene:
         """The things counted by (shape, colour, size), in order of first appearance."""
         counts: dict[tuple[str, str, str], int] = {}
         for thing in self.things:
-            look = (thing.shape, thing.colour, thing.size)
-            counts[look] = counts.get(look, 0) + 1
-        return tuple(Group(count, *look) for look, count in counts.items())
+            kind = (thing.shape, thing.colour, thing.size)
+            counts[kind] = counts.get(kind, 0) + 1
+        return tuple(Group(count, *kind) for kind, count in counts.items())
 
     @property
     def extent(self) -> tuple[float, float]:
@@ -101,56 +101,64 @@ class Scene:
 
 
 def extent(aspect: float) -> tuple[float, float]:
-    """Width and height of a picture of this aspect, in units of its shorter side."""
+    """Width and height of an image of this aspect ratio, in units of its shorter side."""
     return max(aspect, 1.0), max(1.0 / aspect, 1.0)
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, each as likely as the others."""
+    """One of the options, uniformly at random."""
     return options[int(rng.integers(len(options)))]
 
 
-def draw_scene(rng: np.random.Generator, max_things: int = 5) -> Scene:
-    """A scene of one group or two, at most `max_things` things, none overlapping another.
+def sample_scene(rng: np.random.Generator, max_things: int = 5) -> Scene:
+    """A scene of one or two groups and at most `max_things` things that do not overlap.
 
     Raises:
-        ValueError: `max_things` is not within 1 to 6; more would not fit.
+        ValueError: `max_things` is not within 1 to 6; more things would not fit.
     """
     if not 1 <= max_things <= MAX_THINGS:
         raise ValueError(
-            f"max_things={max_things} is not within 1 to {MAX_THINGS}: more things find no room"
+            f"max_things={max_things} is not within 1 to {MAX_THINGS}: more things would not fit"
         )
     background = pick(rng, list(BACKGROUNDS))
     aspect = pick(rng, ASPECTS)
-    groups = _draw_groups(rng, max_things)
-    places = _draw_places(rng, groups, aspect)
-    looks = [group for group in groups for _ in range(group.count)]
+    groups = _sample_groups(rng, max_things)
+    positions = _sample_positions(rng, groups, aspect)
+    kinds = [group for group in groups for _ in range(group.count)]
     things = tuple(
-        Thing(g.shape, g.colour, g.size, round(x, 4), round(y, 4), round(r, 4), _turn(rng, g.shape))
-        for g, (x, y, r) in zip(looks, places, strict=True)
+        Thing(
+            g.shape,
+            g.colour,
+            g.size,
+            round(x, 4),
+            round(y, 4),
+            round(r, 4),
+            _sample_turn(rng, g.shape),
+        )
+        for g, (x, y, r) in zip(kinds, positions, strict=True)
     )
     return Scene(background, aspect, things)
 
 
-def _draw_groups(rng: np.random.Generator, max_things: int) -> list[Group]:
+def _sample_groups(rng: np.random.Generator, max_things: int) -> list[Group]:
     num_groups = 1 if max_things == 1 or rng.random() < 0.5 else 2
     counts, room = [], max_things
     for rest in range(num_groups - 1, -1, -1):
         counts.append(1 if rng.random() < 0.55 else int(rng.integers(1, room - rest + 1)))
         room -= counts[-1]
     sizes = ("small", "large") if sum(counts) <= _LARGE_UP_TO else ("small",)
-    looks: list[tuple[str, str]] = []
-    while len(looks) < num_groups:  # two groups never share both shape and colour
-        look = (pick(rng, SHAPES), pick(rng, list(COLOURS)))
-        if look not in looks:
-            looks.append(look)
-    return [Group(n, *look, pick(rng, sizes)) for n, look in zip(counts, looks, strict=True)]
+    kinds: list[tuple[str, str]] = []
+    while len(kinds) < num_groups:  # two groups never share both shape and colour
+        kind = (pick(rng, SHAPES), pick(rng, list(COLOURS)))
+        if kind not in kinds:
+            kinds.append(kind)
+    return [Group(n, *kind, pick(rng, sizes)) for n, kind in zip(counts, kinds, strict=True)]
 
 
-def _draw_places(
+def _sample_positions(
     rng: np.random.Generator, groups: Sequence[Group], aspect: float
 ) -> list[tuple[float, float, float]]:
-    """(x, y, radius) of every thing: a lone thing near a cell of a 3x3 grid, others freely."""
+    """(x, y, radius) of each thing: a single thing near a cell of a 3x3 grid, several anywhere."""
     radii = [float(rng.uniform(*RADII[g.size])) for g in groups for _ in range(g.count)]
     if len(radii) == 1:
         jitter = rng.uniform(-0.03, 0.03, size=2)
@@ -158,28 +166,28 @@ def _draw_places(
             (pick(rng, _CELLS) + float(jitter[0]), pick(rng, _CELLS) + float(jitter[1]), radii[0])
         ]
     width, height = extent(aspect)
-    centres = _throw(rng, radii, width, height)
-    num_throws = 1
-    while not _apart(centres, radii):
-        if num_throws % 20 == 0:  # a crowded scene shrinks a little, so that this ends
+    centres = _sample_centres(rng, radii, width, height)
+    num_attempts = 1
+    while not _do_not_overlap(centres, radii):
+        if num_attempts % 20 == 0:  # shrink the things of a crowded scene, so that this ends
             radii = [r * 0.99 for r in radii]
-        centres = _throw(rng, radii, width, height)
-        num_throws += 1
+        centres = _sample_centres(rng, radii, width, height)
+        num_attempts += 1
     return [(x / width, y / height, r) for (x, y), r in zip(centres, radii, strict=True)]
 
 
-def _throw(
+def _sample_centres(
     rng: np.random.Generator, radii: Sequence[float], width: float, height: float
 ) -> list[tuple[float, float]]:
     reach = [r + _MARGIN for r in radii]
     return [(float(rng.uniform(r, width - r)), float(rng.uniform(r, height - r))) for r in reach]
 
 
-def _apart(centres: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
+def _do_not_overlap(centres: Sequence[tuple[float, float]], radii: Sequence[float]) -> bool:
     pairs = itertools.combinations(zip(centres, radii, strict=True), 2)
     return all(math.dist(a, b) > ra + rb + 2 * _MARGIN for (a, ra), (b, rb) in pairs)
 
 
-def _turn(rng: np.random.Generator, shape: str) -> float:
-    """A slight turn; a diamond stays upright, or it would pass for a square."""
+def _sample_turn(rng: np.random.Generator, shape: str) -> float:
+    """A small rotation in degrees; a turned diamond would look like a square, so it stays upright."""
     return 0.0 if shape in ("diamond", "circle") else round(float(rng.uniform(-12, 12)), 1)

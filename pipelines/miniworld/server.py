@@ -1,6 +1,6 @@
-"""A local HTTP server that stands for the web: it serves the picture folder, and misbehaves by path.
+"""A local HTTP server that stands for the web: it serves the image folder, with faults by path.
 
-A request for `/KIND/NAME` is answered as `link_kinds.LINK_KINDS[KIND]` says. The server listens on
+The response to `/KIND/NAME` is the one that `link_kinds.LINK_KINDS[KIND]` describes. The server listens on
 127.0.0.1 only; a job reaches it with `--fetch.allow-host` and `ImageServer.allow_host`.
 
     python -m pipelines.miniworld.server DIR --port 8000
@@ -26,7 +26,7 @@ from typing import Any, Self
 
 import tyro
 
-from pipelines.miniworld.link_kinds import CLOSED_ADDRESS, IMAGE_HOST
+from pipelines.miniworld.link_kinds import IMAGE_HOST, REFUSED_ADDRESS
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ _HUGE_SIDE_PX = 20_000
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the server says to one request."""
+class Response:
+    """The response to one request."""
 
     status: HTTPStatus = HTTPStatus.OK
     body: bytes = b""
@@ -49,29 +49,29 @@ class Answer:
 
 
 class ImageServer:
-    """Serves `directory` in threads on 127.0.0.1; a context manager, stopped at its end.
+    """Serves `directory` in threads on 127.0.0.1; a context manager that stops the server at its end.
 
     Args:
-        directory: the folder of picture files.
-        port: 0 takes a free one.
-        retry_after_s: what a throttled answer asks the client to wait, in seconds.
+        directory: the folder of image files.
+        port: 0 selects a free port.
+        retry_after_s: the `Retry-After` of a throttled response, in seconds.
 
     Raises:
-        NotADirectoryError: there is no such folder.
-        OSError: the port is taken.
+        NotADirectoryError: the folder does not exist.
+        OSError: the port is in use.
     """
 
     def __init__(self, directory: Path, port: int = 0, retry_after_s: int = 1):
         if not Path(directory).is_dir():
             raise NotADirectoryError(
-                f"directory={str(directory)!r} is no folder: give the images/ folder of a world "
+                f"directory={str(directory)!r} is not a folder: give the images/ folder of a world "
                 "written by jobs/build_miniworld.py"
             )
         self._directory = Path(directory)
         self._retry_after_s = retry_after_s
         self._seen: set[str] = set()
         self._lock = threading.Lock()
-        self._server = _Listener(("127.0.0.1", port), _handler(self.answer))
+        self._server = _Listener(("127.0.0.1", port), _handler(self.response))
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         )
@@ -92,91 +92,91 @@ class ImageServer:
 
     @property
     def address(self) -> str:
-        """Where it listens, as IP:PORT."""
+        """The address that it listens on, as IP:PORT."""
         return f"127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def allow_host(self) -> str:
-        """The value for `--fetch.allow-host` that maps the pictures' host onto this server."""
+        """The value for `--fetch.allow-host` that maps the host of the images to this server."""
         return f"{IMAGE_HOST}={self.address}"
 
-    def answer(self, path: str) -> Answer:
-        """The answer to a GET of `path`; unknown paths and kinds are 404."""
+    def response(self, path: str) -> Response:
+        """The response to a GET of `path`; unknown paths and kinds are 404."""
         match = _PATH.fullmatch(path)
-        respond = _ANSWERS.get(match[1]) if match else None
+        respond = _RESPONDERS.get(match[1]) if match else None
         if match is None or respond is None:
-            return Answer(HTTPStatus.NOT_FOUND, b"no such path\n")
+            return Response(HTTPStatus.NOT_FOUND, b"no such path\n")
         return respond(self, match[1], match[2])
 
-    def is_first_visit(self, kind: str, name: str) -> bool:
-        """Whether this server has not been asked for this link before."""
+    def is_first_request(self, kind: str, name: str) -> bool:
+        """Whether this is the first request for this link."""
         with self._lock:
             is_first = f"{kind}/{name}" not in self._seen
             self._seen.add(f"{kind}/{name}")
         return is_first
 
-    def picture(self, name: str) -> Answer:
-        """The picture file, or 404."""
+    def image(self, name: str) -> Response:
+        """The image file, or 404."""
         path = self._directory / name
         if not path.is_file():
-            return Answer(HTTPStatus.NOT_FOUND, b"no such picture\n")
-        return Answer(body=path.read_bytes(), content_type=_CONTENT_TYPES[path.suffix])
+            return Response(HTTPStatus.NOT_FOUND, b"no such image\n")
+        return Response(body=path.read_bytes(), content_type=_CONTENT_TYPES[path.suffix])
 
-    def throttled(self) -> Answer:
-        """429 with the configured wait."""
+    def throttled(self) -> Response:
+        """429 with the configured `Retry-After`."""
         headers = {"Retry-After": str(self._retry_after_s)}
-        return Answer(HTTPStatus.TOO_MANY_REQUESTS, b"slow down\n", headers=headers)
+        return Response(HTTPStatus.TOO_MANY_REQUESTS, b"slow down\n", headers=headers)
 
 
-def _image(server: ImageServer, kind: str, name: str) -> Answer:
-    return server.picture(name)
+def _image(server: ImageServer, kind: str, name: str) -> Response:
+    return server.image(name)
 
 
-def _redirect(server: ImageServer, kind: str, name: str) -> Answer:
-    return Answer(HTTPStatus.FOUND, headers={"Location": f"/image/{name}"})
+def _redirect(server: ImageServer, kind: str, name: str) -> Response:
+    return Response(HTTPStatus.FOUND, headers={"Location": f"/image/{name}"})
 
 
-def _throttled(server: ImageServer, kind: str, name: str) -> Answer:
-    return server.throttled() if server.is_first_visit(kind, name) else server.picture(name)
+def _throttled(server: ImageServer, kind: str, name: str) -> Response:
+    return server.throttled() if server.is_first_request(kind, name) else server.image(name)
 
 
-def _flaky(server: ImageServer, kind: str, name: str) -> Answer:
-    if server.is_first_visit(kind, name):
-        return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"try again\n")
-    return server.picture(name)
+def _flaky(server: ImageServer, kind: str, name: str) -> Response:
+    if server.is_first_request(kind, name):
+        return Response(HTTPStatus.INTERNAL_SERVER_ERROR, b"try again\n")
+    return server.image(name)
 
 
-def _forbidden(server: ImageServer, kind: str, name: str) -> Answer:
-    return Answer(HTTPStatus.FORBIDDEN, b"not for you\n")
+def _forbidden(server: ImageServer, kind: str, name: str) -> Response:
+    return Response(HTTPStatus.FORBIDDEN, b"not for you\n")
 
 
-def _html(server: ImageServer, kind: str, name: str) -> Answer:
-    return Answer(body=_WEB_PAGE, content_type="image/jpeg")
+def _html(server: ImageServer, kind: str, name: str) -> Response:
+    return Response(body=_WEB_PAGE, content_type="image/jpeg")
 
 
-def _empty(server: ImageServer, kind: str, name: str) -> Answer:
-    return Answer(content_type="image/jpeg")
+def _empty(server: ImageServer, kind: str, name: str) -> Response:
+    return Response(content_type="image/jpeg")
 
 
-def _truncated(server: ImageServer, kind: str, name: str) -> Answer:
-    whole = server.picture(name)
-    return Answer(whole.status, whole.body[: len(whole.body) // 2], whole.content_type)
+def _truncated(server: ImageServer, kind: str, name: str) -> Response:
+    whole = server.image(name)
+    return Response(whole.status, whole.body[: len(whole.body) // 2], whole.content_type)
 
 
-def _noai(server: ImageServer, kind: str, name: str) -> Answer:
-    found = server.picture(name)
-    return Answer(found.status, found.body, found.content_type, {"X-Robots-Tag": "noai"})
+def _noai(server: ImageServer, kind: str, name: str) -> Response:
+    found = server.image(name)
+    return Response(found.status, found.body, found.content_type, {"X-Robots-Tag": "noai"})
 
 
-def _huge(server: ImageServer, kind: str, name: str) -> Answer:
-    return Answer(body=huge_png(), content_type="image/png")
+def _huge(server: ImageServer, kind: str, name: str) -> Response:
+    return Response(body=huge_png(), content_type="image/png")
 
 
-def _redirect_loopback(server: ImageServer, kind: str, name: str) -> Answer:
-    return Answer(HTTPStatus.FOUND, headers={"Location": f"http://{CLOSED_ADDRESS}/{name}"})
+def _redirect_loopback(server: ImageServer, kind: str, name: str) -> Response:
+    return Response(HTTPStatus.FOUND, headers={"Location": f"http://{REFUSED_ADDRESS}/{name}"})
 
 
-_ANSWERS: dict[str, Callable[[ImageServer, str, str], Answer]] = {
+_RESPONDERS: dict[str, Callable[[ImageServer, str, str], Response]] = {
     "image": _image,
     "redirect": _redirect,
     "throttled": _throttled,
@@ -193,7 +193,7 @@ _ANSWERS: dict[str, Callable[[ImageServer, str, str], Answer]] = {
 
 @lru_cache(maxsize=1)
 def huge_png(side_px: int = _HUGE_SIDE_PX) -> bytes:
-    """A valid black one-bit PNG whose pixels take far more room than its bytes."""
+    """A valid black one-bit PNG whose pixels take far more memory than its bytes."""
     header = struct.pack(">IIBBBBB", side_px, side_px, 1, 0, 0, 0, 0)
     row = bytes(1 + (side_px + 7) // 8)
     packer = zlib.compressobj(9)
@@ -211,14 +211,14 @@ class _Listener(http.server.ThreadingHTTPServer):
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients may hang up as they please; that is logged, not printed."""
+        """A client may close the connection at any time; that is logged, not printed."""
         log.debug("client=%s request failed", client_address, exc_info=True)
 
 
-def _handler(answer: Callable[[str], Answer]) -> type[http.server.BaseHTTPRequestHandler]:
+def _handler(respond: Callable[[str], Response]) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # keep-alive
-        wbufsize = -1  # head and body leave together: no waiting for delayed acknowledgements
+        wbufsize = -1  # head and body in one write: no delay by delayed acknowledgements
         timeout = 30  # seconds until an idle connection is closed
         disable_nagle_algorithm = True
 
@@ -229,15 +229,15 @@ def _handler(answer: Callable[[str], Answer]) -> type[http.server.BaseHTTPReques
             self._send(with_body=False)
 
         def _send(self, with_body: bool) -> None:
-            reply = answer(self.path)
-            self.send_response(reply.status)
-            self.send_header("Content-Type", reply.content_type)
-            self.send_header("Content-Length", str(len(reply.body)))
-            for name, value in reply.headers.items():
+            response = respond(self.path)
+            self.send_response(response.status)
+            self.send_header("Content-Type", response.content_type)
+            self.send_header("Content-Length", str(len(response.body)))
+            for name, value in response.headers.items():
                 self.send_header(name, value)
             self.end_headers()
             if with_body:
-                self.wfile.write(reply.body)
+                self.wfile.write(response.body)
 
         def log_message(self, format: str, *args: Any) -> None:
             log.debug(format, *args)
@@ -247,18 +247,18 @@ def _handler(answer: Callable[[str], Answer]) -> type[http.server.BaseHTTPReques
 
 @dataclass(frozen=True)
 class ServeArguments:
-    """Serves a folder of drawn pictures on 127.0.0.1 until interrupted."""
+    """Serves a folder of synthetic images on 127.0.0.1 until interrupted."""
 
     directory: tyro.conf.Positional[Path]
     """The images/ folder of a world written by jobs/build_miniworld.py."""
     port: int = 8377
-    """Port on 127.0.0.1; 0 takes a free one, which is then logged."""
+    """Port on 127.0.0.1; 0 selects a free port, which is logged."""
     retry_after_s: int = 1
-    """Seconds that a throttled link asks its client to wait."""
+    """`Retry-After` of a throttled link, in seconds."""
 
 
 def serve_until_stopped(server: ImageServer) -> None:
-    """Serves until the process gets SIGINT or SIGTERM. For a main thread."""
+    """Serve until the process receives SIGINT or SIGTERM; must run in the main thread."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -267,7 +267,7 @@ def serve_until_stopped(server: ImageServer) -> None:
 
 
 def main(arguments: ServeArguments) -> None:
-    """Serves as the arguments say; the address is logged to standard error."""
+    """Serve with these arguments; the address is logged to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         server = ImageServer(arguments.directory, arguments.port, arguments.retry_after_s)

@@ -1,4 +1,4 @@
-"""The project's own fetcher and decoder meet exactly the troubles that the truth foretells."""
+"""The fetcher and the decoder of this project meet exactly the faults that the ground truth lists."""
 
 import io
 from collections import defaultdict
@@ -31,7 +31,7 @@ REASONS_OF_KIND = {
 }
 
 
-def test_the_road_finds_what_the_truth_foretells(tmp_path: Path):
+def test_fetching_and_decoding_find_what_the_ground_truth_says(tmp_path: Path):
     write_mmc4(MiniworldConfig(num_documents=60, bad_share=0.5), tmp_path / "w")
     rows = list(read_truth(tmp_path / "w"))
     images = ImageServer(tmp_path / "w" / "images", retry_after_s=0)
@@ -43,7 +43,7 @@ def test_the_road_finds_what_the_truth_foretells(tmp_path: Path):
         assert row["arrives"] == (result.reason is None), (row["raw_url"], result.reason)
         if result.reason is None:
             assert result.value is not None
-            check_picture(result.value, row)
+            check_image(result.value, row)
         else:
             reasons[row["link_kind"]].add(result.reason)
         if row["link_kind"] in ("throttled", "flaky"):
@@ -54,11 +54,11 @@ def test_the_road_finds_what_the_truth_foretells(tmp_path: Path):
         assert found <= REASONS_OF_KIND[kind] <= set(LINK_REASONS)
 
 
-def check_picture(picture: NormalisedImage, row: dict[str, Any]) -> None:
-    """Upright and in its colours: things lie where the truth has them, whatever the file's form."""
-    pixels = np.asarray(Image.open(io.BytesIO(picture.data)).convert("RGB")).astype(int)
-    assert pixels.shape == (picture.height, picture.width, 3)
-    assert abs(picture.width / picture.height - row["width"] / row["height"]) < 0.02
+def check_image(image: NormalisedImage, row: dict[str, Any]) -> None:
+    """Upright and in its colours: things are where the ground truth says, in every form of file."""
+    pixels = np.asarray(Image.open(io.BytesIO(image.data)).convert("RGB")).astype(int)
+    assert pixels.shape == (image.height, image.width, 3)
+    assert abs(image.width / image.height - row["width"] / row["height"]) < 0.02
     for thing in row["scene"]["things"]:
-        x, y = int(thing["x"] * picture.width), int(thing["y"] * picture.height)
+        x, y = int(thing["x"] * image.width), int(thing["y"] * image.height)
         assert np.abs(pixels[y, x] - COLOURS[thing["colour"]]).max() <= 25

@@ -1,4 +1,4 @@
-"""Ctrl-C while a world is drawn: one line, status 130, and a start after it draws the same bytes."""
+"""Ctrl-C while a world is written: one line, exit code 130, and the next run writes the same bytes."""
 
 from pathlib import Path
 
@@ -8,12 +8,15 @@ from tests.interrupts import interrupted
 from tests.miniworld.test_mmc4 import bytes_by_name
 
 
-def test_a_world_that_is_stopped_is_drawn_anew(repository: Path, tmp_path: Path):
+def test_a_world_that_is_stopped_is_written_by_the_next_run(repository: Path, tmp_path: Path):
     out = tmp_path / "w"
     command = ("jobs.build_miniworld", "--out", out, "--num-documents", 80)
     is_time = (tmp_path / "w.partial/documents/docs_shard_0_v2.jsonl").exists
     ended = interrupted(repository, is_time, *command)
-    assert (ended.status, ended.last_line) == (130, "stopped; the same command draws it anew")
+    assert (ended.status, ended.last_line) == (
+        130,
+        "stopped; run the same command again to write it",
+    )
     assert "Traceback" not in ended.error and not out.exists()
     for name in ("w", "whole"):
         write_mmc4(MiniworldConfig(num_documents=80), tmp_path / name)

@@ -1,4 +1,4 @@
-"""Language agrees with the scene: captions are parsed back, answers recomputed from the things."""
+"""Texts agree with the scene: captions are parsed back, answers recomputed from the things."""
 
 import re
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from pipelines.miniworld import language
-from pipelines.miniworld.scene import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing, draw_scene
+from pipelines.miniworld.scene import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing, sample_scene
 
 
-def drawn(num_scenes: int = 600) -> list[Scene]:
+def sample_scenes(num_scenes: int = 600) -> list[Scene]:
     rng = np.random.default_rng(11)
-    return [draw_scene(rng) for _ in range(num_scenes)]
+    return [sample_scene(rng) for _ in range(num_scenes)]
 
 
 def thing(shape: str, colour: str, x: float, y: float, size: str = "small") -> Thing:
@@ -25,7 +25,7 @@ GROUP = re.compile(
 
 
 def test_captions_can_be_read_back_into_the_scene():
-    for scene in drawn():
+    for scene in sample_scenes():
         caption = language.caption(scene)
         counts = {"a": 1, "an": 1} | {word: n for n, word in enumerate(language.NUMBERS)}
         read = [
@@ -46,13 +46,13 @@ def test_captions_can_be_read_back_into_the_scene():
         ((0.8, 0.8), "and"),
     ],
 )
-def test_relations_say_where_the_first_thing_lies(second: tuple[float, float], word: str):
+def test_relations_give_the_direction_of_the_first_thing(second: tuple[float, float], word: str):
     scene = Scene("mint", 1.0, (thing("star", "red", 0.5, 0.5), thing("heart", "pink", *second)))
     expected = f"a small red star {word} a small pink heart on a mint background"
     assert language.caption(scene) == expected
 
 
-def test_relations_measure_the_picture_and_not_its_fractions():
+def test_relations_measure_pixels_and_not_fractions_of_the_image():
     things = (thing("star", "red", 0.3, 0.2), thing("heart", "pink", 0.6, 0.6))
     assert language.relation(Scene("mint", 1.0, things)) == "and"
     assert language.relation(Scene("mint", 1.5, things)) == "and"
@@ -68,7 +68,7 @@ def test_relations_measure_the_picture_and_not_its_fractions():
         (0.5, 0.5, "in the middle"),
     ],
 )
-def test_places_of_a_lone_thing(x: float, y: float, phrase: str):
+def test_positions_of_a_single_thing(x: float, y: float, phrase: str):
     scene = Scene("silver", 1.0, (thing("cross", "orange", x, y, "large"),))
     assert language.caption(scene) == f"a large orange cross {phrase} on a silver background"
 
@@ -78,8 +78,8 @@ def test_plurals_and_numbers():
     assert language.caption(scene) == "three small blue crosses on a sky background"
 
 
-def answer_from_truth(scene: Scene, question: str) -> str:
-    """An answer found by another way than the grammar's: from the words of the question."""
+def answer_from_scene(scene: Scene, question: str) -> str:
+    """The answer computed from the words of the question, not by the grammar."""
     words = question.lower().rstrip("?").split()
     shape = next((s for s in SHAPES if s in words or language.plural(s) in words), None)
     matching = [t for t in scene.things if t.shape == shape]
@@ -88,7 +88,7 @@ def answer_from_truth(scene: Scene, question: str) -> str:
     if words[0] == "how":
         return language.NUMBERS[sum(t.colour == words[2] for t in matching)]
     if words[0] == "where":
-        return language.place_phrase(matching[0])
+        return language.position_phrase(matching[0])
     if words[:2] == ["is", "there"]:
         assert words[2] == ("an" if shape == "arrow" else "a")
         return "yes" if matching else "no"
@@ -102,11 +102,11 @@ def answer_from_truth(scene: Scene, question: str) -> str:
 def test_every_answer_is_right():
     rng = np.random.default_rng(1)
     asked: dict[str, set[str]] = {}
-    for scene in drawn():
+    for scene in sample_scenes():
         questions = language.questions(scene, rng)
         assert len({q.question for q in questions}) == len(questions)
         for question in questions:
-            assert question.answer == answer_from_truth(scene, question.question)
+            assert question.answer == answer_from_scene(scene, question.question)
             asked.setdefault(question.kind, set()).add(question.answer)
     assert asked["exists"] == {"yes", "no"}
     assert asked["count"] == {"zero", "one", "two", "three", "four", "five"}
@@ -116,7 +116,7 @@ def test_every_answer_is_right():
     assert len(asked["place"]) == 9
 
 
-def test_no_colour_is_asked_of_shapes_of_two_colours():
+def test_no_question_asks_for_the_colour_of_shapes_of_two_colours():
     scene = Scene("sand", 1.0, (thing("star", "red", 0.2, 0.5), thing("star", "blue", 0.8, 0.5)))
     kinds = [q.kind for q in language.questions(scene, np.random.default_rng(0))]
     assert "colour" not in kinds and "count" in kinds
@@ -125,14 +125,14 @@ def test_no_colour_is_asked_of_shapes_of_two_colours():
 def test_the_vocabulary_is_small():
     rng = np.random.default_rng(2)
     texts = list(language.FILLERS)
-    for scene in drawn(1500):
+    for scene in sample_scenes(1500):
         texts.append(language.describe(scene, rng))
         texts.extend(language.answered(q) for q in language.questions(scene, rng))
     words = {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
     assert 150 < len(words) < 300
 
 
-def test_fillers_speak_of_no_scene():
+def test_fillers_describe_no_scene():
     attributes = {*COLOURS, *SHAPES, *BACKGROUNDS, *map(language.plural, SHAPES), "large", "small"}
     for filler in language.FILLERS:
         assert not language.content_words(filler) & attributes
@@ -140,7 +140,7 @@ def test_fillers_speak_of_no_scene():
 
 def test_sentences_are_sentences():
     rng = np.random.default_rng(3)
-    for scene in drawn(100):
+    for scene in sample_scenes(100):
         sentence = language.describe(scene, rng)
         assert sentence[0].isupper() and sentence.endswith(".")
         assert language.caption(scene)[1:] in sentence

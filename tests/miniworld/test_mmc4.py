@@ -1,4 +1,4 @@
-"""The written world: reproducible to the byte, in MMC4's form, counted exactly."""
+"""The world on disk: reproducible to the byte, in the form of MMC4, counted exactly."""
 
 import gzip
 import io
@@ -21,9 +21,9 @@ from scipy.optimize import linear_sum_assignment
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.link_kinds import IMAGE_HOST, LINK_KINDS
 from pipelines.miniworld.mmc4 import MiniworldSummary, read_summary, read_truth, write_mmc4
-from pipelines.miniworld.mmc4_page import SIMILARITY_GAP, draw_page
-from pipelines.miniworld.mmc4_trouble import MALFORMED, TROUBLES, trouble_of
+from pipelines.miniworld.mmc4_page import FAULTS, MALFORMED, SIMILARITY_GAP, fault_of, sample_page
 from pipelines.miniworld.scene import COLOURS
+from schemas.config import ConfigError
 
 CONFIG = MiniworldConfig(seed=5, num_documents=60, num_shards=4, bad_share=0.5)
 
@@ -57,7 +57,7 @@ def all_lines(directory: Path) -> list[bytes]:
     return [line for shard in shards for line in lines_of(shard)]
 
 
-def fault_of(line: bytes) -> str | None:
+def format_error(line: bytes) -> str | None:
     """Why a line is no MMC4 v1.1 document, or None; written from the format's description alone."""
     try:
         document = json.loads(line)
@@ -79,7 +79,7 @@ def fault_of(line: bytes) -> str | None:
 
 
 def documents(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in all_lines(directory) if fault_of(line) is None]
+    return [json.loads(line) for line in all_lines(directory) if format_error(line) is None]
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(world: Path, tmp_path: Path):
@@ -95,7 +95,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(world: Path, tmp_path: Path
 def test_pages_do_not_depend_on_the_size_of_the_world():
     small = MiniworldConfig(seed=1, num_documents=5, num_shards=1)
     large = MiniworldConfig(seed=1, num_documents=500, num_shards=7)
-    assert draw_page(small, 4).document() == draw_page(large, 4).document()
+    assert sample_page(small, 4).document() == sample_page(large, 4).document()
 
 
 def test_shards_come_in_the_three_forms(world: Path):
@@ -113,7 +113,7 @@ def test_documents_have_the_published_form(world: Path):
         infos, matrix = document["image_info"], np.asarray(document["similarity_matrix"])
         assert 3 <= len(document["text_list"]) <= 8 and len(infos) <= 5
         matched = [info["matched_text_index"] for info in infos]
-        assert len(set(matched)) == len(matched), "two pictures share a sentence"
+        assert len(set(matched)) == len(matched), "two images share a sentence"
         for info, row in zip(infos, matrix, strict=True):
             assert info["matched_sim"] == row[info["matched_text_index"]]
             assert set(info) == {
@@ -124,12 +124,12 @@ def test_documents_have_the_published_form(world: Path):
             assert matched == linear_sum_assignment(-matrix)[1].tolist()
 
 
-def test_many_descriptions_come_in_another_order_than_the_pictures(world: Path):
-    places: dict[str, list[int]] = {}
+def test_many_descriptions_are_in_another_order_than_the_images(world: Path):
+    positions: dict[str, list[int]] = {}
     for row in read_truth(world):
         if row["described_by"] is not None:
-            places.setdefault(row["page_url"], []).append(row["described_by"])
-    orders = [order for order in places.values() if len(order) > 2]
+            positions.setdefault(row["page_url"], []).append(row["described_by"])
+    orders = [order for order in positions.values() if len(order) > 2]
     in_order = sum(order == sorted(order) for order in orders)
     assert 0.2 < in_order / len(orders) < 0.9
 
@@ -156,7 +156,7 @@ def test_similarities_leave_the_gap_open_and_follow_the_descriptions(world: Path
 
 
 def test_a_page_whose_links_partly_fail_keeps_its_matches(world: Path):
-    """Solved again on the pictures that arrive, as the road does, each keeps its own sentence."""
+    """Solved again on the images that arrive, as the pipeline does, each keeps its own sentence."""
     truth: dict[str, list[dict[str, Any]]] = {}
     for row in read_truth(world):
         truth.setdefault(row["page_url"], []).append(row)
@@ -197,37 +197,37 @@ def test_summary_counts_what_is_on_disk(world: Path):
     assert [i["raw_url"] for i in infos] == [row["raw_url"] for row in truth]
 
 
-def test_every_trouble_shows_up(world: Path):
+def test_every_fault_occurs(world: Path):
     summary = read_summary(world)
     assert set(summary.num_links_by_kind) == set(LINK_KINDS)
     assert set(summary.num_malformed_by_kind) == set(MALFORMED)
     assert summary.num_images_low_similarity > 0
     assert any(not document["image_info"] for document in documents(world))
     assert summary.num_documents_kept < summary.num_documents
-    faults = {fault_of(line) for line in all_lines(world)} - {None}
-    assert faults == {
+    errors = {format_error(line) for line in all_lines(world)} - {None}
+    assert errors == {
         *("JSONDecodeError", "UnicodeDecodeError", "no object", "fields"),
         *("text_list", "matrix", "index"),
     }
 
 
 @pytest.mark.parametrize("share", [0.0, 0.07, 0.15, 0.3, 0.5, 1.0])
-def test_the_share_of_trouble_is_exact(share: float):
+def test_the_share_of_faulty_documents_is_exact(share: float):
     config = MiniworldConfig(num_documents=1000, bad_share=share)
-    troubles = [trouble for i in range(1000) if (trouble := trouble_of(config, i)) is not None]
-    assert len(troubles) == round(1000 * share)
-    counts = Counter(troubles)
-    assert not troubles or max(counts.values()) - min(counts[t] for t in TROUBLES) <= 1
+    faults = [fault for i in range(1000) if (fault := fault_of(config, i)) is not None]
+    assert len(faults) == round(1000 * share)
+    counts = Counter(faults)
+    assert not faults or max(counts.values()) - min(counts[f] for f in FAULTS) <= 1
 
 
-def test_a_world_without_trouble_arrives_whole(tmp_path: Path):
+def test_all_images_of_a_world_without_faults_arrive(tmp_path: Path):
     summary = write_mmc4(MiniworldConfig(num_documents=12, bad_share=0.0), tmp_path / "w")
     assert summary.num_links == summary.num_images_kept == summary.num_files > 0
     assert summary.num_documents_kept == 12
     assert summary.num_links_by_kind == {"image": summary.num_links}
 
 
-def test_files_and_truth_agree(world: Path):
+def test_files_and_ground_truth_agree(world: Path):
     rows = list(read_truth(world))
     assert {row["file"] for row in rows if row["file"]} == {
         f"images/{path.name}" for path in (world / "images").iterdir()
@@ -246,13 +246,13 @@ def test_files_and_truth_agree(world: Path):
             assert np.abs(error).max() <= 25
 
 
-def test_a_world_that_is_there_is_left_alone_and_another_is_refused(tmp_path: Path):
+def test_an_existing_world_is_left_as_it_is_and_another_is_refused(tmp_path: Path):
     config = MiniworldConfig(num_documents=4, num_shards=1)
     first = write_mmc4(config, tmp_path / "w")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").rglob("*")}
     assert write_mmc4(config, tmp_path / "w") == first
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").rglob("*")}
-    with pytest.raises(FileExistsError, match="something else"):
+    with pytest.raises(FileExistsError, match="something other"):
         write_mmc4(MiniworldConfig(seed=1, num_documents=4, num_shards=1), tmp_path / "w")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("dear diary")
@@ -260,14 +260,14 @@ def test_a_world_that_is_there_is_left_alone_and_another_is_refused(tmp_path: Pa
         write_mmc4(config, tmp_path / "notes")
 
 
-def test_what_a_killed_run_left_is_replaced(tmp_path: Path):
+def test_the_partial_folder_of_a_killed_run_is_replaced(tmp_path: Path):
     config = MiniworldConfig(num_documents=4, num_shards=1)
     (tmp_path / "w.partial" / "images").mkdir(parents=True)
     (tmp_path / "w.partial" / "images" / "half.jpg").write_bytes(b"\xff\xd8")
-    with pytest.raises(FileExistsError, match="holds something else: move it away"):
+    with pytest.raises(FileExistsError, match="contains something else: move it"):
         write_mmc4(config, tmp_path / "w")
     assert (tmp_path / "w.partial/images/half.jpg").exists()
-    (tmp_path / "w.partial" / ".drawing").touch()
+    (tmp_path / "w.partial" / ".in_progress").touch()
     write_mmc4(config, tmp_path / "w")
     write_mmc4(config, tmp_path / "clean")
     assert bytes_by_name(tmp_path / "w") == bytes_by_name(tmp_path / "clean")
@@ -275,9 +275,9 @@ def test_what_a_killed_run_left_is_replaced(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"config": 3}', "7"])
-def test_a_summary_of_something_else_is_left_alone(tmp_path: Path, content: str):
+def test_a_folder_with_another_summary_is_left_as_it_is(tmp_path: Path, content: str):
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match="something other"):
         write_mmc4(CONFIG, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
@@ -292,30 +292,42 @@ def test_a_world_of_another_version_is_named(world: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"seed": -1}, "seed=-1 is not within 0 to 9223372036854775807"),
-        ({"seed": 2**63}, "seed=9223372036854775808 is not within"),
-        ({"num_shards": 0}, "num_shards=0 is not within 1 to 300 (num_documents)"),
-        ({"num_shards": 301}, "num_shards=301 is not within 1 to 300 (num_documents)"),
-        ({"num_documents": 2}, "num_shards=3 is not within 1 to 2 (num_documents)"),
-        ({"num_documents": -1}, "num_documents=-1 is not within 1 to 1000000"),
-        ({"num_documents": 0}, "num_documents=0 is not within 1 to 1000000"),
-        ({"num_documents": 10**18}, "num_documents=1000000000000000000 is not within"),
-        ({"images_per_document": (1, 10**18)}, "images_per_document=(1, 1000000000000000000)"),
+        ({"seed": -1}, "seed is -1, give a whole number from 0 to 9,223,372,036,854,775,807"),
+        ({"seed": 2**63}, "seed is 9223372036854775808, give a whole number from 0"),
+        (
+            {"num_shards": 0},
+            "num_shards is 0, give a whole number of at least 1 (at most num_documents)",
+        ),
+        (
+            {"num_shards": 301},
+            "num_shards is 301, give a whole number from 1 to 300 (num_documents)",
+        ),
+        ({"num_documents": 2}, "num_shards is 3, give a whole number from 1 to 2 (num_documents)"),
+        ({"num_documents": -1}, "num_documents is -1, give a whole number from 1 to 1,000,000"),
+        ({"num_documents": 0}, "num_documents is 0, give a whole number from 1 to 1,000,000"),
+        ({"num_documents": 10**18}, "num_documents is 1000000000000000000, give"),
+        (
+            {"images_per_document": (1, 10**18)},
+            "images_per_document is (1, 1000000000000000000), give a whole number from 1 to 100",
+        ),
         (
             {"sentences_per_document": (3, 10**18)},
-            "sentences_per_document=(3, 1000000000000000000)",
+            "sentences_per_document is (3, 1000000000000000000), give a whole number from 3 to 1,000",
         ),
-        ({"bad_share": math.nan}, "bad_share=nan is not within 0 to 1"),
-        ({"images_per_document": (0, 5)}, "images_per_document=(0, 5)"),
-        ({"images_per_document": (4, 2)}, "images_per_document=(4, 2)"),
-        ({"images_per_document": (1, 9)}, "ends at 8"),
-        ({"sentences_per_document": (2, 8)}, "sentences_per_document=(2, 8)"),
-        ({"max_things": 9}, "max_things=9"),
-        ({"bad_share": 1.5}, "bad_share=1.5"),
+        ({"bad_share": math.nan}, "bad_share is nan, give a finite number"),
+        ({"images_per_document": (0, 5)}, "images_per_document is (0, 5)"),
+        (
+            {"images_per_document": (4, 2)},
+            "images_per_document is (4, 2), give the fewest before the most",
+        ),
+        ({"images_per_document": (1, 9)}, "images_per_document is (1, 9), give at most 8 images"),
+        ({"sentences_per_document": (2, 8)}, "sentences_per_document is (2, 8)"),
+        ({"max_things": 9}, "max_things is 9, give a whole number from 1 to 6"),
+        ({"bad_share": 1.5}, "bad_share is 1.5, give a number from 0.0 to 1.0"),
     ],
 )
 def test_impossible_settings_are_named(values: dict[str, Any], named: str):
-    with pytest.raises(ValueError, match=re.escape(named)):
+    with pytest.raises(ConfigError, match=re.escape(named)):
         MiniworldConfig(**values)
 
 

@@ -1,4 +1,4 @@
-"""Scenes and their pictures: reproducible, apart, true to the pixel, quick."""
+"""Scenes and their images: reproducible, without overlap, exact to the pixel, fast."""
 
 import io
 import itertools
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines.miniworld.render import FileForm, draw_file_form, encode, render, size_px
+from pipelines.miniworld.render import FileForm, encode, render, sample_file_form, size_px
 from pipelines.miniworld.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -17,14 +17,14 @@ from pipelines.miniworld.scene import (
     SHAPES,
     Scene,
     Thing,
-    draw_scene,
     extent,
+    sample_scene,
 )
 
 
 def scenes(num_scenes: int, seed: int = 0, max_things: int = 5) -> list[Scene]:
     rng = np.random.default_rng(seed)
-    return [draw_scene(rng, max_things) for _ in range(num_scenes)]
+    return [sample_scene(rng, max_things) for _ in range(num_scenes)]
 
 
 def test_same_seed_same_scenes():
@@ -33,7 +33,7 @@ def test_same_seed_same_scenes():
 
 
 @pytest.mark.parametrize("max_things", [1, 3, 6])
-def test_things_lie_inside_and_apart(max_things: int):
+def test_things_are_inside_the_image_and_do_not_overlap(max_things: int):
     for scene in scenes(400, seed=1, max_things=max_things):
         width, height = scene.extent
         assert 1 <= len(scene.things) <= max_things
@@ -45,7 +45,7 @@ def test_things_lie_inside_and_apart(max_things: int):
             assert math.hypot(*offset) > one.radius + other.radius
 
 
-def test_small_and_large_never_meet():
+def test_radii_of_small_and_large_things_do_not_overlap():
     radii = {"small": [], "large": []}
     for scene in scenes(1000, max_things=6):
         for thing in scene.things:
@@ -54,15 +54,15 @@ def test_small_and_large_never_meet():
 
 
 def test_everything_in_the_palette_appears():
-    drawn = scenes(1000)
-    things = [thing for scene in drawn for thing in scene.things]
+    found = scenes(1000)
+    things = [thing for scene in found for thing in scene.things]
     assert {thing.shape for thing in things} == set(SHAPES)
     assert {thing.colour for thing in things} == set(COLOURS)
-    assert {scene.background for scene in drawn} == set(BACKGROUNDS)
-    assert {len(scene.things) for scene in drawn} == {1, 2, 3, 4, 5}
+    assert {scene.background for scene in found} == set(BACKGROUNDS)
+    assert {len(scene.things) for scene in found} == {1, 2, 3, 4, 5}
 
 
-def test_colours_stand_out():
+def test_colours_contrast():
     for colour, background in itertools.product(COLOURS.values(), BACKGROUNDS.values()):
         assert math.dist(colour, background) > 80
     for one, other in itertools.combinations(COLOURS.values(), 2):
@@ -72,7 +72,7 @@ def test_colours_stand_out():
 @pytest.mark.parametrize("max_things", [0, 7])
 def test_impossible_number_of_things_is_named(max_things: int):
     with pytest.raises(ValueError, match=f"max_things={max_things} .* 1 to 6"):
-        draw_scene(np.random.default_rng(0), max_things)
+        sample_scene(np.random.default_rng(0), max_things)
 
 
 def centre_px(thing: Thing, image: np.ndarray) -> np.ndarray:
@@ -104,16 +104,16 @@ def test_shapes_stay_within_their_radius_and_have_edges_of_mixed_colour(shape: s
 
 
 def test_shapes_differ_from_each_other():
-    pictures = []
+    images = []
     for shape in SHAPES:
         thing = Thing(shape, "blue", "large", 0.5, 0.5, 0.22, 0.0)
-        pictures.append(render(Scene("mint", 1.0, (thing,)), 96).astype(int))
-    for one, other in itertools.combinations(pictures, 2):
+        images.append(render(Scene("mint", 1.0, (thing,)), 96).astype(int))
+    for one, other in itertools.combinations(images, 2):
         assert (np.abs(one - other).sum(axis=2) > 60).mean() > 0.01
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turned_files_stand_upright_after_their_exif_orientation(orientation: int):
+def test_rotated_files_are_upright_after_their_exif_orientation(orientation: int):
     scene = next(s for s in scenes(100, seed=5) if s.aspect > 1 and len(s.things) > 2)
     data = encode(scene, FileForm("jpg", 160, quality=95, orientation=orientation))
     stored = Image.open(io.BytesIO(data))
@@ -129,7 +129,7 @@ def test_files_hold_what_is_rendered_in_every_form():
     rng = np.random.default_rng(9)
     seen = set()
     for scene in scenes(120, seed=6):
-        form = draw_file_form(rng)
+        form = sample_file_form(rng)
         data = encode(scene, form)
         assert data == encode(scene, form)
         image = Image.open(io.BytesIO(data))
@@ -150,9 +150,9 @@ def test_extent_is_in_units_of_the_shorter_side():
     assert extent(0.5) == (1.0, 2.0)
 
 
-def test_a_thousand_pictures_take_seconds():
+def test_a_thousand_images_take_seconds():
     rng = np.random.default_rng(0)
     start = time.process_time()
     for scene in scenes(250):
-        encode(scene, draw_file_form(rng))
+        encode(scene, sample_file_form(rng))
     assert 4 * (time.process_time() - start) < 20

@@ -1,4 +1,4 @@
-"""The server of the drawn world answers every kind of link as the table of kinds says."""
+"""The server of the synthetic world responds to every kind of link as the table of kinds says."""
 
 import http.client
 import io
@@ -53,7 +53,7 @@ def ask(
     return response.status, response.headers, body
 
 
-def test_pictures_come_whole_with_their_type(server: ImageServer, folder: Path):
+def test_images_are_complete_and_have_their_content_type(server: ImageServer, folder: Path):
     types = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
     for form, content_type in types.items():
         status, headers, body = ask(server, f"/image/star.{form}")
@@ -61,25 +61,25 @@ def test_pictures_come_whole_with_their_type(server: ImageServer, folder: Path):
         assert body == (folder / f"star.{form}").read_bytes()
 
 
-def test_every_kind_on_the_pictures_host_is_answered(server: ImageServer, folder: Path):
-    picture = (folder / "star.jpg").read_bytes()
+def test_every_kind_of_link_has_its_response(server: ImageServer, folder: Path):
+    image = (folder / "star.jpg").read_bytes()
     expected = {
-        "image": (200, picture),
+        "image": (200, image),
         "redirect": (302, b""),
         "throttled": (429, b"slow down\n"),
         "flaky": (500, b"try again\n"),
         "not_found": (404, b"no such path\n"),
         "forbidden": (403, b"not for you\n"),
         "empty": (200, b""),
-        "truncated": (200, picture[: len(picture) // 2]),
-        "noai": (200, picture),
+        "truncated": (200, image[: len(image) // 2]),
+        "noai": (200, image),
         "redirect_loopback": (302, b""),
     }
     hosted = {kind for kind in LINK_KINDS if IMAGE_HOST in link_url(kind, "star.jpg")}
     assert hosted - set(expected) == {"html", "huge"}
     for kind, (status, body) in expected.items():
-        answer = ask(server, f"/{kind}/star.jpg")
-        assert (answer[0], answer[2]) == (status, body), kind
+        response = ask(server, f"/{kind}/star.jpg")
+        assert (response[0], response[2]) == (status, body), kind
 
 
 def test_redirects_lead_where_they_should(server: ImageServer):
@@ -88,7 +88,7 @@ def test_redirects_lead_where_they_should(server: ImageServer):
 
 
 @pytest.mark.parametrize("kind", ["throttled", "flaky"])
-def test_trouble_passes_after_the_first_request_of_each_link(
+def test_temporary_faults_end_after_the_first_request_for_each_link(
     server: ImageServer, folder: Path, kind: str
 ):
     first = [ask(server, f"/{kind}/star.{form}")[0] for form in ("jpg", "png")]
@@ -98,18 +98,18 @@ def test_trouble_passes_after_the_first_request_of_each_link(
         assert (status, body) == (200, (folder / f"star.{form}").read_bytes())
 
 
-def test_headers_that_ask_for_something(server: ImageServer):
+def test_headers_of_throttled_and_noai_links(server: ImageServer):
     assert ask(server, "/throttled/star.jpg")[1]["Retry-After"] == "3"
     assert ask(server, "/noai/star.jpg")[1]["X-Robots-Tag"] == "noai"
 
 
-def test_a_web_page_calls_itself_jpeg(server: ImageServer):
+def test_a_web_page_is_declared_as_jpeg(server: ImageServer):
     status, headers, body = ask(server, "/html/star.jpg")
     assert (status, headers["Content-Type"]) == (200, "image/jpeg")
     assert body.startswith(b"<!doctype html>")
 
 
-def test_the_huge_picture_is_small_and_valid(server: ImageServer):
+def test_the_huge_image_is_a_small_and_valid_file(server: ImageServer):
     _, headers, body = ask(server, "/huge/star.png")
     assert headers["Content-Type"] == "image/png" and len(body) < 60_000
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -158,9 +158,9 @@ def test_one_connection_serves_many_requests_without_delay(server: ImageServer):
 
 def test_many_clients_at_once(server: ImageServer):
     with ThreadPoolExecutor(32) as pool:
-        answers = list(pool.map(lambda _: ask(server, "/throttled/star.webp")[0], range(200)))
-    assert sorted(set(answers)) == [200, 429]
-    assert answers.count(429) == 1
+        statuses = list(pool.map(lambda _: ask(server, "/throttled/star.webp")[0], range(200)))
+    assert sorted(set(statuses)) == [200, 429]
+    assert statuses.count(429) == 1
 
 
 def test_the_port_is_free_again_afterwards(folder: Path):
@@ -176,7 +176,7 @@ def test_a_missing_folder_is_named(tmp_path: Path):
         ImageServer(tmp_path / "nowhere")
 
 
-def test_the_links_of_a_world_lead_to_what_its_truth_says(tmp_path: Path):
+def test_the_links_of_a_world_agree_with_its_ground_truth(tmp_path: Path):
     config = MiniworldConfig(num_documents=46, num_shards=1, bad_share=0.5)
     write_mmc4(config, tmp_path / "w")
     with ImageServer(tmp_path / "w" / "images") as server:
@@ -195,7 +195,7 @@ def test_the_links_of_a_world_lead_to_what_its_truth_says(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_job_serves_until_it_is_told_to_stop(
+def test_the_job_serves_until_it_receives_a_signal(
     tmp_path: Path, repository: Path, number: signal.Signals
 ):
     command = [sys.executable, str(repository / "jobs" / "build_miniworld.py")]
