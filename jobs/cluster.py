@@ -1,28 +1,31 @@
 """The Ray that a job runs on: the cluster it was submitted to, or a local one of its own."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import ray
-
-from pipelines.core.pipeline import ShardPlan
-from pipelines.core.run_ray import RayRunner
-from pipelines.core.stage_runner import Operator
+if TYPE_CHECKING:
+    from pipelines.core.pipeline import ShardPlan
+    from pipelines.core.stage_runner import Operator
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Connect to Ray for the length of the block.
+    """Connect to Ray for the duration of the block.
 
-    Inside `ray job submit`, or where `RAY_ADDRESS` is set, that cluster is used and left running. Else
-    a local Ray is started (with `num_cpus`, by default all cores) and stopped at the end. An already
-    connected process is left as it is.
+    Inside `ray job submit`, or where `RAY_ADDRESS` is set, that cluster is used and left running. Otherwise
+    a local Ray is started (with `num_cpus`, by default all cores) and stopped at the end. A process that is
+    already connected keeps its connection.
     """
+    import ray  # takes a second, and jobs in one process do not need it
+
     if ray.is_initialized():
         yield
         return
@@ -46,7 +49,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RunnerOnDemand:
-    """A runner that connects to Ray when there is work to do, and not for a folder that refuses it."""
+    """A runner that connects to Ray when the first shard is to be built, so that a refused folder starts nothing."""
 
     sessions: ExitStack
     """Ends the session; the caller closes it."""
@@ -56,6 +59,8 @@ class RunnerOnDemand:
         self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
     ) -> Iterator[tuple[str, int]]:
         """Yield each shard when it is done, in the order of completion."""
+        from pipelines.core.run_ray import RayRunner
+
         self.sessions.enter_context(ray_session(self.num_cpus))
         return RayRunner().run(operators, shards)
 

@@ -25,7 +25,7 @@ import ray
 import tyro
 from tqdm import tqdm
 
-from emu.train.metrics import METRICS, read_metrics
+from emu.train.run_folder import METRICS, read_metrics
 from jobs.cli import stopped
 from jobs.cluster import ray_session
 from jobs.demo_client import (

@@ -25,7 +25,7 @@ from emu.train.decoder import (
     train_decoder,
 )
 from emu.train.decoder_data import PromptRules
-from emu.train.metrics import METRICS
+from emu.train.run_folder import METRICS
 from emu.train.step import TrainingError
 from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.cluster import start_logging

@@ -21,17 +21,13 @@ from tqdm import tqdm
 from emu.config import ObjectiveConfig
 from emu.data.dataset import DatasetError
 from emu.data.sequence import SequenceConfig, SequenceError
-from emu.recipes import RECIPES, Recipe, with_vocabulary
+from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
 from emu.tokenizer import EmuTokenizer
-from emu.train.checkpoint import CheckpointError
-from emu.train.config import TrainConfig
 from emu.train.loop import Summary, TrainPlan, check_resume, open_stream, train
-from emu.train.metrics import CURVES, METRICS, read_metrics
-from emu.train.parallel import Ranks
-from emu.train.start import check_start, check_started, learned_tokenizer, start_tower
-from emu.train.step import TrainingError
+from emu.train.run_folder import CURVES, METRICS, CheckpointError, read_metrics
+from emu.train.start import check_init, check_start, learned_tokenizer, start_tower
+from emu.train.step import Ranks, TrainingError
 from emu.weights.layout import load_config
-from emu.weights.llama import check_llama, llama_sizes, with_llama
 from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
 from jobs.cluster import ray_session, start_logging
 from jobs.paths import folder_path, job_path, weights_path
@@ -118,6 +114,8 @@ def plan_of(options: TrainEmu) -> TrainPlan:
     llama = None if options.language_weights is None else folder_path(options.language_weights)
     started = None if init is None else load_config(init)
     if llama is not None:
+        from emu.weights.llama import llama_sizes
+
         llama_sizes(llama)  # that there is one, before its tokenizer is looked for
     check_start(init, options.vision_weights, llama)
     tokenizer = _tokenizer(options, recipe, data, Path(out), init or llama)
@@ -128,7 +126,10 @@ def plan_of(options: TrainEmu) -> TrainPlan:
             f"{recipe.name} needs {recipe.model.language.vocab_size}"
         )
     model = fitted.model if started is None else started
-    model = model if llama is None else with_llama(model, llama)
+    if llama is not None:
+        from emu.weights.llama import with_llama
+
+        model = with_llama(model, llama)
     return TrainPlan(
         data=data,
         out=out,
@@ -148,8 +149,10 @@ def check_plan(plan: TrainPlan) -> None:
     """Raise here, before any worker starts, for data, features, lengths or an output that do not fit."""
     check_resume(plan)
     if plan.init is not None:
-        check_started(plan.model, plan.init)
+        check_init(plan.model, plan.init)
     if plan.language_weights is not None:
+        from emu.weights.llama import check_llama
+
         check_llama(plan.model, plan.language_weights)
     tower = None
     if plan.use_features or plan.vision_weights is not None:

@@ -15,18 +15,20 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from emu.data.dataset import ShardReader
-from emu.data.features import FeatureReader
 from emu.data.images import ImageError, pixels_of
 from emu.data.sequence import Sequence, SequenceMaker
 from emu.models.batch import Batch
 from emu.models.objective import IGNORED
+
+if TYPE_CHECKING:
+    from emu.data.features import FeatureReader
 
 
 def collate(sequences: Rows[Sequence], images: Rows[Tensor], pad: int, are_patches: bool) -> Batch:

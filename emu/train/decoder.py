@@ -37,11 +37,10 @@ from emu.config import DecoderConfig, EmuConfig
 from emu.decoders.autoencoder import autoencoder_loss, standardise_latents
 from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, StableDiffusionDecoder
 from emu.generate.engine import Engine
-from emu.train.config import OptimConfig
+from emu.recipes import OptimConfig
 from emu.train.decoder_data import PromptedPictures, PromptRules, read_pictures, regress_conditions
-from emu.train.metrics import METRICS
-from emu.train.optim import rate_factor
-from emu.train.step import TrainingError
+from emu.train.run_folder import METRICS
+from emu.train.step import TrainingError, rate_factor
 from emu.weights.atomic_dir import check_free, new_directory
 from emu.weights.store import load_model
 

@@ -1,6 +1,6 @@
 """The training loop: plain PyTorch on one device, alone or as one of several ranks.
 
-A run lives in a directory: `run.json` (its configuration), `checkpoints/`, `metrics.jsonl`, `curves.svg`,
+A run is a directory: `run.json` (its configuration), `checkpoints/`, `metrics.jsonl`, `curves.svg`,
 and at the end `model/`. Started again it goes on from the newest checkpoint, and on the same machine gives
 the same weights, bit for bit, as if it had never stopped.
 """
@@ -21,14 +21,15 @@ import torch
 
 from emu.config import EmuConfig
 from emu.data.dataset import ShardReader
-from emu.data.features import FeatureReader
 from emu.data.sequence import SequenceConfig, SequenceMaker
 from emu.data.stream import BatchStream, StepSize
 from emu.models.emu import Emu
 from emu.models.visual_encoder import VisualEncoder
+from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
-from emu.train.checkpoint import (
+from emu.train.run_folder import (
     CheckpointError,
+    MetricsFile,
     Progress,
     check_same_run,
     checkpoints,
@@ -36,13 +37,10 @@ from emu.train.checkpoint import (
     load_checkpoint,
     read_progress,
     save_checkpoint,
+    write_curves,
 )
-from emu.train.config import TrainConfig
-from emu.train.metrics import MetricsFile, write_curves
-from emu.train.optim import make_optimizer, rate_factor, set_rates
-from emu.train.parallel import Ranks
 from emu.train.start import start_model
-from emu.train.step import Stepper, StepResult
+from emu.train.step import Ranks, Stepper, StepResult, make_optimizer, rate_factor, set_rates
 from emu.weights.atomic_dir import new_directory
 from emu.weights.store import save_model, weights_hash
 
@@ -262,6 +260,8 @@ def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> B
             raise ValueError(
                 "precomputed features need a frozen visual encoder: freeze_vision=True"
             )
+        from emu.data.features import FeatureReader
+
         assert tower is not None
         features = FeatureReader(reader.dataset, weights_hash(tower))
     maker = SequenceMaker(plan.sequence, plan.model, tokenizer, plan.train.seed)

@@ -30,10 +30,9 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from emu.data.stream import Share
-from emu.train.checkpoint import FOLDER, CheckpointError, checkpoints
 from emu.train.loop import SUMMARY, Summary, TrainPlan, check_resume, train
-from emu.train.parallel import Ranks
-from emu.train.step import TrainingError
+from emu.train.run_folder import FOLDER, CheckpointError, checkpoints
+from emu.train.step import Ranks, TrainingError
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints in a run's folder; it refuses one of another Ray version."""

@@ -1,26 +1,46 @@
-"""One optimizer step: forward and backward of its micro-batches, gradients over all ranks.
+"""One optimizer step: parameter groups and learning rates, gradients over all ranks.
 
-With `global` normalisation each loss of a micro-batch is weighted by its part of the targets of the
-whole step, so that W ranks x batch B give the gradient of 1 rank x batch W B. With `micro_batch` each
-micro-batch counts the same, as in the released code's mean.
+AdamW has the paper's parameter groups and schedule (section 3.2). With `global` normalisation each loss of a
+micro-batch is weighted by its share of the targets of the whole step, so that W ranks x batch B give the
+gradient of 1 rank x batch W B. With `micro_batch` every micro-batch has the same weight, as in the mean of
+the released code.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
 
 from emu.config import EmuConfig
 from emu.data.dataset import derived_seed
+from emu.data.stream import Share
 from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.models.objective import IGNORED, Losses, Objective, regression_positions
-from emu.train.config import TrainConfig
-from emu.train.parallel import Ranks
+from emu.recipes import OptimConfig, TrainConfig
+
+NO_DECAY = re.compile(
+    r"(^|\.)(bias|q_bias|v_bias|pos_embed|cls_token|queries)$"
+    r"|(^|[._])(norm\d?|layernorm|ln_visual)\.|norm\.weight$"
+    r"|(embed_tokens|relative_bias)\.weight$"
+)
+PARTS = (
+    ("visual.", "vision"),
+    ("ln_visual.", "former"),
+    ("former.", "former"),
+    ("language.regress_head.", "regress"),
+    ("language.", "language"),
+)
 
 
 class TrainingError(RuntimeError):
@@ -143,6 +163,128 @@ class Stepper:
             batch.attention_mask_BL.sum(),
         )
         return torch.stack(numbers).double()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world_size` equal ones; one alone needs no process group."""
+
+    share: Share = field(default_factory=Share)
+
+    @property
+    def is_first(self) -> bool:
+        """True on the rank that writes files."""
+        return self.share.rank == 0
+
+    @property
+    def is_parallel(self) -> bool:
+        """True where gradients have to be exchanged."""
+        return self.share.world_size > 1
+
+    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """The module with gradients averaged over ranks in the backward pass.
+
+        A batch may hold no image, so weights may be unused in a step; the wrapper looks for them.
+        """
+        if not self.is_parallel:
+            return module
+        devices = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+
+    def without_exchange(self, module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+        """Around all micro-batches of a step but the last: gradients are added up locally."""
+        if isinstance(module, DistributedDataParallel) and not is_last:
+            return module.no_sync()
+        return nullcontext()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, on every rank."""
+        if self.is_parallel:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.is_parallel:
+            dist.barrier()
+
+
+def part_of(name: str) -> str:
+    """The part of the model whose learning rate a weight takes."""
+    for prefix, part in PARTS:
+        if name.startswith(prefix):
+            return part
+    raise ValueError(f"weight '{name}' belongs to no known part; known are {[p for p, _ in PARTS]}")
+
+
+def is_decayed(name: str, weight: torch.Tensor) -> bool:
+    """True for matrices; false for norms, biases, positions, class token, queries, embeddings."""
+    return weight.ndim > 1 and not NO_DECAY.search(name)
+
+
+def weight_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Trainable weights by part and decay, as groups of an optimizer; frozen weights are left out.
+
+    Each group names itself and its weights, and carries its peak rate as `peak_lr`.
+    """
+    peaks = {
+        "vision": config.vision_lr,
+        "former": config.former_lr,
+        "language": config.language_lr,
+        "regress": config.language_lr if config.regress_lr is None else config.regress_lr,
+    }
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
+        part, decayed = part_of(name), is_decayed(name, weight)
+        fresh = {
+            "name": f"{part}/{'decay' if decayed else 'no_decay'}",
+            "peak_lr": peaks[part],
+            "lr": peaks[part],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "weight_names": [],
+            "params": [],
+        }
+        group = groups.setdefault((part, decayed), fresh)
+        group["params"].append(weight)
+        group["weight_names"].append(name)
+    return list(groups.values())
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+    """AdamW over the trainable weights of a model, in one pass over them where they have values."""
+    is_fused = not any(weight.is_meta for weight in model.parameters())
+    groups = weight_groups(model, config)
+    return AdamW(groups, betas=config.betas, eps=config.eps, fused=is_fused)
+
+
+def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """The part of the peak rate at a step (from 0): linear up over the warmup, then a cosine down."""
+    warmup = round(config.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.final_ratio + (1 - config.final_ratio) * cosine
+
+
+def visual_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """The part of that rate that vision and former take at a step: 0 while they wait, then rising to 1."""
+    wait = round(config.visual_wait_ratio * steps)
+    if wait == 0:
+        return 1.0
+    warmup = max(1, round(config.warmup_ratio * steps))
+    return min(1.0, max(0.0, (step - wait + 1) / warmup))
+
+
+def set_rates(optimizer: Optimizer, step: int, steps: int, config: OptimConfig) -> None:
+    """Give every group its rate for a step."""
+    factor = rate_factor(step, steps, config)
+    visual = factor * visual_factor(step, steps, config)
+    for group in optimizer.param_groups:
+        is_visual = group["name"].partition("/")[0] in ("vision", "former")
+        group["lr"] = group["peak_lr"] * (visual if is_visual else factor)
 
 
 def _is_finite(value: float) -> bool:

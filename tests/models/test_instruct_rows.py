@@ -9,8 +9,8 @@ import torch
 import emu
 from emu.config import AdapterConfig, EmuConfig
 from emu.models.emu import Emu, add_instruct_tokens
+from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
-from emu.train.config import TrainConfig
 from emu.train.start import start_model
 from emu.weights.store import load_model, save_model
 from tests.models.conftest import micro_config

@@ -12,8 +12,8 @@ from transformers import LlamaForCausalLM
 
 from emu.config import EmuConfig
 from emu.models.emu import Emu
+from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
-from emu.train.config import TrainConfig
 from emu.train.start import start_model, start_tower
 from emu.weights.llama import check_llama, llama_sizes, load_llama, with_llama
 from tests.models.conftest import micro_config

@@ -111,7 +111,7 @@ def test_a_run_starts_from_a_tower(tmp_path: Path) -> None:
     options = ["--data", plan.data, "--out", plan.out, "--vision-weights", weights]
     made = train_emu.plan_of(train_emu.parse(options))
     assert made.vision_weights == weights
-    with pytest.raises(ValueError, match="has a visual encoder; give one of them"):
+    with pytest.raises(ValueError, match="has a visual encoder; give one of the two"):
         start_model(plan.model, plan.train, "some/model", cpu, weights)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from emu.config import EmuConfig, tiny_config
 from emu.data.sequence import SequenceConfig
-from emu.train.config import OptimConfig, TrainConfig
+from emu.recipes import OptimConfig, TrainConfig
 from emu.train.loop import TrainPlan
 from schemas.sample import Sample
 from tests.data.small_dataset import document, small_tokenizer, write_dataset

@@ -12,10 +12,8 @@ import torch.distributed as dist
 
 from emu.data.stream import Share
 from emu.train.loop import TrainPlan, open_stream, train
-from emu.train.optim import make_optimizer
-from emu.train.parallel import Ranks
 from emu.train.start import start_model
-from emu.train.step import Stepper, StepResult
+from emu.train.step import Ranks, Stepper, StepResult, make_optimizer
 
 CPU = torch.device("cpu")
 SERVER = multiprocessing.get_context("forkserver")

@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 import pytest
 
-from emu.train.metrics import METRICS
+from emu.train.run_folder import METRICS
 from jobs import train_decoder, train_emu
 from tests.data.small_dataset import document, write_dataset
 from tests.interrupts import interrupted

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from emu.config import tiny_config
 from emu.tokenizer import EmuTokenizer, train_tokenizer
-from emu.train.metrics import read_metrics
+from emu.train.run_folder import read_metrics
 from emu.weights.store import load_model
 from jobs import convert_checkpoint, precompute_features, serve, train_decoder, train_emu
 from jobs.paths import job_path

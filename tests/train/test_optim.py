@@ -6,9 +6,8 @@ import torch
 
 from emu.config import emu_14b_config, tiny_config
 from emu.models.emu import Emu
-from emu.recipes import RECIPES, emu_14b
-from emu.train.config import OptimConfig, TrainConfig
-from emu.train.optim import (
+from emu.recipes import RECIPES, OptimConfig, TrainConfig, emu_14b
+from emu.train.step import (
     make_optimizer,
     part_of,
     rate_factor,

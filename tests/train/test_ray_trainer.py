@@ -9,10 +9,9 @@ from threading import Thread
 import psutil
 import pytest
 
-from emu.train.checkpoint import checkpoints
 from emu.train.loop import TrainPlan
-from emu.train.metrics import read_metrics
 from emu.train.ray_trainer import train_on_ray
+from emu.train.run_folder import checkpoints, read_metrics
 from emu.train.step import TrainingError
 from tests.train.plans import are_equal, mini_plan, weights_of
 from tests.train.processes import start, train_rank

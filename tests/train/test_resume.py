@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from emu.train.checkpoint import FOLDER, CheckpointError, checkpoints
 from emu.train.loop import SUMMARY, Run, TrainPlan, train
-from emu.train.metrics import read_metrics
-from emu.train.parallel import Ranks
+from emu.train.run_folder import FOLDER, CheckpointError, checkpoints, read_metrics
+from emu.train.step import Ranks
 from emu.weights.store import load_model
 from tests.train.plans import are_equal, mini_plan, weights_of
 from tests.train.processes import start, train_without_ray, train_work

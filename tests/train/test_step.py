@@ -8,10 +8,8 @@ from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.models.objective import Objective
 from emu.train.loop import TrainPlan, open_stream
-from emu.train.optim import make_optimizer
-from emu.train.parallel import Ranks
 from emu.train.start import start_model, start_tower
-from emu.train.step import Stepper, StepResult, TrainingError
+from emu.train.step import Ranks, Stepper, StepResult, TrainingError, make_optimizer
 from emu.weights.store import weights_hash
 from tests.train.plans import mini_plan
 from tests.train.processes import gradient_work, gradients_after, start
