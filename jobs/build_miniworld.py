@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.cli import COMPLETE, FAILED, complain, stopped
+from jobs.cli import COMPLETE, FAILED, interrupted, report_error
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
 from pipelines.miniworld.server import ImageServer, serve_until_stopped
@@ -53,9 +53,9 @@ def main(arguments: Arguments) -> int:
     try:
         summary = write_mmc4(arguments.world, arguments.out)
     except KeyboardInterrupt:
-        return stopped("run the same command again to write it")
+        return interrupted("run the same command again to write it")
     except OSError as error:
-        return complain(error, FAILED)
+        return report_error(error, FAILED)
     print_summary(summary, arguments.out)
     if arguments.serve:
         try:

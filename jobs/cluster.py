@@ -63,8 +63,3 @@ class RunnerOnDemand:
 
         self.sessions.enter_context(ray_session(self.num_cpus))
         return RayRunner().run(operators, shards)
-
-
-def start_logging(level: int = logging.INFO) -> None:
-    """Log lines of `key=value` to standard error."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -42,7 +42,7 @@ from emu.weights.plan import (
 from emu.weights.reader import WeightFiles, WeightsError
 from emu.weights.released_config import LORA, config_from_released, config_to_released
 from emu.weights.writer import TensorSpec, write_safetensors, write_torch
-from jobs.cli import BAD_VALUE, COMPLETE, complain, stopped
+from jobs.cli import BAD_VALUE, COMPLETE, interrupted, report_error
 from jobs.paths import folder_path
 
 if TYPE_CHECKING:
@@ -269,9 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         report = convert(options)
     except KeyboardInterrupt:
-        return stopped(BEGINS_ANEW)
+        return interrupted(BEGINS_ANEW)
     except (ValueError, OSError) as error:
-        return complain(error, BAD_VALUE)
+        return report_error(error, BAD_VALUE)
     print(summary_text(report, options.out, time.monotonic() - began))
     return COMPLETE
 

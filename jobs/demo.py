@@ -26,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from emu.train.run_folder import METRICS, read_metrics
-from jobs.cli import stopped
+from jobs.cli import interrupted
 from jobs.cluster import ray_session
 from jobs.demo_client import (
     AskingError,
@@ -115,7 +115,7 @@ def main(options: Demo) -> int:
             _decoder(options, out, report, environment)
             _serve(options, out, report, environment)
     except KeyboardInterrupt:
-        return stopped()
+        return interrupted()
     except (AskingError, DemoError, OSError, ValueError) as error:
         print(f"\nThe demo stopped: {error}", file=sys.stderr)
         return 1

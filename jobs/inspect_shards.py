@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import tyro
 from tqdm import tqdm
 
-from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, report_error
 from jobs.paths import job_path
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.publish.report import size
@@ -93,15 +93,15 @@ def main(args: list[str] | None = None) -> int:
         storage = Storage(job_path(options.dataset))
         manifest = manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode())
     except (ValueError, OSError) as error:
-        return complain(f"no whole dataset in '{options.dataset}': {error}", BAD_VALUE)
+        return report_error(f"no whole dataset in '{options.dataset}': {error}", BAD_VALUE)
     print("\n".join(counts(manifest)))
     try:
         sample = find_sample(storage, manifest, options.sample)
     except (OSError, SchemaError) as error:
-        complain(f"no sample can be shown: {error}", FAILED)
+        report_error(f"no sample can be shown: {error}", FAILED)
         return (options.verify and _verified(storage, manifest)) or FAILED
     if sample is None and options.sample is not None:
-        return complain(f"no sample '{options.sample}' in '{options.dataset}'", BAD_VALUE)
+        return report_error(f"no sample '{options.sample}' in '{options.dataset}'", BAD_VALUE)
     if sample is not None:
         print("\n" + "\n".join(_described(sample)))
     return _verified(storage, manifest) if options.verify else COMPLETE

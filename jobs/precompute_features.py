@@ -20,8 +20,8 @@ from emu.recipes import RECIPES
 from emu.train.start import start_tower
 from emu.weights.layout import load_config
 from emu.weights.store import weights_hash
-from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
-from jobs.cluster import ray_session, start_logging
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, interrupted, report_error, start_logging
+from jobs.cluster import ray_session
 from jobs.paths import folder_path, job_path, weights_path
 from pipelines.core.storage import Storage
 from pipelines.transforms.features import (
@@ -187,16 +187,16 @@ def main(arguments: list[str] | None = None) -> int:
             prog="jobs/precompute_features.py",
         )
     except ValueError as error:
-        return complain(error, BAD_VALUE)
+        return report_error(error, BAD_VALUE)
     start_logging()
     try:
         manifest, num_done = compute(options)
     except KeyboardInterrupt:
-        return stopped()
+        return interrupted()
     except (FeatureError, SchemaError, FileNotFoundError, ValueError) as error:
-        return complain(error, BAD_VALUE)
+        return report_error(error, BAD_VALUE)
     except OSError as error:
-        return complain(error, FAILED)
+        return report_error(error, FAILED)
     print(summary(manifest, num_done, options, time.monotonic() - began))
     return COMPLETE
 

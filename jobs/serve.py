@@ -29,7 +29,8 @@ from emu.serve.app import ServeOptions, build_app
 from emu.serve.limits import Limits
 from emu.serve.requests import Fetch
 from emu.weights.layout import read_config
-from jobs.cluster import ray_session, start_logging
+from jobs.cli import start_logging
+from jobs.cluster import ray_session
 from jobs.paths import refuse_address
 from pipelines.download.config import FetchConfig
 from pipelines.download.fetcher import Fetcher

@@ -27,8 +27,7 @@ from emu.train.decoder import (
 from emu.train.decoder_data import PromptRules
 from emu.train.run_folder import METRICS
 from emu.train.step import TrainingError
-from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
-from jobs.cluster import start_logging
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, interrupted, report_error, start_logging
 from jobs.paths import folder_path, job_path
 
 BEGINS_ANEW = "nothing is written; the same command begins anew"
@@ -157,11 +156,11 @@ def main(arguments: list[str] | None = None) -> int:
         with progress(plan) as advance:
             summary = train_decoder(plan, device, advance)
     except KeyboardInterrupt:
-        return stopped(BEGINS_ANEW)
+        return interrupted(BEGINS_ANEW)
     except (ValueError, OSError, DatasetError, ImageError) as error:
-        return complain(error, BAD_VALUE)
+        return report_error(error, BAD_VALUE)
     except TrainingError as error:
-        return complain(error, FAILED)
+        return report_error(error, FAILED)
     print(summary_text(summary, time.monotonic() - began))
     return COMPLETE
 

@@ -28,8 +28,8 @@ from emu.train.run_folder import CURVES, METRICS, CheckpointError, read_metrics
 from emu.train.start import check_init, check_start, learned_tokenizer, start_tower
 from emu.train.step import Ranks, TrainingError
 from emu.weights.layout import load_config
-from jobs.cli import BAD_VALUE, COMPLETE, FAILED, complain, stopped
-from jobs.cluster import ray_session, start_logging
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, interrupted, report_error, start_logging
+from jobs.cluster import ray_session
 from jobs.paths import folder_path, job_path, weights_path
 
 
@@ -234,16 +234,16 @@ def main(arguments: list[str] | None = None) -> int:
         check_plan(plan)
         Path(plan.out).mkdir(parents=True, exist_ok=True)
     except KeyboardInterrupt:
-        return stopped()
+        return interrupted()
     except (ValueError, OSError) as error:
-        return complain(error, BAD_VALUE)
+        return report_error(error, BAD_VALUE)
     try:
         with progress(plan):
             summary = run(options, plan)
     except KeyboardInterrupt:
-        return stopped()
+        return interrupted()
     except (DatasetError, SequenceError, CheckpointError, TrainingError, OSError) as error:
-        return complain(error, FAILED)
+        return report_error(error, FAILED)
     print(summary_text(summary, plan, time.monotonic() - began))
     return COMPLETE
 

@@ -1,6 +1,6 @@
-r"""Sample and Segment: the one noun of the project.
+r"""Sample, Segment and Link: what is trained on and answered with, and what is fetched to build it.
 
-A caption pair, an MMC4 page, a clip, a dialogue, a question and a served reply are all a `Sample`: a
+A caption pair, an MMC4 page, a clip, a conversation, a question and a served reply are all a `Sample`: a
 sequence of `Segment`s, each a text or an encoded image (never pixels). Version 1.
 
 Segment (struct `SEGMENT_TYPE` in Arrow)
@@ -25,16 +25,16 @@ Sample (table `SAMPLES` in Arrow)
 | segments | list<Segment> | at least one                                                      |
 | meta     | string        | a JSON object in canonical form: sorted keys, no NaN              |
 
-Link: one thing to fetch.
+Link (struct `LINK_TYPE` in Arrow): one thing to fetch. Version 1.
 
-While a record is worked on it carries its links in the column `links`, a list of `LINK_TYPE`; a link
-keeps its place from the parsing of the record to its row in the ledger. Version 1.
+During a build a record carries its links in the column `links`; a link keeps its slot from the parsing of the
+record to its row in the ledger.
 
 | field  | type   | meaning                                                                  |
 |--------|--------|--------------------------------------------------------------------------|
 | slot   | int32  | number of the link in its record, from 0; (key, slot) is unique          |
 | url    | string | as written in the input, however broken                                  |
-| reason | string | null while the link is alive; else the word that says why it was dropped |
+| reason | string | null until the link is dropped; else the word that says why             |
 | detail | string | more on the reason for a person; equal for equal responses; or null      |
 """
 

@@ -23,7 +23,7 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("command", commands(ROOT), ids=lambda c: f"{c.page}:{c.job}")
 def test_a_command_of_the_docs_parses(command: Command) -> None:
     module = importlib.import_module(f"jobs.{command.job}")
-    options = re.search(r"tyro\.cli\(\s*(\w+)", inspect.getsource(module))
+    options = re.search(r"(?:tyro\.cli|run_job|build_job)\(\s*(\w+)", inspect.getsource(module))
     assert options, f"jobs/{command.job}.py has no command line"
     wanted = getattr(module, options[1])
     if "--help" in command.arguments or not command.arguments:
@@ -39,8 +39,9 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def test_every_job_is_executable_and_has_its_shebang() -> None:
-    jobs = [p for p in (ROOT / "jobs").glob("*.py") if "tyro.cli(" in p.read_text()]
-    assert len(jobs) >= 6
+    jobs = [p for p in (ROOT / "jobs").glob("*.py") if p.read_text().startswith("#!")]
+    assert len(jobs) >= 8
     for job in jobs:
         assert job.read_text().startswith("#!/usr/bin/env python3\n"), job.name
+        assert "sys.exit(main(" in job.read_text(), job.name
         assert os.access(job, os.X_OK), f"{job.name} is not executable (chmod +x)"

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipelines.core.errors import StepError, StorageError
 from pipelines.core.ledger import Links
-from pipelines.core.pipeline import RECORD_FIELDS
+from pipelines.core.pipeline import RECORD_FIELDS, Reasons
 
 FIXED = ("key", "source", "record")
 SHOWN = 5
@@ -97,6 +97,24 @@ def all_match(
     if row >= 0:
         shown = f"{values[row].as_py()!r} (of {names[row].as_py()!r})"
         raise place.error(f"gave the {what} {shown}, which is not {pattern}")
+
+
+def all_declared(
+    words: pa.Array | pa.ChunkedArray,
+    names: pa.Array | pa.ChunkedArray,
+    declared: Reasons,
+    place: Place,
+    what: str,
+) -> None:
+    """Raise `StepError` with the first reason that its step does not declare, so that no ledger holds a riddle."""
+    known = pa.array(list(declared), pa.string())
+    good = pc.or_(pc.is_null(words), pc.is_in(words, value_set=known))
+    row = pc.index(good, pa.scalar(False)).as_py()
+    if row >= 0:
+        shown = f"{words[row].as_py()!r} (of {names[row].as_py()!r})"
+        raise place.error(
+            f"gave the {what} {shown}, which is not among the reasons that it declares: {sorted(declared)}"
+        )
 
 
 def all_different(keys: pa.ChunkedArray, place: Place) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.pipeline import (
+    RECORD_DROPPED,
     Barrier,
     Filter,
     Stage,
@@ -22,9 +23,6 @@ from schemas.tables import DROPPED, KEPT, LEDGER
 
 ABOUT_KEY = b"emu.shard"
 """Metadata of a published ledger: the shard's entry in the manifest and its counts by stage."""
-
-RECORD_DROPPED = "record_dropped"
-"""The reason of a link that was alive when its record was dropped."""
 
 
 class Links:

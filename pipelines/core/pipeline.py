@@ -39,6 +39,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """What a reason word in the ledger means."""
+
+    meaning: str
+    """One sentence for a person."""
+    retryable: bool = False
+    """True where a later run may get another answer for the same link (`--retry-failed` takes exactly those)."""
+
+
+Reasons = Mapping[str, Reason]
+"""By word, `[a-z0-9_]+`."""
+
+
+class Rejected(Exception):
+    """A record, a link or a value was turned down: data for the ledger, not an error of the program.
+
+    Args:
+        reason: a word of `[a-z0-9_]+` that the step which raises it documents.
+        detail: more for a person; equal for equal inputs, so that two runs write the same ledger.
+    """
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        assert re.fullmatch("[a-z0-9_]+", reason), reason
+        super().__init__(reason if detail is None else f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["Rejected"], tuple[str, str | None]]:
+        return type(self), (self.reason, self.detail)
+
+
+@dataclass(frozen=True)
 class Filter:
     """A named test of records.
 
@@ -48,8 +80,10 @@ class Filter:
     """
 
     name: str
-    reasons: Callable[[pa.Table], pa.Array | pa.ChunkedArray]
-    """Null keeps; a word of `[a-z0-9_]+` is the reason."""
+    test: Callable[[pa.Table], pa.Array | pa.ChunkedArray]
+    """For each record null, which keeps it, or the word of the reason to drop it."""
+    reasons: Reasons
+    """Every word that the test may return."""
     max_drop: float = 0.9
     """Fraction of the records seen, from 0 to 1, above which there is an alarm."""
 
@@ -61,6 +95,7 @@ class Filter:
 
 
 Transform = Callable[[pa.Table], pa.Table]
+"""A transform that sets reasons, of records or of links, declares them in an attribute `reasons`."""
 
 RECORD_FIELDS = (
     pa.field("key", pa.string()),
@@ -72,6 +107,12 @@ RECORD_FIELDS = (
 )
 RESERVED = tuple(f.name for f in RECORD_FIELDS)
 SHARD_KEY = b"shard"
+
+RECORD_DROPPED = "record_dropped"
+ENGINE_REASONS: Reasons = {
+    RECORD_DROPPED: Reason("The link was still wanted when its record was dropped.")
+}
+"""The words that the engine itself writes."""
 
 
 def shard_of(table: pa.Table) -> str:
@@ -99,6 +140,8 @@ class Construct:
 
     make: Callable[..., Transform]
     args: tuple[Any, ...] = ()
+    reasons: Reasons = field(default_factory=dict)
+    """The reasons that what is made may set, known without making it."""
 
     @property
     def name(self) -> str:
@@ -132,6 +175,8 @@ class Barrier:
     apply: Callable[[pa.Table, Any], pa.Table]
     resources: Resources = field(default_factory=Resources)
     max_drop: float = 0.9
+    reasons: Reasons = field(default_factory=dict)
+    """Every word that `apply` may set."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +190,12 @@ class ShardPlan:
 
 
 class Source(Protocol):
-    """Input records in a fixed order, cut into shards."""
+    """Input records in a fixed order, cut into shards; unreadable ones get a word of `reasons`."""
+
+    @property
+    def reasons(self) -> Reasons:
+        """Every word that `read` may set."""
+        ...
 
     def plan(self, corpus: str) -> Sequence[ShardPlan]:
         """The shards, from reading the inputs once; equal inputs give equal plans."""
@@ -181,33 +231,24 @@ class Pipeline:
     stages: tuple[Stage | Barrier, ...]
     sink: Sink
     config: Mapping[str, Any] = field(default_factory=dict)
-    finish: tuple[Callable[["Storage", "Manifest"], None], ...] = ()
-    """Called with the checked manifest before it is written (report, card); after a kill, again."""
+    finish: tuple[Callable[["Storage", "Manifest", Reasons], None], ...] = ()
+    """Called with the checked manifest and `reasons` before the manifest is written (report, card); after a
+    kill, again."""
+
+    @property
+    def reasons(self) -> Reasons:
+        """Every reason that can stand in the ledger of the dataset, collected from source, stages and engine."""
+        parts = [self.source, *(p for stage in self.stages for p in _parts(stage))]
+        found = dict(ENGINE_REASONS)
+        for part in parts:
+            found |= reasons_of(part)
+        return found
 
 
-@dataclass(frozen=True)
-class Reason:
-    """What a reason word of the ledger means."""
-
-    meaning: str
-    """One sentence for a person."""
-    retryable: bool = False
-    """True where a later run may get another result (`--retry-failed` takes up exactly those)."""
+def reasons_of(part: object) -> Reasons:
+    """The reasons that a source, a step or a barrier declares; none where it declares nothing."""
+    return getattr(part, "reasons", {})
 
 
-class Rejected(Exception):
-    """A record, a link or a value was turned down: data for the ledger, not an error of the program.
-
-    Args:
-        reason: a word of `[a-z0-9_]+` that the step which raises it documents.
-        detail: more for a person; equal for equal inputs, so that two runs write the same ledger.
-    """
-
-    def __init__(self, reason: str, detail: str | None = None) -> None:
-        assert re.fullmatch("[a-z0-9_]+", reason), reason
-        super().__init__(reason if detail is None else f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type["Rejected"], tuple[str, str | None]]:
-        return type(self), (self.reason, self.detail)
+def _parts(stage: Stage | Barrier) -> Sequence[object]:
+    return stage.steps if isinstance(stage, Stage) else (stage,)

@@ -98,7 +98,7 @@ class _Build:
             with Place(
                 "finish", "(all)", getattr(hook, "__name__", type(hook).__name__)
             ).explained():
-                hook(self.storage, manifest)
+                hook(self.storage, manifest, self.pipeline.reasons)
         self.storage.commit(MANIFEST_FILE, manifest.to_json().encode())
         self.storage.delete(PLAN_FILE)
         self.workspace.clear()

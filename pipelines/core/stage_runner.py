@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pipelines.core.contracts import (
     FIXED,
     Place,
+    all_declared,
     all_different,
     all_match,
     dead_before,
@@ -27,7 +28,6 @@ from pipelines.core.errors import StepError
 from pipelines.core.ledger import (
     ABOUT_KEY,
     READ,
-    RECORD_DROPPED,
     Links,
     counted,
     in_order,
@@ -38,17 +38,20 @@ from pipelines.core.ledger import (
     tally,
 )
 from pipelines.core.pipeline import (
+    RECORD_DROPPED,
     SHARD_KEY,
     Barrier,
     Construct,
     Filter,
     Pipeline,
+    Reasons,
     Resources,
     ShardPlan,
     Sink,
     Source,
     Stage,
     Transform,
+    reasons_of,
 )
 from pipelines.core.storage import write_parquet
 from pipelines.core.workspace import PUBLISH, ShardState, Workspace
@@ -112,7 +115,7 @@ class LocalRunner:
                 yield shard.name, num_records
 
 
-def admit(table: pa.Table, shard: str, num_records: int) -> ShardState:
+def admit(table: pa.Table, shard: str, num_records: int, declared: Reasons) -> ShardState:
     """The state of a shard just read; raises `StepError` if the source gave other rows than planned."""
     place = Place(READ, shard, "the source")
     if not isinstance(table, pa.Table):
@@ -129,7 +132,7 @@ def admit(table: pa.Table, shard: str, num_records: int) -> ShardState:
     keys = table.column("key")
     all_match(keys, KEY_PATTERN, keys, place, "key")
     all_different(keys, place)
-    return _settled(ShardState(table), None, table, READ, place)
+    return _settled(ShardState(table), None, table, READ, place, declared)
 
 
 def begin(state: ShardState, stage: str) -> ShardState:
@@ -139,19 +142,27 @@ def begin(state: ShardState, stage: str) -> ShardState:
     return replace(state, counts=merged(state.counts, seen))
 
 
-def apply_step(
-    state: ShardState, step: Transform | Filter, name: str, stage: str, shard: str
-) -> ShardState:
+@dataclass(frozen=True)
+class Step:
+    """A step that is ready to run, with the reasons that it may set."""
+
+    name: str
+    run: Transform | Filter
+    reasons: Reasons
+
+
+def apply_step(state: ShardState, step: Step, stage: str, shard: str) -> ShardState:
     """The state after a step; raises `StepError` naming it if it raises or breaks a rule."""
-    place = Place(stage, shard, f"step '{name}'")
+    place = Place(stage, shard, f"step '{step.name}'")
     before = state.table.replace_schema_metadata({SHARD_KEY: shard.encode()})
     with place.explained():
-        after = _filtered(before, step) if isinstance(step, Filter) else step(before)
+        run = step.run
+        after = _filtered(before, run) if isinstance(run, Filter) else run(before)
     if not isinstance(after, pa.Table):
         raise place.error(f"returned {type(after).__name__}, not a table")
     same_rows(before, after, place)
-    label = f"{stage}/{step.name}" if isinstance(step, Filter) else stage
-    return _settled(state, before, with_reserved(after, place), label, place)
+    label = f"{stage}/{run.name}" if isinstance(run, Filter) else stage
+    return _settled(state, before, with_reserved(after, place), label, place, step.reasons)
 
 
 def step_name(step: Transform | Construct | Filter) -> str:
@@ -162,7 +173,7 @@ def step_name(step: Transform | Construct | Filter) -> str:
 
 
 def _filtered(table: pa.Table, step: Filter) -> pa.Table:
-    reasons = step.reasons(table)
+    reasons = step.test(table)
     if len(reasons) != table.num_rows:
         raise ValueError(f"{len(reasons)} reasons for {table.num_rows} rows")
     position = table.schema.get_field_index("drop_reason")
@@ -170,15 +181,25 @@ def _filtered(table: pa.Table, step: Filter) -> pa.Table:
 
 
 def _settled(
-    state: ShardState, before: pa.Table | None, after: pa.Table, label: str, place: Place
+    state: ShardState,
+    before: pa.Table | None,
+    after: pa.Table,
+    label: str,
+    place: Place,
+    declared: Reasons,
 ) -> ShardState:
     """Take dropped records out; write them, their living links and newly dead links down."""
     reasons, links = after.column("drop_reason"), Links(after)
     all_match(reasons, REASON_PATTERN, after.column("key"), place, "drop_reason")
     all_match(links.reason, REASON_PATTERN, links.url, place, "reason of a link")
     was_dead = dead_before(before, after, place)
-    is_dropped = pc.is_valid(reasons).to_numpy(zero_copy_only=False)
     dies = links.is_dead & ~was_dead
+    all_declared(reasons, after.column("key"), declared, place, "drop_reason")
+    new = pa.array(dies)
+    all_declared(
+        links.reason.filter(new), links.url.filter(new), declared, place, "reason of a link"
+    )
+    is_dropped = pc.is_valid(reasons).to_numpy(zero_copy_only=False)
     goes = ~links.is_dead & is_dropped[links.row]
     lost = after.filter(pa.array(is_dropped))
     rows = [
@@ -226,7 +247,7 @@ class StageWork:
 
     def __init__(self, workspace: Workspace, source: Source, stage: Stage, level: int) -> None:
         self._workspace, self._source, self._stage, self._level = workspace, source, stage, level
-        self._steps = [(step_name(s), _made(s, stage.name)) for s in stage.steps]
+        self._steps = [Step(step_name(s), _made(s, stage.name), reasons_of(s)) for s in stage.steps]
 
     def __call__(self, shard: ShardPlan) -> int:
         """Commit the stage's output for a shard, unless it or a later one is there already."""
@@ -237,8 +258,8 @@ class StageWork:
 
     def close(self) -> None:
         """Close the transforms that can be closed."""
-        for _, step in self._steps:
-            close = getattr(step, "close", None)
+        for step in self._steps:
+            close = getattr(step.run, "close", None)
             if callable(close):
                 close()
 
@@ -250,7 +271,8 @@ class BarrierWork:
         self._workspace, self._source, self._level = workspace, source, level
         self._name = barrier.name
         value = workspace.load_barrier(level)
-        self._steps = [("apply", lambda table: barrier.apply(table, value))]
+        apply = partial(_applied, barrier, value)
+        self._steps = [Step("apply", apply, barrier.reasons)]
 
     def __call__(self, shard: ShardPlan) -> int:
         """Commit the barrier's output for a shard, unless it or a later one is there already."""
@@ -302,7 +324,7 @@ def previous(workspace: Workspace, source: Source, shard: ShardPlan, level: int)
         return workspace.load(level - 1, shard.name)
     with Place(READ, shard.name, "the source").explained():
         table = source.read(shard)
-    return admit(table, shard.name, shard.num_records)
+    return admit(table, shard.name, shard.num_records, reasons_of(source))
 
 
 def _advance(
@@ -311,14 +333,18 @@ def _advance(
     shard: ShardPlan,
     state: ShardState,
     stage: str,
-    steps: Sequence[tuple[str, Transform | Filter]],
+    steps: Sequence[Step],
 ) -> int:
     state = begin(state, stage)
-    for name, step in steps:
-        state = apply_step(state, step, name, stage, shard.name)
+    for step in steps:
+        state = apply_step(state, step, stage, shard.name)
     workspace.save(level, shard.name, state)
     workspace.discard(level - 1, shard.name)
     return state.table.num_rows
+
+
+def _applied(barrier: Barrier, value: Any, table: pa.Table) -> pa.Table:
+    return barrier.apply(table, value)
 
 
 def _made(step: Transform | Construct | Filter, stage: str) -> Transform | Filter:

@@ -1,1 +1,19 @@
-"""Corpora: one module each, their external form and their rules."""
+"""Corpora: one module of rules each, with its external form, its stages and its samples.
+
+A module of `CORPORA` offers
+
+| name       | meaning                                                                                    |
+|------------|--------------------------------------------------------------------------------------------|
+| `CORPUS`   | the name, which shards and samples carry                                                   |
+| `READER`   | the class that reads its input files: `READER(patterns, samples_per_shard, limit, base)`   |
+| `Rules`    | a frozen dataclass with defaults: what decides which samples there are, and their form     |
+| `pipeline` | `pipeline(source, rules, fetch, *, extra, prior, fetch_resources)` gives the `Pipeline`    |
+
+The contract test runs over the registry, so that a corpus that is added here is tested without a test of its own.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+CORPORA: Mapping[str, str] = MappingProxyType({"mmc4": "pipelines.corpora.mmc4.rules"})
+"""Name -> module."""

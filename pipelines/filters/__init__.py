@@ -16,13 +16,3 @@ FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType(
     {"image_size": image_size, "min_images": min_images, "text_length": text_length}
 )
 """Name -> factory; a factory with its defaults gives a usable filter."""
-
-FILTER_REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        "images_too_small": "No image has a shorter side of the wanted length.",
-        "too_few_images": "Fewer images than wanted.",
-        "text_too_short": "Fewer characters of text than wanted.",
-        "text_too_long": "More characters of text than wanted.",
-    }
-)
-"""Every reason that the filters give by default: reason -> one sentence for a person."""

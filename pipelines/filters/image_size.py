@@ -3,8 +3,10 @@
 import numpy as np
 import pyarrow as pa
 
-from pipelines.core.pipeline import Filter
+from pipelines.core.pipeline import Filter, Reason
 from pipelines.filters.columns import field_of, first_reason, largest_by_record
+
+REASONS = {"images_too_small": Reason("No image has a shorter side of the wanted length.")}
 
 
 def image_size(min_side: int = 64, max_drop: float = 0.9) -> Filter:
@@ -15,8 +17,8 @@ def image_size(min_side: int = 64, max_drop: float = 0.9) -> Filter:
     def shorter_side(segments: pa.StructArray) -> np.ndarray:
         return np.minimum(field_of(segments, "width"), field_of(segments, "height"))
 
-    def reasons(table: pa.Table) -> pa.Array:
+    def test(table: pa.Table) -> pa.Array:
         is_bad = largest_by_record(table, shorter_side) < min_side
         return first_reason(len(table), (is_bad, "images_too_small"))
 
-    return Filter("image_size", reasons, max_drop)
+    return Filter("image_size", test, REASONS, max_drop)

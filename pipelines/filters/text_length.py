@@ -2,8 +2,13 @@
 
 import pyarrow as pa
 
-from pipelines.core.pipeline import Filter
+from pipelines.core.pipeline import Filter, Reason
 from pipelines.filters.columns import first_reason, sum_by_record, text_lengths
+
+REASONS = {
+    "text_too_short": Reason("Fewer characters of text than wanted."),
+    "text_too_long": Reason("More characters of text than wanted."),
+}
 
 
 def text_length(minimum: int = 1, maximum: int | None = None, max_drop: float = 0.9) -> Filter:
@@ -11,11 +16,11 @@ def text_length(minimum: int = 1, maximum: int | None = None, max_drop: float = 
     if minimum < 0 or (maximum is not None and maximum < minimum):
         raise ValueError(f"text_length: {minimum}..{maximum} is empty: 0 <= minimum <= maximum")
 
-    def reasons(table: pa.Table) -> pa.Array:
+    def test(table: pa.Table) -> pa.Array:
         length = sum_by_record(table, text_lengths)
         too_long = length > (maximum if maximum is not None else length)
         return first_reason(
             len(table), (length < minimum, "text_too_short"), (too_long, "text_too_long")
         )
 
-    return Filter("text_length", reasons, max_drop)
+    return Filter("text_length", test, REASONS, max_drop)

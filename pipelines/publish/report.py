@@ -17,6 +17,7 @@ import cv2
 import jinja2
 import numpy as np
 
+from pipelines.core.pipeline import Reasons
 from pipelines.core.storage import Storage
 from pipelines.publish.shards import Distribution, Statistics, collect_statistics, pick_samples
 from schemas.manifest import Manifest
@@ -37,8 +38,6 @@ class Report:
     """Writes `report.html`; to be put into `Pipeline.finish`."""
 
     title: str
-    reasons: Mapping[str, str]
-    """Reason -> the sentence that explains it."""
     record_word: str = "document"
     """What a record of this corpus is called."""
     fetch_stage: str = "fetch"
@@ -48,12 +47,13 @@ class Report:
     score_titles: Mapping[str, str] = field(default_factory=dict)
     """Names of scores -> titles of their histograms; the name is the default."""
 
-    def __call__(self, storage: Storage, manifest: Manifest) -> None:
+    def __call__(self, storage: Storage, manifest: Manifest, reasons: Reasons) -> None:
         """Write the report of a dataset whose shards, indexes and ledgers are complete."""
         statistics = collect_statistics(storage, manifest, self.fetch_stage)
         page = _templates().get_template("report.html.jinja")
         html = page.render(
             report=self,
+            meanings={word: reason.meaning for word, reason in reasons.items()},
             manifest=manifest,
             statistics=statistics,
             num_bytes=sum(s.num_bytes for s in manifest.shards),

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from pipelines.core.pipeline import RECORD_FIELDS, ShardPlan
+from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
 from pipelines.readers.files import InputError, InputFiles
 from schemas.shard import shard_name
 
@@ -38,13 +38,17 @@ _DAMAGE = (
     *(NotImplementedError, RuntimeError, ValueError, EOFError, OSError),
 )
 
-LINE_REASONS: Mapping[str, str] = MappingProxyType(
+LINE_REASONS: Reasons = MappingProxyType(
     {
-        "record_too_long": "The line is longer than the cap on one line.",
-        "not_utf8": "The line is not valid UTF-8.",
-        "input_truncated": "The compressed input ends in the middle; what followed is lost.",
-        "input_corrupt": "The compressed input cannot be unpacked from here on.",
-        "not_a_jsonl_member": "A member of a zip whose name does not end in .jsonl; it was not read.",
+        "record_too_long": Reason("The line is longer than the cap on one line."),
+        "not_utf8": Reason("The line is not valid UTF-8."),
+        "input_truncated": Reason(
+            "The compressed input ends in the middle; what followed is lost."
+        ),
+        "input_corrupt": Reason("The compressed input cannot be unpacked from here on."),
+        "not_a_jsonl_member": Reason(
+            "A member of a zip whose name does not end in .jsonl; it was not read."
+        ),
     }
 )
 """Why a line is no record: reason -> one sentence for a person."""
@@ -265,6 +269,11 @@ class LineSource:
             raise InputError(
                 f"limit={self.limit}: at least 1, at most {MAX_LIMIT:,}; leave it out to take all records"
             )
+
+    @property
+    def reasons(self) -> Reasons:
+        """Why a line is no record."""
+        return LINE_REASONS
 
     @property
     def files(self) -> InputFiles:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.pipeline import Reason, shard_of
+from pipelines.core.pipeline import Construct, Reason, shard_of
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.download.fetcher import FetchConfig, Fetched, Fetcher
 from pipelines.download.reasons import FETCH_REASONS
@@ -121,6 +121,11 @@ def _samples(storage: Storage, shard: str) -> Iterator[Sample]:
                 tar.seek(member["offset"])
                 members[member["name"]] = tar.read(member["size"])
             yield decode_members(row["key"], members, f"{shard}.tar")
+
+
+def fetch_links(fetch: FetchConfig, content: Content, prior: Prior | None = None) -> Construct:
+    """The step that constructs `FetchLinks` on its worker, with the reasons of fetching and of the content."""
+    return Construct(FetchLinks, (fetch, content, prior), {**FETCH_REASONS, **content.reasons})
 
 
 class FetchLinks:

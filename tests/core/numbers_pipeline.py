@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from pipelines.core.pipeline import (
     Construct,
     Filter,
     Pipeline,
+    Reason,
     Resources,
     ShardPlan,
     Stage,
@@ -43,6 +45,7 @@ class NumberSource:
 
     num_records: int = 60
     per_shard: int = 10
+    reasons: ClassVar = {"unreadable": Reason("Every 13th number cannot be read.")}
 
     def plan(self, corpus: str) -> Sequence[ShardPlan]:
         starts = range(0, self.num_records, self.per_shard)
@@ -78,6 +81,7 @@ class Parse:
 
     calls: str | None = None
     sleep_s: float = 0.0
+    reasons: ClassVar = {"banned": Reason("The sum of number and slot is a multiple of 11.")}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         _note(self.calls, "parse", table)
@@ -100,7 +104,9 @@ class Parse:
 
 
 class Fetch:
-    """Answers each living link with bytes; links of some numbers fail. Sleeps as a network would."""
+    """Answers each link that is not dropped with bytes; links of some numbers fail. Sleeps as a network would."""
+
+    reasons: ClassVar = {RETRYABLE: Reason("The server of this number fails.", retryable=True)}
 
     def __init__(
         self,
@@ -199,8 +205,8 @@ def numbers_pipeline(
             Stage(
                 "fetch",
                 (
-                    Construct(Fetch, (calls, *fetch)),
-                    Filter("images", number_of_images),
+                    Construct(Fetch, (calls, *fetch), Fetch.reasons),
+                    Filter("images", number_of_images, {"no_image": Reason("No image arrived.")}),
                 ),
                 Resources(num_cpus=0.5),
             ),

@@ -10,7 +10,7 @@ import pytest
 from numbers_pipeline import NumberSource, contents, numbers_pipeline
 
 from pipelines.core.errors import StepError
-from pipelines.core.pipeline import Barrier, Pipeline, Stage
+from pipelines.core.pipeline import Barrier, Pipeline, Reason, Stage
 from pipelines.core.run import run
 
 
@@ -35,7 +35,8 @@ def with_dedup(calls: Path, is_broken: bool = False) -> Pipeline:
         return table.set_column(position, "drop_reason", pa.array(reasons, pa.string()))
 
     pipeline = numbers_pipeline(NumberSource(50))
-    barrier = Barrier("dedup", plan, apply)
+    reasons = {"duplicate": Reason("A smaller number has the same last digit.")}
+    barrier = Barrier("dedup", plan, apply, reasons=reasons)
     return replace(pipeline, stages=(*pipeline.stages, barrier, Stage("last", ())))
 
 

@@ -10,7 +10,7 @@ import pytest
 from numbers_pipeline import NumberSource, Parse, numbers_pipeline
 
 from pipelines.core.errors import StepError
-from pipelines.core.pipeline import Filter, ShardPlan, Stage, Transform, shard_of
+from pipelines.core.pipeline import Filter, Reason, ShardPlan, Stage, Transform, shard_of
 from pipelines.core.run import run
 from schemas.sample import LINK_TYPE
 
@@ -90,12 +90,22 @@ BROKEN: dict[str, tuple[Transform | Filter, str]] = {
         "'HTTP 404'",
     ),
     "a filter of another length": (
-        Filter("short", lambda t: pa.array(["x"])),
+        Filter("short", lambda t: pa.array(["x"]), {}),
         "step 'short' raised ValueError: 1 reasons for 12 rows",
     ),
     "a filter's bad reason": (
-        Filter("shout", lambda t: pa.array(["BAD"] * t.num_rows)),
+        Filter("shout", lambda t: pa.array(["BAD"] * t.num_rows), {}),
         "step 'shout' gave the drop_reason 'BAD'",
+    ),
+    "a filter's reason that it does not declare": (
+        Filter(
+            "vague", lambda t: pa.array(["odd"] * t.num_rows), {"even": Reason("An even number.")}
+        ),
+        r"step 'vague' gave the drop_reason 'odd' \(of 'number-000000'\).* declares: \['even'\]",
+    ),
+    "a link's reason that its step does not declare": (
+        edit_links(lambda row: [k | {"reason": k["reason"] or "gone"} for k in row]),
+        r"reason of a link 'gone' \(of 'http://n.example/.*'\).* declares: \[\]",
     ),
 }
 
@@ -118,7 +128,11 @@ def test_steps_see_the_name_of_the_shard_and_empty_tables(tmp_path: Path) -> Non
         seen.append((shard_of(table), table.num_rows))
         return table.replace_schema_metadata({b"shard": b"nonsense"})
 
-    none = Filter("none", lambda t: pa.array(["unwanted"] * t.num_rows, pa.string()))
+    none = Filter(
+        "none",
+        lambda t: pa.array(["unwanted"] * t.num_rows, pa.string()),
+        {"unwanted": Reason("Not wanted.")},
+    )
     stages = (Stage("one", (look, none, look)), *numbers_pipeline().stages)
     pipeline = replace(numbers_pipeline(NumberSource(20)), stages=stages)
     run(pipeline, str(tmp_path), progress=False)

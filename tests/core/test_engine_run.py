@@ -20,7 +20,7 @@ from pipelines.core.errors import (
     LockedError,
     StepError,
 )
-from pipelines.core.pipeline import Filter, Pipeline, ShardPlan, Stage
+from pipelines.core.pipeline import Filter, Pipeline, Reason, Reasons, ShardPlan, Stage
 from pipelines.core.run import run
 from pipelines.core.storage import Storage, read_parquet
 from schemas.manifest import Manifest, manifest_from_json
@@ -78,7 +78,9 @@ def test_every_record_and_link_is_accounted_for(tmp_path: Path) -> None:
 def test_living_links_of_a_dropped_record_say_so(tmp_path: Path) -> None:
     pipeline = numbers_pipeline()
     odd = Filter(
-        "odd", lambda t: pa.array(["odd" if n % 2 else None for n in t["number"].to_pylist()])
+        "odd",
+        lambda t: pa.array(["odd" if n % 2 else None for n in t["number"].to_pylist()]),
+        {"odd": Reason("An odd number.")},
     )
     stages = (Stage("parse", (Parse(), odd)), *pipeline.stages[1:])
     rows = all_rows(tmp_path, build(replace(pipeline, stages=stages), tmp_path)).to_pylist()
@@ -138,7 +140,12 @@ def test_an_empty_input_is_an_empty_dataset(tmp_path: Path) -> None:
 
 def test_no_survivors_is_a_dataset_with_an_alarm(tmp_path: Path) -> None:
     pipeline = numbers_pipeline()
-    none = Filter("none", lambda t: pa.array(["too_low"] * t.num_rows, pa.string()), max_drop=0.5)
+    none = Filter(
+        "none",
+        lambda t: pa.array(["too_low"] * t.num_rows, pa.string()),
+        {"too_low": Reason("Too low.")},
+        max_drop=0.5,
+    )
     pipeline = replace(pipeline, stages=(*pipeline.stages, Stage("clean", (none,))))
     manifest = build(pipeline, tmp_path)
     assert manifest.num_samples == 0 and len(manifest.shards) == 6
@@ -223,7 +230,8 @@ def test_a_second_run_names_the_first(tmp_path: Path) -> None:
 
 
 def test_the_report_sees_the_manifest_before_it_is_written(tmp_path: Path) -> None:
-    def report(storage: Storage, manifest: Manifest) -> None:
+    def report(storage: Storage, manifest: Manifest, reasons: Reasons) -> None:
+        assert "server_error" in reasons
         assert not storage.exists("manifest.json")
         storage.commit("report.html", f"{manifest.num_samples}".encode())
 

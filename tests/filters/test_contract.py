@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.core.pipeline import Filter
-from pipelines.filters import FILTER_REASONS, FILTERS
+from pipelines.filters import FILTERS
 from schemas.sample import SAMPLES, Sample, Segment
 from schemas.tables import REASON_PATTERN
 
@@ -30,29 +30,29 @@ def test_contract(name: str, repository: Path):
     filter_ = FILTERS[name]()
     assert isinstance(filter_, Filter) and filter_.name == name
     assert (repository / f"pipelines/filters/{name}.py").is_file()
-    reasons = filter_.reasons(TABLE)
+    reasons = filter_.test(TABLE)
     assert len(reasons) == len(TABLE) and reasons.type == pa.string()
     found = [r for r in reasons.to_pylist() if r is not None]
     assert found, "the table has a row that each filter drops with its defaults"
-    assert all(re.fullmatch(REASON_PATTERN, r) and r in FILTER_REASONS for r in found)
+    assert all(re.fullmatch(REASON_PATTERN, r) and r in filter_.reasons for r in found)
     chunked = pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(1, 0), TABLE.slice(1)])
-    assert filter_.reasons(chunked).to_pylist() == reasons.to_pylist()
-    assert len(filter_.reasons(TABLE.slice(0, 0))) == 0
-    assert len(filter_.reasons(TABLE.schema.empty_table())) == 0
+    assert filter_.test(chunked).to_pylist() == reasons.to_pylist()
+    assert len(filter_.test(TABLE.slice(0, 0))) == 0
+    assert len(filter_.test(TABLE.schema.empty_table())) == 0
 
 
 def test_min_images():
-    drops = FILTERS["min_images"](2, reason="lonely").reasons(TABLE).to_pylist()
+    drops = FILTERS["min_images"](2, reason="lonely").test(TABLE).to_pylist()
     assert drops == ["lonely", None, "lonely", "lonely"]
 
 
 def test_text_length_counts_characters_not_bytes():
-    drops = FILTERS["text_length"](3, 49).reasons(TABLE).to_pylist()
+    drops = FILTERS["text_length"](3, 49).test(TABLE).to_pylist()
     assert drops == ["text_too_short", "text_too_long", "text_too_short", None]
 
 
 def test_image_size_looks_at_the_largest_image():
-    drops = FILTERS["image_size"](64).reasons(TABLE).to_pylist()
+    drops = FILTERS["image_size"](64).test(TABLE).to_pylist()
     assert drops == ["images_too_small", None, "images_too_small", None]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.corpora.mmc4.rules import LINK_REASONS
 from pipelines.download.fetcher import FetchConfig, Fetcher
-from pipelines.images.normalise import ImageConfig, NormalisedImage, normalise_image
+from pipelines.download.reasons import FETCH_REASONS
+from pipelines.images.normalise import IMAGE_REASONS, ImageConfig, NormalisedImage, normalise_image
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.link_kinds import LINK_KINDS
 from pipelines.miniworld.mmc4 import read_truth, write_mmc4
@@ -51,7 +51,7 @@ def test_fetching_and_decoding_find_what_the_ground_truth_says(tmp_path: Path):
     assert {row["link_kind"] for row in rows} == set(LINK_KINDS)
     assert set(reasons) == set(REASONS_OF_KIND)
     for kind, found in reasons.items():
-        assert found <= REASONS_OF_KIND[kind] <= set(LINK_REASONS)
+        assert found <= REASONS_OF_KIND[kind] <= {*FETCH_REASONS, *IMAGE_REASONS}
 
 
 def check_image(image: NormalisedImage, row: dict[str, Any]) -> None:

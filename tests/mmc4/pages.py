@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.core.run import run
-from pipelines.corpora.mmc4.rules import LINK_REASONS, MatchRules, Mmc4Config, mmc4_pipeline
+from pipelines.corpora.mmc4 import rules as mmc4
+from pipelines.corpora.mmc4.rules import Rules
 from pipelines.download.fetcher import FetchConfig
 from pipelines.miniworld.link_kinds import link_url
 from pipelines.miniworld.server import ImageServer
@@ -73,20 +74,20 @@ def build(
     out: Path,
     server: ImageServer,
     *,
-    rules: MatchRules | None = None,
+    rules: Rules | None = None,
     retry: bool = False,
     samples_per_shard: int = 1000,
     runner: Any = None,
     **fetch: Any,
 ) -> Manifest:
     """The dataset of the documents, fetched from the server."""
-    pipeline = mmc4_pipeline(
+    pipeline = mmc4.pipeline(
         LineSource([str(documents)], samples_per_shard),
-        Mmc4Config(rules or MatchRules()),
+        rules or Rules(),
         FetchConfig(allow_host=(server.allow_host,), backoff_s=0.01, **fetch),
         prior=Prior(str(out)) if retry else None,
     )
-    redo = has_retryable(LINK_REASONS) if retry else None
+    redo = has_retryable(pipeline.reasons) if retry else None
     return run(pipeline, str(out), runner, redo=redo, progress=False)
 
 

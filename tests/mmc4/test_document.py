@@ -13,7 +13,7 @@ from pipelines.corpora.mmc4.document import (
     DocumentError,
     parse_document,
 )
-from pipelines.corpora.mmc4.rules import PARSED, MatchRules, ParseDocuments, choose_images
+from pipelines.corpora.mmc4.rules import PARSED, ParseDocuments, Rules, choose_images
 from schemas.sample import LINK_TYPE
 
 GOOD: dict[str, Any] = {
@@ -186,7 +186,7 @@ def test_any_documents_become_rows_of_the_table(edits: list[tuple[str, Any]]):
             "line": lines,
         }
     )
-    parsed = ParseDocuments(MatchRules())(table)
+    parsed = ParseDocuments(Rules())(table)
     assert parsed.schema.equals(PARSED) and parsed["key"].equals(table["key"])
     for row in parsed.to_pylist():
         assert (row["drop_reason"] is None) == (row["texts"] is not None)
@@ -201,5 +201,5 @@ def test_freak_documents_take_no_more_than_linear_time():
     info = [{"raw_url": "", "matched_text_index": 0}] * 50_000
     document = {"url": "", "text_list": ["a"], "image_info": info}
     found = parse_document(json.dumps(document | {"similarity_matrix": [[0.5]] * 50_000}))
-    outcomes = choose_images(found.similarity, found.texts, MatchRules())
+    outcomes = choose_images(found.similarity, found.texts, Rules())
     assert sum(o.reason is None for o in outcomes) == 256

@@ -12,7 +12,7 @@ from pipelines.miniworld.server import ImageServer
 from tests.interrupts import interrupted
 from tests.mmc4.test_restart import contents
 
-GOES_ON = "stopped; the same command goes on where it was"
+GOES_ON = "stopped; the same command resumes where it stopped"
 
 
 @pytest.fixture(scope="module")

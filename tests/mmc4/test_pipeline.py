@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.corpora.mmc4.rules import REASONS, MatchRules
+from pipelines.corpora.mmc4.rules import Rules
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import write_mmc4
 from pipelines.miniworld.server import ImageServer
@@ -112,7 +112,7 @@ def test_each_way_to_lose_a_document_has_its_reason(tmp_path: Path, server: Imag
             page(["a"], ["noai/red", "blue", "green"], [[0.6], [0.5], [0.4]]),
         ],
     )
-    manifest = build(documents, tmp_path / "out", server, rules=MatchRules(0.32, max_images=2))
+    manifest = build(documents, tmp_path / "out", server, rules=Rules(0.32, max_images=2))
     rows = ledger(tmp_path / "out")
     records = {r["record"]: (r["stage"], r["reason"]) for r in rows if r["slot"] is None}
     assert records == {
@@ -134,7 +134,6 @@ def test_each_way_to_lose_a_document_has_its_reason(tmp_path: Path, server: Imag
         (5, 2): "over_max_images",
     }
     assert manifest.records.kept == 2 and manifest.links.kept == 2
-    assert {r["reason"] for r in rows} - {None} <= set(REASONS)
 
 
 def test_nothing_at_all_is_a_dataset_too(tmp_path: Path, server: ImageServer):
@@ -150,7 +149,7 @@ def test_the_drawn_world_arrives_exactly(tmp_path: Path):
     world = write_mmc4(MiniworldConfig(num_documents=90, bad_share=0.5), tmp_path / "world")
     with ImageServer(tmp_path / "world/images", retry_after_s=0) as server:
         documents = tmp_path / "world/documents/*"
-        manifest = build(documents, tmp_path / "out", server, rules=MatchRules(0.24))
+        manifest = build(documents, tmp_path / "out", server, rules=Rules(0.24))
     assert manifest.records.total == world.num_records
     assert manifest.records.kept == world.num_documents_kept
     assert manifest.links.total == world.num_links

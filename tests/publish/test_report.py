@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.core.pipeline import Reason
 from pipelines.core.storage import Storage, write_parquet
 from pipelines.publish.report import Report, bins, number, size
 from pipelines.publish.shards import (
@@ -97,11 +98,12 @@ def dataset(out: Path, num_shards: int = 2, per_shard: int = 10, text: str = "he
     )
 
 
-REPORT = Report("A title <b>", {"not_found": "It is <gone>."})
+REPORT = Report("A title <b>")
+REASONS = {"not_found": Reason("It is <gone>.")}
 
 
 def written(out: Path, manifest: Manifest) -> str:
-    REPORT(Storage(str(out)), manifest)
+    REPORT(Storage(str(out)), manifest, REASONS)
     return (out / "report.html").read_text()
 
 

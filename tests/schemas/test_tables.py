@@ -70,7 +70,7 @@ def documented(module: str, after: str) -> list[str]:
         ("schemas.tables", "Index, ", INDEX.schema.names),
         ("schemas.sample", "Segment \\(struct", SEGMENT_TYPE.names),
         ("schemas.sample", "Sample \\(table", SAMPLES.schema.names),
-        ("schemas.sample", "Version 1", LINK_TYPE.names),
+        ("schemas.sample", "Link \\(struct", LINK_TYPE.names),
         ("schemas.features", "Version 1", features_schema(INFO).names),
     ],
 )

@@ -9,7 +9,7 @@ from jobs import precompute_features
 from tests.data.small_dataset import document, write_dataset
 from tests.interrupts import interrupted
 
-GOES_ON = "stopped; the same command goes on where it was"
+GOES_ON = "stopped; the same command resumes where it stopped"
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from jobs import train_decoder, train_emu
 from tests.data.small_dataset import document, write_dataset
 from tests.interrupts import interrupted
 
-GOES_ON = "stopped; the same command goes on where it was"
+GOES_ON = "stopped; the same command resumes where it stopped"
 BEGINS_ANEW = "stopped; nothing is written; the same command begins anew"
 
 

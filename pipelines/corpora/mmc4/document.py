@@ -17,31 +17,32 @@ Source: MMC4 v1.1 as released (github.com/allenai/mmc4, README).
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
+from pipelines.core.pipeline import Reason
 from schemas import strict_json
 from schemas.strict_json import JsonError
 
-DOCUMENT_REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        "malformed_json": "The line is not JSON.",
-        "nested_too_deeply": "The JSON is nested too deeply to be a document.",
-        "doubled_field": "An object of the line has a field twice, so its value is not certain.",
-        "not_an_object": "The line is JSON, but no object.",
-        "missing_field": "A required field is missing.",
-        "wrong_type": "A field holds a value of another type than the format says.",
-        "bad_unicode": "A text or a name holds half of a surrogate pair, which is not a character.",
-        "no_text": "The document has no sentence that is not blank.",
-        "no_images": "The document lists no image.",
-        "matrix_shape": "similarity_matrix is not images x sentences.",
-        "not_finite": "A number is NaN or infinite.",
-        "similarity_out_of_range": "A similarity is not in -1..1 (perhaps in percent?).",
-        "index_out_of_range": "matched_text_index points at no sentence.",
-    }
-)
+DOCUMENT_REASONS: dict[str, Reason] = {
+    "malformed_json": Reason("The line is not JSON."),
+    "nested_too_deeply": Reason("The JSON is nested too deeply to be a document."),
+    "doubled_field": Reason(
+        "An object of the line has a field twice, so its value is not certain."
+    ),
+    "not_an_object": Reason("The line is JSON, but no object."),
+    "missing_field": Reason("A required field is missing."),
+    "wrong_type": Reason("A field holds a value of another type than the format says."),
+    "bad_unicode": Reason(
+        "A text or a name holds half of a surrogate pair, which is not a character."
+    ),
+    "no_text": Reason("The document has no sentence that is not blank."),
+    "no_images": Reason("The document lists no image."),
+    "matrix_shape": Reason("similarity_matrix is not images x sentences."),
+    "not_finite": Reason("A number is NaN or infinite."),
+    "similarity_out_of_range": Reason("A similarity is not in -1..1 (perhaps in percent?)."),
+    "index_out_of_range": Reason("matched_text_index points at no sentence."),
+}
 """Why a line is no document: reason -> one sentence for a person."""
 
 _SHOWN_CHARACTERS = 60

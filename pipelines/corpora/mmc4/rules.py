@@ -1,57 +1,49 @@
-"""Which images of a document are worth fetching, and beside which sentence each that arrived belongs.
+"""MMC4: interleaved documents, from their lines to samples.
 
-Two rules, before and after the download:
+Stages, each from shard to shard:
 
-- **choose**: an image whose best similarity to the sentences is below the threshold is dropped before its
-  download (paper, section on pretraining data: dropped when below 0.32 to every text of the document).
-- **match**: the released `matched_text_index` comes from an assignment over all images. Where some did
-  not arrive, it is solved again over those that did: one image a sentence, largest sum of similarities.
+| stage | steps                                                                                       |
+|-------|---------------------------------------------------------------------------------------------|
+| parse | a line becomes a document; images that resemble no sentence are dropped, and documents  |
+|       | without an image left to fetch                                                              |
+| fetch | images are fetched and normalised; documents of which no image arrived are dropped          |
+| match | images are assigned to sentences again, and the document becomes a sample                   |
 
-A blank sentence keeps its place in the document, but no image is matched to it.
+An image resembles a sentence if their similarity is not below the threshold (0.32 in the paper's pretraining data).
+The released `matched_text_index` comes from an assignment over all images of a document. Some of them do not arrive,
+so the assignment is solved again over those that did: one image per sentence, largest sum of similarities. A blank
+sentence keeps its position in the document, but no image is assigned to it.
 
-The steps that are MMC4's own: lines to documents with links, documents with images to samples.
-
-MMC4: interleaved documents, from their lines to samples.
-
-Stages, each a shard to a shard:
-
-| stage | steps                                                                                         |
-|-------|-----------------------------------------------------------------------------------------------|
-| parse | the line becomes a document; images too unlike every sentence are dropped; documents without any left too |
-| fetch | the images are fetched and normalised; documents of which none arrived are dropped            |
-| match | images and sentences are assigned again one-to-one, and the document becomes a sample         |
-
-The sample: every sentence as a text segment, in order and unchanged (so that sentence i is the i-th text
-segment); each image right before its sentence. Training draws "before or after" itself. Its `meta`:
+The sample: every sentence as a text segment, in order and unchanged, so that sentence i is the i-th text segment; each
+image directly before its sentence. Training samples "before or after" itself. Its `meta`:
 
 | field              | meaning                                                                        |
 |--------------------|--------------------------------------------------------------------------------|
-| url                | the page                                                                       |
+| url                | the web page                                                                   |
 | source, record     | name of the input file, without its folder, and line number in it              |
-| image_slot         | for each image segment in order: its number in `image_info`                    |
-| image_url          | the same: where it was fetched from                                            |
-| matched_text_index | the same: number of its sentence                                               |
-| similarity         | the same: its CLIP similarity to that sentence, as released                    |
-| scores             | min_similarity, mean_similarity over those                                     |
+| image_slot         | for each image segment in order: its index in `image_info`                     |
+| image_url          | for each image segment: where it was fetched from                              |
+| matched_text_index | for each image segment: the index of its sentence                              |
+| similarity         | for each image segment: its CLIP similarity to that sentence, as released      |
+| scores             | min_similarity and mean_similarity over those                                  |
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
-from pipelines.core.ledger import RECORD_DROPPED
 from pipelines.core.pipeline import (
     RECORD_FIELDS,
-    Construct,
     Filter,
     Pipeline,
     Reason,
+    Reasons,
     Resources,
     Source,
     Stage,
@@ -63,47 +55,89 @@ from pipelines.corpora.mmc4.document import (
     parse_document,
 )
 from pipelines.download.fetcher import FetchConfig
-from pipelines.download.reasons import FETCH_REASONS
 from pipelines.filters.min_images import min_images
-from pipelines.images.normalise import IMAGE_REASONS, ImageConfig, ImageContent
+from pipelines.images.normalise import ImageConfig, ImageContent
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
-from pipelines.readers.jsonl import LINE_REASONS
-from pipelines.transforms.fetch_links import FetchLinks, Prior
+from pipelines.readers.jsonl import LineSource
+from pipelines.transforms.fetch_links import Prior, fetch_links
+from schemas.config import Checked
 from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json, link_from_row
 
-MATCH_REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        "low_similarity": "Its similarity to every sentence is below the threshold; not fetched.",
-        "over_max_images": "The document has more images than wanted; the most similar were kept.",
-        "unassigned": "More images arrived than there are sentences; each takes one.",
-        "low_similarity_assigned": "Its similarity to the sentence left for it is below the threshold.",
-    }
+CORPUS = "mmc4"
+READER = LineSource
+"""Reads the input files: one document per line."""
+REPORT = Report(
+    title="MMC4: what was built",
+    score_titles={
+        "mean_similarity": "Mean similarity of image and sentence",
+        "min_similarity": "Lowest similarity in a document",
+    },
 )
-"""Why an image is left out: reason -> one sentence for a person."""
 
 
 @dataclass(frozen=True)
-class MatchRules:
-    """The rules for the images of a document."""
+class Rules(Checked):
+    """What an MMC4 dataset is made by, apart from its inputs: part of its fingerprint."""
 
-    min_similarity: float = 0.32
-    max_images: int | None = 256
+    min_similarity: Annotated[
+        float,
+        Field(
+            ge=-1,
+            le=1,
+            description="similarities are cosines: the paper's threshold is 0.32, a value in percent drops everything",
+        ),
+    ] = 0.32
+    max_images: Annotated[int, Field(ge=1, description="None for no limit")] | None = 256
     """Bounds the memory and time that one document can take."""
+    image: ImageConfig = field(default_factory=ImageConfig)
 
-    def __post_init__(self) -> None:
-        if not -1 <= self.min_similarity <= 1:
-            raise ValueError(
-                f"min_similarity={self.min_similarity} is not in -1..1: similarities are cosines "
-                "(the paper's threshold is 0.32; OpenFlamingo's default of 30 drops everything)"
-            )
-        if self.max_images is not None and self.max_images < 1:
-            raise ValueError(f"max_images={self.max_images}: at least 1; leave it out for no limit")
+
+def pipeline(
+    source: Source,
+    rules: Rules,
+    fetch: FetchConfig,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    prior: Prior | None = None,
+    fetch_resources: Resources | None = None,
+) -> Pipeline:
+    """The pipeline from lines of documents to published shards and their report.
+
+    Args:
+        source: gives tables with the column `line`.
+        rules: thresholds and image sizes.
+        fetch: how to fetch. Only what decides which images may be used is part of the fingerprint (robots tags, size
+            limit); politeness and retries are not, so that a later retry may try harder.
+        extra: further configuration for the fingerprint (how the source cuts shards, for example).
+        prior: the published dataset to take images from where only failures are fetched again.
+        fetch_resources: what a worker that fetches needs.
+    """
+    limits = {"respect_robots_tag": fetch.respect_robots_tag, "max_bytes": fetch.max_bytes}
+    return Pipeline(
+        corpus=CORPUS,
+        source=source,
+        stages=(
+            Stage("parse", (ParseDocuments(rules), links_to_fetch())),
+            Stage(
+                "fetch",
+                (fetch_links(fetch, ImageContent(rules.image), prior), arrived_images()),
+                fetch_resources or Resources(),
+            ),
+            Stage("match", (MatchDocuments(rules), min_images(1, *NO_IMAGE_LEFT))),
+        ),
+        sink=ShardSink(),
+        config={**asdict(rules), **limits, **(extra or {})},
+        finish=(REPORT,),
+    )
+
+
+NO_IMAGE_LEFT = ("no_image_left", "Images arrived, but none fits a sentence.")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What becomes of one image: its sentence and the similarity to it, or the reason it is left out."""
+    """The result for one image: its sentence and the similarity to it, or why it is left out."""
 
     reason: str | None = None
     detail: str | None = None
@@ -112,7 +146,7 @@ class Outcome:
 
 
 def choose_images(
-    similarity: Sequence[Sequence[float]], texts: Sequence[str], rules: MatchRules
+    similarity: Sequence[Sequence[float]], texts: Sequence[str], rules: Rules
 ) -> list[Outcome]:
     """For each image whether to fetch it, from its best similarity to a sentence that is not blank.
 
@@ -121,11 +155,11 @@ def choose_images(
     readable = _readable(texts)
     best = [max(row[j] for j in readable) for row in similarity]
     outcomes = [_enough(value, rules, "low_similarity") for value in best]
-    alive = [i for i, outcome in enumerate(outcomes) if outcome.reason is None]
+    wanted = [i for i, outcome in enumerate(outcomes) if outcome.reason is None]
     if rules.max_images is not None:
-        ranked = sorted(alive, key=lambda i: (-best[i], i))
-        for place, i in enumerate(ranked[rules.max_images :], rules.max_images + 1):
-            outcomes[i] = Outcome("over_max_images", f"number {place} by similarity")
+        ranked = sorted(wanted, key=lambda i: (-best[i], i))
+        for rank, i in enumerate(ranked[rules.max_images :], rules.max_images + 1):
+            outcomes[i] = Outcome("over_max_images", f"number {rank} by similarity")
     return outcomes
 
 
@@ -133,7 +167,7 @@ def match_images(
     similarity: Sequence[Sequence[float]],
     texts: Sequence[str],
     arrived: Sequence[int],
-    rules: MatchRules,
+    rules: Rules,
 ) -> dict[int, Outcome]:
     """For each image that arrived its sentence: one-to-one, with the largest sum of similarities.
 
@@ -162,22 +196,11 @@ def _readable(texts: Sequence[str]) -> list[int]:
     return [j for j, text in enumerate(texts) if text.strip()]
 
 
-def _enough(value: float, rules: MatchRules, reason: str) -> Outcome:
+def _enough(value: float, rules: Rules, reason: str) -> Outcome:
     if value >= rules.min_similarity:
         return Outcome()
     return Outcome(reason, f"{value:.4f} is below {rules.min_similarity:g}")
 
-
-CORPUS = "mmc4"
-
-RECORD_REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        "no_image_wanted": "No image is similar enough to a sentence; nothing was fetched.",
-        "no_image_arrived": "None of the images that were to be fetched arrived.",
-        "no_image_left": "Images arrived, but none fits a sentence.",
-    }
-)
-"""Why a document is left out: reason -> one sentence for a person."""
 
 DOCUMENT_FIELDS = (
     pa.field("url", pa.string()),
@@ -195,12 +218,20 @@ MATCHED = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
 
 @dataclass(frozen=True)
 class ParseDocuments:
-    """Transform: the column `line` becomes `url`, `texts`, `similarity` and `links`, one link an image."""
+    """Transform: the column `line` becomes `url`, `texts`, `similarity` and `links`, one link per image."""
 
-    rules: MatchRules
+    rules: Rules
+    reasons: ClassVar[Reasons] = DOCUMENT_REASONS | {
+        "low_similarity": Reason(
+            "Its similarity to every sentence is below the threshold; not fetched."
+        ),
+        "over_max_images": Reason(
+            "The document has more images than wanted; the most similar were kept."
+        ),
+    }
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The documents; a line that is none carries its reason."""
+        """The documents; a line that holds no document carries the reason."""
         rows = [self._row(row) for row in table.to_pylist()]
         return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
 
@@ -232,7 +263,13 @@ class ParseDocuments:
 class MatchDocuments:
     """Transform: `texts`, `similarity` and `images` become the `segments` and `meta` of a sample."""
 
-    rules: MatchRules
+    rules: Rules
+    reasons: ClassVar[Reasons] = {
+        "unassigned": Reason("More images arrived than there are sentences; each takes one."),
+        "low_similarity_assigned": Reason(
+            "Its similarity to the sentence left for it is below the threshold."
+        ),
+    }
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The samples; images left out carry their reason in `links`."""
@@ -286,90 +323,23 @@ def _scores(similarity: list[float]) -> dict[str, float]:
     return {"min_similarity": min(similarity), "mean_similarity": mean}
 
 
-def living_links() -> Filter:
+def links_to_fetch() -> Filter:
     """A filter that keeps documents with a link to fetch."""
 
-    def reasons(table: pa.Table) -> pa.Array:
-        alive = (any(k["reason"] is None for k in links) for links in table["links"].to_pylist())
-        return pa.array([None if a else "no_image_wanted" for a in alive], pa.string())
+    def test(table: pa.Table) -> pa.Array:
+        wanted = (any(k["reason"] is None for k in links) for links in table["links"].to_pylist())
+        return pa.array([None if w else "no_image_wanted" for w in wanted], pa.string())
 
-    return Filter("living_links", reasons)
+    meaning = "No image is similar enough to a sentence; nothing was fetched."
+    return Filter("living_links", test, {"no_image_wanted": Reason(meaning)})
 
 
 def arrived_images() -> Filter:
     """A filter that keeps documents of which an image arrived."""
 
-    def reasons(table: pa.Table) -> pa.Array:
+    def test(table: pa.Table) -> pa.Array:
         lengths = table["images"].combine_chunks().value_lengths().to_pylist()
         return pa.array([None if n else "no_image_arrived" for n in lengths], pa.string())
 
-    return Filter("arrived_images", reasons)
-
-
-LINK_REASONS: Mapping[str, Reason] = MappingProxyType({**FETCH_REASONS, **IMAGE_REASONS})
-"""Why a link that was fetched gave no image."""
-
-REASONS: Mapping[str, str] = MappingProxyType(
-    {
-        **LINE_REASONS,
-        **DOCUMENT_REASONS,
-        **MATCH_REASONS,
-        **RECORD_REASONS,
-        **{word: reason.meaning for word, reason in LINK_REASONS.items()},
-        RECORD_DROPPED: "The link was alive when its document was dropped.",
-    }
-)
-"""Every reason that can stand in the ledger of this corpus -> one sentence for a person."""
-
-REPORT = Report(
-    title="MMC4: what was built",
-    reasons=REASONS,
-    score_titles={
-        "mean_similarity": "Mean similarity of image and sentence",
-        "min_similarity": "Lowest similarity in a document",
-    },
-)
-
-
-@dataclass(frozen=True)
-class Mmc4Config:
-    """What an MMC4 dataset is made by, apart from its inputs: part of its fingerprint."""
-
-    rules: MatchRules = field(default_factory=MatchRules)
-    image: ImageConfig = field(default_factory=ImageConfig)
-
-
-def mmc4_pipeline(
-    source: Source,
-    config: Mmc4Config,
-    fetch: FetchConfig,
-    *,
-    extra: Mapping[str, Any] | None = None,
-    prior: Prior | None = None,
-    fetch_resources: Resources | None = None,
-) -> Pipeline:
-    """The pipeline from lines of documents to published shards and their report.
-
-    Args:
-        source: gives tables with the column `line`.
-        config: the rules.
-        fetch: how to fetch. Only what decides which images may be used is in the fingerprint (robots tags, size
-            cap); the other options are not, so that a later retry may use longer deadlines and more attempts.
-        extra: further configuration for the fingerprint (how the source cuts shards, for example).
-        prior: the published dataset to take images from, where only failures are fetched again.
-        fetch_resources: what a worker that fetches needs.
-    """
-    fetching = Construct(FetchLinks, (fetch, ImageContent(config.image), prior))
-    limits = {"respect_robots_tag": fetch.respect_robots_tag, "max_bytes": fetch.max_bytes}
-    return Pipeline(
-        corpus=CORPUS,
-        source=source,
-        stages=(
-            Stage("parse", (ParseDocuments(config.rules), living_links())),
-            Stage("fetch", (fetching, arrived_images()), fetch_resources or Resources()),
-            Stage("match", (MatchDocuments(config.rules), min_images(1, "no_image_left"))),
-        ),
-        sink=ShardSink(),
-        config={**asdict(config), **limits, **(extra or {})},
-        finish=(REPORT,),
-    )
+    meaning = "None of the images that were to be fetched arrived."
+    return Filter("arrived_images", test, {"no_image_arrived": Reason(meaning)})
