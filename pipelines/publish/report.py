@@ -3,34 +3,49 @@
 One self-contained file: styles, charts and thumbnails are inline, there are no scripts, and its content security
 policy forbids the browser to load or run anything. This module computes the data, the templates in `templates/` hold
 the markup and escape every value. Equal datasets give equal reports.
+
+The statistics take one pass over the indexes and the ledgers. Their memory does not grow with the dataset:
+distributions keep values rounded to three significant digits, host counts keep the hosts with the most failed links.
 """
+
+from __future__ import annotations
 
 import base64
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import jinja2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Reasons
-from pipelines.core.storage import Storage
-from pipelines.publish.shards import Distribution, Statistics, collect_statistics, pick_samples
+from pipelines.core.storage import Storage, read_parquet
+from pipelines.publish.shards import read_sample
 from schemas.manifest import Manifest
 from schemas.sample import Sample, Segment
+from schemas.shard import INDEXES, LEDGERS, SHARDS
+from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
 
 REPORT_FILE = "report.html"
-_NUM_HOSTS_SHOWN = 12
-_NUM_BINS = 24
-_THUMBNAIL_SIDE = 200
-_THUMBNAIL_QUALITY = 80
-_MAX_IMAGES = 4
-_MAX_OTHER_TEXTS = 2
-_MAX_CHARACTERS = 240
+SCORE = "score "
+"""Prefix of the names of distributions of scores."""
+MAX_HOSTS = 4096
+_NUM_HOSTS_SHOWN, _NUM_BINS = 12, 24
+_THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 200, 80
+_MAX_IMAGES, _MAX_OTHER_TEXTS = 4, 2
+_INDEX_COLUMNS = (
+    *("members", "num_segments", "num_images", "text_length"),
+    *("image_widths", "image_heights", "scores"),
+)
+_LEDGER_COLUMNS = ("slot", "url", "stage", "status", "reason")
 
 
 @dataclass(frozen=True)
@@ -49,32 +64,150 @@ class Report:
 
     def __call__(self, storage: Storage, manifest: Manifest, reasons: Reasons) -> None:
         """Write the report of a dataset whose shards, indexes and ledgers are complete."""
-        statistics = collect_statistics(storage, manifest, self.fetch_stage)
+        distributions, hosts = collect_statistics(storage, manifest, self.fetch_stage)
         page = _templates().get_template("report.html.jinja")
         html = page.render(
             report=self,
             meanings={word: reason.meaning for word, reason in reasons.items()},
             manifest=manifest,
-            statistics=statistics,
             num_bytes=sum(s.num_bytes for s in manifest.shards),
-            histograms=list(self._histograms(statistics)),
-            cards=map(_card, pick_samples(storage, manifest, self.num_cards)),
-            hosts=statistics.hosts.worst(_NUM_HOSTS_SHOWN),
+            distributions=distributions,
+            charts=[histogram(*chart) for chart in self._charts(distributions)],
+            samples=pick_samples(storage, manifest, self.num_cards),
+            hosts=hosts.worst(_NUM_HOSTS_SHOWN),
             stages=sorted(manifest.stages.items(), key=_stage_order),
-            settings=flatten(manifest.config),
+            settings=list(flatten(manifest.config)),
             fingerprint=vars(manifest.fingerprint),
         )
         storage.commit(REPORT_FILE, html.encode("utf-8", errors="replace"))
 
-    def _histograms(self, found: Statistics) -> Iterator["Histogram"]:
-        word = self.record_word
-        yield histogram(f"Images per {word}", "", found.images, True)
-        yield histogram(f"Text segments per {word}", "", found.texts, True)
-        yield histogram(f"Text per {word}", "characters", found.text_length, True)
-        for name, values in sorted(found.scores.items()):
-            yield histogram(self.score_titles.get(name, name), "", values, False)
-        yield histogram("Shorter side of an image", "pixels", found.side, True)
-        yield histogram("Size of an image", "kB", found.image_bytes, False)
+    def _charts(
+        self, found: dict[str, Distribution]
+    ) -> Iterator[tuple[str, str, Distribution, bool]]:
+        """Title, unit, values, and whether these are whole numbers."""
+        yield f"Images per {self.record_word}", "", found["images"], True
+        yield f"Text segments per {self.record_word}", "", found["texts"], True
+        yield f"Text per {self.record_word}", "characters", found["text_length"], True
+        for key in sorted(key for key in found if key.startswith(SCORE)):
+            name = key.removeprefix(SCORE)
+            yield self.score_titles.get(name, name), "", found[key], False
+        yield "Shorter side of an image", "pixels", found["side"], True
+        yield "Size of an image", "kB", found["image_kb"], False
+
+
+@dataclass
+class Distribution:
+    """How often each value occurred; values are rounded to three significant digits."""
+
+    counts: Counter[float] = field(default_factory=Counter)
+    total: float = 0.0
+
+    def add(self, values: np.ndarray) -> None:
+        """Count the values; NaN and infinities are left out."""
+        values = values[np.isfinite(values)]
+        found, counts = np.unique(_rounded(values), return_counts=True)
+        self.counts.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        self.total += float(values.sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean of all values; 0 where there are none."""
+        return self.total / self.counts.total() if self.counts else 0.0
+
+    def quantile(self, share: float) -> float:
+        """The smallest value that at least this share of the values does not exceed."""
+        seen, wanted = 0, share * self.counts.total()
+        for value in sorted(self.counts):
+            seen += self.counts[value]
+            if seen >= wanted:
+                return value
+        return max(self.counts)
+
+
+@dataclass
+class Hosts:
+    """The links of the hosts with the most failed links, by host and reason (null: kept).
+
+    Above `MAX_HOSTS` half of them are forgotten, those with the fewest failed links: their counts start again at 0.
+    """
+
+    links: dict[str, Counter[str | None]] = field(default_factory=dict)
+
+    def add(self, urls: Iterable[str], reasons: Iterable[str | None]) -> None:
+        """Count links; a link without a reason was kept."""
+        for url, reason in zip(urls, reasons, strict=True):
+            self.links.setdefault(host_of(url), Counter())[reason] += 1
+        if len(self.links) > MAX_HOSTS:
+            self.links = dict(self._ranked()[: MAX_HOSTS // 2])
+
+    def worst(self, num_hosts: int) -> list[tuple[str, int, int, str]]:
+        """Host, links failed, links kept, most frequent reason; hosts without failed links are left out."""
+        found = []
+        for host, links in self._ranked()[:num_hosts]:
+            failed = {reason: count for reason, count in links.items() if reason is not None}
+            if failed:
+                reason = ranked_counts(failed)[0][0]
+                found.append((host, sum(failed.values()), links[None], reason))
+        return found
+
+    def _ranked(self) -> list[tuple[str, Counter[str | None]]]:
+        return sorted(self.links.items(), key=lambda i: (i[1][None] - i[1].total(), i[0]))
+
+
+def collect_statistics(
+    storage: Storage, manifest: Manifest, fetch_stage: str
+) -> tuple[dict[str, Distribution], Hosts]:
+    """Distributions by name (see `_values`), and the hosts of links that `fetch_stage` dropped or that were kept."""
+    found: dict[str, Distribution] = defaultdict(Distribution)
+    hosts = Hosts()
+    for shard in manifest.shards:
+        path = f"{INDEXES}/{shard.name}.parquet"
+        for name, values in _values(read_parquet(storage, path, INDEX, _INDEX_COLUMNS)):
+            found[name].add(values)
+        path = f"{LEDGERS}/{shard.name}.parquet"
+        _add_links(hosts, read_parquet(storage, path, LEDGER, _LEDGER_COLUMNS), fetch_stage)
+    return found, hosts
+
+
+def _values(index: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
+    """The values of a shard: one per sample, or one per image for `side` (pixels) and `image_kb` (1,000 bytes)."""
+    num_images = _numbers(index["num_images"])
+    yield "images", num_images
+    yield "texts", _numbers(index["num_segments"]) - num_images
+    yield "text_length", _numbers(index["text_length"])
+    widths, heights = (pc.list_flatten(index[f"image_{side}s"]) for side in ("width", "height"))
+    yield "side", np.minimum(_numbers(widths), _numbers(heights))
+    members = pc.list_flatten(index["members"])
+    is_text = pc.is_in(pc.struct_field(members, "name"), value_set=pa.array(["json", "txt"]))
+    yield "image_kb", _numbers(pc.struct_field(members, "size").filter(pc.invert(is_text))) / 1000
+    scores = [score for row in index["scores"].to_pylist() for score in row]
+    for name in sorted({name for name, _ in scores}):
+        yield SCORE + name, np.array([value for other, value in scores if other == name])
+
+
+def _add_links(hosts: Hosts, ledger: pa.Table, fetch_stage: str) -> None:
+    is_kept = pc.equal(ledger["status"], KEPT)
+    is_failed = pc.and_(pc.equal(ledger["status"], DROPPED), pc.equal(ledger["stage"], fetch_stage))
+    links = ledger.filter(pc.and_(pc.is_valid(ledger["slot"]), pc.or_(is_kept, is_failed)))
+    hosts.add([url or "" for url in links["url"].to_pylist()], links["reason"].to_pylist())
+
+
+def host_of(url: str) -> str:
+    """The host of a link, for counting; `(no host)` where it has none."""
+    try:
+        return urlsplit(url).hostname or "(no host)"
+    except ValueError:
+        return "(no host)"
+
+
+def _numbers(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    return pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:  # to three significant digits
+    size = np.floor(np.log10(np.abs(np.where(values == 0, 1, values))))
+    step = 10.0 ** (size - 2)
+    return np.round(np.round(values / step) * step, 9)
 
 
 @dataclass(frozen=True)
@@ -90,7 +223,7 @@ class Histogram:
 
 def histogram(title: str, unit: str, values: Distribution, is_whole: bool) -> Histogram:
     """A histogram of the values; without bars where there are none."""
-    if not values.size:
+    if not values.counts:
         return Histogram(title, unit, values)
     edges, counts = bins(values, is_whole)
     labels = [_range(low, high, is_whole) for low, high in itertools.pairwise(edges)]
@@ -131,38 +264,50 @@ def _round_up(width: float) -> float:
     return next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= width * (1 - 1e-9))
 
 
+def pick_samples(storage: Storage, manifest: Manifest, num_samples: int) -> Iterator[Sample]:
+    """Up to `num_samples` samples at equal distances over the dataset; equal datasets give equal samples."""
+    total, first = manifest.num_samples, 0
+    num_samples = min(num_samples, total)
+    wanted = [(2 * i + 1) * total // (2 * num_samples) for i in range(num_samples)]
+    for shard in manifest.shards:
+        rows = [w - first for w in wanted if first <= w < first + shard.num_samples]
+        first += shard.num_samples
+        if rows:
+            path = f"{INDEXES}/{shard.name}.parquet"
+            index = read_parquet(storage, path, INDEX, ("key", "members")).take(rows)
+            with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
+                for row in index.to_pylist():
+                    yield read_sample(tar, row, shard.name)
+
+
 @dataclass(frozen=True)
 class CardPart:
-    """One row of a sample's card: an image with the text right after it, a text alone, or what is not shown."""
+    """One row of a sample's card: an image with the text right after it, a text alone, or segments not shown."""
 
     image: Segment | None = None
-    similarity: float | None = None
-    text: str | None = None
-    num_hidden: tuple[int, int] = (0, 0)
-    """Texts and images that are left out here."""
+    similarity: object = None
+    text: Segment | None = None
+    hidden: Sequence[Segment] = ()
 
 
-def _card(sample: Sample) -> tuple[Sample, list[CardPart]]:
-    return sample, list(_parts(sample.segments, sample.meta.get("similarity")))
-
-
-def _parts(segments: Sequence[Segment], similarity: object) -> Iterator[CardPart]:
+def _card_parts(sample: Sample) -> Iterator[CardPart]:
     """The first images, each with the text right after it, and the first of the other texts."""
+    segments, similarity = sample.segments, sample.meta.get("similarity")
+    images = [i for i, s in enumerate(segments) if s.kind == "image"]
+    scores = dict(zip(images, similarity, strict=False)) if isinstance(similarity, list) else {}
     shown = _shown(segments)
-    is_image = [s.kind == "image" for s in segments]
     hidden_from = 0
     for i in sorted(shown):
         if i > hidden_from:
-            yield _hidden(segments[hidden_from:i])
+            yield CardPart(hidden=segments[hidden_from:i])
         hidden_from = i + 1
-        if is_image[i]:
-            has_text = i + 1 in shown and not is_image[i + 1]
-            text = _shortened(segments[i + 1]) if has_text else None
-            yield CardPart(segments[i], _value_at(similarity, sum(is_image[:i])), text)
-        elif i == 0 or not is_image[i - 1]:
-            yield CardPart(text=_shortened(segments[i]))
+        if i in images:
+            has_text = i + 1 in shown and i + 1 not in images
+            yield CardPart(segments[i], scores.get(i), segments[i + 1] if has_text else None)
+        elif i - 1 not in images:
+            yield CardPart(text=segments[i])
     if hidden_from < len(segments):
-        yield _hidden(segments[hidden_from:])
+        yield CardPart(hidden=segments[hidden_from:])
 
 
 def _shown(segments: Sequence[Segment]) -> set[int]:
@@ -171,22 +316,6 @@ def _shown(segments: Sequence[Segment]) -> set[int]:
     texts = [i for i, s in enumerate(segments) if s.kind == "text" and (s.text or "").strip()]
     others = [i for i in texts if i not in after][:_MAX_OTHER_TEXTS]
     return {*images, *after, *others}
-
-
-def _hidden(segments: Sequence[Segment]) -> CardPart:
-    num_images = sum(s.kind == "image" for s in segments)
-    return CardPart(num_hidden=(len(segments) - num_images, num_images))
-
-
-def _shortened(segment: Segment) -> str:
-    text = (segment.text or "").strip()
-    return text if len(text) <= _MAX_CHARACTERS else text[:_MAX_CHARACTERS] + "…"
-
-
-def _value_at(values: object, index: int) -> float | None:
-    if isinstance(values, list) and index < len(values) and isinstance(values[index], float):
-        return values[index]
-    return None
 
 
 def thumbnail(segment: Segment) -> str:
@@ -208,15 +337,13 @@ def _stage_order(stage: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
     return (-counts.get("seen", 0), label != "read", -num_links, label)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as a list of dotted names and values."""
-    found: list[tuple[str, Any]] = []
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted names and values."""
     for name, value in config.items():
         if isinstance(value, Mapping):
-            found += flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
-            found.append((f"{prefix}{name}", value))
-    return found
+            yield f"{prefix}{name}", value
 
 
 def ranked_counts(counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -253,6 +380,7 @@ def _templates() -> jinja2.Environment:
     )
     found.filters |= {
         "thousands": "{:,}".format,
+        "card_parts": _card_parts,
         "number": number,
         "percent": lambda part, whole: f"{100 * part / whole:.1f} %" if whole else "–",
         "ranked": ranked_counts,

@@ -8,15 +8,18 @@ from PIL import Image
 
 from pipelines.core.pipeline import Reason
 from pipelines.core.storage import Storage, write_parquet
-from pipelines.publish.report import Report, bins, number, size
-from pipelines.publish.shards import (
+from pipelines.publish.report import (
     MAX_HOSTS,
     Distribution,
     Hosts,
-    ShardSink,
+    Report,
+    bins,
     collect_statistics,
+    number,
     pick_samples,
+    size,
 )
+from pipelines.publish.shards import ShardSink
 from schemas.manifest import Fingerprint, Manifest, Tally
 from schemas.sample import SAMPLES, Sample, Segment
 from schemas.tables import LEDGER
@@ -172,11 +175,11 @@ def test_samples_are_picked_at_equal_distances_over_the_shards(tmp_path: Path):
 
 
 def test_statistics_of_a_dataset(tmp_path: Path):
-    found = collect_statistics(Storage(str(tmp_path)), dataset(tmp_path), "fetch")
-    assert found.images.counts == {1: 20} and found.texts.counts == {2: 20}
-    assert found.side.counts == {60: 20}
-    assert found.scores["mean"].median == 0.4 and found.scores["mean"].size == 20
-    assert found.hosts.worst(5) == [("host1.example", 20, 0, "not_found")]
+    found, hosts = collect_statistics(Storage(str(tmp_path)), dataset(tmp_path), "fetch")
+    assert found["images"].counts == {1: 20} and found["texts"].counts == {2: 20}
+    assert found["side"].counts == {60: 20}
+    assert found["score mean"].quantile(0.5) == 0.4 and found["score mean"].counts.total() == 20
+    assert hosts.worst(5) == [("host1.example", 20, 0, "not_found")]
 
 
 def test_distributions_and_hosts_do_not_grow_with_the_dataset():
@@ -184,14 +187,22 @@ def test_distributions_and_hosts_do_not_grow_with_the_dataset():
     generator = np.random.default_rng(0)
     for _ in range(20):
         values.add(generator.uniform(0, 1000, 5000))
-    assert len(values.counts) < 4000 and values.size == 100_000
+    assert len(values.counts) < 4000 and values.counts.total() == 100_000
     assert values.mean == pytest.approx(500, rel=0.02)
     hosts = Hosts()
     for i in range(10):
+        hosts.add([f"http://kept{i}-{j}.example/" for j in range(MAX_HOSTS)], [None] * MAX_HOSTS)
         urls = [f"http://h{i}-{j}.example/" for j in range(MAX_HOSTS)] + ["http://often/"] * 9
-        hosts.add(urls, ["timeout"] * len(urls))
-    assert len(hosts.failed) <= MAX_HOSTS and len(hosts.reasons) <= MAX_HOSTS
-    assert hosts.worst(1) == [("often", 90, 0, "timeout")]
+        hosts.add([*urls, "http://often/"], ["timeout"] * len(urls) + [None])
+    assert len(hosts.links) <= MAX_HOSTS
+    assert hosts.worst(1) == [("often", 90, 10, "timeout")]
+
+
+def test_a_host_has_its_most_frequent_reason_and_hosts_without_failures_are_not_listed():
+    hosts = Hosts()
+    hosts.add(["http://a/1", "http://a/2", "http://a/3"], ["timeout", "not_found", "not_found"])
+    hosts.add(["http://b/1", "http://a/4", "", "http://["], [None, None, "url_invalid", "timeout"])
+    assert hosts.worst(9) == [("a", 3, 1, "not_found"), ("(no host)", 2, 0, "timeout")]
 
 
 @pytest.mark.parametrize(
