@@ -1,15 +1,15 @@
-"""Generation against the published loop, as JSON lines; both sides run in turn within one process.
+"""Compares generation with the published loop, as JSON lines; both sides alternate within one process.
 
-    SUBJECTS: image_60 and image_200 (the 32 embeddings of an image after a prompt of so many ids, against running
+    SUBJECTS: image_60 and image_200 (the 32 embeddings of an image after a prompt of 60 or 200 ids, against running
     the whole sequence for each of them), image_60_batch and image_200_batch (8 such prompts at once against the same
     loop one after the other), text (greedy, 8 prompts of mixed length at once, against one after the other with the
-    same engine), rank (100 answers to a prompt of 200 ids with an image, against one forward an answer)
+    same engine), rank (100 answers to a prompt of 200 ids with an image, against one forward per answer)
 
-The model has about 100 million parameters drawn from a seed, in float32. Ratios hold within a run; times need a quiet
-machine. What bounds them: a step reads every weight for each new position, the plain loop multiplies.
+The model has about 100 million random parameters in float32. Ratios hold within a run; times need an idle machine.
+The limits: a step reads every weight for each new position, the plain loop is bound by multiplications.
 
-On an accelerator there is one subject, limits: tokens, embeddings and pictures per second beside what memory and matrix
-products allow, e.g. `--device cuda --dtype bfloat16 --size 14b --compile`.
+On an accelerator there is one subject, limits: tokens, embeddings and images per second, compared with what memory
+bandwidth and matrix products allow, e.g. `--device cuda --dtype bfloat16 --size 14b --compile`.
 Options: `python -m benchmarks.generate --help`.
 """
 
@@ -26,15 +26,16 @@ import torch
 import tyro
 
 from benchmarks.device_limits import DeviceOptions, Size, lines
-from benchmarks.drawn_emu import (
-    drawn_answers,
-    drawn_engine,
-    drawn_photo,
+from benchmarks.plain_generate import plain_losses, plain_regress, plain_texts, ranks
+from benchmarks.random_emu import (
     num_parameters,
+    random_answers,
+    random_engine,
+    synthetic_image,
     text_of,
 )
-from benchmarks.plain_generate import plain_losses, plain_regress, plain_texts, ranks
 from emu.generate.engine import Engine
+from emu.generate.options import TextOptions
 
 Subject = Literal[
     "image_60", "image_200", "image_60_batch", "image_200_batch", "text", "rank", "limits"
@@ -47,45 +48,45 @@ TOLERANCE = 1e-5  # largest difference of regressed embeddings
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares generation with the published loop; prints JSON lines. Which subject is what: benchmarks/generate.py."""
+    """Compares generation with the published loop and prints JSON lines. Subjects: benchmarks/generate.py."""
 
     subjects: tuple[Subject, ...] = ("image_60", "image_200", "text", "rank")
-    """What is compared. limits: what a device reaches of its bandwidth; on another than cpu, limits alone."""
+    """What is compared. limits: the share of its bandwidth that a device reaches; the only subject on accelerators."""
     num_rounds: int = 5
-    """Rounds of each subject, both sides in turn; medians are printed."""
+    """Rounds of each subject, alternating between both sides; medians are printed."""
     num_threads: int = 1
     """Threads of torch."""
     seed: int = 0
     """Of the model's weights and of the prompts."""
     device: str = "cpu"
-    """As torch calls it: cpu, cuda, cuda:1."""
+    """A torch device: cpu, cuda, cuda:1."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of limits; the comparisons are in float32."""
+    """For limits; the comparisons are in float32."""
     compile: bool = False
-    """Of limits: torch.compile around attention and on the U-Net."""
+    """For limits: torch.compile around attention and on the U-Net."""
     size: Size = "tiny"
-    """Of limits: tiny, or the paper's 14 billion weights (33 GB in bfloat16), drawn on the device."""
+    """For limits: tiny, or the paper's 14 billion weights (33 GB in bfloat16), random, created on the device."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one round took; with one thread the processor's time leaves out who else runs."""
+    """Cost of one round; with one thread, CPU time excludes other processes."""
 
     wall_s: float
     cpu_s: float
 
 
 def measure(side: Side) -> tuple[Cost, Any]:
-    """The cost of one call, and what it gave."""
+    """The cost of one call, and its result."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = side()
     return Cost(time.perf_counter() - wall, time.process_time() - cpu), result
 
 
 def image_sides(engine: Engine, num_ids: int, num_prompts: int) -> tuple[Side, Side]:
-    """Ours and the plain loop for prompts of `num_ids` ids, `[IMG]` counted."""
+    """Ours and the plain loop for prompts of `num_ids` ids, including `[IMG]`."""
     texts = [text_of(engine, num_ids - 1, seed) for seed in range(num_prompts)]
-    encoded = [engine.encode(text, draw=True) for text in texts]
+    encoded = [engine.encode(text, opens_image=True) for text in texts]
     assert all(len(prompt.ids) == num_ids for prompt in encoded)
     return (
         lambda: engine.regress_image(texts),
@@ -94,21 +95,21 @@ def image_sides(engine: Engine, num_ids: int, num_prompts: int) -> tuple[Side, S
 
 
 def text_sides(engine: Engine) -> tuple[Side, Side]:
-    """All prompts at once, and one after the other; the answers have the same length."""
+    """All prompts at once, and one after the other; all texts have the same length."""
     prompts = [text_of(engine, length, length) for length in TEXT_LENGTHS]
     lengths: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "min_length": NEW_TOKENS + 2}
     return (
-        lambda: engine.generate_ids(prompts, **lengths),
+        lambda: engine.generate_ids(prompts, TextOptions(**lengths)),
         lambda: plain_texts(engine, prompts, **lengths),
     )
 
 
 def rank_sides(engine: Engine) -> tuple[Side, Side]:
-    """Losses of 100 answers in one call, and by one forward each."""
-    places = engine.config.former.num_queries + 2
-    prompt = [drawn_photo(), text_of(engine, 200 - places, 1)]
+    """Losses of 100 answers in one call, and with one forward each."""
+    per_image = engine.config.former.num_queries + 2
+    prompt = [synthetic_image(), text_of(engine, 200 - per_image, 1)]
     assert len(engine.encode(prompt).ids) == 200
-    answers = drawn_answers(100, seed=2)
+    answers = random_answers(100, seed=2)
     return (
         lambda: engine.candidate_losses(prompt, answers),
         lambda: plain_losses(engine, prompt, answers),
@@ -126,7 +127,7 @@ def sides(subject: Subject, engine: Engine) -> tuple[Side, Side]:
 
 
 def agreement(subject: Subject, ours: Any, plain: Any) -> dict[str, Any]:
-    """How far the results lie apart; raises AssertionError where they must not."""
+    """How far the results differ; raises AssertionError if they must not."""
     if subject == "text":
         assert ours == plain, "the texts differ"
         return {"same_texts": True, "num_tokens": sum(len(ids) - 1 for ids in ours)}
@@ -142,7 +143,7 @@ def agreement(subject: Subject, ours: Any, plain: Any) -> dict[str, Any]:
 def compare(subject: Subject, engine: Engine, num_rounds: int) -> dict[str, Any]:
     """The line of a subject: medians, and the ratio within each round."""
     ours, plain = sides(subject, engine)
-    ours()  # memory, thread pools
+    ours()  # warm-up: memory, thread pools
     costs: list[tuple[Cost, Cost]] = []
     found: dict[str, Any] = {}
     for _ in range(num_rounds):
@@ -169,7 +170,7 @@ def compare(subject: Subject, engine: Engine, num_rounds: int) -> dict[str, Any]
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine and versions of the measurement."""
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -180,7 +181,7 @@ def machine() -> dict[str, Any]:
 
 
 def step_cost(engine: Engine, num_threads: int) -> dict[str, Any]:
-    """What a step is made of: the bytes of the layers' weights, and how fast this machine reads and multiplies."""
+    """The cost of a step: the bytes of the layers' weights, and how fast this machine reads and multiplies."""
     layers = engine.model.language.lm.model.layers
     weights = [weight for weight in layers.parameters() if weight.dim() == 2]
     one, many = ({w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights} for rows in (1, 230))
@@ -193,7 +194,7 @@ def step_cost(engine: Engine, num_threads: int) -> dict[str, Any]:
                     torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
             costs = [measure(work)[0] for _ in range(7)]
-            is_alone = num_threads == 1  # then the processor's time leaves out who else runs
+            is_alone = num_threads == 1  # then CPU time excludes other processes
             times[name] = min(cost.cpu_s if is_alone else cost.wall_s for cost in costs)
     total = sum(weight.numel() for weight in weights)
     return {
@@ -226,8 +227,8 @@ def main() -> None:
 
 
 def compare_all(subjects: Sequence[Subject], options: Comparison) -> None:
-    """Prints the model and what its steps are made of, then a line a subject."""
-    engine = drawn_engine(options.seed)
+    """Prints the model and the cost of its steps, then one line per subject."""
+    engine = random_engine(options.seed)
     sizes = {"parameters": num_parameters(engine), "language": num_parameters(engine, ["language"])}
     print(json.dumps(sizes | step_cost(engine, options.num_threads)), flush=True)
     for subject in subjects:

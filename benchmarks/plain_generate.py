@@ -1,4 +1,4 @@
-"""What the published code does, in our own words and on our model: the baselines of `benchmarks.generate`.
+"""The algorithms of the published code on our model: the baselines of `benchmarks.generate`.
 
 Checked against the golden record by `tests/generate/test_plain_loops.py`.
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from emu.generate.engine import Engine
+from emu.generate.options import TextOptions
 from emu.generate.prompts import EncodedPrompt, Prompt
 from emu.models.emu import Emu
 
@@ -19,22 +20,22 @@ from emu.models.emu import Emu
 def plain_regress(model: Emu, prompt: EncodedPrompt) -> Tensor:
     """The embeddings `QD` of the image after the prompt, which ends in `[IMG]`.
 
-    Each step runs the whole sequence and predicts all embeddings so far anew; the next step is fed with them.
+    Each step runs the whole sequence and predicts all embeddings so far again; they are the input of the next step.
     Images of the prompt are encoded once, as in the published loop.
     """
     prompt_1LD = _inputs(model, prompt)
-    drawn_1QD = prompt_1LD[:, :0]
+    regressed_1QD = prompt_1LD[:, :0]
     for _ in range(model.config.former.num_queries):
-        hidden_1LD = model.language(torch.cat([prompt_1LD, drawn_1QD], dim=1))
-        drawn_1QD = model.language.regress(hidden_1LD[:, len(prompt.ids) - 1 :])
-    return drawn_1QD[0]
+        hidden_1LD = model.language(torch.cat([prompt_1LD, regressed_1QD], dim=1))
+        regressed_1QD = model.language.regress(hidden_1LD[:, len(prompt.ids) - 1 :])
+    return regressed_1QD[0]
 
 
 @torch.inference_mode()
 def plain_losses(engine: Engine, prompt: Prompt, candidates: Sequence[str]) -> list[float]:
     """The released score of each candidate: one forward of prompt and candidate each.
 
-    Kinder than the published loop: images are encoded once for all, the head runs over the answer alone.
+    Faster than the published loop: images are encoded once, and the head runs over the answer only.
     """
     model, start = engine.model, len(engine.encode(prompt).ids)
     pixels = engine.encode(prompt).pixels
@@ -44,8 +45,8 @@ def plain_losses(engine: Engine, prompt: Prompt, candidates: Sequence[str]) -> l
     for candidate in candidates:
         ids = torch.tensor([engine.tokenizer.encode(f"{joined} {candidate}")])
         hidden_1LD = model.language(model.embed(ids, images))
-        chances_LW = model.language.head(hidden_1LD[0, start - 1 : -1]).log_softmax(-1)
-        picked = chances_LW.gather(1, ids[0, start:, None])
+        log_probs_LW = model.language.head(hidden_1LD[0, start - 1 : -1]).log_softmax(-1)
+        picked = log_probs_LW.gather(1, ids[0, start:, None])
         losses.append(-float(picked.sum()) / ids.shape[1])
     return losses
 
@@ -53,9 +54,11 @@ def plain_losses(engine: Engine, prompt: Prompt, candidates: Sequence[str]) -> l
 def plain_texts(
     engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int, min_length: int
 ) -> list[list[int]]:
-    """Greedy ids of each prompt, one prompt after the other, each with a key-value cache."""
+    """Greedy ids of each prompt, one prompt after the other, each with a KV cache."""
     return [
-        engine.generate_ids([p], max_new_tokens=max_new_tokens, min_length=min_length)[0]
+        engine.generate_ids([p], TextOptions(max_new_tokens=max_new_tokens, min_length=min_length))[
+            0
+        ]
         for p in prompts
     ]
 
@@ -66,5 +69,5 @@ def _inputs(model: Emu, prompt: EncodedPrompt) -> Tensor:
 
 
 def ranks(losses: Sequence[float]) -> list[int]:
-    """The places of the losses, the smallest first; equal ones keep their order."""
+    """The indices of the losses, the smallest first; equal ones keep their order."""
     return sorted(range(len(losses)), key=losses.__getitem__)

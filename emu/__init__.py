@@ -1,4 +1,4 @@
-"""Shards to a model, a model to replies."""
+"""From shards to a model, and from prompts to replies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def load(directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Engine:
-    """The `Engine` of a model directory: texts and images in, texts and images out.
+    """The `Engine` of a model directory: prompts in, texts and images out.
 
     `device` is a torch device (`cpu`, `cuda`); `dtype` is `float32`, `bfloat16` or `float16`.
-    Raises FileNotFoundError where a file is absent, ValueError where the files do not fit together.
+    Raises FileNotFoundError for an absent file, ValueError for files that do not fit together.
     """
-    from emu.generate.engine import Engine  # torch and transformers take seconds to import
+    from emu.generate.engine import Engine  # importing torch and transformers takes seconds
 
     return Engine.load(directory, device, dtype)

@@ -26,8 +26,8 @@ from ray import serve
 from ray.exceptions import RayError
 
 from emu.serve.app import ServeOptions, build_app
-from emu.serve.limits import Limits
 from emu.serve.requests import Fetch
+from emu.serve.schema import Limits
 from emu.weights.layout import read_config
 from jobs.cli import start_logging
 from jobs.cluster import ray_session

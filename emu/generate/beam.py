@@ -1,9 +1,9 @@
 """Beam search by the rules of transformers 4.31, which the released results were made with.
 
-Lengths count the start id; the end token of a finished beam does not count. The search of a row is
-over when its beams are finished and none that is still open can score higher at the present length.
+Lengths include the start id and exclude the end token of a finished beam. The search of a prompt is over when enough
+beams are finished and no open one can score higher at the current length.
 
-Shapes: B prompts, K beams, W rows of the vocabulary.
+Shapes: B prompts, K beams, W entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from emu.generate.kv_cache import Continuation
+from emu.generate.kv_cache import DecodeState
 from emu.generate.options import TextOptions
 
-CLOSED = -1e9  # score of the beams that must not be continued: all but one at the start
+CLOSED = -1e9  # score of beams that must not be continued: at the start, all but one
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Search:
         self.scores = [0.0] + [CLOSED] * (self.num_beams - 1)
 
     def advance(self, ranked: Sequence[tuple[float, int, int]], eos: int) -> list[int]:
-        """Takes `(score, beam, token)`, best first; gives the beam each open beam came from."""
+        """Takes `(score, beam, token)`, best first; returns the beam that each open beam came from."""
         length = len(self.beams[0]) + 1
         origins, beams, scores = [], [], []
         for rank, (score, beam, token) in enumerate(ranked):
@@ -73,30 +73,30 @@ class Search:
 
 
 @torch.inference_mode()
-def beam_search(rows: Continuation, limits: Sequence[int], options: TextOptions) -> list[list[int]]:
-    """The ids of the best answer to each prompt, at most `limits` of them."""
-    beams, special = options.num_beams, rows.model.config.special
+def beam_search(state: DecodeState, limits: Sequence[int], options: TextOptions) -> list[list[int]]:
+    """The ids of the best text for each prompt, at most `limits` of them."""
+    beams, special = options.num_beams, state.model.config.special
     searches = [Search(beams, options.length_penalty, limit) for limit in limits]
-    rows.select([row for row in range(rows.num_rows) for _ in range(beams)])
+    state.select([row for row in range(state.num_rows) for _ in range(beams)])
     num_ids = 1  # the start id counts
     while True:
-        logits_BW = rows.model.language.head(rows.hidden_BD).float()
-        chances_BKW = torch.log_softmax(logits_BW, dim=-1).unflatten(0, (-1, beams))
+        logits_BW = state.model.language.head(state.hidden_BD).float()
+        log_probs_BKW = torch.log_softmax(logits_BW, dim=-1).unflatten(0, (-1, beams))
         if num_ids < options.min_length:
-            chances_BKW[..., special.eos] = -torch.inf
-        origins, tokens = advance(searches, chances_BKW, special.eos, special.pad)
+            log_probs_BKW[..., special.eos] = -torch.inf
+        origins, tokens = advance(searches, log_probs_BKW, special.eos, special.pad)
         if all(search.is_over for search in searches):
             return [search.best() for search in searches]
-        rows.reorder(origins)
-        rows.feed_ids(tokens)
+        state.reorder(origins)
+        state.feed_ids(tokens)
         num_ids += 1
 
 
 def advance(
-    searches: Sequence[Search], chances_BKW: Tensor, eos: int, pad: int
+    searches: Sequence[Search], log_probs_BKW: Tensor, eos: int, pad: int
 ) -> tuple[list[int], list[int]]:
-    """One step of all searches: the rows to continue and the tokens to continue them with."""
-    num_beams, vocabulary = chances_BKW.shape[1:]
+    """One step of all searches: the rows to continue, and the token for each."""
+    num_beams, vocabulary = log_probs_BKW.shape[1:]
     origins: list[int] = []
     tokens: list[int] = []
     for number, search in enumerate(searches):
@@ -105,11 +105,11 @@ def advance(
             origins += range(first, first + num_beams)
             tokens += [pad] * num_beams
             continue
-        totals_KW = chances_BKW[number] + chances_BKW.new_tensor(search.scores)[:, None]
-        scores, places = totals_KW.flatten().topk(2 * num_beams)
+        totals_KW = log_probs_BKW[number] + log_probs_BKW.new_tensor(search.scores)[:, None]
+        scores, indices = totals_KW.flatten().topk(2 * num_beams)
         ranked = [
-            (score, place // vocabulary, place % vocabulary)
-            for score, place in zip(scores.tolist(), places.tolist(), strict=True)
+            (score, index // vocabulary, index % vocabulary)
+            for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
         ]
         origins += [first + beam for beam in search.advance(ranked, eos)]
         tokens += [beam[-1] for beam in search.beams]

@@ -1,4 +1,4 @@
-"""The Python door to a trained model: prompts in, texts and pictures out.
+"""The Python API of a trained model: prompts in, texts and images out.
 
 Shapes: B prompts, Q causal queries, D language width.
 """
@@ -16,11 +16,16 @@ from torch import Tensor
 
 from emu.config import IMAGE, EmuConfig
 from emu.generate.beam import beam_search
-from emu.generate.interleaved import Draw, Event, Interleaver, regress
-from emu.generate.kv_cache import Continuation
+from emu.generate.kv_cache import DecodeState
 from emu.generate.options import ImageOptions, Reply, TextOptions
 from emu.generate.prompts import EncodedPrompt, Prompt, PromptEncoder
-from emu.generate.sampling import RunningText, write
+from emu.generate.sampling import (
+    Detokenizer,
+    Event,
+    ImageGeneration,
+    ReplyDecoder,
+    decode_text,
+)
 from emu.generate.scoring import summed_losses
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
@@ -35,10 +40,10 @@ RankScore = Literal["released", "sum"]
 
 
 class Engine:
-    """A model, its tokenizer and, where there is one, its visual decoder.
+    """A model, its tokenizer and its visual decoder, if it has one.
 
-    Several threads may use one engine. A prompt is a text, an image (bytes, path, PIL, normalised
-    tensor) or a list of them in order; errors name the wrong argument and the limit.
+    Several threads may share an engine. A prompt is a text, an image (bytes, path, PIL image, normalised
+    tensor) or a list of them in order; errors name the argument, its value and the limit.
     """
 
     def __init__(
@@ -72,147 +77,101 @@ class Engine:
         return self.model.config
 
     def generate_text(
-        self,
-        prompts: Sequence[Prompt],
-        num_beams: int = 1,
-        max_new_tokens: int = 64,
-        min_length: int = 0,
-        length_penalty: float = 1.0,
-        do_sample: bool = False,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
+        self, prompts: Sequence[Prompt], options: TextOptions = TextOptions()
     ) -> list[str]:
-        """The answer to each prompt, greedy by default; `TextOptions` explains the arguments.
+        """The text that follows each prompt, greedy by default.
 
-        Prompts of different lengths run together, and each gives what it gives alone; row i draws
-        with `seed + i`.
+        Prompts of different lengths run together, and each gives the same text as alone; row i is
+        sampled with `seed + i`.
         """
-        options = TextOptions(
-            max_new_tokens,
-            min_length,
-            num_beams,
-            length_penalty,
-            do_sample,
-            temperature,
-            top_p,
-            seed,
-            _stops(stop),
-        )
         return [text.text for text in self._texts(prompts, options)]
 
     def generate_ids(
-        self,
-        prompts: Sequence[Prompt],
-        num_beams: int = 1,
-        max_new_tokens: int = 64,
-        min_length: int = 0,
-        length_penalty: float = 1.0,
-        do_sample: bool = False,
-        top_p: float = 1.0,
-        temperature: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
+        self, prompts: Sequence[Prompt], options: TextOptions = TextOptions()
     ) -> list[list[int]]:
-        """The ids of each answer, led by the start id as in the released code."""
-        options = TextOptions(
-            max_new_tokens,
-            min_length,
-            num_beams,
-            length_penalty,
-            do_sample,
-            temperature,
-            top_p,
-            seed,
-            _stops(stop),
-        )
+        """The ids of each text, with the start id in front as in the released code."""
         texts = self._texts(prompts, options)
         return [[self.config.special.bos, *text.ids] for text in texts]
 
     def regress_image(self, prompts: Sequence[Prompt]) -> Tensor:
         """The visual embeddings `BQD` of the image that follows each prompt."""
-        room = self.config.former.num_queries
-        encoded = [self.encode(prompt, draw=True, room=room) for prompt in _listed(prompts)]
+        num_queries = self.config.former.num_queries
+        encoded = [
+            self.encode(p, opens_image=True, num_reserved=num_queries) for p in _listed(prompts)
+        ]
         if not encoded:
-            return torch.empty(0, room, self.config.language.hidden_size)
-        return regress(self.model, encoded)
+            return torch.empty(0, num_queries, self.config.language.hidden_size)
+        return DecodeState(self.model, encoded).regress_image()
 
     def generate_image(
         self,
         prompt: Prompt,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
-        seed: int = 0,
+        options: ImageOptions = ImageOptions(),
         initial_latents: Tensor | None = None,
-        scheduler: str = "pndm",
     ) -> Image.Image:
-        """The picture that the prompt asks for; `ImageOptions` explains the arguments.
+        """The image that follows the prompt.
 
-        `initial_latents` take the place of the noise that the seed draws.
+        `initial_latents` replace the noise that the seed of the options determines.
         """
-        options = ImageOptions(height, width, num_inference_steps, guidance_scale, seed, scheduler)
-        self._decoder()  # no use in regressing what cannot be drawn
+        self._decoder()  # before the embeddings, which could not be decoded
         if not isinstance(initial_latents, Tensor | None):
             raise TypeError(f"initial_latents is {type(initial_latents).__name__}, give a tensor")
-        return self._picture(self.regress_image([prompt]), options, 0, initial_latents)
+        return self._decode_image(self.regress_image([prompt]), options, 0, initial_latents)
 
     def generate(
         self,
         prompt: Prompt,
-        text: TextOptions | None = TextOptions(),  # noqa: B008 (frozen)
-        image: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
-        ask_image: bool = False,
+        text: TextOptions | None = TextOptions(),
+        image: ImageOptions = ImageOptions(),
+        image_first: bool = False,
         max_images: int | None = None,
     ) -> Reply:
-        """An interleaved reply. An image is drawn where the model chooses to (or at once, if asked).
+        """An interleaved reply: text, and an image wherever the model opens one.
 
-        With `text=None` no text is written: an asked image stands alone.
-        At most `max_images` are drawn: by default 1 where there is a visual decoder. The text goes
-        on after an image, over the same cache, from the regressed embeddings. A model chooses to
-        draw only if it was trained to (`ObjectiveConfig.train_image_start`).
+        With `image_first` the reply begins with an image; with `text=None` it has no text. At most
+        `max_images` are generated: by default 1 if there is a visual decoder. After an image the
+        text continues over the same cache, from the regressed embeddings. A model opens an image
+        only if it was trained to (`ObjectiveConfig.train_image_start`).
         """
-        *_, reply = self.stream(prompt, text, image, ask_image, max_images)
+        *_, reply = self.stream(prompt, text, image, image_first, max_images)
         assert isinstance(reply, Reply)
         return reply
 
     def stream(
         self,
         prompt: Prompt,
-        text: TextOptions | None = TextOptions(),  # noqa: B008 (frozen)
-        image: ImageOptions = ImageOptions(),  # noqa: B008 (frozen)
-        ask_image: bool = False,
+        text: TextOptions | None = TextOptions(),
+        image: ImageOptions = ImageOptions(),
+        image_first: bool = False,
         max_images: int | None = None,
     ) -> Iterator[Event]:
-        """The reply of `generate` as it comes: pieces of text, pictures, at last the `Reply`.
+        """The reply of `generate` as it is generated: pieces of text, images, at last the `Reply`.
 
-        A piece a token, empty where the token settles no text yet. The prompt is checked at the
-        first step; whoever stops iterating stops the work.
+        One piece per token, empty where the token completes no text yet. The prompt is checked at
+        the first step; generation stops when the caller stops iterating.
         """
         if max_images is None:
             max_images = 0 if self.decoder is None else 1
         if max_images < 0:
             raise ValueError(f"max_images is {max_images}, give 0 or more")
-        draw = None
-        if ask_image or max_images > 0:
+        images = None
+        if image_first or max_images > 0:
             self._decoder()
 
-            def picture(embeddings_BQD: Tensor, number: int) -> Image.Image:
-                return self._picture(embeddings_BQD, image, number)
+            def decode(embeddings_BQD: Tensor, number: int) -> Image.Image:
+                return self._decode_image(embeddings_BQD, image, number)
 
-            draw = Draw(picture, ask_image, max_images)
-        room = self.config.former.num_queries + 1 if ask_image else 1
-        encoded = self.encode(prompt, draw=ask_image, room=room)
+            images = ImageGeneration(decode, image_first, max_images)
+        num_reserved = self.config.former.num_queries + 1 if image_first else 1
+        encoded = self.encode(prompt, opens_image=image_first, num_reserved=num_reserved)
         with torch.inference_mode():
-            interleaver = Interleaver(self.model, self.tokenizer, encoded, text, draw)
-        yield from interleaver.events()
+            decoder = ReplyDecoder(self.model, self.tokenizer, encoded, text, images)
+        yield from decoder.events()
 
     def rank(
         self, prompt: Prompt, candidates: Sequence[str], score: RankScore = "released"
     ) -> list[int]:
-        """The places of the candidates in the list, the likeliest answer first.
+        """The indices of the candidates, the likeliest answer first.
 
         Equal candidates keep their order. See `candidate_losses` for the scores.
         """
@@ -222,11 +181,11 @@ class Engine:
     def candidate_losses(
         self, prompt: Prompt, candidates: Sequence[str], score: RankScore = "released"
     ) -> list[float]:
-        """The loss of each candidate as the answer to the prompt; the lower, the likelier.
+        """The loss of each candidate as the answer to the prompt; lower is likelier.
 
-        `released`: summed over its tokens and divided by the length of prompt and candidate, as in
-        the released evaluation of VisDial; `sum`: the negative log-likelihood. A space stands
-        between prompt and candidate, as in the released code. The prompt and its images run once.
+        `released`: the sum over its tokens divided by the length of prompt and candidate, as in the
+        released evaluation of VisDial; `sum`: the negative log-likelihood. A space separates prompt
+        and candidate, as in the released code. The prompt and its images run once.
         """
         if isinstance(candidates, str) or not candidates:
             raise ValueError(f"candidates is {candidates!r}, give a list of at least one text")
@@ -245,24 +204,27 @@ class Engine:
                 f"candidates[{number}] is {candidate!r}, give a text of at least one visible "
                 f"character and without {IMAGE}"
             )
-        return self.encode.encode_joined(f"{prompt.text} {candidate}", prompt.pixels, room=0)
+        joined = f"{prompt.text} {candidate}"
+        return self.encode.encode_joined(joined, prompt.pixels, num_reserved=0)
 
-    def _texts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RunningText]:
-        rows = self.config.num_embeddings
-        if options.num_beams > rows:
-            raise ValueError(f"num_beams is {options.num_beams}, the vocabulary has {rows} tokens")
+    def _texts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[Detokenizer]:
+        _check_kind("options", options, TextOptions)
+        num_tokens = self.config.num_embeddings
+        if options.num_beams > num_tokens:
+            raise ValueError(
+                f"num_beams is {options.num_beams}, the vocabulary has {num_tokens} tokens"
+            )
         encoded = [self.encode(prompt) for prompt in _listed(prompts)]
         if not encoded:
             return []
         limits = [self._limit(prompt, options) for prompt in encoded]
-        texts = [RunningText(self.tokenizer, limit, options.stop) for limit in limits]
-        with torch.inference_mode():
-            rows = Continuation(self.model, encoded)
+        texts = [Detokenizer(self.tokenizer, limit, options.stop) for limit in limits]
+        state = DecodeState(self.model, encoded)
         if options.num_beams > 1:
-            for text, ids in zip(texts, beam_search(rows, limits, options), strict=True):
+            for text, ids in zip(texts, beam_search(state, limits, options), strict=True):
                 text.push_all(ids)
         else:
-            for _ in write(rows, texts, options):
+            for _ in decode_text(state, texts, options):
                 pass
         return texts
 
@@ -272,36 +234,36 @@ class Engine:
     def _decoder(self) -> VisualDecoder:
         if self.decoder is None:
             raise ValueError(
-                f"this model has no visual decoder, so it cannot draw; its weights belong in the "
-                f"folder {DECODER}/ of the model directory"
+                "this model has no visual decoder and cannot generate images; its weights belong in "
+                f"the folder {DECODER}/ of the model directory"
             )
         return self.decoder
 
     @torch.inference_mode()
-    def _picture(
+    def _decode_image(
         self,
         embeddings_BQD: Tensor,
         options: ImageOptions,
         number: int,
         initial_latents: Tensor | None = None,
     ) -> Image.Image:
-        decoder = self._decoder()
-        height, width = self._picture_size(options)
-        pictures_BHWC = decoder.decode(
+        _check_kind("options", options, ImageOptions)
+        height, width = self._image_size(options)
+        images_BHWC = self._decoder().decode(
             embeddings_BQD,
             self._null_condition(),
             height,
             width,
             options.num_inference_steps,
             options.guidance_scale,
-            # noise from the processor: the same seed draws the same picture on every device
+            # noise from the CPU: the same seed gives the same image on every device
             torch.Generator().manual_seed(options.seed + number),
             initial_latents,
             options.scheduler,
         )
-        return Image.fromarray(pictures_BHWC[0].cpu().numpy())
+        return Image.fromarray(images_BHWC[0].cpu().numpy())
 
-    def _picture_size(self, options: ImageOptions) -> tuple[int, int]:
+    def _image_size(self, options: ImageOptions) -> tuple[int, int]:
         side = None if self.config.decoder is None else self.config.decoder.image_size
         height, width = options.height or side, options.width or side
         if height is None or width is None:
@@ -309,7 +271,7 @@ class Engine:
         return height, width
 
     def _null_condition(self) -> Tensor:
-        """The embeddings `QD` regressed from the empty prompt (released pipeline); kept."""
+        """The embeddings `QD` regressed from the empty prompt (released pipeline); computed once."""
         with self._null_lock:
             if self._null_condition_QD is None:
                 self._null_condition_QD = self.regress_image([""])[0]
@@ -322,10 +284,9 @@ def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
     return prompts
 
 
-def _stops(stop: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(stop, str):
-        raise ValueError(f"stop is the string {stop!r}, give a list of strings")
-    return tuple(stop)
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r}, give {kind.__name__}(…)")
 
 
 def _check_device(device: str) -> None:
@@ -334,4 +295,4 @@ def _check_device(device: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"device is {device!r}, give cpu, cuda or cuda:N") from error
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, and no CUDA device is at hand; give cpu")
+        raise ValueError(f"device is {device!r}, and no CUDA device is available; give cpu")

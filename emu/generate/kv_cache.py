@@ -1,15 +1,10 @@
-"""The language model's layers as generation runs them: positions side by side, attention by the caller.
+"""The decode state of a batch of sequences: one KV cache for the steps of text and of visual embeddings.
 
-LLaMA's modules are used as they are (LoRA included); only the loop over them is written out. So
-positions of several sequences need no padding, and keys and values are written where they stay.
+LLaMA's modules are used as they are (LoRA included); only the loop over the layers is written here. So the prompts of
+several sequences run side by side without padding, and keys and values are written directly into the cache.
 
-Shapes: T positions of any sequences side by side, H heads, K width of a head, D language width,
-B sequences, S positions kept of a sequence.
-
-A batch of sequences that grows: one key-value cache for text steps and for visual steps.
-
-Shapes: B rows, T positions of all prompts side by side, S all positions so far (padding included),
-H heads, K width of a head, D language width.
+Shapes: B rows (sequences), T positions of any sequences side by side, S positions of a sequence in the cache (padding
+included), Q causal queries, H heads, K width of a head, D language width.
 """
 
 from __future__ import annotations
@@ -28,16 +23,17 @@ from emu.models.emu import Emu
 from emu.models.language_model import LanguageModel
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""From the number of a layer and its queries, keys and values `THK` to what each query gathers."""
+"""Attention of a layer: from its number and its queries, keys and values `THK` to the mixed values `THK`."""
 
-FEW_ROWS = (5, 32)  # where the transposed product is quicker on a processor
-ROOM = 64  # positions that new memory holds beyond what is asked for
+FEW_ROWS = (5, 32)  # where the transposed product is faster on a CPU
+SPARE_POSITIONS = 64  # allocated beyond what is needed
+MAX_IMAGES = 32  # in one batch of the visual encoder
 
 
 def run_layers(
     language: LanguageModel, inputs_TD: Tensor, positions_T: Tensor, attend: Attend
 ) -> Tensor:
-    """The hidden states `TD` after the final norm; `attend` says which positions see which."""
+    """The hidden states `TD` after the final norm; `attend` decides which positions see which."""
     trunk = language.lm.model
     cosines, sines = trunk.rotary_emb(inputs_TD, positions_T)
     angles = cosines[:, None], sines[:, None]
@@ -51,18 +47,18 @@ def run_layers(
 def before_attention(
     layer: Any, states_TD: Tensor, cosines: Tensor, sines: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The queries, keys and values `THK` of a layer, turned by their positions."""
+    """The queries, keys and values `THK` of a layer, rotated by their positions."""
     attention = layer.self_attn
     normed_TD = _normed(states_TD, layer.input_layernorm)
     queries, keys, values = (
         _projected(normed_TD, linear).unflatten(-1, (-1, attention.head_dim))
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    return _turned(queries, cosines, sines), _turned(keys, cosines, sines), values
+    return _rotated(queries, cosines, sines), _rotated(keys, cosines, sines), values
 
 
 def after_attention(layer: Any, states_TD: Tensor, mixed_THK: Tensor) -> Tensor:
-    """The states `TD` after a layer, of whose attention `mixed_THK` came."""
+    """The states `TD` after a layer whose attention gave `mixed_THK`."""
     states_TD = states_TD + _projected(mixed_THK.flatten(1), layer.self_attn.o_proj)
     normed_TD, mlp = _normed(states_TD, layer.post_attention_layernorm), layer.mlp
     gates = mlp.act_fn(_projected(normed_TD, mlp.gate_proj))
@@ -70,13 +66,13 @@ def after_attention(layer: Any, states_TD: Tensor, mixed_THK: Tensor) -> Tensor:
 
 
 def _projected(states_TD: Tensor, linear: Any) -> Tensor:
-    """What a linear module gives; for few rows on a processor with the operands exchanged.
+    """The output of a linear module; for few rows on a CPU with the operands exchanged.
 
-    MKL is slow where few rows meet a large matrix: a step of 8 rows takes 62 ms this way and 79 ms
-    the usual way (100 million parameters, float32, one core).
+    MKL is slow at multiplying few rows with a large matrix: a step of 8 rows takes 62 ms this way and
+    79 ms the usual way (100 million parameters, float32, one core).
     """
     is_few = FEW_ROWS[0] <= len(states_TD) <= FEW_ROWS[1] and states_TD.device.type == "cpu"
-    if is_few and type(linear) is nn.Linear and linear.bias is None:  # not where LoRA sits on it
+    if is_few and type(linear) is nn.Linear and linear.bias is None:  # not with LoRA
         return torch.mm(linear.weight, states_TD.t().contiguous()).t().contiguous()
     return linear(states_TD)
 
@@ -87,15 +83,15 @@ def _normed(states_TD: Tensor, norm: Any) -> Tensor:
     )
 
 
-def _turned(states_THK: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def _rotated(states_THK: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     first, second = states_THK.chunk(2, dim=-1)
     return states_THK * cosines + torch.cat((-second, first), dim=-1) * sines
 
 
-class KeyValues:
-    """Keys and values of every layer for `num_rows` sequences, all of the same kept length.
+class KVCache:
+    """Keys and values of every layer for `num_rows` sequences, all of the same length.
 
-    The memory has room ahead: a step writes one position and copies nothing. What was never written
+    Memory is allocated ahead: a step writes one position and copies nothing. What was never written
     is zero, so that masked positions stay finite.
     """
 
@@ -103,52 +99,49 @@ class KeyValues:
         sizes = language.lm.config
         weight = language.lm.model.embed_tokens.weight
         heads = sizes.num_attention_heads
-        shape = (2, num_rows, heads, length + ROOM, sizes.hidden_size // heads)
+        shape = (2, num_rows, heads, length + SPARE_POSITIONS, sizes.hidden_size // heads)
         self.length = length
         self._layers = [weight.new_zeros(shape) for _ in range(sizes.num_hidden_layers)]
 
-    def kept(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
-        """The first `length` keys and values `BHSK` of all rows, as views to read or to write."""
+    def view(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """The first `length` keys and values `BHSK` of all rows, as views to read or write."""
         keys, values = self._layers[layer][:, :, :, :length]
         return keys, values
 
     def extend(self, added: int) -> None:
-        """Counts `added` more positions as kept, in new memory where the old is full."""
+        """Adds `added` positions, in larger memory where the old is full."""
         self.length += added
         self.reserve(self.length)
 
     def reserve(self, length: int) -> None:
-        """Makes room for `length` positions."""
+        """Allocates memory for at least `length` positions."""
         capacity = self._layers[0].shape[3]
         if length <= capacity:
             return
-        grown = max(length + ROOM, capacity * 3 // 2)
+        grown = max(length + SPARE_POSITIONS, capacity * 3 // 2)
         for number, old in enumerate(self._layers):
             new = old.new_zeros((*old.shape[:3], grown, old.shape[4]))
             new[:, :, :, :capacity] = old
             self._layers[number] = new
 
     def select(self, index: Tensor) -> None:
-        """Keeps these rows in this order; a row may be named several times."""
+        """Keeps these rows in this order; a row may appear several times."""
         for number, old in enumerate(self._layers):
             self._layers[number] = old.index_select(1, index)
 
     def reorder(self, index: Tensor, start: int) -> None:
-        """Like `select` of as many rows, but moves only the positions from `start` on."""
+        """Like `select` of as many rows, but copies only the positions from `start` on."""
         for memory in self._layers:
             recent = memory[:, :, :, start : self.length]
             recent.copy_(recent.index_select(1, index))
 
 
-MAX_IMAGES = 32  # through the visual encoder at once
-
-
-class Continuation:
-    """Prompts of different lengths, run once, and what has been fed after them.
+class DecodeState:
+    """Prompts of different lengths after one run of the model, and what has been fed after them.
 
     `hidden_BD` is the state after the last position, from which the next token or the next visual
-    embedding is predicted. A row gives what it gives alone: the prompts are run side by side without
-    padding; in the cache they end at the same place, and the gap before a shorter one is masked.
+    embedding is predicted. A row gives the same result as alone: the prompts run side by side without
+    padding; in the cache they end at the same index, and the gap before a shorter one is masked.
     """
 
     @torch.inference_mode()
@@ -161,7 +154,7 @@ class Continuation:
         self._next_B = torch.tensor(lengths, device=self.device)
         self._gaps_B = self._num_prompt - self._next_B
         self._has_gaps = min(lengths) < self._num_prompt
-        self._cache = KeyValues(model.language, len(prompts), self._num_prompt)
+        self._cache = KVCache(model.language, len(prompts), self._num_prompt)
         hidden_TD = self._run(prompts, lengths)
         self.hidden_BD = hidden_TD[self._next_B.cumsum(0) - 1]
 
@@ -173,16 +166,16 @@ class Continuation:
     @torch.inference_mode()
     def feed(self, inputs_BD: Tensor) -> None:
         """Appends one position to every row."""
-        place = self._cache.length
+        index = self._cache.length
         self._cache.extend(1)
         mask_B11S = None
         if self._has_gaps:
-            places_S = torch.arange(place + 1, device=self.device)
-            mask_B11S = (places_S >= self._gaps_B[:, None])[:, None, None]
+            indices_S = torch.arange(index + 1, device=self.device)
+            mask_B11S = (indices_S >= self._gaps_B[:, None])[:, None, None]
 
         def attend(layer: int, queries_BHK: Tensor, keys_BHK: Tensor, values_BHK: Tensor) -> Tensor:
-            keys, values = self._cache.kept(layer, place + 1)
-            keys[:, :, place], values[:, :, place] = keys_BHK, values_BHK
+            keys, values = self._cache.view(layer, index + 1)
+            keys[:, :, index], values[:, :, index] = keys_BHK, values_BHK
             return scaled_dot_product_attention(
                 queries_BHK[:, :, None], keys, values, attn_mask=mask_B11S
             ).squeeze(2)
@@ -196,11 +189,30 @@ class Continuation:
         self.feed(self.model.language.embed(torch.tensor(ids_B, device=self.device)))
 
     @torch.inference_mode()
-    def branch(self, inputs_TD: Tensor, depths_T: Tensor, sees_TT: Tensor) -> Tensor:
-        """The hidden states `TD` of positions that branch off after the one row; nothing is kept.
+    def regress_image(self) -> Tensor:
+        """The visual embeddings `BQD` of an image, for rows whose last token is `[IMG]`.
 
-        `depths_T` counts from 0 after the row; `sees_TT` says which branched positions each sees
-        beside the whole row.
+        Each embedding is fed back as the next input (paper section 2.3). All but the last are in the
+        cache afterwards; `close_image` feeds the last.
+        """
+        predicted = [self.model.language.regress(self.hidden_BD)]
+        for _ in range(self.model.config.former.num_queries - 1):
+            self.feed(predicted[-1])
+            predicted.append(self.model.language.regress(self.hidden_BD))
+        return torch.stack(predicted, dim=1)
+
+    @torch.inference_mode()
+    def close_image(self, embeddings_BQD: Tensor) -> None:
+        """Feeds the last embedding and `[/IMG]`, so that text can follow the image."""
+        self.feed(embeddings_BQD[:, -1])
+        self.feed_ids([self.model.config.special.image_end] * self.num_rows)
+
+    @torch.inference_mode()
+    def branch(self, inputs_TD: Tensor, depths_T: Tensor, sees_TT: Tensor) -> Tensor:
+        """The hidden states `TD` of positions that branch off after the only row; the cache keeps its length.
+
+        `depths_T` counts from 0 after the row; `sees_TT` says which branched positions each one sees
+        in addition to the whole row.
         """
         assert self.num_rows == 1, f"{self.num_rows} rows"
         shared = self._cache.length
@@ -209,7 +221,7 @@ class Continuation:
         mask_TS = torch.cat([sees_TT.new_ones(len(inputs_TD), shared), sees_TT], dim=1)
 
         def attend(layer: int, queries_THK: Tensor, keys_THK: Tensor, values_THK: Tensor) -> Tensor:
-            keys, values = self._cache.kept(layer, end)
+            keys, values = self._cache.view(layer, end)
             keys[0, :, shared:], values[0, :, shared:] = (
                 keys_THK.transpose(0, 1),
                 values_THK.transpose(0, 1),
@@ -222,7 +234,7 @@ class Continuation:
 
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
-        """Keeps these rows in this order; a row may be named several times."""
+        """Keeps these rows in this order; a row may appear several times."""
         if rows == list(range(self.num_rows)):
             return
         index = torch.tensor(rows, device=self.device)
@@ -232,7 +244,7 @@ class Continuation:
 
     @torch.inference_mode()
     def reorder(self, rows: Sequence[int]) -> None:
-        """Lets each row go on from another row of the same prompt, whose cache they share."""
+        """Replaces each row by another one of the same prompt, whose cache they share."""
         if rows == list(range(self.num_rows)):
             return
         index = torch.tensor(rows, device=self.device)
@@ -240,7 +252,7 @@ class Continuation:
         self.hidden_BD = self.hidden_BD[index]
 
     def _run(self, prompts: Sequence[EncodedPrompt], lengths: list[int]) -> Tensor:
-        """The hidden states `TD` of all prompts; their keys and values are kept, aligned right."""
+        """The hidden states `TD` of all prompts; writes their keys and values into the cache, right-aligned."""
         ids = list(chain.from_iterable(prompt.ids for prompt in prompts))
         ids_1T = torch.tensor([ids], device=self.device)
         inputs_TD = self.model.embed(ids_1T, self._images(prompts))[0]
@@ -248,15 +260,15 @@ class Continuation:
         bounds = list(pairwise(accumulate(lengths, initial=0)))
 
         def attend(layer: int, queries_THK: Tensor, keys_THK: Tensor, values_THK: Tensor) -> Tensor:
-            kept_keys, kept_values = self._cache.kept(layer, self._num_prompt)
+            cached_keys, cached_values = self._cache.view(layer, self._num_prompt)
             mixed = []
             for row, (start, end) in enumerate(bounds):
                 queries, keys, values = (
                     states[start:end].transpose(0, 1)
                     for states in (queries_THK, keys_THK, values_THK)
                 )
-                kept_keys[row, :, start - end :] = keys
-                kept_values[row, :, start - end :] = values
+                cached_keys[row, :, start - end :] = keys
+                cached_values[row, :, start - end :] = values
                 seen = scaled_dot_product_attention(
                     queries[None], keys[None], values[None], is_causal=True
                 )

@@ -1,4 +1,4 @@
-"""A prompt: texts and images in order, joined into one string that is tokenised once.
+"""Encodes prompts: texts and images in order, joined into one string that is tokenized once.
 
 Shapes: C channels, H W pixels.
 """
@@ -25,7 +25,7 @@ Piece = str | bytes | Path | Image.Image | Tensor | Segment | Video
 """A `str` is always a text. Bytes (encoded), a path, a PIL image and a normalised `Tensor[3,H,W]`
 are images. A segment is what it says, a video is its frames as images one after the other."""
 Prompt = Piece | Sequence[Piece]
-"""One piece, or a list or tuple of them. Nothing is put between the pieces."""
+"""One piece, or a list or tuple of them, joined without a separator."""
 
 
 def as_pieces(prompt: Prompt) -> list[Piece]:
@@ -36,26 +36,30 @@ def as_pieces(prompt: Prompt) -> list[Piece]:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """The ids of a prompt, image places included, and its images in reading order."""
+    """The ids of a prompt, image positions included, and its images in reading order."""
 
     ids: tuple[int, ...]
     pixels: tuple[Tensor, ...] = ()  # each float32 CHW, normalised
-    text: str = ""  # what was tokenised: the pieces joined, image blocks in place, without [IMG]
+    text: str = (
+        ""  # what was tokenized: the pieces joined, with image blocks, without the final [IMG]
+    )
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Prompts of one model: its tokenizer, the places of an image, its image size, its limit."""
+    """Encodes prompts for one model: its tokenizer, positions per image, image size and limit."""
 
     tokenizer: EmuTokenizer
     config: EmuConfig
 
-    def __call__(self, prompt: Prompt, draw: bool = False, room: int = 1) -> EncodedPrompt:
-        """The encoded prompt; with `draw` it ends in `[IMG]`, and an image is to follow.
+    def __call__(
+        self, prompt: Prompt, opens_image: bool = False, num_reserved: int = 1
+    ) -> EncodedPrompt:
+        """The encoded prompt; with `opens_image` it ends in `[IMG]`, and an image follows.
 
-        Special tokens that are written in a text become their ids (a dialogue needs that), except
-        `<image>`, whose places only an image may take. Raises `PromptTooLong` where fewer than
-        `room` positions would be left.
+        Special tokens that are written in a text become their ids (conversations need that), except
+        `<image>`, whose positions belong to images. Raises `PromptTooLong` where fewer than
+        `num_reserved` positions would be left for the reply.
         """
         pieces = as_pieces(prompt)
         self._check_images(sum(map(_num_images, pieces)))
@@ -63,19 +67,23 @@ class PromptEncoder:
         texts: list[str] = []
         pixels: list[Tensor] = []
         for number, piece in enumerate(pieces):
-            shown = piece.frames() if isinstance(piece, Video) else [piece]
-            for content in (self._text_or_pixels(part, number) for part in shown):
+            contents = piece.frames() if isinstance(piece, Video) else [piece]
+            for content in (self._text_or_pixels(part, number) for part in contents):
                 texts.append(content if isinstance(content, str) else block)
                 if isinstance(content, Tensor):
                     pixels.append(content)
-        return self.encode_joined("".join(texts), tuple(pixels), draw, room)
+        return self.encode_joined("".join(texts), tuple(pixels), opens_image, num_reserved)
 
     def encode_joined(
-        self, text: str, pixels: tuple[Tensor, ...], draw: bool = False, room: int = 1
+        self,
+        text: str,
+        pixels: tuple[Tensor, ...],
+        opens_image: bool = False,
+        num_reserved: int = 1,
     ) -> EncodedPrompt:
-        """The encoded prompt of one string with its image blocks in place; raises as the call."""
-        ids = self.tokenizer.encode(text + (IMAGE_START if draw else ""))
-        self._check_length(len(ids), len(pixels), room)
+        """The encoded prompt of one string that holds its image blocks; raises as the call does."""
+        ids = self.tokenizer.encode(text + (IMAGE_START if opens_image else ""))
+        self._check_length(len(ids), len(pixels), num_reserved)
         return EncodedPrompt(tuple(ids), pixels, text)
 
     def _text_or_pixels(self, piece: Piece, number: int) -> str | Tensor:
@@ -86,20 +94,20 @@ class PromptEncoder:
         if isinstance(piece, Tensor):
             return self._checked_pixels(piece, number)
         if isinstance(piece, bytes):
-            picture = decode_picture(piece)
+            image = decode_picture(piece)
         elif isinstance(piece, Path):
-            picture = read_picture(piece)
+            image = read_picture(piece)
         elif isinstance(piece, Image.Image):
-            picture = to_rgb(piece) if piece.width * piece.height else piece
+            image = to_rgb(piece) if piece.width * piece.height else piece
         else:
             raise TypeError(
                 f"piece {number} of the prompt is {type(piece).__name__}; give a str (text), an "
                 "image as bytes, Path, PIL image or normalised tensor, or a Video"
             )
-        if not picture.width * picture.height:
-            size = f"{picture.width} x {picture.height}"
+        if not image.width * image.height:
+            size = f"{image.width} x {image.height}"
             raise ValueError(f"piece {number} of the prompt is an image of {size} pixels")
-        return normalise(picture, self.config.vision.image_size)
+        return normalise(image, self.config.vision.image_size)
 
     def _checked_text(self, text: str, number: int) -> str:
         if IMAGE in text:
@@ -122,21 +130,21 @@ class PromptEncoder:
                 "floats (emu.data.images.normalise), or the image itself"
             )
         if not pixels.isfinite().all():
-            raise ValueError(f"piece {number} of the prompt is a tensor with nan or inf in it")
+            raise ValueError(f"piece {number} of the prompt is a tensor that holds nan or inf")
         return pixels.float()
 
     def _check_images(self, num_images: int) -> None:
-        """Before any image is decoded."""
+        """Raises `PromptTooLong` for too many images before any of them is decoded."""
         self._check_length(num_images * (self.config.former.num_queries + 2), num_images, 1)
 
-    def _check_length(self, num_ids: int, num_images: int, room: int) -> None:
+    def _check_length(self, num_ids: int, num_images: int, num_reserved: int) -> None:
         limit = self.config.language.max_positions
-        if num_ids + room > limit:
-            places = self.config.former.num_queries + 2
+        if num_ids + num_reserved > limit:
+            per_image = self.config.former.num_queries + 2
             images = "1 image" if num_images == 1 else f"{num_images} images"
             raise PromptTooLong(
-                f"the prompt takes {num_ids} positions ({images} at {places} each) and "
-                f"the answer at least {room}, the model has {limit}; shorten the prompt"
+                f"the prompt takes {num_ids} positions ({images} at {per_image} each) and "
+                f"the reply at least {num_reserved}, the model has {limit}; shorten the prompt"
             )
 
 

@@ -1,29 +1,38 @@
-"""The text of one row while it grows, token by token.
+"""Decodes text token by token, and replies that interleave text with images, over one KV cache.
 
-Text, token by token: greedy or drawn.
-
-Shapes: B rows, W rows of the vocabulary.
+Shapes: B rows (1 in a reply), Q causal queries, D language width, W entries of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from emu.generate.kv_cache import Continuation
-from emu.generate.options import FinishReason, TextOptions
+from emu.data.image_file import to_png
+from emu.generate.beam import beam_search
+from emu.generate.kv_cache import DecodeState
+from emu.generate.options import FinishReason, Reply, TextOptions
+from emu.generate.prompts import EncodedPrompt
+from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
+from schemas.sample import Segment
 
-INCOMPLETE = "\ufffd"  # what sentencepiece shows for bytes that do not make a character yet
+INCOMPLETE = "\ufffd"  # what sentencepiece returns for bytes that do not form a character yet
+MIN_TEMPERATURE = 1e-8  # float32 cannot divide by less; the sample is the likeliest token anyway
+
+Event = str | Image.Image | Reply
+"""A piece of text, an image, or at last the whole reply."""
 
 
-class RunningText:
-    """Ids in, text out. A piece is handed out only when no later token can change it.
+class Detokenizer:
+    """Turns ids into text. A piece is returned only when no later token can change it.
 
-    Held back are bytes of an unfinished character and whatever may be the beginning of a stop
-    string. `reason` says why the text ended, once it has.
+    Bytes of an unfinished character, and whatever may be the beginning of a stop string, are held
+    back. `reason` says why the text ended, once it has.
     """
 
     def __init__(
@@ -33,17 +42,18 @@ class RunningText:
         stop: Iterable[str] = (),
         opens_image: bool = False,
     ) -> None:
+        """`limit` is the maximum number of tokens; with `opens_image`, `[IMG]` ends the text."""
         self._tokenizer = tokenizer
         self._limit = limit
         self._stop = tuple(stop)
         self._opens_image = opens_image
-        self._num_given = 0  # characters handed out
+        self._num_returned = 0  # characters
         self.ids: list[int] = []
         self.text = ""
         self.reason: FinishReason | None = None
 
     def push(self, token: int) -> str:
-        """The text that is certain now and was not before."""
+        """The text that this token makes certain."""
         assert self.reason is None, "the text has ended"
         self.ids.append(token)
         special = self._tokenizer.special
@@ -55,10 +65,10 @@ class RunningText:
             self._decode()
             if self.reason is None and len(self.ids) >= self._limit:
                 self.reason = "length"
-        return self._hand_out()
+        return self._next_piece()
 
     def push_all(self, ids: Iterable[int]) -> str:
-        """The text of several tokens; those after the end are left out."""
+        """The text of several tokens; those after the end are ignored."""
         return "".join([self.push(token) for token in ids if self.reason is None])
 
     def _decode(self) -> None:
@@ -68,58 +78,25 @@ class RunningText:
             self.text = self.text[: min(found)]
             self.reason = "stop"
 
-    def _hand_out(self) -> str:
-        end = len(self.text) if self.reason else self._certain()
-        piece = self.text[self._num_given : max(end, self._num_given)]
-        self._num_given += len(piece)
+    def _next_piece(self) -> str:
+        end = len(self.text) if self.reason else self._num_certain()
+        piece = self.text[self._num_returned : max(end, self._num_returned)]
+        self._num_returned += len(piece)
         return piece
 
-    def _certain(self) -> int:
+    def _num_certain(self) -> int:
         text = self.text.rstrip(INCOMPLETE)
-        held = 0
+        num_held = 0
         for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(text)), held, -1):
+            for length in range(min(len(stop) - 1, len(text)), num_held, -1):
                 if text.endswith(stop[:length]):
-                    held = length
+                    num_held = length
                     break
-        return len(text) - held
+        return len(text) - num_held
 
 
-MIN_TEMPERATURE = 1e-8  # below it float32 has no room left; the draw is the likeliest token anyway
-
-
-@torch.inference_mode()
-def write(
-    rows: Continuation, texts: Sequence[RunningText], options: TextOptions
-) -> Iterator[list[str]]:
-    """Writes until every text has ended; gives the new text of each row after each step.
-
-    The last token of a row is not fed, so the caller decides what follows it. Whoever stops
-    iterating stops the work.
-    """
-    choose = Chooser(options, rows.num_rows)
-    eos, pad = rows.model.config.special.eos, rows.model.config.special.pad
-    num_ids = 1  # the start id counts, as in the released code
-    while True:
-        logits_BW = rows.model.language.head(rows.hidden_BD).float()
-        if num_ids < options.min_length:
-            logits_BW[:, eos] = -torch.inf
-        chosen = choose(logits_BW)
-        pieces = [
-            "" if text.reason else text.push(token)
-            for text, token in zip(texts, chosen, strict=True)
-        ]
-        yield pieces
-        if all(text.reason for text in texts):
-            return
-        rows.feed_ids(
-            [pad if text.reason else token for text, token in zip(texts, chosen, strict=True)]
-        )
-        num_ids += 1
-
-
-class Chooser:
-    """Picks one token for each row. A row has its own generator, so rows do not disturb others."""
+class Sampler:
+    """Chooses one token per row. Each row has its own generator and does not affect the others."""
 
     def __init__(self, options: TextOptions, num_rows: int) -> None:
         self._options = options
@@ -130,26 +107,143 @@ class Chooser:
         """The ids of the next tokens."""
         if not self._options.do_sample:
             return logits_BW.argmax(dim=-1).tolist()
-        # on the processor in float32: the same seed draws the same tokens on every device
+        # on the CPU in float32: the same seed samples the same tokens on every device
         logits_BW = logits_BW.float().cpu()
         # the largest becomes 0 first, so that a temperature near 0 cannot overflow
         logits_BW = logits_BW - logits_BW.amax(dim=-1, keepdim=True)
         logits_BW = logits_BW / max(self._options.temperature, MIN_TEMPERATURE)
-        chances_BW = torch.softmax(logits_BW, dim=-1)
-        chances_BW = nucleus(chances_BW, self._options.top_p)
+        probabilities_BW = nucleus(torch.softmax(logits_BW, dim=-1), self._options.top_p)
         return [
-            int(torch.multinomial(chances, 1, generator=generator))
-            for chances, generator in zip(chances_BW, self._generators, strict=True)
+            int(torch.multinomial(probabilities_W, 1, generator=generator))
+            for probabilities_W, generator in zip(probabilities_BW, self._generators, strict=True)
         ]
 
 
-def nucleus(chances_BW: Tensor, top_p: float) -> Tensor:
-    """Keeps the smallest set of most likely tokens that holds `top_p`; the rest become 0."""
+def nucleus(probabilities_BW: Tensor, top_p: float) -> Tensor:
+    """Keeps the smallest set of likeliest tokens whose sum reaches `top_p`; the others become 0."""
     if top_p >= 1:
-        return chances_BW
-    ordered, places = chances_BW.sort(dim=-1, descending=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    beyond = before >= top_p
-    beyond[..., 0] = False  # float32 rounds a tiny top_p to 0, and the likeliest stays in any case
-    ordered = ordered.masked_fill(beyond, 0.0)
-    return torch.zeros_like(chances_BW).scatter(-1, places, ordered)
+        return probabilities_BW
+    sorted_BW, indices_BW = probabilities_BW.sort(dim=-1, descending=True)
+    before_BW = sorted_BW.cumsum(dim=-1) - sorted_BW
+    is_beyond_BW = before_BW >= top_p
+    is_beyond_BW[..., 0] = False  # float32 rounds a tiny top_p to 0; the likeliest token stays
+    sorted_BW = sorted_BW.masked_fill(is_beyond_BW, 0.0)
+    return torch.zeros_like(probabilities_BW).scatter(-1, indices_BW, sorted_BW)
+
+
+@torch.inference_mode()
+def decode_text(
+    state: DecodeState, texts: Sequence[Detokenizer], options: TextOptions
+) -> Iterator[list[str]]:
+    """Decodes until every text has ended; yields the new text of each row after each step.
+
+    The last token of a row is not fed, so the caller decides what follows it. Generation stops
+    when the caller stops iterating.
+    """
+    sample = Sampler(options, state.num_rows)
+    eos, pad = state.model.config.special.eos, state.model.config.special.pad
+    num_ids = 1  # the start id counts, as in the released code
+    while True:
+        logits_BW = state.model.language.head(state.hidden_BD).float()
+        if num_ids < options.min_length:
+            logits_BW[:, eos] = -torch.inf
+        tokens = sample(logits_BW)
+        yield [
+            "" if text.reason else text.push(token)
+            for text, token in zip(texts, tokens, strict=True)
+        ]
+        if all(text.reason for text in texts):
+            return
+        state.feed_ids(
+            [pad if text.reason else token for text, token in zip(texts, tokens, strict=True)]
+        )
+        num_ids += 1
+
+
+@dataclass(frozen=True)
+class ImageGeneration:
+    """How images enter a reply."""
+
+    decode: Callable[[Tensor, int], Image.Image]  # from embeddings BQD and the number of the image
+    comes_first: bool  # the prompt ends in [IMG]
+    max_images: int  # the first image and those that the model chooses to open
+
+
+class ReplyDecoder:
+    """Decodes one reply: text, an image where the model opens one, and the text that follows it."""
+
+    def __init__(
+        self,
+        model: Emu,
+        tokenizer: EmuTokenizer,
+        prompt: EncodedPrompt,
+        options: TextOptions | None,
+        images: ImageGeneration | None,
+    ) -> None:
+        """Runs the prompt. Without `images` the reply is text only, without `options` it has no text."""
+        self._state = DecodeState(model, [prompt])
+        self._config = model.config
+        self._tokenizer, self._images = tokenizer, images
+        self._options = options or TextOptions()
+        self._has_text = options is not None
+        self._num_prompt = self._num_used = len(prompt.ids)
+        self._num_tokens = self._num_images = 0
+        self._segments: list[Segment] = []
+
+    def events(self) -> Iterator[Event]:
+        """Pieces of text (also empty ones) and images as they are generated; at last the reply."""
+        if self._images is not None and self._images.comes_first:
+            yield self._image(self._images)
+        reason: FinishReason = "length" if self._has_text else "stop"
+        while self._has_text and (limit := self._max_tokens()) > 0:
+            text = Detokenizer(self._tokenizer, limit, self._options.stop, self._may_open_image())
+            yield from self._pieces(text)
+            self._append(text)
+            assert text.reason is not None
+            reason = text.reason
+            if self._images is None or reason != "image":
+                break
+            if not self._fits_image():
+                reason = "length"
+                break
+            self._state.feed_ids([self._config.special.image_start])
+            yield self._image(self._images)
+        num_reply = self._num_used - self._num_prompt
+        yield Reply(tuple(self._segments), reason, self._num_prompt, num_reply)
+
+    def _pieces(self, text: Detokenizer) -> Iterator[str]:
+        if self._options.num_beams > 1:
+            (ids,) = beam_search(self._state, [self._max_tokens()], self._options)
+            yield text.push_all(ids)
+            return
+        for (piece,) in decode_text(self._state, [text], self._options):
+            yield piece
+
+    def _append(self, text: Detokenizer) -> None:
+        self._num_tokens += len(text.ids)
+        self._num_used += len(text.ids)
+        if text.text:
+            self._segments.append(Segment.of_text(text.text, role="assistant"))
+
+    def _image(self, images: ImageGeneration) -> Image.Image:
+        embeddings_BQD = self._state.regress_image()
+        self._state.close_image(embeddings_BQD)
+        self._num_used += self._config.former.num_queries + 1
+        image = images.decode(embeddings_BQD, self._num_images)
+        self._num_images += 1
+        segment = Segment.of_image(to_png(image), "png", *image.size, role="assistant")
+        self._segments.append(segment)
+        return image
+
+    def _max_tokens(self) -> int:
+        left = self._config.language.max_positions - self._num_used
+        return min(left, self._options.max_new_tokens - self._num_tokens)
+
+    def _may_open_image(self) -> bool:
+        # a beam search leaves no single row from which an image could be regressed
+        is_allowed = self._images is not None and self._num_images < self._images.max_images
+        return is_allowed and self._options.num_beams == 1
+
+    def _fits_image(self) -> bool:
+        needed = self._config.former.num_queries + 1
+        return self._num_used + needed <= self._config.language.max_positions

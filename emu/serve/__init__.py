@@ -1,1 +1,1 @@
-"""Serving: the HTTP interface."""
+"""Serving: the HTTP API of a trained model."""

@@ -1,6 +1,6 @@
-"""What the door of the server hands to a replica, and what comes back. Light to import: no torch.
+"""What generates replies to checked requests: an engine of this process, in threads beside the event loop.
 
-An engine that answers several requests at a time, in threads, beside an event loop.
+Light to import: no torch. `emu.serve.app` has the backend for replicas in other processes.
 """
 
 from __future__ import annotations
@@ -19,84 +19,91 @@ from PIL import Image
 from emu.config import EmuConfig
 from emu.data.image_file import MAX_PIXELS, PictureError, decode_picture
 from emu.generate.options import ImageOptions, PromptTooLong, Reply, TextOptions
-from emu.serve.errors import ApiError, Problem, refuse
-from emu.serve.prompt import Content, Picture
+from emu.serve.errors import ApiError, ErrorResponse
 from emu.weights.layout import DECODER, read_picture_factor
 
 if TYPE_CHECKING:
-    from emu.generate.engine import Engine  # brings torch, which takes seconds to import
+    from emu.generate.engine import Engine  # imports torch, which takes seconds
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Work:
-    """One request, checked as far as that goes without the model."""
+class EncodedImage:
+    """An encoded image, and the field of the request that it came in."""
+
+    data: bytes
+    param: str
+
+
+Content = tuple[str | EncodedImage, ...]
+"""Texts and images in order."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One request, checked as far as possible without the model."""
 
     prompt: Content
-    text: TextOptions | None  # None: no text, an image alone
+    text: TextOptions | None  # None: no text, only an image
     image: ImageOptions
-    asks_image: bool
+    image_first: bool  # whether the reply holds an image, which comes first
 
 
-Event = str | Reply | Problem
+Event = str | Reply | ErrorResponse
 """Pieces of text, then the reply or the reason why there is none."""
 
 
 class Backend(Protocol):
-    """Whatever answers: a worker of this process, or replicas elsewhere."""
+    """Generates replies: in this process, or in replicas elsewhere."""
 
-    def events(self, work: Work) -> AsyncGenerator[Event, None]:
-        """Pieces of text as they come, at last a `Reply` or a `Problem`; to be left at any time."""
+    def events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """Pieces of text as they are generated, at last a `Reply` or an `ErrorResponse`; may be closed at any time."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a caller should know of the served model."""
+    """What a client should know about the served model."""
 
     name: str
     config: EmuConfig
-    picture_factor: int | None
-    """What height and width of a drawn picture must be multiples of; None: it draws none."""
+    image_multiple: int | None
+    """Height and width of a generated image are multiples of it; None: the model generates no images."""
 
     @property
-    def draws(self) -> bool:
+    def generates_images(self) -> bool:
         """Whether there is a visual decoder."""
-        return self.picture_factor is not None
+        return self.image_multiple is not None
 
     @staticmethod
     def of(directory: Path, config: EmuConfig, name: str | None = None) -> ModelCard:
         """The card of a model directory, by default under the directory's name.
 
-        Raises ValueError naming a file of the visual decoder that is broken.
+        Raises ValueError naming a broken file of the visual decoder.
         """
-        factor = read_picture_factor(directory / DECODER)
-        return ModelCard(name or directory.resolve().name, config, factor)
+        multiple = read_picture_factor(directory / DECODER)
+        return ModelCard(name or directory.resolve().name, config, multiple)
 
 
-log = logging.getLogger(__name__)
-
-
-class Worker:
-    """Generation runs in threads, so that the event loop stays free for streams and health checks."""
+class LocalBackend:
+    """Generates in threads of this process, so that the event loop stays free for streams and health checks."""
 
     def __init__(self, engine: Engine, num_threads: int, max_pixels: int = MAX_PIXELS) -> None:
-        """`num_threads` requests are worked on at the same time; further ones wait."""
+        """Up to `num_threads` requests run at the same time; further ones wait."""
         self._engine = engine
         self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(num_threads, "generate")
 
-    async def events(self, work: Work) -> AsyncGenerator[Event, None]:
-        """Pieces of text as they come, at last the `Reply` or a `Problem`.
-
-        Whoever leaves early (a caller that hung up, a time limit) ends the work at its next token.
-        """
+    async def events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        """As `Backend.events`; closing it early (client disconnect, time limit) stops at the next token."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Event] = asyncio.Queue()
-        is_left = threading.Event()
+        is_closed = threading.Event()
 
         def run() -> None:
-            for event in self._answer(work, is_left):
-                if is_left.is_set():
+            for event in self._generate(request, is_closed):
+                if is_closed.is_set():
                     return
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
@@ -108,34 +115,35 @@ class Worker:
                 if not isinstance(event, str):
                     break
         finally:
-            is_left.set()
-            running.cancel()  # takes it from the line if no thread has begun it
+            is_closed.set()
+            running.cancel()  # removes it from the queue if no thread has started it
 
-    def _answer(self, work: Work, is_left: threading.Event) -> Iterator[Event]:
+    def _generate(self, request: GenerationRequest, is_closed: threading.Event) -> Iterator[Event]:
         try:
-            prompt = [self._decoded(piece) for piece in work.prompt]
+            prompt = [self._decoded(piece) for piece in request.prompt]
+            num_images = int(request.image_first)
             for event in self._engine.stream(
-                prompt, work.text, work.image, work.asks_image, max_images=int(work.asks_image)
+                prompt, request.text, request.image, request.image_first, num_images
             ):
-                if is_left.is_set():
+                if is_closed.is_set():
                     return
-                if event != "" and not isinstance(event, Image.Image):  # pictures are in the reply
+                if event != "" and not isinstance(event, Image.Image):  # the reply holds images
                     yield event
         except ApiError as error:
-            yield error.problem
+            yield error.response
         except PromptTooLong as error:
-            yield Problem(400, str(error), "messages", "context_length_exceeded")
+            yield ErrorResponse(400, str(error), "messages", "context_length_exceeded")
         except ValueError as error:
-            yield Problem(400, str(error), code="invalid_value")
+            yield ErrorResponse(400, str(error), code="invalid_value")
         except Exception:
             log.exception("generation=failed")
-            yield Problem(500, "the answer failed; the log of the server says why")
+            yield ErrorResponse(500, "generation failed; see the log of the server")
 
-    def _decoded(self, piece: str | Picture) -> str | Image.Image:
+    def _decoded(self, piece: str | EncodedImage) -> str | Image.Image:
         if isinstance(piece, str):
             return piece
         try:
             return decode_picture(piece.data, self._max_pixels)
         except PictureError as error:
             message = f"{piece.param}: {error}"
-            raise refuse(422, message, piece.param, "invalid_image") from error
+            raise ApiError(422, message, piece.param, "invalid_image") from error

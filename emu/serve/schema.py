@@ -1,31 +1,32 @@
-"""The OpenAI chat-completions schema, as far as a request can mean something here.
+"""The OpenAI chat-completions schema, as far as a request can mean something here, and the limits of a request.
 
 | field | here |
 |---|---|
 | `messages` | roles `system` (or `developer`), `user`, `assistant`; content a string or parts `text`, `image_url` |
-| `model` | the served name; may be left out |
+| `model` | the served name; optional |
 | `modalities` | `["text"]` (default), `["image"]`, `["text", "image"]` |
 | `max_tokens`, `max_completion_tokens` | one or the other, default 256 |
 | `temperature` | 0 to 2; default 0: the likeliest token (OpenAI's default is 1) |
 | `top_p`, `seed`, `stop` | as in OpenAI's schema |
 | `stream`, `stream_options` | server-sent events, for text |
 | `n` | 1 |
-| `num_beams`, `image` | ours: beam search; size and manner of a drawn picture |
+| `num_beams`, `image` | ours: beam search; size and sampler of a generated image |
 
-Fields of OpenAI's schema that do not touch the answer (`IGNORED`) are accepted. Those that would change
-it and are not served (`NEUTRAL`) are accepted only with the value that changes nothing. Every other field
-is an error, so that a misspelt one is not lost without a word.
+Fields of OpenAI's schema that do not affect the reply (`IGNORED`) are accepted. Those that would affect it and are not
+supported (`NEUTRAL`) are accepted only with the value that changes nothing. Any other field is an error, so that a
+misspelt one is not ignored silently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emu.serve.errors import refuse
-from emu.serve.validation import explain, shown
+from emu.serve.errors import ApiError, shown, validation_error
+from schemas.config import Checked
 
 IGNORED = (
     "metadata",
@@ -62,8 +63,32 @@ NEUTRAL_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     "refusal": (None,),
     "tool_calls": ([], None),
 }
-"""Of an answer that comes back as a turn of the conversation, as OpenAI's clients send it."""
+"""Of a reply that is sent back as a turn of the conversation, as OpenAI's clients do."""
 DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Limits(Checked):
+    """Upper limits of one request; a request beyond them is refused with the value and the limit."""
+
+    max_body_bytes: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
+    """Bytes of the whole request; base64 makes images a third larger."""
+    max_images: Annotated[int, Field(ge=1)] = 16
+    """Images in all messages together."""
+    max_image_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
+    """Encoded bytes of one image."""
+    max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    """Width times height of one image, read from its header before anything is decoded."""
+    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Tokens of a reply."""
+    max_side: Annotated[int, Field(ge=1)] = 1024
+    """Height and width of a generated image, in pixels."""
+    max_steps: Annotated[int, Field(ge=1)] = 100
+    """Denoising steps of a generated image."""
+    max_beams: Annotated[int, Field(ge=1)] = 8
+    """Beams of a beam search."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds from the request to the end of its response, including the time in the queue."""
 
 
 class _Strict(BaseModel):
@@ -99,18 +124,18 @@ class Message(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)]
-    name: str | None = None  # OpenAI's; without effect
+    name: str | None = None  # OpenAI's field; has no effect
 
 
 class StreamOptions(_Strict):
-    """What a stream carries besides text."""
+    """What a stream contains besides text."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class ImageRequest(_Strict):
-    """How a picture is to be drawn; what is left out takes the engine's default."""
+    """How an image is generated; omitted fields take the engine's defaults."""
 
     height: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)
@@ -137,13 +162,13 @@ class ChatRequest(_Strict):
     image: ImageRequest = ImageRequest()
 
     @property
-    def asks_image(self) -> bool:
-        """Whether the answer is to hold a picture."""
+    def has_image(self) -> bool:
+        """Whether the reply is to hold a generated image."""
         return "image" in (self.modalities or ())
 
     @property
-    def asks_text(self) -> bool:
-        """Whether the answer is to hold text."""
+    def has_text(self) -> bool:
+        """Whether the reply is to hold text."""
         return "text" in (self.modalities or ("text",))
 
     @property
@@ -153,7 +178,7 @@ class ChatRequest(_Strict):
 
     @property
     def num_tokens(self) -> int | None:
-        """The longest answer in tokens, if the caller said it."""
+        """The maximum length of the reply in tokens, if given."""
         return self.max_completion_tokens or self.max_tokens
 
 
@@ -169,43 +194,40 @@ KNOWN: dict[str, Sequence[str]] = {
 
 
 def parse_request(body: Any) -> ChatRequest:
-    """The request of decoded JSON; raises `ApiError` naming the field, its value and what it may be."""
+    """The request of decoded JSON; raises `ApiError` naming the field, its value and what it accepts."""
     if not isinstance(body, dict):
-        raise refuse(
-            400,
-            f'the body is {shown(body)}, give an object such as {{"messages": […]}}',
-            code="no_object",
-        )
-    kept = {name: value for name, value in body.items() if name not in IGNORED}
-    _drop_neutral(kept, NEUTRAL)
-    if isinstance(kept.get("messages"), list):
-        kept["messages"] = [_without_neutral(m, i) for i, m in enumerate(kept["messages"])]
+        message = f'the body is {shown(body)}, give an object such as {{"messages": […]}}'
+        raise ApiError(400, message, code="no_object")
+    fields = {name: value for name, value in body.items() if name not in IGNORED}
+    _remove_neutral(fields, NEUTRAL)
+    if isinstance(fields.get("messages"), list):
+        fields["messages"] = [_without_neutral(m, i) for i, m in enumerate(fields["messages"])]
     try:
-        return ChatRequest.model_validate(kept)
+        return ChatRequest.model_validate(fields)
     except ValidationError as error:
-        raise explain(error.errors(include_url=False), KNOWN) from error
+        raise validation_error(error.errors(include_url=False), KNOWN) from error
 
 
 def _without_neutral(message: Any, number: int) -> Any:
     if not isinstance(message, dict):
         return message
     message = dict(message)
-    _drop_neutral(message, NEUTRAL_IN_MESSAGES, f"messages.{number}.")
+    _remove_neutral(message, NEUTRAL_IN_MESSAGES, f"messages.{number}.")
     return message
 
 
-def _drop_neutral(
+def _remove_neutral(
     values: dict[str, Any], neutral: Mapping[str, tuple[Any, ...]], where: str = ""
 ) -> None:
-    """Takes the fields that change nothing out; raises `ApiError` for one that would."""
+    """Removes the fields that change nothing; raises `ApiError` for a value that would."""
     for name in [name for name in values if name in neutral]:
         value, allowed = values.pop(name), neutral[name]
         if not any(_equal(value, each) for each in allowed):
-            words = " or ".join(shown(each) for each in allowed)
+            accepted = " or ".join(shown(each) for each in allowed)
             message = (
-                f"{where}{name} is {shown(value)}; this server takes {words} alone, or leave it out"
+                f"{where}{name} is {shown(value)}; this server accepts only {accepted}, or omit it"
             )
-            raise refuse(400, message, where + name, "unsupported_value")
+            raise ApiError(400, message, where + name, "unsupported_value")
 
 
 def _equal(value: Any, allowed: Any) -> bool:

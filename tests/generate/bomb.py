@@ -1,11 +1,11 @@
-"""A picture of hundreds of megapixels in some kilobytes."""
+"""An image of hundreds of megapixels in some kilobytes."""
 
 import struct
 import zlib
 
 
 def bomb_png(width: int, height: int) -> bytes:
-    """A valid black PNG of one bit a pixel, compressed row by row."""
+    """A valid black PNG of one bit per pixel, compressed row by row."""
     pack = zlib.compressobj(9)
     row = b"\0" * (1 + (width + 7) // 8)
     data = b"".join(pack.compress(row) for _ in range(height)) + pack.flush()

@@ -30,7 +30,7 @@ def engine(tiny_dir: Path) -> Engine:
 
 @pytest.fixture(scope="session")
 def photo() -> Image.Image:
-    """A picture with structure: a gradient in each channel."""
+    """An image with structure: a gradient in each channel."""
     ramp = Image.linear_gradient("L").resize((90, 70))
     return Image.merge(
         "RGB", (ramp, ramp.rotate(180), ramp.transpose(Image.Transpose.ROTATE_90).resize(ramp.size))
@@ -53,7 +53,7 @@ class Golden:
         self.engine = Engine(model, tokenizer, decoder)
 
     def pieces(self, text: str, images: list[torch.Tensor]) -> list[str | torch.Tensor]:
-        """The text with its image blocks taken out and images put in their place."""
+        """The text with its image blocks replaced by images."""
         block = "[IMG]" + "<image>" * self.engine.config.former.num_queries + "[/IMG]"
         texts = text.split(block)
         pieces: list[str | torch.Tensor] = [texts[0]]

@@ -1,4 +1,4 @@
-"""The arithmetic of `benchmarks.device_limits`, on a processor."""
+"""The arithmetic of `benchmarks.device_limits`, on a CPU."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from benchmarks.device_limits import (
     DeviceOptions,
     cache_bytes,
     count_flops,
-    drawing,
-    drawn_model,
+    image_call,
     lines,
+    random_model,
     step_limit,
     weight_bytes,
 )
@@ -37,14 +37,14 @@ def test_operations_are_counted_as_multiplication_and_addition() -> None:
     linear = nn.Linear(30, 50)
     assert count_flops(lambda: linear(torch.zeros(7, 30))) == 2 * 7 * 30 * 50
     convolution = nn.Conv2d(4, 8, 3, padding=1)
-    picture = torch.zeros(1, 4, 16, 16)
-    assert count_flops(lambda: convolution(picture)) == 2 * 4 * 8 * 9 * 16 * 16
+    image = torch.zeros(1, 4, 16, 16)
+    assert count_flops(lambda: convolution(image)) == 2 * 4 * 8 * 9 * 16 * 16
 
 
-def test_operations_of_a_picture_grow_with_its_steps() -> None:
-    model, decoder = drawn_model(SMALL)
+def test_operations_of_an_image_grow_with_its_steps() -> None:
+    model, decoder = random_model(SMALL)
     two, four, six = (
-        count_flops(drawing(model, decoder, DeviceOptions(num_inference_steps=steps)))
+        count_flops(image_call(model, decoder, DeviceOptions(num_inference_steps=steps)))
         for steps in (2, 4, 6)
     )
     assert six - four == four - two > 0
@@ -53,6 +53,6 @@ def test_operations_of_a_picture_grow_with_its_steps() -> None:
 def test_all_lines_are_measured_against_their_limits() -> None:
     first, *rest = list(lines(SMALL))
     assert first["GB_per_s"] > 0 and first["TFLOP_per_s"] > 0
-    assert [line["subject"] for line in rest] == ["text", "visual", "text", "visual", "picture"]
+    assert [line["subject"] for line in rest] == ["text", "visual", "text", "visual", "image"]
     for line in rest:
-        assert line["part_of_limit"] > 0
+        assert line["share_of_limit"] > 0

@@ -1,4 +1,4 @@
-"""The Python door: pictures, interleaved replies, prompts of every form."""
+"""The Python API: images, interleaved replies, prompts of every form."""
 
 import io
 from pathlib import Path
@@ -33,34 +33,41 @@ def test_every_form_of_an_image_encodes_alike(
     assert encoded[0].ids.count(engine.config.special.image) == 8
 
 
-def test_a_picture_follows_its_seed(engine: Engine) -> None:
+def test_an_image_follows_its_seed(engine: Engine) -> None:
     def drawn(seed: int) -> bytes:
-        return to_png(engine.generate_image("a red circle", 32, 48, 2, 3.0, seed=seed))
+        return to_png(
+            engine.generate_image(
+                "a red circle",
+                ImageOptions(32, 48, num_inference_steps=2, guidance_scale=3.0, seed=seed),
+            )
+        )
 
     assert drawn(1) == drawn(1) != drawn(2)
     assert Image.open(io.BytesIO(drawn(1))).size == (48, 32)
 
 
-def test_a_picture_has_the_decoders_size_by_default(engine: Engine) -> None:
-    assert engine.generate_image("a", num_inference_steps=1).size == (64, 64)
+def test_an_image_has_the_decoders_size_by_default(engine: Engine) -> None:
+    assert engine.generate_image("a", ImageOptions(num_inference_steps=1)).size == (64, 64)
 
 
-def test_an_asked_picture_comes_first_and_text_goes_on(engine: Engine, photo: Image.Image) -> None:
-    reply = engine.generate([photo, "more"], SHORT, SMALL, ask_image=True)
+def test_an_image_comes_first_if_asked_and_text_follows_it(
+    engine: Engine, photo: Image.Image
+) -> None:
+    reply = engine.generate([photo, "more"], SHORT, SMALL, image_first=True)
     assert reply.segments[0].kind == "image"
     assert len(reply.images) == 1 and reply.images[0].format == "png"
     check_sample(Sample("reply", "served", reply.segments))
-    assert reply.num_prompt_tokens == len(engine.encode([photo, "more"], draw=True).ids)
+    assert reply.num_prompt_tokens == len(engine.encode([photo, "more"], opens_image=True).ids)
     assert reply.num_reply_tokens == 9 + 4 or reply.finish_reason == "stop"
 
 
-def test_an_asked_picture_can_stand_alone(engine: Engine) -> None:
-    reply = engine.generate("a", None, SMALL, ask_image=True)
+def test_a_reply_can_be_an_image_alone(engine: Engine) -> None:
+    reply = engine.generate("a", None, SMALL, image_first=True)
     assert [s.kind for s in reply.segments] == ["image"] and reply.finish_reason == "stop"
 
 
-def test_a_model_that_chooses_to_draw_is_followed(engine: Engine) -> None:
-    """With the logit of `[IMG]` raised twice, two images are drawn, then text goes on."""
+def test_an_image_is_generated_where_the_model_opens_one(engine: Engine) -> None:
+    """With the logit of `[IMG]` raised twice, two images are generated, then text follows."""
     wanted = iter([True, False, True, False, False])
 
     def raise_image_start(_module: object, _args: object, logits: torch.Tensor) -> torch.Tensor:
@@ -87,15 +94,17 @@ def test_streamed_pieces_are_the_reply(engine: Engine) -> None:
     *pieces, reply = engine.stream("describe the image", TextOptions(max_new_tokens=20))
     assert isinstance(reply, Reply)
     assert "".join(str(piece) for piece in pieces) == reply.text
-    assert [reply.text] == engine.generate_text(["describe the image"], max_new_tokens=20)
+    assert [reply.text] == engine.generate_text(
+        ["describe the image"], TextOptions(max_new_tokens=20)
+    )
 
 
-def test_beams_serve_a_reply_too(engine: Engine) -> None:
+def test_a_reply_can_use_beam_search(engine: Engine) -> None:
     reply = engine.generate("a", TextOptions(max_new_tokens=5, num_beams=3))
-    assert [reply.text] == engine.generate_text(["a"], max_new_tokens=5, num_beams=3)
+    assert [reply.text] == engine.generate_text(["a"], TextOptions(max_new_tokens=5, num_beams=3))
 
 
-def test_ranks_agree_with_one_forward_a_candidate(engine: Engine, photo: Image.Image) -> None:
+def test_ranks_agree_with_one_forward_per_candidate(engine: Engine, photo: Image.Image) -> None:
     candidates = ["a red circle", "green", "two blue squares and a star", "it", "red"]
     prompt = [photo, "what is it?"]
     losses = []
@@ -105,9 +114,9 @@ def test_ranks_agree_with_one_forward_a_candidate(engine: Engine, photo: Image.I
         with torch.inference_mode():
             images = engine.model.encode_images(torch.stack(encoded.pixels))
             hidden = engine.model.language(engine.model.embed(ids, images))
-            chances = engine.model.language.head(hidden)[0, :-1].log_softmax(-1)
+            log_probs = engine.model.language.head(hidden)[0, :-1].log_softmax(-1)
         start = len(engine.encode(prompt).ids)
-        picked = chances.gather(1, ids[0, 1:, None])[start - 1 :]
+        picked = log_probs.gather(1, ids[0, 1:, None])[start - 1 :]
         losses.append(-float(picked.sum()) / ids.shape[1])
     order = sorted(range(len(candidates)), key=losses.__getitem__)
     assert engine.rank(prompt, candidates) == order
@@ -125,9 +134,9 @@ def test_wrong_prompts_are_named(engine: Engine) -> None:
     with pytest.raises(ValueError, match=r"shape \(3, 7, 7\)"):
         engine.generate_text([[torch.zeros(3, 7, 7)]])
     with pytest.raises(ValueError, match="no scheduler 'magic'"):
-        engine.generate_image("a", 32, 32, 2, scheduler="magic")
+        engine.generate_image("a", ImageOptions(32, 32, num_inference_steps=2, scheduler="magic"))
     with pytest.raises(ValueError, match="give multiples of"):
-        engine.generate_image("a", 33, 32, 2)
+        engine.generate_image("a", ImageOptions(33, 32, num_inference_steps=2))
     with pytest.raises(ValueError, match="candidates"):
         engine.rank("a", [])
 
@@ -146,13 +155,13 @@ def test_loading_names_what_is_wrong(tmp_path: Path, tiny_dir: Path) -> None:
         emu.load(tiny_dir, dtype="int8")
 
 
-def test_bfloat16_answers_and_draws(tiny_dir: Path, photo: Image.Image) -> None:
+def test_bfloat16_generates_text_and_images(tiny_dir: Path, photo: Image.Image) -> None:
     half = emu.load(tiny_dir, dtype="bfloat16")
-    assert len(half.generate_ids([[photo, "a"]], max_new_tokens=3)[0]) <= 4
-    assert half.generate_image("a", 32, 32, 1).size == (32, 32)
+    assert len(half.generate_ids([[photo, "a"]], TextOptions(max_new_tokens=3))[0]) <= 4
+    assert half.generate_image("a", ImageOptions(32, 32, num_inference_steps=1)).size == (32, 32)
 
 
-def test_pictures_are_capped_before_decoding_and_checked() -> None:
+def test_images_are_checked_before_decoding() -> None:
     with pytest.raises(PictureTooLarge, match=r"too large|limit"):
         decode_picture(bomb_png(20000, 20000))
     with pytest.raises(PictureTooLarge, match="100 x 50 = 5000"):
@@ -166,7 +175,7 @@ def test_pictures_are_capped_before_decoding_and_checked() -> None:
         decode_picture(whole[: len(whole) // 2])
 
 
-def test_pictures_come_upright_opaque_and_in_eight_bits() -> None:
+def test_images_become_upright_opaque_and_eight_bit() -> None:
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
     assert decode_picture(to_png(clear)).getpixel((0, 0)) == (255, 255, 255)
     deep = Image.new("I;16", (2, 2), 257 * 128)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from emu.generate.options import ImageOptions, TextOptions
 from tests.generate.conftest import Golden
 
 
@@ -12,11 +13,11 @@ def test_generated_ids_are_those_of_the_published_code(golden: Golden) -> None:
     prompts = [golden.pieces(t, [image]) for t, image in zip(texts, images, strict=True)]
     expected = golden.meta["generated_ids"]
 
-    assert golden.engine.generate_ids(prompts, max_new_tokens=12) == expected["greedy"]
-    beams = golden.engine.generate_ids(prompts, max_new_tokens=12, num_beams=5)
+    assert golden.engine.generate_ids(prompts, TextOptions(max_new_tokens=12)) == expected["greedy"]
+    beams = golden.engine.generate_ids(prompts, TextOptions(max_new_tokens=12, num_beams=5))
     assert beams == expected["beam5"]
     example = golden.pieces(golden.meta["in_context_prompt"], images)
-    beams = golden.engine.generate_ids([example], max_new_tokens=12, num_beams=5)
+    beams = golden.engine.generate_ids([example], TextOptions(max_new_tokens=12, num_beams=5))
     assert beams == expected["in_context_beam5"]
 
 
@@ -41,15 +42,17 @@ def test_regressed_images_are_those_of_the_published_code(golden_pretrain: Golde
     assert (blend - expected["image_embeds_blend"]).abs().max() < 1e-4
 
 
-def test_the_picture_is_that_of_the_published_code(golden_pretrain: Golden) -> None:
+def test_the_image_is_that_of_the_published_code(golden_pretrain: Golden) -> None:
     call, expected = golden_pretrain.meta["decoder"], golden_pretrain.expected
-    picture = golden_pretrain.engine.generate_image(
+    image = golden_pretrain.engine.generate_image(
         call["prompt"],
-        call["height"],
-        call["width"],
-        call["num_inference_steps"],
-        call["guidance_scale"],
+        ImageOptions(
+            call["height"],
+            call["width"],
+            num_inference_steps=call["num_inference_steps"],
+            guidance_scale=call["guidance_scale"],
+        ),
         initial_latents=expected["decoder_initial_latents"],
     )
-    levels = torch.from_numpy(np.asarray(picture).astype(int))
+    levels = torch.from_numpy(np.asarray(image).astype(int))
     assert (levels - expected["decoder_image_uint8"].int()).abs().max() <= 1

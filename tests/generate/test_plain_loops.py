@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.drawn_emu import drawn_answers, drawn_engine, drawn_photo, text_of
 from benchmarks.generate import agreement, compare
 from benchmarks.plain_generate import plain_losses, plain_regress, ranks
+from benchmarks.random_emu import random_answers, random_engine, synthetic_image, text_of
 from emu.generate.engine import Engine
 from tests.generate.conftest import Golden
 
@@ -14,11 +14,11 @@ def test_the_plain_loop_gives_the_published_embeddings(golden_pretrain: Golden) 
     engine, expected = golden_pretrain.engine, golden_pretrain.expected
     prompts = golden_pretrain.meta["image_prompts"]
     for number, text in enumerate(prompts["text"]):
-        found = plain_regress(engine.model, engine.encode(text, draw=True))
+        found = plain_regress(engine.model, engine.encode(text, opens_image=True))
         assert (found - expected["image_embeds_text"][number]).abs().max() < 1e-4
     first, between, after = prompts["blend"][0].split("[<IMG_PLH>]")
     one, other = expected["pixel_values"][:2]
-    blend = engine.encode([first, one, between, other, after], draw=True)
+    blend = engine.encode([first, one, between, other, after], opens_image=True)
     found = plain_regress(engine.model, blend)
     assert (found - expected["image_embeds_blend"][0]).abs().max() < 1e-4
 
@@ -34,7 +34,7 @@ def test_the_plain_ranks_are_the_published_ones(golden_instruct: Golden) -> None
 
 @pytest.fixture(scope="module")
 def small() -> Engine:
-    return drawn_engine(width=128, layers=2)
+    return random_engine(width=128, layers=2)
 
 
 def test_both_sides_of_every_subject_agree(small: Engine) -> None:
@@ -43,11 +43,11 @@ def test_both_sides_of_every_subject_agree(small: Engine) -> None:
         assert line["subject"] == subject and line["plain_wall_s"] > 0
 
 
-def test_drawn_prompts_have_their_lengths(small: Engine) -> None:
+def test_prompts_have_their_exact_lengths(small: Engine) -> None:
     for length in (20, 59, 200):
         assert len(small.encode(text_of(small, length, seed=length)).ids) == length
-    answers = drawn_answers(100, seed=2)
-    assert len(set(answers)) > 60 and drawn_photo().size == (256, 256)
+    answers = random_answers(100, seed=2)
+    assert len(set(answers)) > 60 and synthetic_image().size == (256, 256)
 
 
 def test_a_difference_is_noticed() -> None:

@@ -1,4 +1,4 @@
-"""All candidates over one prompt, against one forward a candidate."""
+"""All candidates over one prompt, against one forward per candidate."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from emu.generate import scoring as rank
+from emu.generate import scoring
 from emu.generate.engine import Engine
 from emu.generate.scoring import Tree
 
@@ -14,7 +14,7 @@ WORDS = ["a", "red", "blue", "green circle", "square", "two", "three", "it is", 
 
 
 def plain_losses(engine: Engine, prompt: list[object], candidates: list[str]) -> list[float]:
-    """One forward a candidate; the sum of the losses of its tokens."""
+    """One forward per candidate; the sum of the losses of its tokens."""
     start = len(engine.encode(prompt).ids)  # type: ignore[arg-type]
     losses = []
     for candidate in candidates:
@@ -27,18 +27,18 @@ def plain_losses(engine: Engine, prompt: list[object], candidates: list[str]) ->
     return losses
 
 
-def drawn_candidates(number: int) -> list[str]:
-    draw = random.Random(3)
-    return [" ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for _ in range(number)]
+def random_candidates(number: int) -> list[str]:
+    generator = random.Random(3)
+    return [" ".join(generator.choices(WORDS, k=generator.randint(1, 9))) for _ in range(number)]
 
 
 @pytest.mark.parametrize("limit", [512, 40])
-def test_losses_agree_with_one_forward_a_candidate(
+def test_losses_agree_with_one_forward_per_candidate(
     engine: Engine, photo: Image.Image, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(rank, "MAX_POSITIONS", limit)
+    monkeypatch.setattr(scoring, "MAX_POSITIONS", limit)
     prompt: list[object] = [photo, "what is in the picture?"]
-    candidates = drawn_candidates(60)
+    candidates = random_candidates(60)
     found = engine.candidate_losses(prompt, candidates, "sum")  # type: ignore[arg-type]
     assert found == pytest.approx(plain_losses(engine, prompt, candidates), abs=1e-4)
 
@@ -52,7 +52,7 @@ def test_the_released_score_divides_by_the_whole_length(engine: Engine) -> None:
 
 
 def test_equal_candidates_keep_their_order(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank, "MAX_POSITIONS", 5)
+    monkeypatch.setattr(scoring, "MAX_POSITIONS", 5)
     candidates = ["red", "a blue square", "red", "green", "a blue square", "red"]
     losses = engine.candidate_losses("it is", candidates)
     assert losses[0] == losses[2] == losses[5] and losses[1] == losses[4]
@@ -62,7 +62,7 @@ def test_equal_candidates_keep_their_order(engine: Engine, monkeypatch: pytest.M
 
 
 def test_a_thousand_candidates_take_bounded_memory(engine: Engine) -> None:
-    candidates = drawn_candidates(1000)
+    candidates = random_candidates(1000)
     sizes: list[int] = []
     head = engine.model.language.lm.lm_head
     hook = head.register_forward_hook(lambda _module, _args, logits: sizes.append(len(logits)))
@@ -71,10 +71,10 @@ def test_a_thousand_candidates_take_bounded_memory(engine: Engine) -> None:
     finally:
         hook.remove()
     assert sorted(ranks) == list(range(1000))
-    assert len(sizes) > 1 and max(sizes) <= rank.MAX_POSITIONS + 1
+    assert len(sizes) > 1 and max(sizes) <= scoring.MAX_POSITIONS + 1
 
 
-def test_shared_beginnings_are_run_once() -> None:
+def test_shared_prefixes_run_once() -> None:
     tree = Tree()
     assert tree.add((7, 8, 9)) == [-1, 0, 1]
     assert tree.add((7, 8, 5, 4)) == [-1, 0, 1, 2]

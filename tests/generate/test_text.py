@@ -1,4 +1,4 @@
-"""Choosing tokens, ending texts, and saying what was asked wrongly."""
+"""Sampling tokens, ending texts, and the errors of wrong options."""
 
 import pytest
 import torch
@@ -8,43 +8,47 @@ from hypothesis import strategies as st
 from emu.generate.beam import Search
 from emu.generate.engine import Engine
 from emu.generate.options import ImageOptions, TextOptions
-from emu.generate.sampling import Chooser, RunningText, nucleus
+from emu.generate.sampling import Detokenizer, Sampler, nucleus
 
 PROMPT = "describe the image"
 
 
 def test_a_seed_repeats_and_another_differs(engine: Engine) -> None:
     def drawn(seed: int) -> list[str]:
-        return engine.generate_text([PROMPT], do_sample=True, temperature=3.0, seed=seed)
+        return engine.generate_text(
+            [PROMPT], TextOptions(do_sample=True, temperature=3.0, seed=seed)
+        )
 
     assert drawn(5) == drawn(5)
     assert drawn(5) != drawn(6)
 
 
 def test_small_top_p_is_greedy(engine: Engine) -> None:
-    greedy = engine.generate_ids([PROMPT], max_new_tokens=8)
-    drawn = engine.generate_ids([PROMPT], max_new_tokens=8, do_sample=True, top_p=1e-6)
+    greedy = engine.generate_ids([PROMPT], TextOptions(max_new_tokens=8))
+    drawn = engine.generate_ids([PROMPT], TextOptions(max_new_tokens=8, do_sample=True, top_p=1e-6))
     assert drawn == greedy
 
 
 def test_the_nucleus_holds_just_enough() -> None:
-    chances = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
-    assert nucleus(chances, 0.7).tolist() == torch.tensor([[0.0, 0.5, 0.0, 0.25]]).tolist()
-    assert nucleus(chances, 0.5).count_nonzero() == 1
-    assert nucleus(chances, 1.0).equal(chances)
+    probabilities = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
+    assert nucleus(probabilities, 0.7).tolist() == torch.tensor([[0.0, 0.5, 0.0, 0.25]]).tolist()
+    assert nucleus(probabilities, 0.5).count_nonzero() == 1
+    assert nucleus(probabilities, 1.0).equal(probabilities)
 
 
-def test_draws_follow_the_distribution() -> None:
+def test_samples_follow_the_distribution() -> None:
     logits = torch.log(torch.tensor([[0.2, 0.8]])).expand(4000, 2)
-    chosen = Chooser(TextOptions(do_sample=True), 4000)(logits)
+    chosen = Sampler(TextOptions(do_sample=True), 4000)(logits)
     assert sum(chosen) / 4000 == pytest.approx(0.8, abs=0.03)
 
 
 def test_text_ends_before_a_stop_string(engine: Engine) -> None:
-    (whole,) = engine.generate_text([PROMPT], max_new_tokens=12, do_sample=True, temperature=9.0)
+    (whole,) = engine.generate_text(
+        [PROMPT], TextOptions(max_new_tokens=12, do_sample=True, temperature=9.0)
+    )
     middle = whole[len(whole) // 2 :][:3]
     (cut,) = engine.generate_text(
-        [PROMPT], max_new_tokens=12, do_sample=True, temperature=9.0, stop=(middle,)
+        [PROMPT], TextOptions(max_new_tokens=12, do_sample=True, temperature=9.0, stop=(middle,))
     )
     assert cut == whole[: whole.index(middle)]
 
@@ -56,9 +60,9 @@ def test_min_length_keeps_the_end_away(engine: Engine) -> None:
     hook = head.register_forward_hook(lambda _module, _args, logits: logits + bias)
     try:
         for beams in (1, 3):
-            (ids,) = engine.generate_ids([PROMPT], num_beams=beams)
+            (ids,) = engine.generate_ids([PROMPT], TextOptions(num_beams=beams))
             assert ids == [1, 2]
-            (ids,) = engine.generate_ids([PROMPT], num_beams=beams, min_length=6)
+            (ids,) = engine.generate_ids([PROMPT], TextOptions(num_beams=beams, min_length=6))
             assert len(ids) == 7 and ids[-1] == 2  # 6 with the start id, then the end
     finally:
         hook.remove()
@@ -70,7 +74,9 @@ def test_the_last_position_ends_a_text(engine: Engine) -> None:
     words = "a red circle " * ((limit - 10) // (len(ids) - 1))
     left = limit - len(engine.encode(words).ids)
     assert left > 0
-    (answer,) = engine.generate_ids([words], max_new_tokens=left + 50, min_length=limit)
+    (answer,) = engine.generate_ids(
+        [words], TextOptions(max_new_tokens=left + 50, min_length=limit)
+    )
     assert len(answer) == 1 + left
 
 
@@ -79,12 +85,12 @@ def test_beams_score_at_least_as_high_as_greedy(engine: Engine) -> None:
         whole = torch.tensor([[*engine.encode(PROMPT).ids, *ids[1:]]])
         with torch.inference_mode():
             logits = engine.model.language.head(engine.model.language(engine.model.embed(whole)))
-        chances = logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])
-        return float(chances[-(len(ids) - 1) :].sum())
+        log_probs = logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])
+        return float(log_probs[-(len(ids) - 1) :].sum())
 
     options = {"max_new_tokens": 6, "min_length": 20}
-    (greedy,) = engine.generate_ids([PROMPT], **options)
-    (beams,) = engine.generate_ids([PROMPT], num_beams=8, **options)
+    (greedy,) = engine.generate_ids([PROMPT], TextOptions(**options))
+    (beams,) = engine.generate_ids([PROMPT], TextOptions(num_beams=8, **options))
     assert score(beams) >= score(greedy) - 1e-5
 
 
@@ -93,7 +99,7 @@ def test_a_search_finishes_by_the_published_rules() -> None:
     origins = search.advance([(-1.0, 0, 7), (-1.5, 0, 2), (-2.0, 0, 8), (-9.0, 1, 7)], eos=2)
     assert (origins, search.beams, search.scores) == ([0, 0], [[7], [8]], [-1.0, -2.0])
     assert search.finished == [(-1.5, [2])] and not search.is_over
-    # an end below the first num_beams places does not count
+    # an end below the first num_beams ranks does not count
     search.advance([(-1.1, 0, 9), (-2.1, 1, 9), (-2.2, 0, 2), (-9.0, 1, 3)], eos=2)
     assert len(search.finished) == 1
     search.advance([(-1.2, 0, 2), (-5.0, 0, 9), (-6.0, 1, 9), (-9.0, 1, 3)], eos=2)
@@ -109,7 +115,7 @@ def test_a_search_finishes_by_the_published_rules() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_pieces_join_to_the_text(engine: Engine, ids: list[int], stop: list[str]) -> None:
-    text = RunningText(engine.tokenizer, 1000, stop)
+    text = Detokenizer(engine.tokenizer, 1000, stop)
     joined = text.push_all(ids)
     assert text.text.startswith(joined)
     if text.reason is None:
@@ -120,7 +126,7 @@ def test_pieces_join_to_the_text(engine: Engine, ids: list[int], stop: list[str]
 
 def test_half_a_character_is_held_back(engine: Engine) -> None:
     ids = engine.tokenizer.encode("é€", bos=False)
-    text = RunningText(engine.tokenizer, 100)
+    text = Detokenizer(engine.tokenizer, 100)
     pieces = [text.push(token) for token in [*ids, engine.config.special.eos]]
     assert "".join(pieces).strip() == "é€"
     assert all("\ufffd" not in piece for piece in pieces)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from emu.data.video import Video, VideoError, frame_places, read_frames
 from emu.generate.engine import Engine
-from emu.generate.options import PromptTooLong
+from emu.generate.options import PromptTooLong, TextOptions
 
 
 def write_video(path: Path, num_frames: int, width: int = 64, height: int = 48) -> Path:
@@ -70,7 +70,7 @@ def test_a_video_in_a_prompt_is_its_frames(engine: Engine, tmp_path: Path) -> No
     encoded = engine.encode(["look: ", video, "what happens?"])
     assert encoded.ids == engine.encode(["look: ", *video.frames(), "what happens?"]).ids
     assert len(encoded.pixels) == 8
-    assert len(engine.generate_text([[video, "what happens?"]], max_new_tokens=4)) == 1
+    assert len(engine.generate_text([[video, "what happens?"]], TextOptions(max_new_tokens=4))) == 1
     assert len(engine.encode([Video(video.source, 2)]).pixels) == 2
 
 

@@ -1,4 +1,4 @@
-"""Ray is an edge: emu works without it, and what needs it is what import-linter excepts."""
+"""emu works without Ray; the modules that need it are those that import-linter allows."""
 
 import json
 import os

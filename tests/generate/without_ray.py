@@ -49,20 +49,21 @@ def imported() -> tuple[int, list[str]]:
     return number, sorted(refused)
 
 
-def work(folder: Path) -> dict[str, object]:
+def run(folder: Path) -> dict[str, object]:
     """Trains a step on a small dataset, answers with the model that it wrote, scores the answers."""
     from PIL import Image
 
     import emu
     from emu.eval.metrics.captions import already_tokens, score_captions
     from emu.eval.metrics.vqa import VqaAccuracy
+    from emu.generate.options import TextOptions
     from emu.train.loop import train
     from tests.train.plans import mini_plan
 
     summary = train(mini_plan(folder, steps=1))
     engine = emu.load(summary.model)
     photo = Image.radial_gradient("L").convert("RGB")
-    answers = engine.generate_text([[photo, "describe"], "a red"], max_new_tokens=4)
+    answers = engine.generate_text([[photo, "describe"], "a red"], TextOptions(max_new_tokens=4))
     ranks = engine.rank([photo, "it is"], ["red", "a blue square"])
     ids = engine.encode([photo, "a red"])
     scores = score_captions({1: "a red dog"}, {1: ["a red cat", "the dog"]}, already_tokens)
@@ -83,7 +84,7 @@ def main() -> None:
     sys.meta_path.insert(0, NoRay())
     number, refused = imported()
     with tempfile.TemporaryDirectory() as folder:
-        done = work(Path(folder))
+        done = run(Path(folder))
     print(json.dumps({"imported": number, "refused": refused} | done))
 
 

@@ -1,4 +1,4 @@
-"""The HTTP door over a real engine, on a real socket, without Ray; and requests to it."""
+"""The HTTP API over a real engine, on a real socket, without Ray; and a client for it."""
 
 import base64
 import contextlib
@@ -20,9 +20,9 @@ import emu
 from emu.data.image_file import to_png
 from emu.generate.engine import Engine
 from emu.serve.api import build_api
-from emu.serve.backend import ModelCard, Worker
-from emu.serve.limits import Limits
+from emu.serve.backend import LocalBackend, ModelCard
 from emu.serve.requests import Fetch
+from emu.serve.schema import Limits
 from tests.generate.tiny import write_tiny_model
 
 CHAT = "/v1/chat/completions"
@@ -30,7 +30,7 @@ CHAT = "/v1/chat/completions"
 
 @dataclass(frozen=True)
 class Caller:
-    """A client of one server; bodies are chat requests with one message unless given whole."""
+    """A client of one server; a body is a chat request with one message unless given whole."""
 
     client: httpx.Client
 
@@ -43,13 +43,13 @@ class Caller:
         return self.client.post(CHAT, json=body)
 
     def text(self, content: Any, **fields: Any) -> str:
-        """The text of a whole answer."""
+        """The text of a whole reply."""
         response = self.ask(content, **fields)
         assert response.status_code == 200, response.text
         return response.json()["choices"][0]["message"]["content"]
 
     def stream(self, content: Any, **fields: Any) -> list[dict[str, Any]]:
-        """The chunks of a streamed answer; the last line must be `[DONE]`."""
+        """The chunks of a streamed reply; the last line must be `[DONE]`."""
         body = {"messages": [{"role": "user", "content": content}], "stream": True, **fields}
         with self.client.stream("POST", CHAT, json=body) as response:
             assert response.status_code == 200, response.read()
@@ -60,7 +60,7 @@ class Caller:
         return [json.loads(line[6:]) for line in lines[:-1]]
 
 
-def problem(response: httpx.Response) -> tuple[int, str | None, str]:
+def error_of(response: httpx.Response) -> tuple[int, str | None, str]:
     """Status, field and message of an error in OpenAI's form."""
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -99,9 +99,9 @@ def photo_png() -> bytes:
 def serving(
     engine: Engine, card: ModelCard, limits: Limits, fetch: Fetch | None
 ) -> Iterator[Caller]:
-    """The door on a free port, in a thread, for the length of the block."""
+    """The API on a free port, in a thread, for the duration of the block."""
     port = free_port()
-    api = build_api(Worker(engine, 2, limits.max_image_pixels), card, limits, fetch)
+    api = build_api(LocalBackend(engine, 2, limits.max_image_pixels), card, limits, fetch)
     server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -121,7 +121,7 @@ Serve = Callable[..., contextlib.AbstractContextManager[Caller]]
 
 @pytest.fixture(scope="session")
 def serve_with(engine: Engine, tiny_dir: Path) -> Serve:
-    """Opens a server with other limits or with a way to fetch images."""
+    """Opens a server with other limits or with a function that fetches images."""
 
     def open_server(
         limits: Limits | None = None, fetch: Fetch | None = None
@@ -134,7 +134,7 @@ def serve_with(engine: Engine, tiny_dir: Path) -> Serve:
 
 @pytest.fixture(scope="session")
 def caller(serve_with: Serve) -> Iterator[Caller]:
-    """A server with the default limits, which fetches nothing."""
+    """A server with the default limits that fetches no images."""
     with serve_with() as caller:
         yield caller
 

@@ -1,4 +1,4 @@
-"""Requests that are answered, over HTTP, by a real engine."""
+"""Requests that a real engine answers over HTTP."""
 
 import base64
 import io
@@ -8,14 +8,14 @@ import time
 from PIL import Image
 
 from emu.generate.engine import Engine
-from emu.generate.options import TextOptions
-from emu.serve.limits import Limits
-from tests.serve.conftest import CHAT, Caller, Serve, image_part, parts, problem
+from emu.generate.options import ImageOptions, TextOptions
+from emu.serve.schema import Limits
+from tests.serve.conftest import CHAT, Caller, Serve, error_of, image_part, parts
 
 TWO_STEPS = {"num_inference_steps": 2}
 
 
-def test_a_text_is_what_the_engine_says(caller: Caller, engine: Engine) -> None:
+def test_a_text_is_that_of_the_engine(caller: Caller, engine: Engine) -> None:
     response = caller.ask("describe the image", max_tokens=12)
     answer = response.json()
     assert answer["object"] == "chat.completion" and answer["model"] == "tiny"
@@ -31,16 +31,16 @@ def test_a_text_is_what_the_engine_says(caller: Caller, engine: Engine) -> None:
     }
 
 
-def test_a_caption_and_a_question_see_the_picture(
+def test_a_caption_and_a_question_depend_on_the_image(
     caller: Caller, engine: Engine, photo_png: bytes
 ) -> None:
     for text in ("describe the image", "what colour is it?"):
         served = caller.text(parts(photo_png, text), max_tokens=8)
-        assert [served] == engine.generate_text([[photo_png, text]], max_new_tokens=8)
+        assert [served] == engine.generate_text([[photo_png, text]], TextOptions(max_new_tokens=8))
         assert [served] == [caller.text(parts(photo_png, text), max_completion_tokens=8)]
 
 
-def test_a_drawn_picture_comes_as_an_image_part(
+def test_a_generated_image_is_an_image_part(
     caller: Caller, engine: Engine, photo_png: bytes
 ) -> None:
     image = {"height": 32, "width": 48, **TWO_STEPS, "guidance_scale": 3.0, "scheduler": "ddim"}
@@ -48,19 +48,22 @@ def test_a_drawn_picture_comes_as_an_image_part(
     (part,) = response.json()["choices"][0]["message"]["content"]
     header, _, data = part["image_url"]["url"].partition(",")
     assert part["type"] == "image_url" and header == "data:image/png;base64"
-    drawn = Image.open(io.BytesIO(base64.b64decode(data)))
-    expected = engine.generate_image(["like ", photo_png], 32, 48, 2, 3.0, seed=5, scheduler="ddim")
-    assert drawn.size == (48, 32) and drawn.tobytes() == expected.tobytes()
+    generated = Image.open(io.BytesIO(base64.b64decode(data)))
+    expected = engine.generate_image(
+        ["like ", photo_png],
+        ImageOptions(32, 48, num_inference_steps=2, guidance_scale=3.0, seed=5, scheduler="ddim"),
+    )
+    assert generated.size == (48, 32) and generated.tobytes() == expected.tobytes()
 
 
-def test_both_modalities_give_a_picture_and_text(caller: Caller) -> None:
+def test_both_modalities_give_an_image_and_text(caller: Caller) -> None:
     response = caller.ask("a", modalities=["text", "image"], max_tokens=5, image=TWO_STEPS)
     content = response.json()["choices"][0]["message"]["content"]
     assert content[0]["type"] == "image_url"
     assert all(part["type"] == "text" for part in content[1:])
 
 
-def test_a_stream_joins_to_the_whole_answer(caller: Caller, photo_png: bytes) -> None:
+def test_a_stream_joins_to_the_whole_reply(caller: Caller, photo_png: bytes) -> None:
     for content in ("describe", parts(photo_png, "what is it?")):
         chunks = caller.stream(content, max_tokens=30, stream_options={"include_usage": True})
         assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
@@ -71,7 +74,7 @@ def test_a_stream_joins_to_the_whole_answer(caller: Caller, photo_png: bytes) ->
         assert sum(map(bool, pieces)) > 3, "the text must come in pieces"
 
 
-def test_drawing_tokens_follows_seed_and_temperature(caller: Caller) -> None:
+def test_sampling_follows_seed_and_temperature(caller: Caller) -> None:
     options = {"temperature": 1.8, "max_tokens": 12}
     assert caller.text("a", seed=1, **options) == caller.text("a", seed=1, **options)
     assert caller.text("a", seed=1, **options) != caller.text("a", seed=2, **options)
@@ -83,7 +86,9 @@ def test_stop_and_beams_reach_the_engine(caller: Caller, engine: Engine) -> None
     assert stopped["message"]["content"] == whole[: whole.index(whole[3:5])]
     assert stopped["finish_reason"] == "stop"
     searched = caller.text("describe", max_tokens=6, num_beams=3)
-    assert [searched] == engine.generate_text(["describe"], max_new_tokens=6, num_beams=3)
+    assert [searched] == engine.generate_text(
+        ["describe"], TextOptions(max_new_tokens=6, num_beams=3)
+    )
 
 
 def test_neutral_and_foreign_fields_of_the_schema_are_accepted(caller: Caller) -> None:
@@ -91,12 +96,12 @@ def test_neutral_and_foreign_fields_of_the_schema_are_accepted(caller: Caller) -
     assert caller.ask("a", max_tokens=2, model="tiny", **fields).status_code == 200
 
 
-def test_the_model_list_says_what_the_page_needs(caller: Caller) -> None:
+def test_the_model_list_has_what_the_page_needs(caller: Caller) -> None:
     (model,) = caller.client.get("/v1/models").json()["data"]
-    assert model["id"] == "tiny" and model["emu"]["draws"] is True
+    assert model["id"] == "tiny" and model["emu"]["generates_images"] is True
     assert model["emu"]["positions_per_image"] == 10
     assert caller.client.get("/v1/models/tiny").json() == model
-    assert problem(caller.client.get("/v1/models/other"))[0] == 404
+    assert error_of(caller.client.get("/v1/models/other"))[0] == 404
     assert caller.client.get("/healthz").json() == {"status": "ok"}
 
 
@@ -119,39 +124,41 @@ def test_images_of_the_web_come_through_the_given_function(
 
     with serve_with(fetch=fetch) as caller:
         pieces = [at("https://images.example/photo.png"), image_part(photo_png), *parts("two")]
-        expected = engine.generate_text([[photo_png, photo_png, "two"]], max_new_tokens=5)
+        expected = engine.generate_text(
+            [[photo_png, photo_png, "two"]], TextOptions(max_new_tokens=5)
+        )
         assert [caller.text(pieces, max_tokens=5)] == expected
-        status, param, message = problem(caller.ask([at("http://images.example/gone.png")]))
+        status, param, message = error_of(caller.ask([at("http://images.example/gone.png")]))
         assert (status, param) == (400, "messages.0.content.0.image_url.url")
         assert "http_404" in message
 
 
-def test_a_late_answer_is_given_up_and_its_thread_freed(serve_with: Serve) -> None:
+def test_a_late_reply_is_cancelled_and_its_thread_freed(serve_with: Serve) -> None:
     slow = {"max_tokens": 1000, "stop": ["never to be said"]}
     with serve_with(Limits(timeout_s=0.4)) as caller:
         for _ in range(3):  # more than there are threads
-            status, _, message = problem(caller.ask("describe the image", **slow))
+            status, _, message = error_of(caller.ask("describe the image", **slow))
             assert status == 504 and "0.4 s" in message
         assert caller.ask("a", max_tokens=1).status_code == 200
         last = caller.stream("describe the image", **slow)[-1]
         assert last["error"]["code"] == "timeout"
 
 
-def test_a_caller_that_hangs_up_ends_the_work(caller: Caller) -> None:
+def test_a_client_that_disconnects_stops_generation(caller: Caller) -> None:
     body = {"messages": [{"role": "user", "content": "a"}], "stream": True, "max_tokens": 1000}
     for _ in range(4):
         with caller.client.stream("POST", CHAT, json=body) as response:
             next(response.iter_lines())
     begun = time.monotonic()
     assert caller.ask("a", max_tokens=1).status_code == 200
-    assert time.monotonic() - begun < 2.5  # four whole answers take longer than that
+    assert time.monotonic() - begun < 2.5  # four whole replies take longer
 
 
-def test_health_answers_while_the_engine_works(caller: Caller) -> None:
-    def work() -> None:
+def test_health_responds_while_the_engine_is_busy(caller: Caller) -> None:
+    def request() -> None:
         caller.ask("describe the image", max_tokens=100)
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=request) for _ in range(3)]
     for thread in threads:
         thread.start()
     begun = time.monotonic()

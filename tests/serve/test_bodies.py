@@ -1,4 +1,4 @@
-"""Bodies as they come over the wire: what JSON readers let pass in silence is refused with its place."""
+"""Request bodies: what JSON readers accept silently is refused with its field."""
 
 import json
 from typing import Any, get_args
@@ -6,12 +6,11 @@ from typing import Any, get_args
 import pytest
 
 from emu.decoders.stable_diffusion import SCHEDULERS
-from emu.serve.errors import ApiError
-from emu.serve.limits import Limits
+from emu.serve.api import MAX_DIGITS, decode_json
+from emu.serve.errors import ApiError, shown
 from emu.serve.requests import text_options
-from emu.serve.schema import KNOWN, ImageRequest, parse_request
-from emu.serve.validation import MAX_DIGITS, decode_json, shown
-from tests.serve.conftest import CHAT, Caller, problem
+from emu.serve.schema import KNOWN, ImageRequest, Limits, parse_request
+from tests.serve.conftest import CHAT, Caller, error_of
 
 JSON_TYPE = {"Content-Type": "application/json"}
 ASK = '"messages": [{"role": "user", "content": "a"}]'
@@ -21,7 +20,7 @@ def refusal(body: str | bytes) -> tuple[str | None, str | None, str]:
     """Field, code and message with which a body is refused."""
     with pytest.raises(ApiError) as caught:
         parse_request(decode_json(body if isinstance(body, bytes) else body.encode()))
-    found = caught.value.problem
+    found = caught.value.response
     assert found.status == 400
     assert found.as_json()["error"]["type"] == "invalid_request_error"
     json.dumps(found.as_json()).encode()
@@ -31,7 +30,7 @@ def refusal(body: str | bytes) -> tuple[str | None, str | None, str]:
 @pytest.mark.parametrize("body", ["null", "true", "3", '"hello"', "[]"])
 def test_a_body_that_is_no_object_is_shown_as_it_came(caller: Caller, body: str) -> None:
     response = caller.client.post(CHAT, content=body, headers=JSON_TYPE)
-    status, param, message = problem(response)
+    status, param, message = error_of(response)
     assert (status, param) == (400, None)
     assert message.startswith(f"the body is {body}, give an object")
 
@@ -63,7 +62,7 @@ def test_what_json_readers_overlook_is_named(body: str, param: str | None, words
 
 def test_doubled_keys_are_refused_over_the_wire(caller: Caller) -> None:
     body = f'{{{ASK}, "max_tokens": 1, "max_tokens": 2}}'
-    status, param, message = problem(caller.client.post(CHAT, content=body, headers=JSON_TYPE))
+    status, param, message = error_of(caller.client.post(CHAT, content=body, headers=JSON_TYPE))
     assert (status, param) == (400, "max_tokens")
     assert message == "max_tokens appears twice in the same object; give it once"
 
@@ -79,7 +78,7 @@ def test_numbers_up_to_the_limit_of_digits_reach_the_field() -> None:
         ({"image": {"hight": 8}}, "image.hight", "mean height?"),
         ({"image": {"steps": 3}}, "image.steps", "mean num_inference_steps?"),
         ({"image": {"guidance": 3}}, "image.guidance", "mean guidance_scale?"),
-        ({"image": {"colour": 3}}, "image.colour", "known are height, width"),
+        ({"image": {"colour": 3}}, "image.colour", "known fields are height, width"),
         ({"image": {"scheduler": "pdnm"}}, "image.scheduler", 'mean "pndm"?'),
         ({"temprature": 1}, "temprature", "mean temperature?"),
         ({"stream_options": {"include_use": True}}, "stream_options.include_use", "_usage?"),
@@ -113,7 +112,7 @@ def test_a_misspelt_name_gets_the_nearest(fields: dict[str, Any], param: str, wo
         (
             {"role": "assistant", "content": "a", "tool_calls": [{}]},
             "messages.0.tool_calls",
-            "takes [] or null",
+            "accepts only [] or null",
         ),
     ],
 )
@@ -128,7 +127,7 @@ def test_every_name_of_a_field_finds_itself() -> None:
     assert set(KNOWN) == {"", "messages", "content", "image_url", "image", "stream_options"}
     assert {"messages", "n", "user"} <= set(KNOWN[""])
     annotation = ImageRequest.model_fields["scheduler"].annotation
-    assert set(get_args(annotation)) == set(SCHEDULERS), "the door knows the decoder's schedulers"
+    assert set(get_args(annotation)) == set(SCHEDULERS), "the schema knows the decoder's schedulers"
 
 
 def test_a_long_value_is_cut_in_the_message() -> None:
@@ -137,7 +136,7 @@ def test_a_long_value_is_cut_in_the_message() -> None:
     assert len(shown(["y"] * 100_000)) == 61
 
 
-def test_an_answer_can_be_sent_back_as_a_turn(caller: Caller) -> None:
+def test_a_reply_can_be_sent_back_as_a_turn(caller: Caller) -> None:
     first = {"role": "user", "content": "describe"}
     answer = caller.send({"messages": [first], "max_tokens": 3}).json()["choices"][0]["message"]
     assert answer["refusal"] is None
@@ -147,10 +146,10 @@ def test_an_answer_can_be_sent_back_as_a_turn(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("side", ["height", "width"])
-def test_a_side_that_the_decoder_cannot_draw_is_named(caller: Caller, side: str) -> None:
+def test_a_side_that_the_decoder_cannot_generate_is_named(caller: Caller, side: str) -> None:
     for modalities in (["image"], ["text"]):
         response = caller.ask("a", modalities=modalities, image={side: 12})
-        assert problem(response) == (
+        assert error_of(response) == (
             400,
             f"image.{side}",
             f"image.{side} is 12, give a multiple of 8",
@@ -158,36 +157,36 @@ def test_a_side_that_the_decoder_cannot_draw_is_named(caller: Caller, side: str)
 
 
 def test_stream_options_need_a_stream(caller: Caller) -> None:
-    status, param, _ = problem(caller.ask("a", stream_options={"include_usage": True}))
+    status, param, _ = error_of(caller.ask("a", stream_options={"include_usage": True}))
     assert (status, param) == (400, "stream_options")
 
 
 def test_a_stop_beyond_the_limit_is_refused(caller: Caller) -> None:
-    status, param, text = problem(caller.ask("a", stop="x" * 1001))
+    status, param, text = error_of(caller.ask("a", stop="x" * 1001))
     assert (status, param) == (400, "stop") and "1,001 characters, the limit is 1,000" in text
-    status, param, text = problem(caller.ask("a", stop=""))
+    status, param, text = error_of(caller.ask("a", stop=""))
     assert (status, param) == (400, "stop") and text.startswith('stop is ""')
 
 
-def test_a_low_limit_of_tokens_also_bounds_who_asks_for_none() -> None:
+def test_a_low_limit_of_tokens_also_bounds_the_default() -> None:
     asked = parse_request({"messages": [{"role": "user", "content": "a"}]})
     assert text_options(asked, Limits(max_tokens=7)).max_new_tokens == 7
     assert text_options(asked, Limits()).max_new_tokens == 256
 
 
 def test_the_smallest_top_p_takes_the_likeliest_token(caller: Caller) -> None:
-    drawn = caller.text("a", temperature=2, top_p=1e-300, max_tokens=6)
-    assert drawn == caller.text("a", max_tokens=6)
+    sampled = caller.text("a", temperature=2, top_p=1e-300, max_tokens=6)
+    assert sampled == caller.text("a", max_tokens=6)
 
 
 def test_a_compressed_body_is_refused(caller: Caller) -> None:
     headers = JSON_TYPE | {"Content-Encoding": "gzip"}
-    status, _, text = problem(caller.client.post(CHAT, content=b"\x1f\x8b", headers=headers))
+    status, _, text = error_of(caller.client.post(CHAT, content=b"\x1f\x8b", headers=headers))
     assert status == 415 and "'gzip'" in text
 
 
 def test_a_million_wrong_values_are_refused_at_once(caller: Caller) -> None:
-    status, param, _ = problem(caller.send({"messages": [1] * 1_000_000}))
+    status, param, _ = error_of(caller.send({"messages": [1] * 1_000_000}))
     assert (status, param) == (400, "messages.0")
-    status, param, _ = problem(caller.ask([{"type": "text"}] * 100_000))
+    status, param, _ = error_of(caller.ask([{"type": "text"}] * 100_000))
     assert (status, param) == (400, "messages.0.content.0.text")

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from jobs.serve import main
-from tests.serve.conftest import Caller, parts, problem
+from tests.serve.conftest import Caller, error_of, parts
 from tests.servers.web import WebServer, response
 
 
@@ -82,7 +82,7 @@ def test_wrong_arguments_are_named(
         ("decoder/vae/config.json", None, "vae/config.json is no configuration of a visual"),
     ],
 )
-def test_a_model_that_is_not_whole_is_refused_before_anything_starts(
+def test_an_incomplete_model_is_refused_before_anything_starts(
     tiny_dir: Path,
     tmp_path: Path,
     file: str,
@@ -120,7 +120,7 @@ def running(arguments: list[str], log: Path) -> Iterator[tuple[subprocess.Popen[
 
 
 @pytest.mark.slow
-def test_the_job_alone_serves_and_fetches_until_it_is_told_to_stop(
+def test_the_job_alone_serves_and_fetches_until_it_is_stopped(
     repository: Path, tiny_dir: Path, tmp_path: Path, photo_png: bytes
 ) -> None:
     pages = {"/photo.png": response(200, photo_png), "/gone.png": response(404)}
@@ -137,7 +137,7 @@ def test_the_job_alone_serves_and_fetches_until_it_is_told_to_stop(
                     (web.url("/gone.png", "images.example"), "404"),
                     ("http://127.0.0.1:1/a.png", "could not be fetched"),
                 ):
-                    status, _, text = problem(caller.ask([at(address)]))
+                    status, _, text = error_of(caller.ask([at(address)]))
                     assert status == 400 and words in text
             program.send_signal(signal.SIGINT)
             assert program.wait(60) == 0
@@ -158,15 +158,15 @@ def test_the_client_library_of_openai_is_served(caller: Caller, photo_png: bytes
     chunks = list(create(model="tiny", messages=messages, max_tokens=12, stream=True))
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
     assert "".join(pieces) == whole.choices[0].message.content
-    drawn = create(
+    generated = create(
         model="tiny",
         messages=messages,
         modalities=["image"],
         extra_body={"image": {"num_inference_steps": 1}},
     )
-    (part,) = drawn.choices[0].message.content
+    (part,) = generated.choices[0].message.content
     assert part["image_url"]["url"].startswith("data:image/png;base64,")
-    with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
+    with pytest.raises(openai.NotFoundError, match="this server only has 'tiny'"):
         create(model="gpt-4", messages=messages)
     with pytest.raises(openai.BadRequestError, match="max_tokens is 5000"):
         create(model="tiny", messages=messages, max_tokens=5000)

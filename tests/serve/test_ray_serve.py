@@ -1,4 +1,4 @@
-"""The application on Ray Serve: a door and a replica in processes of their own."""
+"""The application on Ray Serve: an ingress and a replica in separate processes."""
 
 import base64
 import io
@@ -14,17 +14,18 @@ import pytest
 from PIL import Image
 
 from emu.generate.engine import Engine
+from emu.generate.options import ImageOptions, TextOptions
 from emu.serve.app import ServeOptions, build_app
-from emu.serve.limits import Limits
+from emu.serve.schema import Limits
 from tests.generate.bomb import bomb_png
-from tests.serve.conftest import CHAT, Caller, free_port, image_part, parts, problem
+from tests.serve.conftest import CHAT, Caller, error_of, free_port, image_part, parts
 
 LONG = {"max_tokens": 1000, "stop": ["never to be said"]}
 
 
 @pytest.fixture(scope="module")
 def served(local_ray: None, tiny_dir: Path) -> Iterator[Caller]:
-    """The tiny model on one replica that works on two requests at a time; eight more may wait."""
+    """The tiny model on one replica that handles two requests at a time; eight more may wait."""
     from ray import serve
 
     port = free_port()
@@ -40,15 +41,20 @@ def served(local_ray: None, tiny_dir: Path) -> Iterator[Caller]:
         serve.shutdown()
 
 
-def test_caption_question_and_picture(served: Caller, engine: Engine, photo_png: bytes) -> None:
+def test_caption_question_and_image(served: Caller, engine: Engine, photo_png: bytes) -> None:
     for text in ("describe the image", "what colour is it?"):
         answer = served.text(parts(photo_png, text), max_tokens=6)
-        assert [answer] == engine.generate_text([[photo_png, text]], max_new_tokens=6)
+        assert [answer] == engine.generate_text([[photo_png, text]], TextOptions(max_new_tokens=6))
     image = {"height": 32, "width": 32, "num_inference_steps": 2}
     response = served.ask("a red circle", modalities=["image"], image=image, seed=3)
     (part,) = response.json()["choices"][0]["message"]["content"]
-    drawn = Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2])))
-    assert drawn.tobytes() == engine.generate_image("a red circle", 32, 32, 2, seed=3).tobytes()
+    generated = Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2])))
+    assert (
+        generated.tobytes()
+        == engine.generate_image(
+            "a red circle", ImageOptions(32, 32, num_inference_steps=2, seed=3)
+        ).tobytes()
+    )
 
 
 def test_a_stream_comes_in_pieces(served: Caller) -> None:
@@ -60,24 +66,24 @@ def test_a_stream_comes_in_pieces(served: Caller) -> None:
                 arrivals.append(time.monotonic())
                 if len(arrivals) == 40:
                     break
-    assert arrivals[-1] - arrivals[1] > 0.02, "the pieces came all at once"
+    assert arrivals[-1] - arrivals[1] > 0.02, "the pieces arrived all at once"
     chunks = served.stream("describe", max_tokens=20)
     pieces = [c["choices"][0]["delta"].get("content", "") for c in chunks]
     assert "".join(pieces) == served.text("describe", max_tokens=20)
 
 
 def test_errors_keep_their_form(served: Caller) -> None:
-    status, param, _ = problem(served.ask([image_part(bomb_png(20000, 20000))]))
+    status, param, _ = error_of(served.ask([image_part(bomb_png(20000, 20000))]))
     assert (status, param) == (413, "messages.0.content.0.image_url.url")
-    assert problem(served.ask("a " * 3000))[:2] == (400, "messages")
-    assert problem(served.send({"messages": []}))[:2] == (400, "messages")
-    assert problem(served.ask([{"type": "video"}]))[:2] == (400, "messages.0.content.0.type")
-    assert problem(served.ask("a", model="gpt-4"))[:2] == (404, "model")
-    assert problem(served.ask("x" * (33 << 20)))[0] == 413
+    assert error_of(served.ask("a " * 3000))[:2] == (400, "messages")
+    assert error_of(served.send({"messages": []}))[:2] == (400, "messages")
+    assert error_of(served.ask([{"type": "video"}]))[:2] == (400, "messages.0.content.0.type")
+    assert error_of(served.ask("a", model="gpt-4"))[:2] == (404, "model")
+    assert error_of(served.ask("x" * (33 << 20)))[0] == 413
     bad = served.client.post(CHAT, content=b"{", headers={"Content-Type": "application/json"})
-    assert problem(bad)[0] == 400
+    assert error_of(bad)[0] == 400
     chunk = {"messages": [{"role": "user", "content": "a " * 3000}], "stream": True}
-    assert problem(served.send(chunk))[:2] == (400, "messages")
+    assert error_of(served.send(chunk))[:2] == (400, "messages")
 
 
 def test_eight_requests_at_once_are_all_answered(served: Caller) -> None:
@@ -88,7 +94,7 @@ def test_eight_requests_at_once_are_all_answered(served: Caller) -> None:
     assert together == alone
 
 
-def test_the_line_has_an_end_and_the_door_stays_open(served: Caller) -> None:
+def test_the_queue_is_bounded_and_the_ingress_keeps_responding(served: Caller) -> None:
     def ask(_number: int) -> httpx.Response:
         return served.ask("describe the image", max_tokens=120, stop=["never to be said"])
 
@@ -108,16 +114,16 @@ def test_the_line_has_an_end_and_the_door_stays_open(served: Caller) -> None:
     statuses = [response.status_code for response in responses]
     assert set(statuses) == {200, 503} and statuses.count(200) >= 10
     busy = responses[statuses.index(503)]
-    assert problem(busy)[2].startswith("all replicas are busy")
+    assert error_of(busy)[2].startswith("all replicas are busy")
     assert busy.headers["retry-after"] == "5"
     assert waited and waited[0] < 3
 
 
-def test_callers_that_hang_up_free_their_places(served: Caller) -> None:
+def test_clients_that_disconnect_free_their_slots(served: Caller) -> None:
     body: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "stream": True, **LONG}
     for _ in range(6):
         with served.client.stream("POST", CHAT, json=body) as response:
             next(response.iter_lines())
     begun = time.monotonic()
     assert served.ask("a", max_tokens=1).status_code == 200
-    assert time.monotonic() - begun < 4, "six whole answers take longer"
+    assert time.monotonic() - begun < 4, "six whole replies take longer"

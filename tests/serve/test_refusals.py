@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.serve.errors import ApiError
-from emu.serve.limits import Limits
-from emu.serve.schema import parse_request
+from emu.serve.schema import Limits, parse_request
 from tests.generate.bomb import bomb_png
-from tests.serve.conftest import CHAT, Caller, Serve, image_part, parts, problem
+from tests.serve.conftest import CHAT, Caller, Serve, error_of, image_part, parts
 
 PART = "messages.0.content.0"
 URL = f"{PART}.image_url.url"
@@ -57,12 +56,22 @@ def message(content: Any) -> dict[str, Any]:
         (message("a") | {"stop": ["a"] * 5}, 400, "stop", "5 strings, the limit is 4"),
         (message("a") | {"stop": ["a", ""]}, 400, "stop.1", "at least one character"),
         (message("a") | {"n": 2}, 400, "n", "2"),
-        (message("a") | {"logprobs": True}, 400, "logprobs", "true; this server takes false"),
+        (
+            message("a") | {"logprobs": True},
+            400,
+            "logprobs",
+            "true; this server accepts only false",
+        ),
         (message("a") | {"tools": [{}]}, 400, "tools", "[]"),
         (message("a") | {"stream": "yes"}, 400, "stream", '"yes", give true or false'),
         (message("a") | {"modalities": ["audio"]}, 400, "modalities.0", '"audio"'),
         (message("a") | {"modalities": []}, 400, "modalities", "at least 1"),
-        (message("a") | {"modalities": ["image"], "stream": True}, 400, "stream", "carries text"),
+        (
+            message("a") | {"modalities": ["image"], "stream": True},
+            400,
+            "stream",
+            "only text is streamed",
+        ),
         (
             message("a") | {"num_beams": 3, "temperature": 1},
             400,
@@ -77,7 +86,7 @@ def message(content: Any) -> dict[str, Any]:
 def test_a_wrong_request_names_its_field(
     caller: Caller, body: Any, status: int, param: str | None, words: str
 ) -> None:
-    got_status, got_param, text = problem(caller.send(body))
+    got_status, got_param, text = error_of(caller.send(body))
     assert (got_status, got_param) == (status, param), text
     assert words in text
 
@@ -96,30 +105,30 @@ def test_a_wrong_request_names_its_field(
 )
 def test_a_wrong_image_address_is_named(caller: Caller, url: str, status: int, words: str) -> None:
     response = caller.ask([{"type": "image_url", "image_url": {"url": url}}])
-    got_status, param, text = problem(response)
+    got_status, param, text = error_of(response)
     assert (got_status, param) == (status, URL) and words in text
 
 
-def test_pictures_beyond_the_limits_are_refused_undecoded(
+def test_images_beyond_the_limits_are_refused_undecoded(
     caller: Caller, serve_with: Serve, photo_png: bytes
 ) -> None:
     bomb = bomb_png(20000, 20000)
     assert len(bomb) < 200_000
-    status, param, text = problem(caller.ask([image_part(bomb)]))
+    status, param, text = error_of(caller.ask([image_part(bomb)]))
     assert (status, param) == (413, URL) and "pixels" in text
-    status, param, text = problem(caller.ask(parts(*[photo_png] * 17)))
+    status, param, text = error_of(caller.ask(parts(*[photo_png] * 17)))
     assert (status, param) == (413, "messages") and "17 images, the limit is 16" in text
     with serve_with(Limits(max_image_bytes=1000, max_body_bytes=60_000)) as small:
-        status, param, text = problem(small.ask([image_part(bytes(3000))]))
+        status, param, text = error_of(small.ask([image_part(bytes(3000))]))
         assert (status, param) == (413, URL) and "limit is 1000" in text
-        status, _, text = problem(small.ask("x" * 70_000))
+        status, _, text = error_of(small.ask("x" * 70_000))
         assert status == 413 and "60000 bytes" in text
 
 
-def test_a_damaged_picture_is_named(caller: Caller, photo_png: bytes) -> None:
+def test_a_damaged_image_is_named(caller: Caller, photo_png: bytes) -> None:
     whole = bytearray(photo_png)
     del whole[len(whole) // 2 :]
-    status, param, text = problem(caller.ask(parts("a", bytes(whole))))
+    status, param, text = error_of(caller.ask(parts("a", bytes(whole))))
     assert (status, param) == (422, "messages.0.content.1.image_url.url") and "damaged" in text
 
 
@@ -135,16 +144,16 @@ def test_a_damaged_picture_is_named(caller: Caller, photo_png: bytes) -> None:
         (b'{"max_tokens": ' + b"9" * 5000 + b"}", "5,000 digits, the limit is 100"),
     ],
 )
-def test_rubbish_is_answered(caller: Caller, body: bytes, words: str) -> None:
+def test_invalid_bodies_are_answered(caller: Caller, body: bytes, words: str) -> None:
     response = caller.client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
-    status, _, text = problem(response)
+    status, _, text = error_of(response)
     assert status == 400 and words in text
 
 
 def test_wrong_paths_methods_and_types_have_the_same_form(caller: Caller) -> None:
-    assert problem(caller.client.get("/v1/nothing"))[0] == 404
-    assert problem(caller.client.get(CHAT))[0] == 405
-    status, _, text = problem(caller.client.post(CHAT, content=b"{}"))
+    assert error_of(caller.client.get("/v1/nothing"))[0] == 404
+    assert error_of(caller.client.get(CHAT))[0] == 405
+    status, _, text = error_of(caller.client.post(CHAT, content=b"{}"))
     assert status == 415 and "application/json" in text
 
 
@@ -177,15 +186,15 @@ def test_any_json_is_parsed_or_refused_with_a_reason(body: dict[str, Any]) -> No
     try:
         assert parse_request(body).messages
     except ApiError as error:
-        assert error.problem.status == 400 and error.problem.message
-        json.dumps(error.problem.as_json())
+        assert error.response.status == 400 and error.response.message
+        json.dumps(error.response.as_json())
 
 
 def test_damaged_uploads_never_break_the_server(caller: Caller, photo_png: bytes) -> None:
-    draw = random.Random(3)
+    generator = random.Random(3)
     for _ in range(25):
         data = bytearray(photo_png)
-        for _ in range(draw.randint(1, 6)):
-            data[draw.randrange(len(data))] = draw.randrange(256)
+        for _ in range(generator.randint(1, 6)):
+            data[generator.randrange(len(data))] = generator.randrange(256)
         response = caller.ask([image_part(bytes(data))], max_tokens=1)
         assert response.status_code in (200, 413, 422), response.text

@@ -14,6 +14,7 @@ from emu.config import DecoderConfig
 from emu.data.dataset import DatasetError
 from emu.decoders.stable_diffusion import StableDiffusionDecoder, reads_condition
 from emu.generate.engine import Engine
+from emu.generate.options import ImageOptions
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 from emu.train.decoder import DecoderPlan, DecoderTrainConfig, drawn_rows, train_decoder
@@ -133,7 +134,7 @@ def test_training_writes_what_the_engine_draws_with(world: Path, tmp_path: Path)
     assert steps == [("autoencoder", 3), ("unet", 3), ("unet", 4)]
     engine = Engine.load(world / "model")
     engine.decoder = StableDiffusionDecoder.load(out)
-    picture = engine.generate_image("a red square", num_inference_steps=2)
+    picture = engine.generate_image("a red square", ImageOptions(num_inference_steps=2))
     assert picture.size == (16, 16)
     assert [path.name for path in tmp_path.iterdir()] == ["decoder"]
 

@@ -10,7 +10,7 @@ from emu.config import ObjectiveConfig, tiny_config
 from emu.data.sequence import SequenceConfig
 from emu.models.emu import Emu
 from emu.recipes import OptimConfig, TrainConfig
-from emu.serve.limits import Limits
+from emu.serve.schema import Limits
 from emu.train.decoder import DecoderTrainConfig
 from emu.train.decoder_data import PromptRules
 from jobs import convert_checkpoint, serve, train_decoder, train_emu

@@ -1,4 +1,4 @@
-"""Pictures as people send them, over HTTP: every kind is read as a viewer would show it."""
+"""Images as people send them, over HTTP: every kind is read as a viewer would show it."""
 
 import base64
 import io
@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from emu.data.image_file import decode_picture, to_png
-from tests.serve.conftest import Caller, image_part, problem
+from tests.serve.conftest import Caller, error_of, image_part
 
 URL = "messages.0.content.0.image_url.url"
-ROTATED = 6  # EXIF: the top of the picture is at its right
+ROTATED = 6  # EXIF: the top of the image is at its right
 
 
 def ramp() -> Image.Image:
@@ -19,9 +19,9 @@ def ramp() -> Image.Image:
     return Image.merge("RGB", (grey, grey.rotate(180), Image.new("L", grey.size, 90)))
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -45,13 +45,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_every_kind_of_picture_is_answered(caller: Caller, kind: str) -> None:
+def test_every_kind_of_image_is_read(caller: Caller, kind: str) -> None:
     asked = [image_part(KINDS[kind])]
     plain = [image_part(to_png(decode_picture(KINDS[kind])))]
     assert caller.text(asked, max_tokens=4) == caller.text(plain, max_tokens=4)
 
 
-def test_damaged_exif_turns_nothing() -> None:
+def test_damaged_exif_is_ignored() -> None:
     whole = decode_picture(encoded(ramp(), "JPEG"))
     assert decode_picture(KINDS["damaged exif"]).tobytes() == whole.tobytes()
     assert decode_picture(KINDS["rotated"]).size == (40, 60)
@@ -62,18 +62,18 @@ def test_the_bytes_and_not_the_declared_type_decide(caller: Caller) -> None:
     said = caller.text([image_part(data)], max_tokens=4)
     for kind in ("image/jpeg", "text/html", ""):
         assert caller.text([image_part(data, kind)], max_tokens=4) == said
-    status, param, text = problem(caller.ask([image_part(b"%PDF-1.4 ...", "image/png")]))
+    status, param, text = error_of(caller.ask([image_part(b"%PDF-1.4 ...", "image/png")]))
     assert (status, param) == (422, URL) and "JPEG, PNG" in text
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: text[:20] + "\n" + text[20:], "'\\n' at place 20; send it in one line"),
-        (lambda text: "-_" + text[2:], "'-' at place 0; write + and / for - and _"),
-        (lambda text: text.rstrip("=")[:-1], "fill up with ="),
-        (lambda text: text[:8] + "%2B" + text[8:], "'%' at place 8; send it without percent"),
-        (lambda text: "é" + text, "'é' at place 0"),
+        (lambda text: text[:20] + "\n" + text[20:], "'\\n' at index 20; send it in one line"),
+        (lambda text: "-_" + text[2:], "'-' at index 0; write + and / for - and _"),
+        (lambda text: text.rstrip("=")[:-1], "pad with ="),
+        (lambda text: text[:8] + "%2B" + text[8:], "'%' at index 8; send it without percent"),
+        (lambda text: "é" + text, "'é' at index 0"),
     ],
 )
 def test_base64_that_does_not_decode_says_where(
@@ -83,5 +83,5 @@ def test_base64_that_does_not_decode_says_where(
     text += "=" * (-len(text) % 4)
     url = f"data:image/png;base64,{change(text)}"
     response = caller.ask([{"type": "image_url", "image_url": {"url": url}}])
-    status, param, message = problem(response)
+    status, param, message = error_of(response)
     assert (status, param) == (400, URL) and words in message

@@ -1,11 +1,11 @@
-"""One cache for all steps gives what running the whole sequence again gives."""
+"""Decoding over one KV cache equals running the whole sequence for each step."""
 
 import torch
 from PIL import Image
 
 from emu.generate.engine import Engine
-from emu.generate.interleaved import close_image, regress_next
-from emu.generate.kv_cache import Continuation
+from emu.generate.kv_cache import DecodeState
+from emu.generate.options import TextOptions
 from emu.generate.prompts import EncodedPrompt, Prompt
 
 PROMPTS: list[Prompt] = ["a red circle", "a", "what colour is the triangle in the picture?"]
@@ -29,43 +29,43 @@ def test_visual_steps_agree_with_the_plain_loop(engine: Engine, photo: Image.Ima
     assert batched.shape == (5, 8, engine.config.language.hidden_size)
     with torch.inference_mode():
         for row, prompt in enumerate(prompts):
-            alone = recomputed_image(engine, engine.encode(prompt, draw=True))
+            alone = recomputed_image(engine, engine.encode(prompt, opens_image=True))
             assert (batched[row] - alone[0]).abs().max() < 1e-5
 
 
 def test_text_after_an_image_agrees_with_a_fresh_run(engine: Engine) -> None:
     model = engine.model
     with torch.inference_mode():
-        rows = Continuation(model, [engine.encode(p, draw=True) for p in PROMPTS])
-        drawn = regress_next(rows)
-        close_image(rows, drawn)
-        rows.feed_ids([20, 21, 22])
+        state = DecodeState(model, [engine.encode(p, opens_image=True) for p in PROMPTS])
+        generated = state.regress_image()
+        state.close_image(generated)
+        state.feed_ids([20, 21, 22])
         for row, prompt in enumerate(PROMPTS):
-            special, places = model.config.special, model.config.former.num_queries
-            ids = [*engine.encode(prompt, draw=True).ids, *[special.image] * places]
+            special, num_queries = model.config.special, model.config.former.num_queries
+            ids = [*engine.encode(prompt, opens_image=True).ids, *[special.image] * num_queries]
             ids += [special.image_end, 20 + row]
-            inputs_BLD = model.embed(torch.tensor([ids]), drawn[row : row + 1])
+            inputs_BLD = model.embed(torch.tensor([ids]), generated[row : row + 1])
             alone = model.language(inputs_BLD)[0, -1]
-            assert (rows.hidden_BD[row] - alone).abs().max() < 1e-5
+            assert (state.hidden_BD[row] - alone).abs().max() < 1e-5
 
 
 def test_rows_do_not_depend_on_their_neighbours(engine: Engine, photo: Image.Image) -> None:
     prompts = [*PROMPTS, [photo, "describe the image"], [photo, photo]]
     for options in ({}, {"num_beams": 3}, {"do_sample": True, "temperature": 2.0}):
-        together = engine.generate_ids(prompts, max_new_tokens=10, **options, seed=0)
+        together = engine.generate_ids(prompts, TextOptions(max_new_tokens=10, **options, seed=0))
         alone = [
-            engine.generate_ids([prompt], max_new_tokens=10, **options, seed=row)[0]
+            engine.generate_ids([prompt], TextOptions(max_new_tokens=10, **options, seed=row))[0]
             for row, prompt in enumerate(prompts)
         ]
         assert together == alone
 
 
-def test_selected_rows_go_on_as_if_alone(engine: Engine) -> None:
+def test_selected_rows_continue_as_if_alone(engine: Engine) -> None:
     with torch.inference_mode():
-        rows = Continuation(engine.model, [engine.encode(p) for p in PROMPTS])
-        rows.select([2, 0, 2])
-        rows.feed_ids([7, 8, 9])
+        state = DecodeState(engine.model, [engine.encode(p) for p in PROMPTS])
+        state.select([2, 0, 2])
+        state.feed_ids([7, 8, 9])
         for row, (prompt, token) in enumerate([(2, 7), (0, 8), (2, 9)]):
-            alone = Continuation(engine.model, [engine.encode(PROMPTS[prompt])])
+            alone = DecodeState(engine.model, [engine.encode(PROMPTS[prompt])])
             alone.feed_ids([token])
-            assert (rows.hidden_BD[row] - alone.hidden_BD[0]).abs().max() < 1e-5
+            assert (state.hidden_BD[row] - alone.hidden_BD[0]).abs().max() < 1e-5

@@ -1,8 +1,9 @@
-"""The Python door line by line: names of arguments, what is odd, what is wrong."""
+"""Every argument of the Python API: names, unusual values, wrong values."""
 
 import inspect
 import io
 import threading
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from PIL import Image
 import emu
 from emu.data.image_file import PictureError
 from emu.generate.engine import Engine
-from emu.generate.options import PromptTooLong
+from emu.generate.options import ImageOptions, PromptTooLong, TextOptions
 
-TEXT = "num_beams max_new_tokens min_length length_penalty do_sample top_p temperature seed stop"
-IMAGE = "height width num_inference_steps guidance_scale seed initial_latents scheduler"
+TEXT = "max_new_tokens min_length num_beams length_penalty do_sample temperature top_p seed stop"
+IMAGE = "height width num_inference_steps guidance_scale seed scheduler"
 
 
 def arguments(method: Any) -> list[str]:
@@ -25,29 +26,32 @@ def arguments(method: Any) -> list[str]:
 
 def test_the_arguments_have_their_documented_names() -> None:
     assert arguments(emu.load) == ["directory", "device", "dtype"]
-    assert arguments(Engine.generate_text) == ["prompts", *TEXT.split()]
-    assert arguments(Engine.generate_ids) == ["prompts", *TEXT.split()]
+    assert arguments(Engine.generate_text) == ["prompts", "options"]
+    assert arguments(Engine.generate_ids) == ["prompts", "options"]
     assert arguments(Engine.regress_image) == ["prompts"]
-    assert arguments(Engine.generate_image) == ["prompt", *IMAGE.split()]
-    assert arguments(Engine.generate)[0] == "prompt"
+    assert arguments(Engine.generate_image) == ["prompt", "options", "initial_latents"]
+    for method in (Engine.generate, Engine.stream):
+        assert arguments(method) == ["prompt", "text", "image", "image_first", "max_images"]
+    assert [entry.name for entry in fields(TextOptions)] == TEXT.split()
+    assert [entry.name for entry in fields(ImageOptions)] == IMAGE.split()
     assert arguments(Engine.rank)[:2] == ["prompt", "candidates"]
 
 
-def test_odd_prompts_are_answered(engine: Engine, photo: Image.Image) -> None:
+def test_unusual_prompts_are_answered(engine: Engine, photo: Image.Image) -> None:
     assert engine.generate_text([]) == []
     assert engine.regress_image([]).shape == (0, 8, engine.config.language.hidden_size)
-    empty, none = engine.generate_ids(["", []], max_new_tokens=3)
+    empty, none = engine.generate_ids(["", []], TextOptions(max_new_tokens=3))
     assert empty == none
-    alone, listed = engine.generate_ids([photo, [photo]], max_new_tokens=3)
+    alone, listed = engine.generate_ids([photo, [photo]], TextOptions(max_new_tokens=3))
     assert alone == listed
-    assert len(engine.generate_ids([[photo] * 100], max_new_tokens=2)) == 1
+    assert len(engine.generate_ids([[photo] * 100], TextOptions(max_new_tokens=2))) == 1
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"num_beams": 5000}, r"num_beams is 5000, the vocabulary has \d+"),
-        ({"do_sample": True, "top_p": 0}, "top_p is 0, give 0 < top_p"),
+        ({"do_sample": True, "top_p": 0}, "top_p is 0, give a number .*above 0"),
         ({"do_sample": True, "top_p": float("nan")}, "top_p is nan"),
         ({"do_sample": True, "temperature": 0}, "temperature is 0"),
         ({"do_sample": True, "temperature": float("nan")}, "temperature is nan"),
@@ -55,42 +59,52 @@ def test_odd_prompts_are_answered(engine: Engine, photo: Image.Image) -> None:
         ({"temperature": "hot"}, "temperature is 'hot', give a number"),
         ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty is nan"),
         ({"min_length": None}, "min_length is None"),
+        ({"min_length": True}, "min_length is True"),
         ({"seed": "x"}, "seed is 'x'"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
-        ({"stop": "end"}, "stop is the string 'end'"),
-        ({"stop": [1]}, r"stop is \(1,\)"),
+        ({"stop": "end"}, "stop is 'end', give a tuple"),
+        ({"stop": (1,)}, r"stop is \(1,\), give a string"),
+        ({"stop": ("a", "")}, r"stop is \('a', ''\), and an empty string"),
     ],
 )
 def test_wrong_arguments_of_text_are_named(
     engine: Engine, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        engine.generate_text(["a"], **options)
+        engine.generate_text(["a"], TextOptions(**options))
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"height": 10**9}, "height is 1000000000, give at most 4096"),
+        ({"height": 10**9}, "height is 1000000000, give a whole number from 1 to 4,096"),
         ({"height": "32"}, "height is '32'"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_inference_steps": 5000}, "num_inference_steps is 5000, give 1 to 1000"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-        ({"initial_latents": torch.zeros(1, 4, 3, 3)}, r"initial_latents have shape \(1, 4, 3, 3"),
         ({"scheduler": "magic"}, "no scheduler 'magic'"),
         ({"seed": 1.5}, "seed is 1.5"),
     ],
 )
-def test_wrong_arguments_of_pictures_are_named(
+def test_wrong_arguments_of_images_are_named(
     engine: Engine, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
         call: dict[str, Any] = {"height": 32, "width": 32} | options
-        engine.generate_image("a", **call)
+        engine.generate_image("a", ImageOptions(**call))
+    with pytest.raises(ValueError, match=r"initial_latents have shape \(1, 4, 3, 3"):
+        engine.generate_image("a", ImageOptions(32, 32), torch.zeros(1, 4, 3, 3))
     with pytest.raises(TypeError, match="initial_latents is list"):
-        engine.generate_image("a", 32, 32, 1, initial_latents=[1])  # type: ignore[arg-type]
+        engine.generate_image("a", ImageOptions(32, 32, num_inference_steps=1), initial_latents=[1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_images is -1"):
         engine.generate("a", max_images=-1)
+
+
+def test_options_of_the_other_kind_are_named(engine: Engine) -> None:
+    with pytest.raises(TypeError, match=r"options is 5, give TextOptions"):
+        engine.generate_text(["a"], 5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"options is TextOptions.*, give ImageOptions"):
+        engine.generate_image("a", TextOptions())  # type: ignore[arg-type]
 
 
 def test_wrong_images_are_named(engine: Engine, photo: Image.Image) -> None:
@@ -124,49 +138,57 @@ def test_wrong_devices_are_named(tiny_dir: Path) -> None:
     with pytest.raises(ValueError, match="device is 'toaster'"):
         emu.load(tiny_dir, device="toaster")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no CUDA device is at hand"):
+        with pytest.raises(ValueError, match="no CUDA device is available"):
             emu.load(tiny_dir, device="cuda")
 
 
 def test_beams_up_to_the_vocabulary(engine: Engine) -> None:
     every = engine.config.num_embeddings
-    assert len(engine.generate_text(["a"], num_beams=every, max_new_tokens=2)) == 1
+    assert len(engine.generate_text(["a"], TextOptions(num_beams=every, max_new_tokens=2))) == 1
 
 
 def test_a_temperature_near_zero_is_greedy(engine: Engine) -> None:
-    greedy = engine.generate_ids(["a"], max_new_tokens=6)
+    greedy = engine.generate_ids(["a"], TextOptions(max_new_tokens=6))
     for temperature in (1e-4, 1e-300):
         drawn = engine.generate_ids(
-            ["a"], max_new_tokens=6, do_sample=True, temperature=temperature
+            ["a"], TextOptions(max_new_tokens=6, do_sample=True, temperature=temperature)
         )
         assert drawn == greedy
 
 
 def test_every_stop_string_that_spans_tokens_is_found(engine: Engine) -> None:
     options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": True, "temperature": 9.0}
-    (whole,) = engine.generate_text(["describe"], **options)
+    (whole,) = engine.generate_text(["describe"], TextOptions(**options))
     assert len(whole) > 8
     for start in range(len(whole) - 5):
         stop = whole[start : start + 5]
-        (cut,) = engine.generate_text(["describe"], **options, stop=["never there", stop])
+        (cut,) = engine.generate_text(
+            ["describe"], TextOptions(**options, stop=("never there", stop))
+        )
         assert cut == whole[: whole.index(stop)]
 
 
-def test_a_draw_depends_on_its_row_and_not_on_the_others(
+def test_a_sample_depends_on_its_row_and_not_on_the_others(
     engine: Engine, photo: Image.Image
 ) -> None:
     options: dict[str, Any] = {"max_new_tokens": 15, "do_sample": True, "temperature": 2.0}
-    some = engine.generate_ids(["a red circle", "it is", [photo, "a"]], seed=7, **options)
-    other = engine.generate_ids(["a red circle", "x " * 90, [photo, "a"]], seed=7, **options)
+    some = engine.generate_ids(
+        ["a red circle", "it is", [photo, "a"]], TextOptions(seed=7, **options)
+    )
+    other = engine.generate_ids(
+        ["a red circle", "x " * 90, [photo, "a"]], TextOptions(seed=7, **options)
+    )
     assert some[0] == other[0] and some[2] == other[2]
-    assert engine.generate_ids(["it is"], seed=8, **options) == [some[1]]
+    assert engine.generate_ids(["it is"], TextOptions(seed=8, **options)) == [some[1]]
 
 
 def test_threads_share_an_engine(engine: Engine, photo: Image.Image) -> None:
     def work() -> tuple[object, ...]:
-        texts = engine.generate_text(["a", [photo, "describe"]], max_new_tokens=8)
-        picture = engine.generate_image("a", 32, 32, 2, seed=3).tobytes()
-        return texts, picture, engine.rank([photo, "it is"], ["red", "a circle", "it"])
+        texts = engine.generate_text(["a", [photo, "describe"]], TextOptions(max_new_tokens=8))
+        image = engine.generate_image(
+            "a", ImageOptions(32, 32, num_inference_steps=2, seed=3)
+        ).tobytes()
+        return texts, image, engine.rank([photo, "it is"], ["red", "a circle", "it"])
 
     wanted, found = work(), []
     threads = [threading.Thread(target=lambda: found.append(work())) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""A model of about 100 million parameters drawn from a seed, and prompts of exact lengths for it."""
+"""A model of about 100 million random parameters, and prompts of exact lengths for it."""
 
 import random
 import tempfile
@@ -20,14 +20,14 @@ TEXT = (
 WORDS = TEXT.split()
 
 
-def drawn_sentences(number: int, num_words: int, seed: int) -> list[str]:
-    """Sentences of words drawn at random, all of the same number of words."""
-    draw = random.Random(seed)
-    return [" ".join(draw.choices(WORDS, k=num_words)) for _ in range(number)]
+def random_sentences(number: int, num_words: int, seed: int) -> list[str]:
+    """Sentences of random words, all with the same number of words."""
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=num_words)) for _ in range(number)]
 
 
-def drawn_config(vocab_size: int, width: int = 1024, layers: int = 8) -> EmuConfig:
-    """In the paper's proportions: 128 of width a layer, heads of 128 and a feed-forward of 2.7 widths in LLaMA."""
+def random_config(vocab_size: int, width: int = 1024, layers: int = 8) -> EmuConfig:
+    """In the paper's proportions: a width of 128 per layer, heads of 128, a feed-forward of 2.7 widths in LLaMA."""
     return EmuConfig(
         vision=VisionConfig(
             image_size=224, patch_size=14, width=256, layers=4, heads=4, mlp_hidden=1117
@@ -45,20 +45,20 @@ def drawn_config(vocab_size: int, width: int = 1024, layers: int = 8) -> EmuConf
     )
 
 
-def drawn_engine(seed: int = 0, width: int = 1024, layers: int = 8) -> Engine:
-    """An engine without visual decoder on weights drawn from the seed."""
+def random_engine(seed: int = 0, width: int = 1024, layers: int = 8) -> Engine:
+    """An engine with random weights, without visual decoder."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.model"
-        train_tokenizer([*WORDS, *drawn_sentences(400, 12, seed=1)], 1000, path)
+        train_tokenizer([*WORDS, *random_sentences(400, 12, seed=1)], 1000, path)
         tokenizer = EmuTokenizer.load(path)
-    model = Emu(drawn_config(tokenizer.num_pieces, width, layers))
+    model = Emu(random_config(tokenizer.num_pieces, width, layers))
     model.init_weights(seed)
     return Engine(model.eval(), tokenizer)
 
 
 def text_of(engine: Engine, num_ids: int, seed: int) -> str:
-    """A text of exactly `num_ids` ids, the start id counted."""
-    words = drawn_sentences(1, num_ids, seed)[0].split()
+    """A text of exactly `num_ids` ids, including the start id."""
+    words = random_sentences(1, num_ids, seed)[0].split()
     low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
@@ -71,15 +71,15 @@ def text_of(engine: Engine, num_ids: int, seed: int) -> str:
     return text
 
 
-def drawn_answers(number: int, seed: int) -> list[str]:
-    """Answers of 1 to 8 words, 3 in the mean, as in visual dialogues."""
-    draw = random.Random(seed)
-    lengths = [min(8, 1 + int(draw.expovariate(0.45))) for _ in range(number)]
-    return [" ".join(draw.choices(WORDS, k=length)) for length in lengths]
+def random_answers(number: int, seed: int) -> list[str]:
+    """Answers of 1 to 8 words, 3 on average, as in visual dialogues."""
+    generator = random.Random(seed)
+    lengths = [min(8, 1 + int(generator.expovariate(0.45))) for _ in range(number)]
+    return [" ".join(generator.choices(WORDS, k=length)) for length in lengths]
 
 
-def drawn_photo() -> Image.Image:
-    """A picture with structure."""
+def synthetic_image() -> Image.Image:
+    """An image with structure."""
     ramp = Image.linear_gradient("L")
     return Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))
 

@@ -1,22 +1,23 @@
-"""Messages to prompts, for instructed and for other weights."""
+"""From messages to prompts, for models with and without instruction tuning."""
 
 from pathlib import Path
 
 import pytest
 
 import emu
+from emu.serve.backend import EncodedImage
 from emu.serve.errors import ApiError
-from emu.serve.prompt import IMAGE_SYSTEM_MESSAGE, Picture, Turn, to_prompt
+from emu.serve.requests import IMAGE_SYSTEM_MESSAGE, Turn, to_prompt
 from tests.generate.tiny import write_tiny_model
 
-IMAGE = Picture(b"...", "messages.0.content.0")
+IMAGE = EncodedImage(b"...", "messages.0.content.0")
 
 
 def joined(turns: list[Turn], instruct: bool = True) -> str:
     return "".join(p if isinstance(p, str) else "<B>" for p in to_prompt(turns, instruct))
 
 
-def test_instructed_weights_get_the_published_format() -> None:
+def test_instruction_models_get_the_published_format() -> None:
     question = Turn("user", (IMAGE, "what is it?"))
     assert joined([question]) == f"{IMAGE_SYSTEM_MESSAGE} [USER]: <B>what is it? [ASSISTANT]:"
     assert joined([Turn("user", ("hello",))]) == " [USER]: hello [ASSISTANT]:"
@@ -24,7 +25,7 @@ def test_instructed_weights_get_the_published_format() -> None:
     assert joined([system, question]) == "Be short. [USER]: <B>what is it? [ASSISTANT]:"
 
 
-def test_turns_are_closed_and_the_last_is_open() -> None:
+def test_earlier_turns_are_closed_and_the_last_is_open() -> None:
     turns = [
         Turn("user", ("one",)),
         Turn("assistant", ("1",)),
@@ -35,7 +36,7 @@ def test_turns_are_closed_and_the_last_is_open() -> None:
     assert joined(begun).endswith("</s> [USER]: two [ASSISTANT]: the answer is")
 
 
-def test_other_weights_go_on_from_the_texts() -> None:
+def test_other_models_continue_the_texts() -> None:
     turns = [Turn("system", ("a",)), Turn("user", (IMAGE, "b"))]
     assert joined(turns, instruct=False) == "a <B>b"
 
