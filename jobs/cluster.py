@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,12 +54,18 @@ class RunnerOnDemand:
     sessions: ExitStack
     """Ends the session; the caller closes it."""
     num_cpus: int | None = None
+    gpu_per_worker: bool = False
+    """Give every worker one GPU where the cluster has any."""
 
     def run(
         self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
     ) -> Iterator[tuple[str, int]]:
         """Yield each shard when it is done, in the order of completion."""
+        import ray
+
         from pipelines.core.run_ray import RayRunner
 
         self.sessions.enter_context(ray_session(self.num_cpus))
+        if self.gpu_per_worker and ray.cluster_resources().get("GPU", 0) > 0:
+            operators = [replace(o, resources=replace(o.resources, num_gpus=1)) for o in operators]
         return RayRunner().run(operators, shards)

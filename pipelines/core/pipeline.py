@@ -252,3 +252,36 @@ def reasons_of(part: object) -> Reasons:
 
 def _parts(stage: Stage | Barrier) -> Sequence[object]:
     return stage.steps if isinstance(stage, Stage) else (stage,)
+
+
+class Extension(Protocol):
+    """A stage that adds files to every shard of a finished dataset (features, for example).
+
+    The manifest names what was added when all shards have it; until then the dataset is what it was before.
+    """
+
+    @property
+    def name(self) -> str:
+        """Of the stage, in errors and in the progress bar."""
+        ...
+
+    @property
+    def resources(self) -> Resources:
+        """What one worker needs."""
+        ...
+
+    def admit(self, manifest: "Manifest", root: str) -> "Manifest":
+        """The manifest to start from; raises where the dataset has something else of this kind."""
+        ...
+
+    def is_done(self, storage: "Storage", entry: "ShardEntry") -> bool:
+        """Whether a shard has what this stage adds, made from the shard as it is."""
+        ...
+
+    def open(self, storage: "Storage") -> Any:
+        """The `ShardWork` of the stage, made on its worker; `parts` of its shards hold the `sha256` of the tar."""
+        ...
+
+    def complete(self, manifest: "Manifest") -> "Manifest":
+        """The manifest once every shard has it."""
+        ...

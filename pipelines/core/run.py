@@ -16,9 +16,16 @@ from tqdm import tqdm
 from pipelines.core.contracts import Place
 from pipelines.core.errors import AlarmError, EngineError
 from pipelines.core.ledger import Counts, alarms, merged
-from pipelines.core.pipeline import Barrier, Pipeline
-from pipelines.core.resume import Request, decide
-from pipelines.core.stage_runner import LocalRunner, Runner, operators, previous
+from pipelines.core.pipeline import Barrier, Extension, Pipeline, ShardPlan
+from pipelines.core.resume import Request, decide, load_manifest
+from pipelines.core.stage_runner import (
+    ExtensionWork,
+    LocalRunner,
+    Operator,
+    Runner,
+    operators,
+    previous,
+)
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.core.validate import KeyRange, ShardFacts, check_files, check_shard, check_unique
 from pipelines.core.workspace import PLAN_FILE, BuildPlan, Workspace, check_pipeline, exclusive
@@ -70,6 +77,54 @@ def run(
     if found.alarms and fail_on_alarm:
         raise AlarmError("; ".join(found.alarms))
     return found
+
+
+def extend(
+    extension: Extension, out: str, runner: Runner | None = None, *, progress: bool = True
+) -> tuple[Manifest, int]:
+    """Add what a stage makes to every shard of a finished dataset, doing only what is missing.
+
+    Returns the manifest, which then names it, and the number of shards that were done now.
+
+    Raises:
+        EngineError: `out` holds no finished dataset; the runner ended before all shards were done.
+        StepError: the stage failed on a shard; the message names it.
+        LockedError: another run is at work on `out`.
+        StorageError: a file cannot be written (disk full, no permission).
+    """
+    storage = Storage(out)
+    manifest = finished_manifest(storage)
+    with exclusive(storage):
+        admitted = extension.admit(manifest, storage.root)
+        if admitted != manifest:
+            storage.commit(MANIFEST_FILE, admitted.to_json().encode())
+        pending = [e for e in admitted.shards if not extension.is_done(storage, e)]
+        plans = [ShardPlan(e.name, e.num_samples, ({"sha256": e.sha256},)) for e in pending]
+        open_work = partial(ExtensionWork, extension, storage)
+        operator = Operator(extension.name, extension.resources, open_work, is_stateful=True)
+        results = (runner or LocalRunner()).run([operator], plans) if plans else iter(())
+        total = len(admitted.shards)
+        done = total - len(plans)
+        for name in with_progress(results, extension.name, done, total, progress):
+            log.debug("shard=%s stages=%r status=done", name, extension.name)
+        lost = [e.name for e in pending if not extension.is_done(storage, e)]
+        if lost:
+            raise EngineError(f"the runner ended without shards {lost[:5]} ({len(lost)} in all)")
+        completed = extension.complete(admitted)
+        if completed != admitted:
+            storage.commit(MANIFEST_FILE, completed.to_json().encode())
+    return completed, len(plans)
+
+
+def finished_manifest(storage: Storage) -> Manifest:
+    """The manifest of a finished dataset; raises `EngineError` with a hint where there is none."""
+    manifest = load_manifest(storage)
+    if manifest is None:
+        raise EngineError(
+            f"{storage.root}: no {MANIFEST_FILE}: not a dataset, or its build has not finished; run the "
+            "build again with the same --out, it resumes where it stopped"
+        )
+    return manifest
 
 
 @dataclass(frozen=True)

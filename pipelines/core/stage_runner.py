@@ -42,6 +42,7 @@ from pipelines.core.pipeline import (
     SHARD_KEY,
     Barrier,
     Construct,
+    Extension,
     Filter,
     Pipeline,
     Reasons,
@@ -53,7 +54,7 @@ from pipelines.core.pipeline import (
     Transform,
     reasons_of,
 )
-from pipelines.core.storage import write_parquet
+from pipelines.core.storage import Storage, write_parquet
 from pipelines.core.workspace import PUBLISH, ShardState, Workspace
 from schemas.manifest import ShardEntry
 from schemas.sample import KEY_PATTERN, canonical_json
@@ -316,6 +317,24 @@ class SinkWork:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+class ExtensionWork:
+    """What an extension does for one shard after another; its errors name stage and shard."""
+
+    def __init__(self, extension: Extension, storage: Storage) -> None:
+        self._name = extension.name
+        with Place(self._name, "(all)", "opening the stage").explained():
+            self._work: ShardWork = extension.open(storage)
+
+    def __call__(self, shard: ShardPlan) -> int:
+        """Do a shard and return the number of things that were made."""
+        with Place(self._name, shard.name, "the stage").explained():
+            return self._work(shard)
+
+    def close(self) -> None:
+        """Release what the stage holds."""
+        self._work.close()
 
 
 def previous(workspace: Workspace, source: Source, shard: ShardPlan, level: int) -> ShardState:

@@ -1,22 +1,24 @@
-"""Features of a published dataset: the outputs of a visual encoder for every image, shard by shard.
+"""Features of a published dataset: the output of a visual encoder for every image, as one more stage of the engine.
 
-The encoder is handed in as a function that is called on the worker, so that nothing here knows a model.
-Each shard is committed on its own, and a shard whose features are there already (of the same encoder,
-made from the same tar) is not done again; the manifest names the features last, when all are there.
+The encoder is handed in as a function that is called on the worker, so that nothing here knows a model. The engine
+(`pipelines.core.run.extend`) runs the stage as any other: shard by shard, resumable, locally or on Ray. A shard is done
+when its features are there, of the same encoder and made from the same tar; the manifest names the features last.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
-from pipelines.core.storage import TEMPORARY, Storage, read_arrow_schema
+from pipelines.core.pipeline import Resources, ShardPlan
+from pipelines.core.storage import Storage, read_arrow_schema
+from schemas.config import Checked
 from schemas.features import INFO_KEY, FeatureInfo, feature_info, features_schema
-from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, manifest_from_json
+from schemas.manifest import Manifest, ShardEntry
 from schemas.sample import Sample, canonical_json
 from schemas.shard import FEATURES, SHARDS, read_tar
 
@@ -31,36 +33,84 @@ class FeatureError(ValueError):
 
 
 @dataclass(frozen=True)
-class ImagePlace:
-    """An image of a shard: where it stands, and its encoded bytes."""
+class ImageRef:
+    """An image of a shard: its sample, its index among the segments, and its encoded bytes."""
 
     key: str
     segment: int
     image: bytes
 
 
-class ShardFeatures:
-    """Writes the features of one shard at a time; made once on a worker, because it loads a model."""
+@dataclass(frozen=True)
+class FeatureStage(Checked):
+    """The stage that adds features to a published dataset; see `pipelines.core.pipeline.Extension`."""
+
+    info: FeatureInfo
+    make_encoder: Callable[[], Encode]
+    """Called once on each worker, because it loads a model."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536, description="images per call")] = 32
+    """Images that pass through the encoder at once. It decides how rows are grouped in the files."""
+    overwrite: bool = False
+    """Replace features of another encoder."""
+    resources: Resources = field(default_factory=Resources)
+
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return "features"
+
+    def admit(self, manifest: Manifest, root: str) -> Manifest:
+        """The manifest, no longer naming features of another encoder, which are refused without `overwrite`."""
+        if manifest.features is None:
+            return manifest
+        known = feature_info(manifest.features, root)
+        if known == self.info:
+            return manifest
+        if not self.overwrite:
+            raise FeatureError(
+                f"{root}: has features of '{known.encoder}' ({known.storage}, weights "
+                f"{known.weights_sha256[:12]}…), requested are those of '{self.info.encoder}' "
+                f"({self.info.storage}, weights {self.info.weights_sha256[:12]}…); give --overwrite to "
+                "replace them"
+            )
+        return replace(manifest, features=None)
+
+    def is_done(self, storage: Storage, entry: ShardEntry) -> bool:
+        """Whether the features of a shard are there, from this encoder and this tar."""
+        path = features_path(entry.name)
+        if not storage.exists(path):
+            return False
+        found = read_arrow_schema(storage, path).metadata or {}
+        return (
+            found.get(INFO_KEY) == canonical_json(self.info.as_dict()).encode()
+            and found.get(SOURCE_KEY) == entry.sha256.encode()
+        )
+
+    def open(self, storage: Storage) -> "FeatureWork":
+        """The work on shards, with an encoder of its own."""
+        return FeatureWork(storage, self.info, self.make_encoder(), self.batch_size)
+
+    def complete(self, manifest: Manifest) -> Manifest:
+        """The manifest that names the features."""
+        return replace(manifest, features=self.info.as_dict())
+
+
+class FeatureWork:
+    """Writes the features of one shard after another."""
 
     def __init__(
-        self,
-        dataset: str,
-        info: FeatureInfo,
-        make_encoder: Callable[[], Encode],
-        batch_size: int = 32,
+        self, storage: Storage, info: FeatureInfo, encode: Encode, batch_size: int
     ) -> None:
-        if batch_size < 1:
-            raise FeatureError(f"batch size {batch_size}; give at least 1 image")
-        self.storage, self.info, self.batch_size = Storage(dataset), info, batch_size
-        self.encode = make_encoder()
+        self.storage, self.info, self.encode, self.batch_size = storage, info, encode, batch_size
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """`{"shard": name, "tar_sha256": hash}` in; the same with `num_images` out."""
-        name, source = row["shard"], row["tar_sha256"]
-        num_images = self.storage.commit(
-            features_path(name), lambda file: self._write(file, name, source)
-        )
-        return {**row, "num_images": num_images}
+    def __call__(self, shard: ShardPlan) -> int:
+        """Commit the features of a shard and return its number of images."""
+        source = shard.parts[0]["sha256"]
+        path = features_path(shard.name)
+        return self.storage.commit(path, lambda file: self._write(file, shard.name, source)) or 0
+
+    def close(self) -> None:
+        """Nothing to release: the encoder goes with the worker."""
 
     def _write(self, file: BinaryIO, shard: str, source: str) -> int:
         schema = features_schema(self.info)
@@ -70,21 +120,22 @@ class ShardFeatures:
             self.storage.open(f"{SHARDS}/{shard}.tar") as tar,
             pa.ipc.new_file(file, schema) as writer,
         ):
-            for places in batched(images_of(read_tar(tar, f"{shard}.tar")), self.batch_size):
-                writer.write_batch(
-                    feature_rows(places, self._encoded(places, shard), self.info, schema)
-                )
-                num_images += len(places)
+            for images in batched(images_of(read_tar(tar, f"{shard}.tar")), self.batch_size):
+                tokens = self._encoded(images, shard)
+                writer.write_batch(feature_rows(images, tokens, self.info, schema))
+                num_images += len(images)
         return num_images
 
-    def _encoded(self, places: Sequence[ImagePlace], shard: str) -> np.ndarray:
-        tokens = self.encode([place.image for place in places])
-        wanted = (len(places), self.info.num_tokens, self.info.width)
+    def _encoded(self, images: Sequence[ImageRef], shard: str) -> np.ndarray:
+        tokens = self.encode([image.image for image in images])
+        wanted = (len(images), self.info.num_tokens, self.info.width)
         if tokens.shape != wanted:
-            raise FeatureError(f"{shard}: the encoder gave shape {tokens.shape}, expected {wanted}")
+            raise FeatureError(
+                f"{shard}: the encoder returned shape {tokens.shape}, expected {wanted}"
+            )
         if not np.isfinite(tokens).all():
             raise FeatureError(
-                f"{shard}: the encoder gave NaN or infinity at '{places[0].key}' ff."
+                f"{shard}: the encoder returned NaN or infinity in the batch from '{images[0].key}'"
             )
         return tokens
 
@@ -94,112 +145,54 @@ def features_path(shard: str) -> str:
     return f"{FEATURES}/{shard}.arrow"
 
 
-def read_manifest(storage: Storage) -> Manifest:
-    """The manifest of a finished dataset; raises `FeatureError` with a hint where there is none."""
-    if not storage.exists(MANIFEST_FILE):
-        raise FeatureError(
-            f"{storage.root}: no {MANIFEST_FILE}: not a dataset, or its build has not finished; run "
-            "the build again with the same --out, it goes on where it stopped"
-        )
-    return manifest_from_json(
-        storage.read_bytes(MANIFEST_FILE).decode(), storage.address(MANIFEST_FILE)
-    )
-
-
-def begin_features(storage: Storage, info: FeatureInfo, overwrite: bool = False) -> Manifest:
-    """The manifest of the dataset, ready for features of `info`.
-
-    Features of another encoder that the manifest names already are refused unless `overwrite`; then the
-    manifest stops naming them before the first of their files is replaced.
-    """
-    manifest = read_manifest(storage)
-    if manifest.features is None:
-        return manifest
-    known = feature_info(manifest.features, storage.root)
-    if known == info:
-        return manifest
-    if not overwrite:
-        raise FeatureError(
-            f"{storage.root}: has features of '{known.encoder}' ({known.storage}, weights "
-            f"{known.weights_sha256[:12]}…), asked for are those of '{info.encoder}' ({info.storage}, "
-            f"weights {info.weights_sha256[:12]}…); give --overwrite to replace them"
-        )
-    manifest = replace(manifest, features=None)
-    storage.commit(MANIFEST_FILE, manifest.to_json().encode())
-    return manifest
-
-
-def missing_shards(storage: Storage, manifest: Manifest, info: FeatureInfo) -> list[ShardEntry]:
-    """The shards whose features are not there yet, or not from this encoder and this tar."""
-    return [entry for entry in manifest.shards if not _is_done(storage, entry, info)]
-
-
-def finish_features(storage: Storage, info: FeatureInfo) -> Manifest:
-    """The manifest, now naming the features; raises `FeatureError` while some shard lacks them."""
-    manifest = read_manifest(storage)
-    missing = missing_shards(storage, manifest, info)
-    if missing:
-        raise FeatureError(
-            f"{storage.root}: {len(missing)} of {len(manifest.shards)} shards have no features yet, "
-            f"the first is {missing[0].name}"
-        )
-    finished = replace(manifest, features=info.as_dict())
-    storage.commit(MANIFEST_FILE, finished.to_json().encode())
-    storage.delete(TEMPORARY)
-    if storage.is_local:
-        with suppress(OSError):  # not empty: it belongs to a build
-            storage.local_path(TEMPORARY).parent.rmdir()
-    return finished
-
-
-def images_of(samples: Iterable[Sample]) -> Iterator[ImagePlace]:
+def images_of(samples: Iterable[Sample]) -> Iterator[ImageRef]:
     """The images of samples, in order."""
     for sample in samples:
         for number, segment in enumerate(sample.segments):
             if segment.kind == "image":
-                yield ImagePlace(sample.key, number, segment.image or b"")
+                yield ImageRef(sample.key, number, segment.image or b"")
 
 
 def feature_rows(
-    places: Sequence[ImagePlace], tokens: np.ndarray, info: FeatureInfo, schema: pa.Schema
+    images: Sequence[ImageRef], tokens: np.ndarray, info: FeatureInfo, schema: pa.Schema
 ) -> pa.RecordBatch:
     """Rows of the table of features for images and their tokens `[images, P, V]`."""
-    scales: pa.Array = pa.nulls(len(places), schema.field("scales").type)
+    scales: pa.Array = pa.nulls(len(images), schema.field("scales").type)
     if info.storage == "int8":
         stored, token_scales = quantised(tokens)
         scales = _lists(token_scales, pa.float32())
     else:
-        stored = _halves(tokens, places)
+        stored = _halves(tokens, images)
     columns = [
-        pa.array([place.key for place in places], pa.string()),
-        pa.array([place.segment for place in places], pa.int32()),
-        _lists(_halves(tokens.mean(axis=1), places), pa.float16()),
-        _lists(stored.reshape(len(places), -1), schema.field("tokens").type.value_type),
+        pa.array([image.key for image in images], pa.string()),
+        pa.array([image.segment for image in images], pa.int32()),
+        _lists(_halves(tokens.mean(axis=1), images), pa.float16()),
+        _lists(stored.reshape(len(images), -1), schema.field("tokens").type.value_type),
         scales,
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def quantised(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 tokens and one float32 scale a token: token = int8 * scale, off by half a scale at most."""
+    """int8 tokens and one float32 scale per token: token = int8 * scale, off by half a scale at most."""
     scales = np.abs(tokens).max(axis=2) / np.float32(127)
     safe = np.where(scales > 0, scales, 1).astype(np.float32)
     return np.rint(tokens / safe[:, :, None]).astype(np.int8), safe
 
 
-def batched(places: Iterable[ImagePlace], size: int) -> Iterator[list[ImagePlace]]:
+def batched(images: Iterable[ImageRef], size: int) -> Iterator[list[ImageRef]]:
     """Lists of up to `size` images."""
-    rest = iter(places)
+    rest = iter(images)
     while batch := list(itertools.islice(rest, size)):
         yield batch
 
 
-def _halves(values: np.ndarray, places: Sequence[ImagePlace]) -> np.ndarray:
+def _halves(values: np.ndarray, images: Sequence[ImageRef]) -> np.ndarray:
     largest = float(np.abs(values).max(initial=0))
     if largest > float(np.finfo(np.float16).max):
         raise FeatureError(
-            f"'{places[0].key}' ff.: a token value of {largest:.3g} is beyond float16 (65504); store "
-            "the features as int8, which keeps a scale a token"
+            f"a token value in the batch from '{images[0].key}' of {largest:.3g} is beyond float16 (65504); store "
+            "the features as int8, which keeps a scale per token"
         )
     return values.astype(np.float16)
 
@@ -207,14 +200,3 @@ def _halves(values: np.ndarray, places: Sequence[ImagePlace]) -> np.ndarray:
 def _lists(rows: np.ndarray, item: pa.DataType) -> pa.Array:
     flat = pa.array(np.ascontiguousarray(rows).reshape(-1), item)
     return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
-
-
-def _is_done(storage: Storage, entry: ShardEntry, info: FeatureInfo) -> bool:
-    path = features_path(entry.name)
-    if not storage.exists(path):
-        return False
-    found = read_arrow_schema(storage, path).metadata or {}
-    return (
-        found.get(INFO_KEY) == canonical_json(info.as_dict()).encode()
-        and found.get(SOURCE_KEY) == entry.sha256.encode()
-    )

@@ -13,15 +13,12 @@ from emu.data.images import pixels_of
 from emu.models.visual_encoder import VisualEncoder
 from emu.train.start import start_tower
 from emu.weights.store import weights_hash
+from pipelines.core.errors import EngineError, StepError
+from pipelines.core.pipeline import Resources
+from pipelines.core.run import extend
+from pipelines.core.run_ray import RayRunner
 from pipelines.core.storage import Storage
-from pipelines.transforms.features import (
-    FeatureError,
-    ShardFeatures,
-    begin_features,
-    features_path,
-    finish_features,
-    missing_shards,
-)
+from pipelines.transforms.features import Encode, FeatureError, FeatureStage, features_path
 from schemas.features import FeatureInfo
 from schemas.features import Storage as Kind
 from schemas.manifest import MANIFEST_FILE
@@ -60,14 +57,29 @@ def info_of(tower: VisualEncoder, storage: Kind = "float16") -> FeatureInfo:
     return FeatureInfo("small", weights_hash(tower), vision.num_tokens, vision.width, storage)
 
 
-def compute(storage: Storage, tower: VisualEncoder, info: FeatureInfo, limit: int = 99) -> int:
-    """Do up to `limit` of the missing shards; returns how many there were."""
-    manifest = begin_features(storage, info)
-    missing = missing_shards(storage, manifest, info)
-    worker = ShardFeatures(storage.root, info, lambda: TowerOnCpu(tower), batch_size=3)
-    for entry in missing[:limit]:
-        worker({"shard": entry.name, "tar_sha256": entry.sha256})
-    return len(missing)
+class StopAfter:
+    """The encoder of a run that is stopped after some batches."""
+
+    def __init__(self, tower: VisualEncoder, num_batches: int) -> None:
+        self.encode, self.left = TowerOnCpu(tower), num_batches
+
+    def __call__(self, images: list[bytes]) -> np.ndarray:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.encode(images)
+
+
+def compute(
+    storage: Storage,
+    tower: VisualEncoder,
+    info: FeatureInfo,
+    encode: Encode | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Add what is missing; returns how many shards that were."""
+    stage = FeatureStage(info, lambda: encode or TowerOnCpu(tower), 3, overwrite)
+    return extend(stage, storage.root, progress=False)[1]
 
 
 def exact(tower: VisualEncoder, sample: Sample) -> torch.Tensor:
@@ -79,32 +91,30 @@ def exact(tower: VisualEncoder, sample: Sample) -> torch.Tensor:
 def test_what_is_read_is_what_the_tower_says(storage: Storage, tower: VisualEncoder, kind: Kind):
     info = info_of(tower, kind)
     compute(storage, tower, info)
-    finish_features(storage, info)
     reader = FeatureReader(Dataset(storage.root), info.weights_sha256)
     for number, sample in enumerate(SAMPLES):
-        places = [n for n, segment in enumerate(sample.segments) if segment.kind == "image"]
-        patches = reader.patches(number // 4, sample.key, places).float()
-        assert patches.shape == (len(places), CONFIG.vision.num_tokens, CONFIG.vision.width)
-        if places:
+        positions = [n for n, segment in enumerate(sample.segments) if segment.kind == "image"]
+        patches = reader.patches(number // 4, sample.key, positions).float()
+        assert patches.shape == (len(positions), CONFIG.vision.num_tokens, CONFIG.vision.width)
+        if positions:
             wanted = exact(tower, sample)
             bound = 1e-3 if kind == "float16" else 0.51 / 127
             largest = wanted.abs().amax(dim=2, keepdim=True)
             assert ((patches - wanted).abs() <= bound * largest + 1e-6).all()
 
 
-def test_a_stopped_pass_goes_on_and_the_manifest_comes_last(storage: Storage, tower: VisualEncoder):
+def test_a_stopped_run_resumes_and_the_manifest_comes_last(storage: Storage, tower: VisualEncoder):
     info = info_of(tower)
-    assert compute(storage, tower, info, limit=1) == 3
-    with pytest.raises(
-        FeatureError, match="2 of 3 shards have no features yet, the first is mmc4-000001"
-    ):
-        finish_features(storage, info)
+    with pytest.raises(KeyboardInterrupt):
+        compute(storage, tower, info, StopAfter(tower, 3))
+    done = [path.name for path in storage.local_path("features").iterdir()]
+    assert done == ["mmc4-000000.arrow"]
     with pytest.raises(DatasetError, match="has no features; run jobs/precompute_features"):
         FeatureReader(Dataset(storage.root), info.weights_sha256)
     first = storage.local_path(features_path("mmc4-000000")).stat()
     assert compute(storage, tower, info) == 2 and compute(storage, tower, info) == 0
     assert storage.local_path(features_path("mmc4-000000")).stat().st_mtime_ns == first.st_mtime_ns
-    assert finish_features(storage, info).features == info.as_dict()
+    assert json.loads(storage.read_bytes(MANIFEST_FILE))["features"] == info.as_dict()
     assert not storage.exists(".work")
 
 
@@ -117,28 +127,39 @@ def test_two_passes_give_the_same_bytes(storage: Storage, tower: VisualEncoder, 
         assert storage.read_bytes(features_path(name)) == other.read_bytes(features_path(name))
 
 
+def test_ray_gives_the_same_bytes(
+    storage: Storage, tower: VisualEncoder, tmp_path: Path, local_ray: None
+):
+    info = info_of(tower)
+    other = Storage(str(write_dataset(tmp_path / "ray", SAMPLES, 4)))
+    compute(storage, tower, info)
+    stage = FeatureStage(info, lambda: TowerOnCpu(tower), 3, resources=Resources(num_cpus=0.5))
+    _, num_done = extend(stage, other.root, RayRunner(), progress=False)
+    assert num_done == 3
+    for name in ("mmc4-000000", "mmc4-000001", "mmc4-000002"):
+        assert storage.read_bytes(features_path(name)) == other.read_bytes(features_path(name))
+
+
 def test_features_of_other_weights_are_refused(storage: Storage, tower: VisualEncoder):
     info = info_of(tower)
     compute(storage, tower, info)
-    finish_features(storage, info)
     other = weights_hash(start_tower(CONFIG, 1, None))
     with pytest.raises(DatasetError, match="features were made by 'small' with weights"):
         FeatureReader(Dataset(storage.root), other)
 
 
-def test_replacing_features_needs_a_word_and_unnames_the_old_first(
+def test_replacing_features_needs_an_option_and_unnames_the_old_ones_first(
     storage: Storage, tower: VisualEncoder
 ):
     info = info_of(tower)
     compute(storage, tower, info)
-    finish_features(storage, info)
     smaller = info_of(tower, "int8")
     with pytest.raises(FeatureError, match="give --overwrite to replace them"):
-        begin_features(storage, smaller)
-    assert (
-        len(missing_shards(storage, begin_features(storage, smaller, overwrite=True), smaller)) == 3
-    )
+        compute(storage, tower, smaller)
+    with pytest.raises(KeyboardInterrupt):
+        compute(storage, tower, smaller, StopAfter(tower, 0), overwrite=True)
     assert json.loads(storage.read_bytes(MANIFEST_FILE))["features"] is None
+    assert compute(storage, tower, smaller) == 3
 
 
 def test_a_shard_that_changed_is_done_again(storage: Storage, tower: VisualEncoder, tmp_path: Path):
@@ -146,8 +167,11 @@ def test_a_shard_that_changed_is_done_again(storage: Storage, tower: VisualEncod
     compute(storage, tower, info)
     changed = [*SAMPLES[:4], replace(SAMPLES[4], meta={"new": 1}), *SAMPLES[5:]]
     write_dataset(Path(storage.root), changed, 4)
-    missing = missing_shards(storage, begin_features(storage, info), info)
-    assert [entry.name for entry in missing] == ["mmc4-000001"]
+    before = storage.local_path(features_path("mmc4-000000")).stat().st_mtime_ns
+    assert compute(storage, tower, info) == 1
+    assert storage.local_path(features_path("mmc4-000000")).stat().st_mtime_ns == before
+    reader = FeatureReader(Dataset(storage.root), info.weights_sha256)
+    assert reader.info == info
 
 
 def test_values_beyond_float16_are_refused_with_a_way_out(storage: Storage, tower: VisualEncoder):
@@ -157,14 +181,12 @@ def test_values_beyond_float16_are_refused_with_a_way_out(storage: Storage, towe
     def huge(images: list[bytes]) -> np.ndarray:
         return np.full((len(images), *shape[1:]), 1e5, np.float32)
 
-    worker = ShardFeatures(storage.root, info, lambda: huge)
-    row = {"shard": "mmc4-000000", "tar_sha256": "x"}
-    with pytest.raises(FeatureError, match="1e\\+05 is beyond float16"):
-        worker(row)
+    with pytest.raises(StepError, match=r"stage 'features', shard 'mmc4-000000'.*beyond float16"):
+        compute(storage, tower, info, huge)
     assert not storage.exists(features_path("mmc4-000000"))
 
 
 def test_an_unfinished_dataset_is_refused(storage: Storage, tower: VisualEncoder):
     storage.delete(MANIFEST_FILE)
-    with pytest.raises(FeatureError, match="its build has not finished"):
-        begin_features(storage, info_of(tower))
+    with pytest.raises(EngineError, match="its build has not finished"):
+        compute(storage, tower, info_of(tower))

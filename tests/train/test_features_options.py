@@ -11,12 +11,12 @@ from jobs.precompute_features import main
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--num-workers", "-1"], "num_workers=-1: 0 (no Ray) or more, at most 10,000"),
-        (["--num-workers", "9" * 18], "at most 10,000"),
-        (["--batch-size", "0"], "batch_size=0: 1 or more, at most 65,536"),
-        (["--batch-size", "9" * 18], "at most 65,536"),
-        (["--seed", "-1"], "seed=-1: 0 or more"),
-        (["--seed", "9" * 30], "at most 9,223,372,036,854,775,807"),
+        (["--num-workers", "-1"], "num_workers is -1, give a whole number from 0 to 10,000"),
+        (["--num-workers", "9" * 18], "from 0 to 10,000"),
+        (["--batch-size", "0"], "batch_size is 0, give a whole number from 1 to 65,536"),
+        (["--batch-size", "9" * 18], "from 1 to 65,536"),
+        (["--seed", "-1"], "seed is -1, give a whole number from 0"),
+        (["--seed", "9" * 30], "to 9,223,372,036,854,775,807"),
         (["--data", ""], "a path is empty"),
         (["--data", "tape://7"], "Protocol not known"),
     ],
@@ -35,7 +35,7 @@ def test_a_dataset_that_is_not_there_is_named_before_ray_or_the_encoder_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
 ):
     was_there = ray.is_initialized()
-    assert main(["--data", str(tmp_path), "--recipe", recipe]) == 2
+    assert main(["--data", str(tmp_path), "--recipe", recipe]) == 1
     assert "no manifest.json: not a dataset" in capsys.readouterr().err
     assert ray.is_initialized() == was_there
 
