@@ -1,7 +1,7 @@
 """Filters of samples by name: `FILTERS["min_images"](2)` is a `Filter` for any corpus.
 
-Each looks at the column `segments` (see `schemas/sample.py`). A new one is a file here and a line in
-`FILTERS`; the contract test runs over the registry.
+Each reads the column `segments` (see `schemas/sample.py`) without touching the bytes of images. A new filter is one
+file with its reasons, and a line in `FILTERS`; the contract test runs over the registry.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,4 +15,4 @@ from pipelines.filters.text_length import text_length
 FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType(
     {"image_size": image_size, "min_images": min_images, "text_length": text_length}
 )
-"""Name -> factory; a factory with its defaults gives a usable filter."""
+"""Name -> factory; with its defaults a factory makes a usable filter."""

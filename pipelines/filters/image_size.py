@@ -1,10 +1,10 @@
-"""Filter: an image that is large enough."""
+"""Filter: samples with an image that is large enough."""
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Filter, Reason
-from pipelines.filters.columns import field_of, first_reason, largest_by_record
 
 REASONS = {"images_too_small": Reason("No image has a shorter side of the wanted length.")}
 
@@ -12,13 +12,14 @@ REASONS = {"images_too_small": Reason("No image has a shorter side of the wanted
 def image_size(min_side: int = 64, max_drop: float = 0.9) -> Filter:
     """A filter that keeps samples with an image whose shorter side has at least `min_side` pixels."""
     if min_side < 1:
-        raise ValueError(f"image_size: min_side {min_side}: at least 1 pixel")
-
-    def shorter_side(segments: pa.StructArray) -> np.ndarray:
-        return np.minimum(field_of(segments, "width"), field_of(segments, "height"))
+        raise ValueError(f"image_size: min_side is {min_side}, give at least 1 (pixels)")
 
     def test(table: pa.Table) -> pa.Array:
-        is_bad = largest_by_record(table, shorter_side) < min_side
-        return first_reason(len(table), (is_bad, "images_too_small"))
+        segments = pc.list_flatten(table["segments"])
+        width, height = (pc.struct_field(segments, name) for name in ("width", "height"))
+        shorter_side = pc.fill_null(pc.min_element_wise(width, height), 0)
+        largest = np.zeros(len(table), dtype=np.int64)
+        np.maximum.at(largest, pc.list_parent_indices(table["segments"]), shorter_side)
+        return pc.if_else(largest < min_side, "images_too_small", pa.scalar(None, pa.string()))
 
     return Filter("image_size", test, REASONS, max_drop)

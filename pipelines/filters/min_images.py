@@ -1,9 +1,10 @@
-"""Filter: enough images."""
+"""Filter: samples with enough images."""
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Filter, Reason
-from pipelines.filters.columns import first_reason, is_image, sum_by_record
 
 
 def min_images(
@@ -12,11 +13,15 @@ def min_images(
     meaning: str = "Fewer images than wanted.",
     max_drop: float = 0.9,
 ) -> Filter:
-    """A filter that keeps samples of at least `minimum` images; others get `reason`."""
+    """A filter that keeps samples with at least `minimum` images and drops the others for `reason`."""
     if minimum < 1:
-        raise ValueError(f"min_images: minimum {minimum}: at least 1 (0 would keep everything)")
+        raise ValueError(f"min_images: minimum is {minimum}, give at least 1 (0 keeps everything)")
 
     def test(table: pa.Table) -> pa.Array:
-        return first_reason(len(table), (sum_by_record(table, is_image) < minimum, reason))
+        segments = table["segments"]
+        is_image = pc.equal(pc.struct_field(pc.list_flatten(segments), "kind"), "image")
+        records = pc.list_parent_indices(segments).filter(is_image)
+        num_images = np.bincount(records, minlength=len(table))
+        return pc.if_else(num_images < minimum, reason, pa.scalar(None, pa.string()))
 
     return Filter("min_images", test, {reason: Reason(meaning)}, max_drop)

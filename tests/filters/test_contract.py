@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -54,6 +55,42 @@ def test_text_length_counts_characters_not_bytes():
 def test_image_size_looks_at_the_largest_image():
     drops = FILTERS["image_size"](64).test(TABLE).to_pylist()
     assert drops == ["images_too_small", None, "images_too_small", None]
+
+
+def test_filters_agree_with_the_samples_on_tables_of_several_chunks():
+    generator = np.random.default_rng(0)
+    samples = [
+        Sample(
+            f"s-{i}",
+            "test",
+            tuple(
+                image(*generator.integers(1, 200, 2).tolist())
+                if generator.random() < 0.5
+                else Segment.of_text("é" * int(generator.integers(0, 60)))
+                for _ in range(int(generator.integers(1, 6)))
+            ),
+        )
+        for i in range(200)
+    ]
+    rows = SAMPLES.table([sample.as_row() for sample in samples])
+    table = pa.concat_tables([rows.slice(first, 7) for first in range(0, 200, 7)])
+
+    def length(sample: Sample) -> int:
+        return sum(len(s.text or "") for s in sample.segments)
+
+    def side(sample: Sample) -> int:
+        return max((min(s.width or 0, s.height or 0) for s in sample.images), default=0)
+
+    keeps = [
+        (FILTERS["min_images"](2), lambda s: len(s.images) >= 2),
+        (FILTERS["image_size"](80), lambda s: side(s) >= 80),
+        (FILTERS["text_length"](20, 70), lambda s: 20 <= length(s) <= 70),
+        (FILTERS["text_length"](20), lambda s: length(s) >= 20),
+    ]
+    for filter_, is_kept in keeps:
+        found = [reason is None for reason in filter_.test(table).to_pylist()]
+        assert found == [is_kept(sample) for sample in samples]
+        assert 20 < sum(found) < 180, filter_.name
 
 
 @pytest.mark.parametrize(
