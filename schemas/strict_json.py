@@ -64,15 +64,23 @@ class JsonError(ValueError):
         return ".".join(str(part)[:MAX_SHOWN] for part in self.path or ()) or None
 
 
-def loads(document: str | bytes, max_digits: int = MAX_DIGITS) -> Any:
+def loads(
+    document: str | bytes,
+    max_digits: int = MAX_DIGITS,
+    tolerated: frozenset[str] = frozenset(),
+) -> Any:
     """The value of a JSON document; bytes are UTF-8, with or without a byte order mark.
+
+    `tolerated` may hold `not_finite` and `bad_unicode`: such values are then read as Python reads them. That is for
+    readers that check the fields they use and must not refuse a document for a field they ignore.
 
     Raises:
         JsonError: with the reason and the path of the first field, in the order of the document, that is
             refused.
     """
     text = document if isinstance(document, str) else _decoded(document)
-    hooks = _Hooks(max_digits)
+    assert tolerated <= {"not_finite", "bad_unicode"}, tolerated
+    hooks = _Hooks(max_digits, "not_finite" in tolerated)
     try:
         value = json.loads(
             text,
@@ -85,9 +93,12 @@ def loads(document: str | bytes, max_digits: int = MAX_DIGITS) -> Any:
         raise JsonError("nested_too_deeply", "it is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise JsonError("malformed_json", f"{error.msg} at character {error.pos}") from None
-    if hooks.found or _MAYBE_HALF.search(text) or not (text.isascii() or _is_unicode(text)):
+    is_unicode = "bad_unicode" in tolerated or not (
+        _MAYBE_HALF.search(text) or not (text.isascii() or _is_unicode(text))
+    )
+    if hooks.found or not is_unicode:
         for node, each in _values(value):
-            _check(node, each)
+            _check(node, each, is_unicode)
     return value
 
 
@@ -102,8 +113,8 @@ class _Refused:
 class _Hooks:
     """What `json.loads` calls for each part; a refused part is marked, since its path is not known yet."""
 
-    def __init__(self, max_digits: int) -> None:
-        self.max_digits = max_digits
+    def __init__(self, max_digits: int, allows_infinity: bool) -> None:
+        self.max_digits, self.allows_infinity = max_digits, allows_infinity
         self.found = False
 
     def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -125,13 +136,15 @@ class _Hooks:
 
     def float(self, text: str) -> float | _Refused:
         value = float(text)
-        if -math.inf < value < math.inf:
+        if self.allows_infinity or -math.inf < value < math.inf:
             return value
         return self._refused(
             "not_finite", f"is {text[:MAX_SHOWN]}, the largest number is 1.797e308"
         )
 
-    def constant(self, name: str) -> _Refused:
+    def constant(self, name: str) -> float | _Refused:
+        if self.allows_infinity:
+            return float(name)
         return self._refused("not_finite", f"is {name}, which is not a JSON number")
 
     def _refused(self, reason: str, detail: str) -> _Refused:
@@ -182,10 +195,10 @@ def _path(node: _Node | None) -> Path:
     return tuple(reversed(parts))
 
 
-def _check(node: _Node | None, value: Any) -> None:
+def _check(node: _Node | None, value: Any, is_unicode: bool) -> None:
     if isinstance(value, _Refused):
         raise JsonError(value.reason, value.detail, _path(node))
-    if isinstance(value, str) and not value.isascii():
+    if not is_unicode and isinstance(value, str) and not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError as error:

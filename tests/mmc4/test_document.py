@@ -75,7 +75,7 @@ def test_a_good_document():
         ("[" * 100_000, "nested_too_deeply", ""),
         ('{"a":' * 100_000, "nested_too_deeply", ""),
         ("[1]", "not_an_object", "a list of 1"),
-        ("NaN", "not_finite", "the line is NaN"),
+        ("NaN", "not_an_object", "nan"),
         ('{"url":"a","url":"b"}', "doubled_field", "url appears twice"),
         ('{"further":[{},{"a":1,"a":2}]}', "doubled_field", "further[1].a appears twice"),
         (without("url"), "missing_field", "url"),
@@ -88,11 +88,7 @@ def test_a_good_document():
         (changed("text_list.1", None), "wrong_type", "text_list[1] is None"),
         (changed("text_list", []), "no_text", "0 texts"),
         (changed("text_list", [" ", "\n"]), "no_text", "2 texts"),
-        (
-            changed("text_list.0", "\ud800"),
-            "bad_unicode",
-            "text_list[0] is not valid Unicode: \\ud800 at index 0",
-        ),
+        (changed("text_list.0", "\ud800"), "bad_unicode", "'\\ud800' at "),
         (changed("image_info", []), "no_images", ""),
         (changed("image_info.0", 7), "wrong_type", "image_info[0] is 7, expected an object"),
         (changed("image_info.0.matched_text_index", True), "wrong_type", "True"),
@@ -108,7 +104,7 @@ def test_a_good_document():
         (changed("similarity_matrix.1", 0), "wrong_type", "similarity_matrix[1]"),
         (changed("similarity_matrix.1.2", True), "wrong_type", "[1][2] is True"),
         (changed("similarity_matrix.1.2", None), "wrong_type", "[1][2] is None"),
-        (changed("similarity_matrix.1.2", float("nan")), "not_finite", "[1][2] is NaN"),
+        (changed("similarity_matrix.1.2", float("nan")), "not_finite", "[1][2] is nan"),
         (changed("similarity_matrix.1.2", 10**400), "not_finite", "60 digits"),
         (changed("similarity_matrix.1.2", 1.2), "similarity_out_of_range", "1.2"),
         (changed("similarity_matrix.1.2", 29), "similarity_out_of_range", "29"),
@@ -203,3 +199,9 @@ def test_freak_documents_take_no_more_than_linear_time():
     found = parse_document(json.dumps(document | {"similarity_matrix": [[0.5]] * 50_000}))
     outcomes = choose_images(found.similarity, found.texts, Rules())
     assert sum(o.reason is None for o in outcomes) == 256
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", {"x": [float("nan")]}])
+def test_a_field_that_is_not_used_costs_no_document(value: object):
+    line = changed("face_detections", value)
+    assert parse_document(line) == parse_document(changed("face_detections", None))

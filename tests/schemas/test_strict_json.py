@@ -98,3 +98,16 @@ def test_a_hostile_document_takes_linear_time() -> None:
     assert len(refused(deep).path or ()) == 500
     names = ",".join(f'"f{number}": 0' for number in range(100_000))
     assert refused(f'{{{names}, "last": 0, "last": 1}}').field == "last"
+
+
+def test_tolerated_values_are_read_as_python_reads_them_and_the_others_refused():
+    text = '{"a": [NaN, -Infinity, 1e999], "b": "\\ud800"}'
+    found = loads(text, tolerated=frozenset({"not_finite", "bad_unicode"}))
+    assert math.isnan(found["a"][0]) and found["a"][1:] == [-math.inf, math.inf]
+    assert found["b"] == "\ud800"
+    for tolerated, reason in (("not_finite", "bad_unicode"), ("bad_unicode", "not_finite")):
+        with pytest.raises(JsonError) as caught:
+            loads(text, tolerated=frozenset({tolerated}))
+        assert caught.value.reason == reason
+    with pytest.raises(JsonError, match="twice"):
+        loads('{"a": 1, "a": NaN}', tolerated=frozenset({"not_finite"}))

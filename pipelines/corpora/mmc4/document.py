@@ -11,8 +11,8 @@
 | · image_name       | no       | string or null                                                         |
 | similarity_matrix  | yes      | images x sentences, finite numbers in -1..1 (CLIP ViT-L/14)            |
 
-Further fields (`face_detections`, `could_have_url_duplicate`, those of other releases) are not checked beyond being
-strict JSON (`schemas.strict_json`): a NaN, a doubled name or half of a surrogate pair anywhere refuses the line.
+Further fields (`face_detections`, `could_have_url_duplicate`, those of other releases) are not checked: a NaN in one of
+them costs no document. A name that an object has twice refuses the line wherever it occurs.
 Source: MMC4 v1.1 as released (github.com/allenai/mmc4, README).
 """
 
@@ -45,6 +45,7 @@ DOCUMENT_REASONS: dict[str, Reason] = {
 }
 """Why a line is no document: reason -> one sentence for a person."""
 
+_CHECKED_BY_FIELD = frozenset({"not_finite", "bad_unicode"})
 _SHOWN_CHARACTERS = 60
 _TYPES = {str: "a string", list: "a list", dict: "an object", int: "a whole number"}
 _ROUNDING = 1e-3  # a cosine in half precision may lie this far outside -1..1
@@ -100,7 +101,7 @@ def parse_document(line: str) -> Document:
 
 def _loaded(line: str) -> Any:
     try:
-        return strict_json.loads(line)
+        return strict_json.loads(line, tolerated=_CHECKED_BY_FIELD)
     except JsonError as error:
         raise _document_error(error, line) from None
 
@@ -177,6 +178,11 @@ def _number(value: Any, where: str) -> float:
 
 def _string(value: Any, where: str) -> str:
     _check_type(value, str, where)
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        detail = f"{where} holds {value[error.start]!a} at index {error.start}"
+        raise DocumentError("bad_unicode", detail) from None
     return value
 
 
