@@ -1,10 +1,11 @@
-"""Peak memory and speed of a conversion, on tensors of the released 14B shapes with fewer layers.
+"""Peak memory and speed of weight conversion, on tensors of the released 14B shapes with fewer layers.
+
     python -m benchmarks.convert --folder /somewhere/with/space
 
-Weights are drawn on the fly and written tensor by tensor under the released names, converted
-by `jobs/convert_checkpoint.py` in a process of its own, and converted back. Prints JSON lines: the peak of the
-process's resident memory (VmHWM), that of its anonymous part, read 50 times a second (mapped files are cache
-that the system may take back), the largest tensor and the largest piece. Everything is deleted afterwards.
+Random weights are written tensor by tensor under the released names, converted by `jobs/convert_checkpoint.py` in a
+process of its own, and converted back. Prints JSON lines: the peak of the process's resident memory (VmHWM) and of its
+anonymous part, sampled 50 times per second (mapped files are cache that the system may reclaim), the largest tensor and
+the largest file. All files are deleted afterwards.
 """
 
 import json
@@ -34,32 +35,32 @@ JOB = Path(__file__).resolve().parents[1] / "jobs" / "convert_checkpoint.py"
 
 @dataclass(frozen=True)
 class ConvertBenchmark:
-    """What to convert; the defaults come to 5 GB in, 5 GB out."""
+    """What to convert; with the defaults 5 GB are read and 5 GB written."""
 
     folder: Path | None = None
-    """Where to work; needs three times the size of the weights. None: the system's temporary folder."""
+    """Working folder; needs three times the size of the weights. None: the system's temporary folder."""
     language_layers: int = 5
-    """Of LLaMA-13B's 40."""
+    """Layers of the language model; LLaMA-13B has 40."""
     vision_layers: int = 6
-    """Of EVA-CLIP g/14's 40."""
-    forms: tuple[Literal["bin", "safetensors"], ...] = ("bin", "safetensors")
-    """Forms of the released weights: one PyTorch file, or safetensors in pieces of 2 GB."""
+    """Layers of the visual encoder; EVA-CLIP g/14 has 40."""
+    formats: tuple[Literal["bin", "safetensors"], ...] = ("bin", "safetensors")
+    """Formats of the released weights: one PyTorch file, or safetensors in shards of 2 GB."""
     shard_size_gb: float = 2.0
-    """Largest piece that is written."""
+    """Largest file of the converted weights."""
     dtype: Literal["keep", "bfloat16", "float32"] = "keep"
-    """Of the written weights."""
+    """Data type of the written weights."""
 
 
 def released_specs(config: EmuConfig) -> list[TensorSpec]:
-    """Every tensor of the released file of this configuration, in float16."""
+    """All tensors of the released file for this configuration, in float16."""
     shapes = model_shapes(config)
     specs = [TensorSpec(released_name(n, False), s, torch.float16) for n, s in shapes.items()]
     unused = unused_tensors(config, torch.float16).items()
     return specs + [TensorSpec(name, tuple(t.shape), t.dtype) for name, t in unused]
 
 
-def drawn(specs: list[TensorSpec], config: EmuConfig, seed: int = 0) -> Iterator[Tensor]:
-    """Random values, one tensor after the other; constants as they must be."""
+def random_tensors(specs: list[TensorSpec], config: EmuConfig, seed: int = 0) -> Iterator[Tensor]:
+    """Random values, one tensor at a time; constant tensors keep their values."""
     generator = torch.Generator().manual_seed(seed)
     constants = unused_tensors(config, torch.float16)
     for spec in specs:
@@ -73,7 +74,7 @@ def drawn(specs: list[TensorSpec], config: EmuConfig, seed: int = 0) -> Iterator
 
 
 def run_benchmark(options: ConvertBenchmark) -> Iterator[dict[str, Any]]:
-    """A record for imports alone, and one for each conversion."""
+    """A record for the imports alone, then one per conversion."""
     config = emu_14b_config()
     config = replace(
         config,
@@ -82,53 +83,67 @@ def run_benchmark(options: ConvertBenchmark) -> Iterator[dict[str, Any]]:
         decoder=None,
     )
     yield {"what": "--help", **measured([str(JOB), "--help"])}
-    for form in options.forms:
+    for file_format in options.formats:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            yield from _there_and_back(options, config, form, Path(folder))
+            yield from _round_trip(options, config, file_format, Path(folder))
 
 
-def measured(words: list[str]) -> dict[str, Any]:
-    """Runs a command; its seconds and its peaks of memory in MB."""
-    began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
+def measured(arguments: list[str]) -> dict[str, Any]:
+    """Runs a command and returns its duration in seconds and its peaks of memory in MB."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
     peaks: dict[str, float] = {}
     while process.poll() is None:
         for name, value in _memory_mb(process.pid).items():
             peaks[name] = max(peaks.get(name, 0), value)
         time.sleep(PERIOD_S)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}")
+        raise RuntimeError(f"{' '.join(arguments)} failed with exit code {process.returncode}")
     return {
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - started, 1),
         "peak_mb": round(peaks["VmHWM"]),
         "peak_anonymous_mb": round(peaks["RssAnon"]),
     }
 
 
-def _there_and_back(
-    options: ConvertBenchmark, config: EmuConfig, form: str, folder: Path
+def _round_trip(
+    options: ConvertBenchmark, config: EmuConfig, file_format: str, folder: Path
 ) -> Iterator[dict[str, Any]]:
     specs = released_specs(config)
     weights = folder / "released"
     weights.mkdir()
-    if form == "bin":
-        write_torch(weights / "pytorch_model.bin", specs, drawn(specs, config))
+    if file_format == "bin":
+        write_torch(weights / "pytorch_model.bin", specs, random_tensors(specs, config))
     else:
-        write_safetensors(weights, "pytorch_model", specs, drawn(specs, config), 2_000_000_000)
+        write_safetensors(
+            weights, "pytorch_model", specs, random_tensors(specs, config), 2_000_000_000
+        )
     (folder / "Emu.json").write_text(json.dumps(config_to_released(config)))
     model, back = folder / "model", folder / "back"
-    there = ["--weights", str(weights), "--config", str(folder / "Emu.json"), "--out", str(model)]
-    there += ["--shard-size-gb", str(options.shard_size_gb), "--dtype", options.dtype]
-    yield {"what": f"import of {form}", **_sizes(model, measured([str(JOB), *there]), specs)}
-    first = _sample(weights)
-    for path in weights.iterdir():  # room for the way back
+    to_emu = ["--weights", str(weights), "--config", str(folder / "Emu.json"), "--out", str(model)]
+    to_emu += ["--shard-size-gb", str(options.shard_size_gb), "--dtype", options.dtype]
+    yield {
+        "what": f"import of {file_format}",
+        **_sizes(model, measured([str(JOB), *to_emu]), specs),
+    }
+    original = _checksums(weights)
+    for path in weights.iterdir():  # free space for the conversion back
         path.unlink()
-    given = ["--to", "released", "--weights", str(model), "--out", str(back), "--form", form]
-    given += ["--shard-size-gb", str(options.shard_size_gb)]
-    record = _sizes(back / "multimodal_encoder", measured([str(JOB), *given]), specs)
+    to_released = [
+        "--to",
+        "released",
+        "--weights",
+        str(model),
+        "--out",
+        str(back),
+        "--form",
+        file_format,
+    ]
+    to_released += ["--shard-size-gb", str(options.shard_size_gb)]
+    record = _sizes(back / "multimodal_encoder", measured([str(JOB), *to_released]), specs)
     if options.dtype == "keep":
-        record["equal"] = _sample(back / "multimodal_encoder") == first
-    yield {"what": f"export to {form}", **record}
+        record["equal"] = _checksums(back / "multimodal_encoder") == original
+    yield {"what": f"export to {file_format}", **record}
 
 
 def _sizes(out: Path, record: dict[str, Any], specs: list[TensorSpec]) -> dict[str, Any]:
@@ -142,8 +157,8 @@ def _sizes(out: Path, record: dict[str, Any], specs: list[TensorSpec]) -> dict[s
     }
 
 
-def _sample(weights: Path) -> dict[str, float]:
-    """A number for every tensor that tells it from others."""
+def _checksums(weights: Path) -> dict[str, float]:
+    """The sum of absolute values of each tensor, by name."""
     files = WeightFiles(weights)
     names = sorted(files.places)
     return {n: float(t.double().abs().sum()) for n, t in zip(names, files.read(names), strict=True)}

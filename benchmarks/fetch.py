@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.clients import Cost, client
 from benchmarks.image_server import image_server
-from benchmarks.photos import drawn_photo
+from benchmarks.photos import synthetic_photo
 from pipelines.images.normalise import ImageConfig, normalise_image
 
 _TARGETS = {"https": 5.0, "http": 1.2, "decode": 2.0}
@@ -89,7 +89,7 @@ def _decode_rounds(options: Options) -> Iterator[tuple[str, Cost]]:
     from img2dataset.resizer import Resizer
 
     sizes = [(1155, 866), (1366, 768), (1600, 1200), (2048, 1365), (3000, 2000), (4000, 3000)]
-    photos = [drawn_photo(*size, seed) for seed in range(4) for size in sizes]
+    photos = [synthetic_photo(*size, seed) for seed in range(4) for size in sizes]
     config = ImageConfig(side=options.side)
     resizer = Resizer(options.side, "keep_ratio", True, encode_quality=config.quality)
     run: dict[str, Callable[[bytes], object]] = {
@@ -97,7 +97,7 @@ def _decode_rounds(options: Options) -> Iterator[tuple[str, Cost]]:
         "img2dataset": lambda photo: resizer(io.BytesIO(photo)),
     }
     for size in sizes:
-        chosen = [drawn_photo(*size, seed) for seed in range(4)]
+        chosen = [synthetic_photo(*size, seed) for seed in range(4)]
         pixels = round(size[0] * size[1] / 1e6, 1)
         costs = {engine: _decode_cost(chosen, run[engine]) for engine in _ENGINES}
         ratio = costs["img2dataset"].cpu_s / costs["ours"].cpu_s
@@ -141,7 +141,7 @@ def _summarise(subject: str, rounds: list[tuple[str, Cost]]) -> None:
 
 def _photos(options: Options) -> list[bytes]:
     if options.photos is None:
-        return [drawn_photo(640, 480, seed) for seed in range(options.num_photos)]
+        return [synthetic_photo(640, 480, seed) for seed in range(options.num_photos)]
     paths = sorted(options.photos.glob("*.jpg"))[: options.num_photos]
     if not paths:
         raise ValueError(f"photos {str(options.photos)!r} holds no .jpg: name a folder of JPEGs")

@@ -1,12 +1,13 @@
-"""Our metrics against the official scorers and plain loops, as JSON lines; rounds are interleaved.
+"""Speed of our metrics against the official scorers and plain loops, as JSON lines; rounds are interleaved.
 
-    SUBJECTS: captions (Bleu, ROUGE-L and CIDEr of 4,000 captions with 5 references that are tokens already, against
-    pycocoevalcap), captions_as_text (the same from text, with our tokeniser and with Stanford's), visdial (every
-    measure of 2,064 dialogs of 10 rounds with 100 candidates, against a loop over questions), visdial_ranks (the ranks
-    alone), wups (NExT-OE validation, against a transcription of its definition)
+Subjects:
+    captions: Bleu, ROUGE-L and CIDEr of 4,000 tokenized captions with 5 references, against pycocoevalcap
+    captions_as_text: the same from text, with our tokenizer and with Stanford's
+    visdial: all measures of 2,064 dialogs of 10 rounds with 100 candidates, against a loop over questions
+    visdial_ranks: only the ranks
+    wups: NExT-OE validation, against a transcription of its definition
 
-Each round runs in a fresh process, so nothing is cached from one to the next; imports and reading are not counted.
-Options: `python -m benchmarks.metrics --help`.
+Each round runs in a fresh process, so that nothing is cached between rounds. Imports and reading files are not counted.
 """
 
 import csv
@@ -27,13 +28,14 @@ import tyro
 
 from benchmarks.clients import cpu_s
 from benchmarks.plain_metrics import plain_ranks, plain_visdial, plain_wups
+from emu.eval.metrics.answers import stem
 from emu.eval.metrics.captions import already_tokens, score_captions, tokenize_captions
+from emu.eval.metrics.lemmas import rule_lemmas
 from emu.eval.metrics.metric import Bootstrap
-from emu.eval.metrics.ptb import PtbTokenizer
-from emu.eval.metrics.stanford import StanfordTokenizer
+from emu.eval.metrics.ptb import PtbTokenizer, StanfordTokenizer
 from emu.eval.metrics.visdial import ndcg, target_ranks
 from emu.eval.metrics.wordnet import WordNet
-from emu.eval.metrics.wups import OpenReference, Wups, rule_lemmas
+from emu.eval.metrics.wups import OpenReference, Wups
 
 Subject = Literal["captions", "captions_as_text", "visdial", "visdial_ranks", "wups"]
 Captions = tuple[dict[int, str], dict[int, list[str]]]
@@ -42,7 +44,7 @@ _NUM_REFERENCES = 5
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares the metrics with the official scorers, as JSON lines. Which subject is what: benchmarks/metrics.py."""
+    """Compares the speed of the metrics with the official scorers; benchmarks/metrics.py describes the subjects."""
 
     subjects: tuple[Subject, ...] = (
         "captions",
@@ -51,18 +53,18 @@ class Comparison:
         "visdial_ranks",
         "wups",
     )
-    """What is compared."""
+    """Subjects to measure."""
     data: Path = Path("../shared/golden/metrics")
-    """Folder with captions (abstract48S.json, abstract_candsB.json) and answers to score."""
+    """Folder of the captions (abstract48S.json, abstract_candsB.json) and of the answers of NExT-OE."""
     wordnet: Path = Path("/usr/share/wordnet")
     """Folder of WordNet 3.0's database files, for wups."""
     num_rounds: int = 5
-    """Rounds of each subject, both sides in turn, each in a process of its own; medians are printed."""
+    """Rounds per subject; each runs all sides in turn, each in a process of its own, and medians are printed."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one round took, children's CPU included, and a number that both sides must agree on."""
+    """Time of one round, including CPU time of child processes, and a result on which all sides must agree."""
 
     wall_s: float
     cpu_s: float
@@ -70,7 +72,7 @@ class Cost:
 
 
 def caption_data(folder: Path) -> Captions:
-    """4,000 captions with 5 references: of each image's 48 sentences every sixth against the next five."""
+    """4,000 captions with 5 references: every sixth of the 48 sentences of an image against the next five."""
     sentences: dict[str, list[str]] = {}
     for record in json.loads((folder / "abstract48S.json").read_text()):
         sentences.setdefault(record["image_id"], []).append(record["caption"])
@@ -84,7 +86,7 @@ def caption_data(folder: Path) -> Captions:
 
 
 def token_data(folder: Path) -> Captions:
-    """The same as Stanford's tokens."""
+    """`caption_data` as Stanford's tokens."""
     found = tokenize_captions(*caption_data(folder), StanfordTokenizer.find())
     starts = found.starts.tolist()
     references = [found.references[starts[i] : starts[i + 1]] for i in range(len(found.keys))]
@@ -103,13 +105,13 @@ def our_captions_with_intervals(data: Captions) -> float:
 
 
 def our_captions_as_text(data: Captions) -> float:
-    """The sum of the six scores of text, tokenised in Python."""
+    """The sum of the six scores of text, tokenized in Python."""
     scores = score_captions(*data, PtbTokenizer(), Bootstrap(0))
     return sum(score.value for score in scores)
 
 
 def our_captions_with_java(data: Captions) -> float:
-    """The sum of the six scores of text, tokenised by Stanford's program."""
+    """The sum of the six scores of text, tokenized by Stanford's program."""
     scores = score_captions(*data, StanfordTokenizer.find(), Bootstrap(0))
     return sum(score.value for score in scores)
 
@@ -140,7 +142,7 @@ def official_captions_as_text(data: Captions) -> float:
 
 
 def visdial_data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores [20640, 100], the right candidates, and relevance [2064, 100] of each dialog's first round."""
+    """Scores [20640, 100], the correct candidates, and the relevance [2064, 100] of each dialog's first round."""
     generator = np.random.default_rng(0)
     relevance = np.where(
         generator.random((2064, 100)) < 0.1, generator.integers(1, 6, (2064, 100)) / 5, 0
@@ -194,7 +196,7 @@ def our_wups(
 
 
 def sides(subject: Subject) -> dict[str, Callable[[Any], float]]:
-    """The functions that a subject compares, the reference last."""
+    """The functions that a subject compares; the reference is last."""
     return {
         "captions": {
             "ours": our_captions,
@@ -228,14 +230,16 @@ def _measure(subject: Subject, side: str, options: Comparison) -> Cost:
     }[subject]()
     work = sides(subject)[side]
     if side == "pycocoevalcap":
-        sides(subject)[side](({0: "a"}, {0: ["a"]}))  # its imports
+        sides(subject)[side](({0: "a"}, {0: ["a"]}))  # imports its modules
+    if subject == "wups":
+        stem("word")  # imports NLTK
     start, start_cpu = time.perf_counter(), cpu_s()
     result = work(data)
     return Cost(time.perf_counter() - start, cpu_s() - start_cpu, result)
 
 
 def compare(subject: Subject, options: Comparison) -> None:
-    """Prints a JSON line a side: medians, their ratio to the reference, and the range of the rounds' ratios."""
+    """Prints a JSON line per side: medians, their ratio to the reference, and the range of ratios over rounds."""
     costs: dict[str, list[Cost]] = {side: [] for side in sides(subject)}
     for _ in range(options.num_rounds):
         for side, found in costs.items():
@@ -266,7 +270,7 @@ def compare(subject: Subject, options: Comparison) -> None:
 
 
 def main() -> None:
-    """Prints what is compared, then the lines."""
+    """Prints the versions and options, then a line per subject and side."""
     options = tyro.cli(Comparison)
     machine = {
         "python": platform.python_version(),

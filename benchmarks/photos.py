@@ -1,12 +1,12 @@
-"""Drawn photographs for measurements: soft light, shapes and grain, so that they weigh what photos weigh."""
+"""Synthetic photos for measurements: soft light, shapes and grain, so that their files have the size of real ones."""
 
 import cv2
 import numpy as np
 import simplejpeg
 
 
-def drawn_photo(width: int, height: int, seed: int, quality: int = 85) -> bytes:
-    """A JPEG of about 0.15 to 0.3 bytes a pixel, as photographs on the web have."""
+def synthetic_photo(width: int, height: int, seed: int, quality: int = 85) -> bytes:
+    """A JPEG file of about 0.15 to 0.3 bytes per pixel, like photos on the web."""
     rng = np.random.default_rng(seed)
     light = rng.integers(30, 225, (9, 12, 3), dtype=np.uint8)
     canvas = cv2.resize(light, (width, height), interpolation=cv2.INTER_CUBIC)

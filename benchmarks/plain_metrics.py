@@ -1,4 +1,4 @@
-"""What the metrics are compared with: loops over questions, and WUPS transcribed from its definition."""
+"""References of `benchmarks.metrics`: loops over questions, and WUPS transcribed from its definition."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from emu.eval.metrics.lemmas import rule_lemmas
 from emu.eval.metrics.wordnet import Sense, WordNet
-from emu.eval.metrics.wups import OpenReference, rule_lemmas
+from emu.eval.metrics.wups import OpenReference
 
 _ROOT = ("", 0)
 
@@ -43,15 +44,15 @@ def _rank(row: list[float], target: int) -> int:
 def _ndcg(row: list[float], relevance: list[float]) -> float:
     k = sum(value != 0 for value in relevance)
     order = sorted(range(len(row)), key=lambda index: -row[index])[:k]
-    gained = sum(relevance[index] / math.log2(place + 2) for place, index in enumerate(order))
+    gained = sum(relevance[index] / math.log2(rank + 2) for rank, index in enumerate(order))
     best = sorted(relevance, reverse=True)[:k]
-    return gained / sum(value / math.log2(place + 2) for place, value in enumerate(best))
+    return gained / sum(value / math.log2(rank + 2) for rank, value in enumerate(best))
 
 
 def plain_wups(
     data: tuple[WordNet, dict[str, str], dict[str, OpenReference], frozenset[str]],
 ) -> float:
-    """WUPS in percent: every answer, pair of words and path is worked out anew, as the official scorer does."""
+    """WUPS in percent; every answer, pair of words and path is computed again, as in the official scorer."""
     wordnet, predictions, references, stop_words = data
     lemmatize = rule_lemmas(wordnet)
     total = 0.0
@@ -108,12 +109,12 @@ def _depth(wordnet: WordNet, sense: Sense, choose: Any) -> int:
 
 def _paths(wordnet: WordNet, sense: Sense, with_root: bool) -> dict[Any, int]:
     found: dict[Any, int] = {}
-    waiting = deque([(sense, 0)])
-    while waiting:
-        one, distance = waiting.popleft()
+    pending = deque([(sense, 0)])
+    while pending:
+        one, distance = pending.popleft()
         if one not in found:
             found[one] = distance
-            waiting.extend((parent, distance + 1) for parent in wordnet.hypernyms(one))
+            pending.extend((parent, distance + 1) for parent in wordnet.hypernyms(one))
     if with_root:
         found[_ROOT] = max(found.values()) + 1
     return found

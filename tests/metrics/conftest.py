@@ -17,7 +17,7 @@ def golden_metrics(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def abstract_scenes(golden_metrics: Path) -> tuple[dict[int, str], dict[int, list[str]]]:
-    """Predictions and references: two candidates an image, each scored as a sample of its own."""
+    """Predictions and references: two candidates per image, each scored as a sample of its own."""
     sentences: dict[str, list[str]] = {}
     for record in json.loads((golden_metrics / "abstract48S.json").read_text()):
         sentences.setdefault(record["image_id"], []).append(record["caption"])

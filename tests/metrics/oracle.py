@@ -1,14 +1,14 @@
-"""The official scorers of captions, where Java and pycocoevalcap are installed."""
+"""The official scorers of captions, if Java and pycocoevalcap are installed."""
 
 from collections.abc import Mapping, Sequence
 
 import pytest
 
-from emu.eval.metrics.stanford import StanfordTokenizer
+from emu.eval.metrics.ptb import StanfordTokenizer
 
 
 def stanford_tokenizer() -> StanfordTokenizer:
-    """Stanford's tokeniser; skips the test where it cannot run."""
+    """Stanford's tokenizer; skips the test if it cannot run."""
     try:
         return StanfordTokenizer.find()
     except (ModuleNotFoundError, FileNotFoundError) as missing:
@@ -16,7 +16,7 @@ def stanford_tokenizer() -> StanfordTokenizer:
 
 
 def official_tokens(captions: Sequence[str]) -> list[str]:
-    """What the official wrapper makes of captions, each its own image."""
+    """Tokens by the official wrapper, each caption as its own image."""
     wrapper = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
     found = wrapper.PTBTokenizer().tokenize(
         {index: [{"caption": text}] for index, text in enumerate(captions)}
@@ -27,7 +27,7 @@ def official_tokens(captions: Sequence[str]) -> list[str]:
 def official_scores(
     candidates: Mapping[object, str], references: Mapping[object, Sequence[str]]
 ) -> dict[str, tuple[float, list[float]]]:
-    """The official score and scores of samples of token strings; skips the test without pycocoevalcap."""
+    """The official score and sample scores of token strings; skips the test without pycocoevalcap."""
     scorers = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="needs pycocoevalcap")
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge

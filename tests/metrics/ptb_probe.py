@@ -1,8 +1,8 @@
-"""Differences between the tokeniser in Python and Stanford's program on made captions.
+"""Differences between the tokenizer in Python and Stanford's program on generated captions.
 
     python -m tests.metrics.ptb_probe --count 20000 --seed 1
 
-prints them, shortest first. Captions stand in one list, so that what follows over the end of a line counts too.
+prints them, shortest first. All captions are in one list, so that the next caption is part of the context.
 """
 
 import random
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from emu.eval.metrics import ptb_words
-from emu.eval.metrics.ptb import PtbTokenizer
-from emu.eval.metrics.stanford import StanfordTokenizer
+from emu.eval.metrics import ptb_tables
+from emu.eval.metrics.ptb import PtbTokenizer, StanfordTokenizer
 
 _SIGNS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _UNICODE = (
@@ -30,7 +29,7 @@ _APOSTROPHES = """
 can't won't don't isn't I'm he's they're we've you'll she'd it's 'tis 'twas y'all o'clock O'Neill d'Arc ma'am cannot
 gonna gotta wanna lemme gimme rock'n'roll 'em 'cause '90s '99 dogs' boys' shouldn't've d'ye c'mon ne'er Hawai'i l'eau
 """
-# a tilde is a space inside
+# a tilde stands for a space
 _NUMBERS = """
 5 12 1,000 3.14 1/2 50% $5 $1,200.50 10:30 10:30am 5'10" 6-8 1980s 1990's 2nd 1-2-3 555-1234 10/12/2004 -5 No.~5
 1-800-555-1234 2004-10-12 +5 .5 1.5x 4x4 #1 1st. 5km 20°C 3D 1,2,3 5, 7. 007 1e5 1.2.3.4 £5 5€ 1½ 3~1/2 ½~cup
@@ -43,7 +42,7 @@ http://www.example.com/a?b=1 www.example.com/photos/1 https://x.org example.com 
 """
 _KNOWN = [
     word.replace("^", "").replace("_", "") + "."
-    for table in (ptb_words.TITLES, ptb_words.SHORTENED, ptb_words.BEFORE_NUMBERS)
+    for table in (ptb_tables.TITLES, ptb_tables.SHORTENED, ptb_tables.BEFORE_NUMBERS)
     for word in table.split()
 ]
 _WORDS = """
@@ -65,31 +64,31 @@ _KINDS: list[tuple[Sequence[str], int]] = [
 
 
 def made_caption(generator: random.Random) -> str:
-    """A caption of words, numbers, abbreviations, addresses and signs, joined with and without spaces."""
+    """A caption of words, numbers, abbreviations, addresses and punctuation, joined with and without spaces."""
     pieces: list[str] = []
     for _ in range(generator.randint(1, 9)):
         pieces.append(_piece(generator))
-        chance = generator.random()
-        pieces.append(" " if chance < 0.6 else "" if chance < 0.94 else generator.choice(_SIGNS))
+        roll = generator.random()
+        pieces.append(" " if roll < 0.6 else "" if roll < 0.94 else generator.choice(_SIGNS))
     return "".join(pieces)
 
 
 def made_noise(generator: random.Random) -> str:
-    """A short caption of signs and letters that make trouble."""
+    """A short caption of punctuation and letters that are hard to tokenize."""
     kinds = (_SIGNS, "abstndAB15", " ", _UNICODE)
     chosen = generator.choices(kinds, (45, 36, 12, 7), k=generator.randint(1, 10))
     return "".join(generator.choice(kind) for kind in chosen)
 
 
 def made_captions(seed: int, count: int) -> list[str]:
-    """`count` captions: two of three are `made_caption`, some empty, the rest `made_noise`."""
+    """`count` captions: two thirds are `made_caption`, some are empty, the rest is `made_noise`."""
     generator = random.Random(seed)
     makers = (made_caption, made_noise, lambda _: "")
     return [maker(generator) for maker in generator.choices(makers, (66, 31, 3), k=count)]
 
 
 def differences(captions: Sequence[str], stanford: StanfordTokenizer) -> list[tuple[str, str, str]]:
-    """Captions with Stanford's and our tokens, where they differ."""
+    """Captions whose tokens differ, with Stanford's and ours."""
     theirs, ours = stanford(captions), PtbTokenizer()(captions)
     found = zip(captions, theirs, ours, strict=True)
     return [(caption, one, other) for caption, one, other in found if one != other]
@@ -108,12 +107,12 @@ def _piece(generator: random.Random) -> str:
 
 @dataclass(frozen=True)
 class Probe:
-    """What to make.
+    """What to generate.
 
     Attributes:
         seed: of the captions.
-        count: how many.
-        shown: differences to print.
+        count: number of captions.
+        shown: number of differences to print.
     """
 
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# word: hypernym, by part of speech
+# hypernym by word, by part of speech
 _TREES: dict[str, dict[str, str | None]] = {
     "noun": {
         "entity": None,
@@ -20,14 +20,14 @@ _LETTERS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 
 
 def write_wordnet(folder: Path, version: str = "3.0") -> Path:
-    """Writes the database files into the folder."""
-    licence = f"  1 This is no licence, but stands where one does.  \n  2 WordNet {version} Copyright nobody.  \n"
+    """Writes the database files to the folder."""
+    license_text = f"  1 Not a license, but in the position of one.  \n  2 WordNet {version} Copyright nobody.  \n"
     for pos, words in _TREES.items():
         letter = _LETTERS[pos]
-        data, index = licence, licence
+        data, index = license_text, license_text
         offsets: dict[str, int] = {}
         for word, parent in words.items():
-            # a sense is found by the place of its record in the file
+            # a sense is identified by the offset of its record in the file
             offsets[word] = len(data)
             pointers = f"001 @ {offsets[parent]:08d} {letter} 0000" if parent else "000"
             data += f"{offsets[word]:08d} 03 {letter} 01 {word} 0 {pointers} | a {word}\n"

@@ -74,7 +74,7 @@ def test_interval_holds_the_score_and_is_the_same_for_a_seed():
 BAD_INPUTS: list[tuple[Mapping, Mapping[object, Sequence[object]], str]] = [
     ({"a": "x"}, {"a": ["x"], "b": ["y"]}, "1 of 2 references have no prediction .'b'."),
     ({"a": "x", "c": "y"}, {"a": ["x"]}, "1 of 2 predictions have no reference .'c'."),
-    ({1: "x"}, {"1": ["x"]}, "types differ: int and str"),
+    ({1: "x"}, {"1": ["x"]}, "types of the ids differ: int and str"),
     ({}, {}, "nothing to score"),
     ({"a": None}, {"a": ["x"]}, "'a': None"),
     ({"a": float("nan")}, {"a": ["x"]}, "predictions: 1 values are not str"),
@@ -94,17 +94,17 @@ def test_bad_input_is_an_error_that_names_it(
         score_captions(predictions, references, already_tokens, NO_INTERVAL)
 
 
-def test_a_tokeniser_that_loses_captions_is_an_error():
-    with pytest.raises(ValueError, match="2 captions were tokenised into 1"):
+def test_a_tokenizer_that_loses_captions_is_an_error():
+    with pytest.raises(ValueError, match="2 captions were tokenized into 1"):
         RougeL(lambda captions: captions[1:])({1: "a", 2: "b"}, {1: ["a"], 2: ["b"]})
 
 
 def test_an_unknown_variant_is_named():
-    with pytest.raises(ValueError, match="'CIDEr-X'"):
-        Cider(already_tokens, "CIDEr-X")
+    with pytest.raises(ValueError, match="variant is 'CIDEr-X', give one of 'CIDEr'"):
+        Cider(already_tokens, "CIDEr-X")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("order", [0, 5])
-def test_an_order_that_bleu_has_not_is_named(order: int):
-    with pytest.raises(ValueError, match=f"order is {order}; there are 1 to 4"):
+def test_an_order_outside_bleus_range_is_named(order: int):
+    with pytest.raises(ValueError, match=f"order is {order}, give a whole number from 1 to 4"):
         Bleu(already_tokens, order)

@@ -1,4 +1,4 @@
-"""Captions against the official scorers themselves, where Java and pycocoevalcap are installed."""
+"""Caption metrics against the official scorers, if Java and pycocoevalcap are installed."""
 
 import json
 import random

@@ -1,11 +1,11 @@
-"""The tokeniser in Python: tokens that Stanford's program gave for captions of our own making, and its edges."""
+"""The tokenizer in Python: recorded tokens of Stanford's program for generated captions, and corner cases."""
 
 import json
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.eval.metrics.captions import RougeL, score_captions
@@ -14,7 +14,7 @@ from emu.eval.metrics.ptb import PUNCTUATION, PtbTokenizer, raw_tokens
 from tests.metrics.absent import hide_package
 from tests.metrics.ptb_probe import made_captions
 
-# captions and their tokens, recorded in this order: what follows counts
+# captions and their tokens, recorded in this order, which matters: the next caption is part of the context
 CASES: list[list[str]] = json.loads((Path(__file__).parent / "ptb_cases.json").read_text())
 
 
@@ -33,31 +33,31 @@ def test_tokens_are_those_that_stanfords_program_gave(monkeypatch: pytest.Monkey
         (["A dog, a Cat."], ["a dog a cat"]),
         (["He can't, she won't."], ["he ca n't she wo n't"]),
         (["It's the boys' \"5\" (red) dogs"], ["it 's the boys 5 -lrb- red -rrb- dogs"]),
-        # what the next caption begins with decides on a period
+        # a period depends on the beginning of the next caption
         (["see fig.", "5 dogs"], ["see fig.", "5 dogs"]),
         (["see fig.", "a dog"], ["see fig", "a dog"]),
-        # a line's end is white space, the text's end is not
+        # a line end is white space, the end of the text is not
         (["since '98", "a"], ["since '98", "a"]),
         (["since '98"], ["since 98"]),
         (["", " ", "?!", "\U0001f600"], ["", "", "?!", ""]),
         ([], []),
     ],
 )
-def test_what_tokens_are(captions: list[str], tokens: list[str]):
+def test_tokens_of_examples(captions: list[str], tokens: list[str]):
     assert PtbTokenizer()(captions) == tokens
 
 
 def test_line_ends_inside_captions_separate_words():
-    captions = [f"a{sign}b" for sign in "\n\r\x0b\x0c\u2028\u2029"]
+    captions = [f"a{end}b" for end in "\n\r\x0b\x0c\u2028\u2029"]
     assert PtbTokenizer()([*captions, "c"]) == ["a b"] * 6 + ["c"]
 
 
 def test_half_a_surrogate_pair_is_named():
-    with pytest.raises(ValueError, match=r"1 captions hold half a surrogate pair.*ud800b"):
+    with pytest.raises(ValueError, match=r"1 captions have half a surrogate pair.*ud800b"):
         PtbTokenizer()(["a", "\ud800b"])
 
 
-def test_chunks_that_are_looked_up_have_the_tokens_of_the_whole_text():
+def test_cached_chunks_have_the_tokens_of_the_whole_text():
     captions = [*made_captions(7, 1500), *(caption for caption, _ in CASES)]
     captions = [" ".join(caption.splitlines()) for caption in captions]
     text, start, whole = "\n".join(captions), 0, []
@@ -70,9 +70,11 @@ def test_chunks_that_are_looked_up_have_the_tokens_of_the_whole_text():
     assert tokenize(captions) == whole
 
 
+# no deadline: the first example compiles the patterns
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=4))
 def test_any_text_has_tokens(captions: list[str]):
-    if any("\ud800" <= sign <= "\udfff" for caption in captions for sign in caption):
+    if any("\ud800" <= unit <= "\udfff" for caption in captions for unit in caption):
         return
     tokenize = PtbTokenizer()
     found = tokenize(captions)
@@ -84,13 +86,13 @@ def test_any_text_has_tokens(captions: list[str]):
 @pytest.mark.parametrize(
     "piece", ["a", "a.", "a,", "<a ", "<a b='", "a@", "www.", "é.", "5 ", "(5", "'", "\xad", "漢"]
 )
-def test_long_captions_take_no_time(piece: str):
-    start = time.perf_counter()
+def test_long_captions_take_linear_time(piece: str):
+    start = time.process_time()
     PtbTokenizer()([piece * (4000 // len(piece)), "x"])
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
-def test_scores_need_no_tokeniser_to_be_named():
+def test_scores_tokenize_by_default():
     texts, tokens = (
         {1: "A dog, and a cat.", 2: "It's 5 p.m."},
         {1: "a dog and a cat", 2: "it 's 5 p.m."},

@@ -1,4 +1,4 @@
-"""The tokeniser in Python against Stanford's program, where Java and pycocoevalcap are installed."""
+"""The tokenizer in Python against Stanford's program, if Java and pycocoevalcap are installed."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ def test_captions_of_photos_have_stanfords_tokens(sample_data: Path):
 
 
 @pytest.mark.parametrize("seed", [11, 12])
-def test_made_captions_differ_in_capital_sigmas_alone(seed: int):
+def test_generated_captions_differ_only_in_capital_sigmas(seed: int):
     found = differences(made_captions(seed, 100_000), stanford_tokenizer())
     assert len(found) <= 3
     assert [one for one in found if "\u03a3" not in one[0]] == []
@@ -41,11 +41,11 @@ def test_made_captions_differ_in_capital_sigmas_alone(seed: int):
     "form",
     ["ab{0}cd 5{0}6 {0}x x{0}", "{0}{0} a.{0} etc. {0}b '{0}x", '@{0}b #{0} b-{0} "{0} -{0}.'],
 )
-def test_every_sign_of_unicodes_first_plane_has_stanfords_tokens(form: str):
+def test_every_character_of_the_basic_multilingual_plane_has_stanfords_tokens(form: str):
     codes = (code for code in range(1, 0x10000) if not 0xD800 <= code < 0xE000)
-    signs = [chr(code) for code in codes if chr(code) not in LINE_ENDS]
-    signs += [chr(code) for code in range(0x10000, 0x110000, 509)]
-    assert differences([form.format(sign) for sign in signs], stanford_tokenizer()) == []
+    characters = [chr(code) for code in codes if chr(code) not in LINE_ENDS]
+    characters += [chr(code) for code in range(0x10000, 0x110000, 509)]
+    assert differences([form.format(one) for one in characters], stanford_tokenizer()) == []
 
 
 def test_tokens_and_punctuation_are_those_of_the_official_wrapper():

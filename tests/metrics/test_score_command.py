@@ -1,4 +1,4 @@
-"""The command on files of every form: its table, its JSON, its errors."""
+"""The command for each metric: its table, its JSON, its errors."""
 
 import json
 import math
@@ -50,7 +50,7 @@ def test_coco_results_print_a_table_and_write_every_sample(
         "r.json",
         {"annotations": [{"id": 9, "image_id": i, "caption": c} for i, c in captions]},
     )
-    scores = run("captions", predictions, references, "--pre-tokenised")
+    scores = run("captions", predictions, references, "--pre-tokenized")
     assert list(scores) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"]
     assert scores["ROUGE_L"]["samples"].keys() == {"1", "2"}
     printed = capsys.readouterr().out.splitlines()
@@ -67,7 +67,7 @@ def test_single_caption_metrics_read_json_lines_and_csv(tmp_path: Path, metric: 
         '{"image_id": 1, "caption": "a dog"}\n\n{"image_id": 2, "caption": "a cat"}\n',
     )
     references = write(tmp_path, "r.csv", "image_id,caption\n1,a dog\n2,a cat\n2,the cat\n")
-    (score,) = run(metric, predictions, references, "--pre-tokenised").values()
+    (score,) = run(metric, predictions, references, "--pre-tokenized").values()
     assert score["samples"].keys() == {"1", "2"}
 
 
@@ -82,7 +82,7 @@ def test_vqa_results_by_type_and_mode(tmp_path: Path):
     references = write(tmp_path, "r.json", {"annotations": [annotation]})
     predictions = write(tmp_path, "p.json", [{"question_id": 5, "answer": "The dog."}])
     assert run("vqa", predictions, references)["VQA accuracy"]["value"] == 0
-    for metric in ("vqa_always_normalised", "vqa_released", "okvqa", "textvqa"):
+    for metric in ("vqa_always_normalized", "vqa_released", "okvqa", "textvqa"):
         (score,) = run(metric, predictions, references).values()
         assert score["groups"] == {"question_type/what color": 100, "answer_type/other": 100}
 
@@ -196,22 +196,22 @@ def test_captions_that_are_not_tokens_end_the_command(tmp_path: Path):
     references = write(tmp_path, "r.json", CAPTIONS)
     predictions = [{"image_id": 1, "caption": "a  dog "}, CAPTIONS[1]]
     with pytest.raises(SystemExit, match=r"1 captions are not tokens.*'a  dog '"):
-        run("cider", write(tmp_path, "p.json", predictions), references, "--pre-tokenised")
+        run("cider", write(tmp_path, "p.json", predictions), references, "--pre-tokenized")
 
 
 def test_stanfords_program_needs_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hide_package("pycocoevalcap", monkeypatch)
     references = write(tmp_path, "r.json", CAPTIONS)
     with pytest.raises(SystemExit, match=r"error: .*pip install 'emu-platform\[captions\]'"):
-        run("captions", references, references, "--tokeniser", "java")
+        run("captions", references, references, "--tokenizer", "java")
     assert not (tmp_path / "out.json").exists()
 
 
-@pytest.mark.parametrize("tokeniser", ["python", pytest.param("java", marks=pytest.mark.slow)])
-def test_captions_as_text_are_tokenised_as_stanfords_program_does(
-    tmp_path: Path, tokeniser: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tokenizer", ["python", pytest.param("java", marks=pytest.mark.slow)])
+def test_captions_are_tokenized_like_stanfords_program(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ):
-    if tokeniser == "java":
+    if tokenizer == "java":
         stanford_tokenizer()
     else:
         hide_package("pycocoevalcap", monkeypatch)
@@ -223,15 +223,15 @@ def test_captions_as_text_are_tokenised_as_stanfords_program_does(
     predictions = write(
         tmp_path, "p.json", [{"image_id": i, "caption": text} for i, text in enumerate(tokens)]
     )
-    scores = run("rouge_l", predictions, references, "--tokeniser", tokeniser)
+    scores = run("rouge_l", predictions, references, "--tokenizer", tokenizer)
     assert scores["ROUGE_L"]["value"] == 1
 
 
-def test_files_that_do_not_exist_or_have_no_known_ending_are_named(tmp_path: Path):
+def test_missing_files_and_unknown_suffixes_are_named(tmp_path: Path):
     references = write(tmp_path, "r.json", CAPTIONS)
     with pytest.raises(SystemExit, match=r"error: no file .*none\.json"):
         run("captions", tmp_path / "none.json", references)
-    with pytest.raises(SystemExit, match=r"'\.txt'; files end in"):
+    with pytest.raises(SystemExit, match=r"suffix '\.txt'; supported suffixes are"):
         run("captions", write(tmp_path, "p.txt", "x"), references)
 
 
@@ -240,7 +240,7 @@ def test_the_module_runs_and_does_not_load_torch_or_ray(tmp_path: Path):
     code = (
         "import sys; from emu.eval.score import main; "
         f"files = ['--predictions', {str(predictions)!r}, '--references', {str(predictions)!r}]; "
-        "main(['captions', '--pre-tokenised', *files]); "
+        "main(['captions', '--pre-tokenized', *files]); "
         "print(sorted({'ray', 'torch', 'nltk', 'open_clip'} & set(sys.modules)))"
     )
     run_ = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

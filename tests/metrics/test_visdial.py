@@ -93,10 +93,10 @@ def test_released_ranks_as_negative_scores_give_the_same_ranks():
     ("predictions", "reference", "message"),
     [
         ([1.0, math.nan], VisdialReference(0), "not numbers .NaN.: 'q'"),
-        ([1.0, 2.0], VisdialReference(2), "1 targets are not among 2 candidates"),
+        ([1.0, 2.0], VisdialReference(2), "1 targets are not indices of 2 candidates"),
         ([1.0, 2.0], VisdialReference(0, [0, 0]), "no relevant candidate"),
-        ([1.0, 2.0], VisdialReference(0, [1]), "not a relevance for each of 2"),
-        ([1.0, 2.0], VisdialReference(0, [1, math.nan]), "negative or no number"),
+        ([1.0, 2.0], VisdialReference(0, [1]), "do not have a relevance for each of 2"),
+        ([1.0, 2.0], VisdialReference(0, [1, math.nan]), "negative or not a number"),
     ],
 )
 def test_bad_input_is_named(predictions: list[float], reference: VisdialReference, message: str):
@@ -106,7 +106,7 @@ def test_bad_input_is_named(predictions: list[float], reference: VisdialReferenc
 
 def test_uneven_rows_and_missing_questions_are_named():
     references = {1: VisdialReference(0), 2: VisdialReference(0)}
-    with pytest.raises(ValueError, match="1 questions have not 2 scores"):
+    with pytest.raises(ValueError, match="1 questions do not have 2 scores"):
         Visdial("mrr", bootstrap=NO_INTERVAL)({1: [1.0, 2.0], 2: [1.0]}, references)
     with pytest.raises(ValueError, match="1 of 2 references have no prediction"):
         visdial_scores({1: [1.0, 2.0]}, references, bootstrap=NO_INTERVAL)
@@ -123,24 +123,26 @@ def test_rows_may_be_arrays():
 @pytest.mark.parametrize(
     ("row", "reference", "message"),
     [
-        (3.0, VisdialReference(0), "1 questions have scores that are no row of numbers: 'q'"),
-        ([1.0, [2.0]], VisdialReference(0), "no row of numbers: 'q'"),
-        ([1.0, "2"], VisdialReference(0), "no row of numbers: 'q'"),
-        ([1.0, None], VisdialReference(0), "no row of numbers: 'q'"),
+        (3.0, VisdialReference(0), "1 questions have scores that are not a list of numbers: 'q'"),
+        ([1.0, [2.0]], VisdialReference(0), "not a list of numbers: 'q'"),
+        ([1.0, "2"], VisdialReference(0), "not a list of numbers: 'q'"),
+        ([1.0, None], VisdialReference(0), "not a list of numbers: 'q'"),
         ([1.0, 2.0], VisdialReference(0.5), "targets: 1 values are not int: 'q': 0.5"),  # type: ignore[arg-type]
-        ([1.0, 2.0], VisdialReference(0, ["1", "0"]), "relevances that are no row of numbers"),  # type: ignore[list-item]
+        ([1.0, 2.0], VisdialReference(0, ["1", "0"]), "relevances that are not a list of numbers"),  # type: ignore[list-item]
         ([1.0, 2.0], VisdialReference(0, [0, 0]), "no relevant candidate.*: 'q'"),
     ],
 )
-def test_what_is_no_row_of_numbers_is_named(row: object, reference: VisdialReference, message: str):
+def test_values_that_are_not_lists_of_numbers_are_named(
+    row: object, reference: VisdialReference, message: str
+):
     with pytest.raises(ValueError, match=message):
         visdial_scores({"q": row}, {"q": reference}, bootstrap=NO_INTERVAL)  # type: ignore[dict-item]
 
 
 def test_unknown_measures_and_ties_are_named():
-    with pytest.raises(ValueError, match="measure is 'map'; there are ndcg, mrr"):
+    with pytest.raises(ValueError, match="measure is 'map', give one of 'ndcg', 'mrr'"):
         Visdial("map")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="ties is 'best'; there are first and worst"):
+    with pytest.raises(ValueError, match="ties is 'best', give one of 'first' or 'worst'"):
         Visdial("mrr", "best")  # type: ignore[arg-type]
 
 

@@ -1,23 +1,73 @@
-"""The Fréchet distance of two sets of features, and the kernel distance beside it, in float64."""
+"""Fréchet distance (FID) and kernel distance (KID) of two sets of features, computed in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from emu.eval.metrics.files import ScoreFiles
+from emu.eval.metrics.metric import Score
 
 Floats = NDArray[np.float64]
 _KERNEL_DEGREE = 3
 
 
 @dataclass(frozen=True)
-class FeatureStatistics:
-    """Count, mean [D] and sum of outer products of deviations [D, D] of features seen so far.
+class FrechetFiles(ScoreFiles):
+    """Features as .npy files of shape [samples, width]; see `image_features` for those that FID is defined on."""
 
-    Two workers' statistics merge to those of all features (Chan et al., 1979), without a second pass and without
-    the loss of sums of squares.
+    predictions_example: ClassVar[str] = "features.npy"
+    references_example: ClassVar[str] = "features.npy"
+
+    def scores(self, metric: str) -> list[Score]:
+        """One score without samples or interval."""
+        del metric
+        first, second = (
+            FeatureStatistics.of(_features(path)) for path in (self.predictions, self.references)
+        )
+        return [Score("Frechet distance", frechet_distance(first, second))]
+
+
+@dataclass(frozen=True)
+class KidFiles(ScoreFiles):
+    """Features as .npy files of shape [samples, width]."""
+
+    subset_size: int = 1000
+    """Samples of each side in one of the 100 subsets that the distance is averaged over."""
+
+    predictions_example: ClassVar[str] = "features.npy"
+    references_example: ClassVar[str] = "features.npy"
+
+    def scores(self, metric: str) -> list[Score]:
+        """One score without samples or interval."""
+        del metric
+        first, second = (_features(path) for path in (self.predictions, self.references))
+        found = kernel_distance(first, second, subset_size=self.subset_size, seed=self.seed)
+        return [Score("KID", found.mean, groups={"deviation of subsets": found.deviation})]
+
+
+def _features(path: Path) -> np.ndarray[Any, Any]:
+    if path.suffix != ".npy":
+        raise ValueError(
+            f"{path} has the suffix {path.suffix!r}; features are a .npy file [samples, width]"
+        )
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} does not contain an array of numbers: {error}") from error
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Number, mean [D] and scatter matrix [D, D] (sum of outer products of deviations) of features.
+
+    The statistics of two workers merge to those of all features (Chan et al., 1979) without a second pass and without
+    the cancellation of sums of squares.
     """
 
     count: int
@@ -37,14 +87,16 @@ class FeatureStatistics:
             return cls.empty(matrix.shape[1])
         mean = matrix.mean(0)
         centred = matrix - mean
-        with np.errstate(over="ignore", invalid="ignore"):  # `_factor` refuses what is not finite
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # `_factor` checks for values that are not finite
             return cls(len(matrix), mean, centred.T @ centred)
 
     def merged(self, other: FeatureStatistics) -> FeatureStatistics:
         """The statistics of both sets of features together."""
         if self.mean.shape != other.mean.shape:
             raise ValueError(
-                f"features of widths {len(self.mean)} and {len(other.mean)} do not merge"
+                f"cannot merge features of widths {len(self.mean)} and {len(other.mean)}"
             )
         if self.count == 0 or other.count == 0:
             return self if other.count == 0 else other
@@ -62,7 +114,7 @@ class FeatureStatistics:
     def covariance(self) -> Floats:
         """The unbiased covariance [D, D]; raises ValueError for fewer than two samples."""
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 samples, there are {self.count}")
+            raise ValueError(f"a covariance needs at least 2 samples; there are {self.count}")
         return self.scatter / (self.count - 1)
 
 
@@ -77,12 +129,12 @@ def _checked(features: ArrayLike) -> Floats:
     bad = np.flatnonzero(~np.isfinite(matrix).all(1))
     if len(bad):
         raise ValueError(
-            f"features of {len(bad)} samples are not finite, the first of them {bad[:5].tolist()}"
+            f"features of {len(bad)} samples are not finite; the first are {bad[:5].tolist()}"
         )
     return matrix
 
 
-def gather(batches: Iterable[ArrayLike], width: int) -> FeatureStatistics:
+def statistics_of_batches(batches: Iterable[ArrayLike], width: int) -> FeatureStatistics:
     """The statistics of a stream of batches [N, D]."""
     statistics = FeatureStatistics.empty(width)
     for batch in batches:
@@ -91,7 +143,7 @@ def gather(batches: Iterable[ArrayLike], width: int) -> FeatureStatistics:
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """The squared Wasserstein-2 distance of normal distributions with these statistics (Heusel et al., 2017)."""
+    """Squared Wasserstein-2 distance of normal distributions with these statistics (Heusel et al., 2017)."""
     return gaussian_distance(first.mean, first.covariance, second.mean, second.covariance)
 
 
@@ -100,9 +152,9 @@ def gaussian_distance(
 ) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two normal distributions.
 
-    The trace of the root is the sum of singular values of F1^T F2 with Ci = Fi Fi^T, which is real and
-    accurate where the product of covariances is near singular and a general matrix root is neither. A result below
-    0 by rounding is 0.
+    The trace of the root is the sum of the singular values of F1^T F2 with Ci = Fi Fi^T. It is real and accurate even
+    if the product of the covariances is nearly singular, where a general matrix root is neither. Rounding errors below
+    0 are clipped.
     """
     means = np.asarray(mean_1, np.float64), np.asarray(mean_2, np.float64)
     factors = _factor(covariance_1), _factor(covariance_2)
@@ -120,7 +172,7 @@ def gaussian_distance(
 
 
 def _factor(covariance: ArrayLike) -> Floats:
-    """F with F F^T the covariance; eigenvalues below 0 by rounding count as 0."""
+    """F such that F F^T is the covariance; eigenvalues that rounding makes negative are set to 0."""
     matrix = np.asarray(covariance, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not np.isfinite(matrix).all():
         raise ValueError(
@@ -133,14 +185,14 @@ def _factor(covariance: ArrayLike) -> Floats:
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     if values.min(initial=0) < -1e-6 * scale * len(matrix):
         raise ValueError(
-            f"a covariance has no negative eigenvalues; the smallest is {values.min()}"
+            f"a covariance must not have negative eigenvalues; the smallest is {values.min()}"
         )
     return vectors * np.sqrt(np.maximum(values, 0))
 
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """The mean and the standard deviation over subsets of the squared kernel distance."""
+    """Mean and standard deviation of the squared kernel distance over subsets."""
 
     mean: float
     deviation: float
@@ -155,7 +207,7 @@ def kernel_distance(
 ) -> KernelDistance:
     """KID: the unbiased squared maximum mean discrepancy with kernel (x·y / D + 1)^3 (Bińkowski et al., 2018).
 
-    Raises ValueError where a set has fewer samples than a subset, and for values that are not finite.
+    Raises ValueError for a set with fewer samples than a subset, and for values that are not finite.
     """
     sets = _checked(first), _checked(second)
     if sets[0].shape[1] != sets[1].shape[1]:
@@ -163,11 +215,11 @@ def kernel_distance(
     smallest = min(len(one) for one in sets)
     if not 2 <= subset_size <= smallest:
         raise ValueError(
-            f"subset_size is {subset_size}; the sets have {len(sets[0])} and {len(sets[1])} samples, and a subset "
-            "is 2 samples at least and the smaller set at most"
+            f"subset_size is {subset_size}; the sets have {len(sets[0])} and {len(sets[1])} samples; give at "
+            "least 2 and at most the size of the smaller set"
         )
     if num_subsets < 1:
-        raise ValueError(f"num_subsets is {num_subsets}; there must be at least 1")
+        raise ValueError(f"num_subsets is {num_subsets}; give at least 1")
     generator = np.random.default_rng(seed)
     with np.errstate(over="ignore", invalid="ignore"):
         found = [
@@ -177,12 +229,12 @@ def kernel_distance(
             for _ in range(num_subsets)
         ]
     if not np.isfinite(found).all():
-        raise ValueError("the features are too large: their kernel is beyond 1e308")
+        raise ValueError("the features are too large: their kernel exceeds 1e308")
     return KernelDistance(float(np.mean(found)), float(np.std(found)))
 
 
 def squared_discrepancy(first: Floats, second: Floats) -> float:
-    """The unbiased estimate on all samples, [N, D] and [M, D]; it may be below 0."""
+    """Unbiased estimate from all samples [N, D] and [M, D]; it may be negative."""
     within_1, within_2 = _kernel(first, first), _kernel(second, second)
     n, m = len(first), len(second)
     pairs_1 = (within_1.sum() - np.trace(within_1)) / (n * (n - 1))

@@ -1,4 +1,4 @@
-"""Features of images for FID, KID and CLIP scores, from weights that the user has."""
+"""Features of images for FID, KID and CLIP scores, from weights that the user provides."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score
-from emu.eval.metrics.optional import optional_module
+from emu.eval.metrics.metric import (
+    Bootstrap,
+    Key,
+    Score,
+    aligned_keys,
+    mean_score,
+    optional_module,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -20,17 +26,17 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-# What PyTorch raises for files that are cut off, of another form, or of another network.
+# What PyTorch raises for truncated files, other formats and weights of other networks.
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError)
 
 
 def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[np.uint8]], Floats]:
-    """A function from images [N, 3, H, W], 0 to 255, to the 2,048 pooled features that FID is defined on.
+    """A function from images [N, 3, H, W], uint8, to the 2,048 pooled features [N, 2048] that FID is defined on.
 
-    The network is that of torch-fidelity, with its resizing to 299 pixels; `weights` is the file in its format.
+    The network is torch-fidelity's, which resizes images to 299 pixels; `weights` is a file in its format.
 
-    Raises ModuleNotFoundError without the extra `fid`, FileNotFoundError without the weights, each with what to do,
-    and ValueError for a file that holds something else.
+    Raises ModuleNotFoundError without the extra `fid` and FileNotFoundError without the weights, each with a hint, and
+    ValueError for a file with other contents.
     """
     import torch
 
@@ -42,13 +48,13 @@ def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[
             f"no Inception weights at {weights}; FID needs torch-fidelity's file {_INCEPTION_FILE} "
             "(see docs/metrics.md); other Inception weights give other numbers"
         )
-    # the library unpickles whatever the file holds; refuse anything but tensors first
+    # the library unpickles the file without checks; refuse anything but tensors first
     try:
         torch.load(weights, map_location="cpu", weights_only=True)
         network = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
     except _UNREADABLE as error:
         raise ValueError(
-            f"{weights} does not hold the weights of torch-fidelity's Inception network; FID needs its file "
+            f"{weights} does not contain the weights of torch-fidelity's Inception network; FID needs its file "
             f"{_INCEPTION_FILE}"
         ) from error
     network = network.to(device)
@@ -67,7 +73,7 @@ def inception_features(weights: Path, device: str = "cpu") -> Callable[[NDArray[
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """Unit embeddings of images and texts by a model of open_clip."""
+    """Embeddings of images and texts, of length 1, by a model of open_clip."""
 
     model: Any
     preprocess: Callable[[Image.Image], torch.Tensor]
@@ -76,14 +82,14 @@ class ClipEncoder:
 
     @classmethod
     def load(cls, name: str, weights: Path, device: str = "cpu") -> ClipEncoder:
-        """The model `name` of open_clip with the weights in a file.
+        """Loads the open_clip model `name` with the weights of a file.
 
-        Raises FileNotFoundError without it, ValueError for a name or weights that open_clip does not know.
+        Raises FileNotFoundError without the file, ValueError for an unknown name and for other contents.
         """
         import open_clip
 
         if name not in open_clip.list_models():
-            raise ValueError(f"open_clip has no model {name!r}; open_clip.list_models() names all")
+            raise ValueError(f"open_clip has no model {name!r}; open_clip.list_models() lists all")
         if not Path(weights).is_file():
             raise FileNotFoundError(
                 f"no weights at {weights} for the CLIP model {name!r} (see docs/metrics.md)"
@@ -93,7 +99,7 @@ class ClipEncoder:
                 name, pretrained=str(weights), device=device
             )
         except _UNREADABLE as error:
-            raise ValueError(f"{weights} does not hold the weights of {name!r}") from error
+            raise ValueError(f"{weights} does not contain the weights of {name!r}") from error
         return cls(model.eval(), preprocess, open_clip.get_tokenizer(name), device)  # pyright: ignore[reportArgumentType]
 
     def images(self, images: Sequence[Image.Image]) -> Floats:
@@ -119,9 +125,9 @@ class ClipEncoder:
 
 @dataclass(frozen=True)
 class ClipScore:
-    """The mean of `weight * max(0, cosine)` of two embeddings an id, each [D].
+    """Mean over ids of `weight * max(0, cosine)` of two embeddings, each [D].
 
-    With weight 1 that is CLIP-T (image and text) or CLIP-I (two images); 2.5 is CLIPScore (Hessel et al., 2021).
+    Weight 1 gives CLIP-T (image and text) or CLIP-I (two images), 2.5 gives CLIPScore (Hessel et al., 2021).
     """
 
     weight: float = 1.0
@@ -130,12 +136,12 @@ class ClipScore:
     def __call__(
         self, predictions: Mapping[Key, ArrayLike], references: Mapping[Key, ArrayLike]
     ) -> Score:
-        """The score; raises ValueError for ids that do not agree and embeddings that do not pair."""
+        """The score; raises ValueError for ids that differ and embeddings of different shapes."""
         keys = aligned_keys(predictions, references)
         widths = {np.shape(side[key]) for side in (predictions, references) for key in keys}
         if len(widths) > 1 or len(next(iter(widths))) != 1:
             raise ValueError(
-                f"embeddings have the shapes {sorted(widths)}; all must be [D] of one D"
+                f"embeddings have the shapes {sorted(widths)}; all must be [D] with the same D"
             )
         sides = [
             _unit(np.asarray([side[key] for key in keys], np.float64))
@@ -150,5 +156,5 @@ class ClipScore:
 def _unit(rows: Floats) -> Floats:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():
-        raise ValueError("an embedding is 0 or not finite; it has no direction")
+        raise ValueError("an embedding is zero or not finite, so it has no direction")
     return rows / lengths

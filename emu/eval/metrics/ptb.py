@@ -1,47 +1,52 @@
-"""Tokens of captions as the official scorers of COCO have them, without Java.
+"""Tokens of captions as COCO's official scorers compute them: in Python, or by Stanford's program.
 
-Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) was run on millions of made strings, and these
-modules were written from what came out: `ptb_characters` and `ptb_words` are tables of what was seen, `ptb_forms` and
-`ptb_signs` the forms of tokens. The program's grammar and code were not consulted. docs/metrics.md says how far the
-two agree; `StanfordTokenizer` runs the program itself.
+Both tokenizers give the tokens of PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) without the punctuation
+that the official scorer drops. `PtbTokenizer` needs no Java. Its rules (`ptb_tables`, `ptb_forms`) were derived from
+the output of the program for millions of generated strings; the grammar and the code of the program were not
+consulted. docs/metrics.md states how far the two agree. `StanfordTokenizer` runs the program, which is part of the
+package pycocoevalcap (extra `captions`).
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
-from emu.eval.metrics import ptb_words as words
-from emu.eval.metrics.metric import shown
-from emu.eval.metrics.ptb_forms import Classes, Form, word_forms
-from emu.eval.metrics.ptb_signs import address_forms, sign_forms
+from emu.eval.metrics import ptb_tables as tables
+from emu.eval.metrics.metric import optional_module, shown
+from emu.eval.metrics.ptb_forms import Form, all_forms
 
-# What the official scorer drops after lower-casing, so -LRB- and its like stay as -lrb-.
+# Dropped by the official scorer after lower-casing, so that -lrb- and the other brackets remain.
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--"]
     + ["...", ";"]
 )
-# What the program takes for the end of a line, seen from its output: any of them inside a caption would give every
-# later caption the tokens of the one before it.
+# What the program takes for the end of a line. Inside a caption, each of them would shift the tokens of all later
+# captions by one.
 _LINE_END = re.compile("[\n\r\x0b\x0c\u2028\u2029]")
-# Between spaces, these give the same tokens whatever stands around them, unless the last word keeps its period.
-_SETTLED = re.compile('["(]*[A-Za-z]+(?:[-\'\u2019][A-Za-z]+)*[,;:!?)"]*\\.?')
+# Chunks between spaces whose tokens do not depend on their neighbors, unless the last word keeps its period.
+_CONTEXT_FREE = re.compile('["(]*[A-Za-z]+(?:[-\'\u2019][A-Za-z]+)*[,;:!?)"]*\\.?')
 _LAST_WORD = re.compile(r"([A-Za-z]+)\.\Z")
 _PLAIN = re.compile("[A-Za-z]+(?= )")
-_MAX_KNOWN = 1 << 20
+_MAX_CACHED = 1 << 20
+_WRAPPER = "pycocoevalcap.tokenizer.ptbtokenizer"
+_PROGRAM = "edu.stanford.nlp.process.PTBTokenizer"
 
 
 @dataclass(frozen=True)
 class PtbTokenizer:
-    """Captions to their tokens joined by spaces, in lower case and without punctuation.
+    """From captions to their tokens joined by spaces, in lower case and without punctuation.
 
-    A caption's tokens can depend on the beginning of the next one, as they do in the official scorer. Chunks between
-    spaces that were met before are looked up, so one tokeniser for many captions is faster than many.
+    The tokens of a caption can depend on the beginning of the next one, as in the official scorer. Chunks between
+    spaces are cached, so reuse one tokenizer.
     """
 
-    _known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, captions: Sequence[str]) -> list[str]:
         """The tokens of each caption; raises ValueError for captions that are not Unicode text."""
@@ -49,48 +54,115 @@ class PtbTokenizer:
             return []
         text = "\n".join(one_line_each(captions))
         lines = text.split("\n")
-        found, start, known = [], 0, self._known
+        found, start, cached = [], 0, self._cache
         for index, line in enumerate(lines):
-            # the end of the text is not the end of a line
+            # the end of the text is not a line end
             last = index == len(lines) - 1
             try:
-                tokens = [known[chunk] for chunk in line.split(" ")] if not last else None
+                tokens = [cached[chunk] for chunk in line.split(" ")] if not last else None
             except KeyError:
-                tokens = self._learned(line)
+                tokens = self._context_free_tokens(line)
             if tokens is None:
                 tokens = self._scanned(text, start, start + len(line))
             found.append(" ".join(filter(None, tokens)))
             start += len(line) + 1
         return found
 
-    def _learned(self, line: str) -> list[str] | None:
-        """The tokens of the line's chunks, or None where one of them depends on its neighbours."""
-        if len(self._known) > _MAX_KNOWN:
-            self._known.clear()
+    def _context_free_tokens(self, line: str) -> list[str] | None:
+        """The tokens of the chunks of a line, or None if one of them depends on its neighbors."""
+        if len(self._cache) > _MAX_CACHED:
+            self._cache.clear()
         for chunk in line.split(" "):
-            if chunk not in self._known:
-                if chunk and not _is_settled(chunk):
+            if chunk not in self._cache:
+                if chunk and not _is_context_free(chunk):
                     return None
-                self._known[chunk] = _kept(raw_tokens(f"{chunk} x\n", 0, len(chunk)))
-        return [self._known[chunk] for chunk in line.split(" ")]
+                self._cache[chunk] = _without_punctuation(raw_tokens(f"{chunk} x\n", 0, len(chunk)))
+        return [self._cache[chunk] for chunk in line.split(" ")]
 
     def _scanned(self, text: str, start: int, end: int) -> list[str]:
         line = " ".join(raw_tokens(text, start, end)).rstrip()
         return [token for token in line.split(" ") if token not in PUNCTUATION]
 
 
-def one_line_each(captions: Sequence[str]) -> list[str]:
-    """The captions with spaces for what the tokeniser takes for line ends.
+@dataclass(frozen=True)
+class StanfordTokenizer:
+    """From captions to their tokens joined by spaces; each call runs one process for all its captions."""
 
-    Raises ValueError for captions that hold half a surrogate pair, as JSON can.
+    java: Path
+    jar: Path
+    punctuation: frozenset[str]
+    time_limit_s: float = 3600
+
+    @classmethod
+    def find(cls, java: str = "java") -> StanfordTokenizer:
+        """The tokenizer of the installed pycocoevalcap, run by `java` (a path, or a name on the search path).
+
+        Raises ModuleNotFoundError without the package and FileNotFoundError without its jar or Java, each with a hint.
+        """
+        wrapper = optional_module(
+            _WRAPPER, "captions", "Stanford's tokenizer (--tokenizer java) needs"
+        )
+        folder = Path(str(wrapper.__file__)).parent
+        jar = folder / wrapper.STANFORD_CORENLP_3_4_1_JAR
+        if not jar.is_file():
+            raise FileNotFoundError(f"no {jar.name} in {folder}; reinstall pycocoevalcap")
+        found = shutil.which(java)
+        if found is None:
+            raise FileNotFoundError(
+                f"Stanford's tokenizer needs Java, and there is no program {java!r}; install a Java runtime, or use "
+                "the tokenizer in Python (--tokenizer python, docs/metrics.md)"
+            )
+        return cls(Path(found), jar, frozenset(wrapper.PUNCTUATIONS))
+
+    def __call__(self, captions: Sequence[str]) -> list[str]:
+        """The tokens of each caption, in lower case and without punctuation.
+
+        Raises ValueError for captions that are not Unicode text, ChildProcessError if the program fails.
+        """
+        if not captions:
+            return []
+        lines = self._run("\n".join(one_line_each(captions)).encode()).split("\n")
+        if len(lines) != len(captions):
+            raise ChildProcessError(
+                f"Stanford's tokenizer returned {len(lines)} lines for {len(captions)} captions, so tokens cannot be "
+                "assigned to captions"
+            )
+        return [self._tokens(line) for line in lines]
+
+    def _run(self, text: bytes) -> str:
+        command = [str(self.java), "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8"]
+        command += ["-cp", str(self.jar), _PROGRAM, "-preserveLines", "-lowerCase"]
+        try:
+            done = subprocess.run(
+                command, input=text, capture_output=True, timeout=self.time_limit_s, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ChildProcessError(
+                f"Stanford's tokenizer took longer than {self.time_limit_s:g} s for {len(text):,} bytes"
+            ) from error
+        if done.returncode:
+            message = done.stderr.decode(errors="replace").strip()[-500:]
+            raise ChildProcessError(
+                f"Stanford's tokenizer failed with exit code {done.returncode}: {message or 'no message'}"
+            )
+        return done.stdout.decode()
+
+    def _tokens(self, line: str) -> str:
+        return " ".join(word for word in line.rstrip().split(" ") if word not in self.punctuation)
+
+
+def one_line_each(captions: Sequence[str]) -> list[str]:
+    """The captions with spaces in place of line ends.
+
+    Raises ValueError for captions with half a surrogate pair, which JSON can express.
     """
     text = "".join(captions)
     try:
         text.encode()
     except UnicodeEncodeError:
-        wrong = [one for one in captions if any("\ud800" <= sign <= "\udfff" for sign in one)]
+        wrong = [one for one in captions if any("\ud800" <= unit <= "\udfff" for unit in one)]
         raise ValueError(
-            f"{len(wrong)} captions hold half a surrogate pair, which is no character: {shown(wrong)}"
+            f"{len(wrong)} captions have half a surrogate pair, which is not a character: {shown(wrong)}"
         ) from None
     if _LINE_END.search(text):
         return [_LINE_END.sub(" ", caption) for caption in captions]
@@ -99,7 +171,7 @@ def one_line_each(captions: Sequence[str]) -> list[str]:
 
 def raw_tokens(text: str, start: int, end: int) -> list[str]:
     """The tokens that begin from `start` to `end`, in lower case, punctuation included."""
-    forms, joined, found = _forms(), _joined(), list[str]()
+    forms, joined, found = _forms(), _split_words(), list[str]()
     while start < end:
         plain = _PLAIN.match(text, start)
         if plain and plain[0].lower() not in joined:
@@ -112,7 +184,7 @@ def raw_tokens(text: str, start: int, end: int) -> list[str]:
             if match and (reach := match.end(1)) > farthest:
                 farthest, chosen, form = reach, match, candidate
         if chosen is None or form is None:
-            # a sign that the program does not know
+            # the program drops characters that it does not know
             start += 1
             continue
         found.append(form.spell(chosen[0]))
@@ -122,12 +194,12 @@ def raw_tokens(text: str, start: int, end: int) -> list[str]:
     return [token for token in found if token]
 
 
-def _kept(tokens: list[str]) -> str:
+def _without_punctuation(tokens: list[str]) -> str:
     return " ".join(token for token in tokens if token not in PUNCTUATION)
 
 
-def _is_settled(chunk: str) -> bool:
-    if not _SETTLED.fullmatch(chunk):
+def _is_context_free(chunk: str) -> bool:
+    if not _CONTEXT_FREE.fullmatch(chunk):
         return False
     word = _LAST_WORD.search(chunk)
     return word is None or not (len(word[1]) == 1 or _keeps_period().fullmatch(word[1]))
@@ -135,16 +207,15 @@ def _is_settled(chunk: str) -> bool:
 
 @cache
 def _forms() -> tuple[Form, ...]:
-    classes = Classes.of_all_scripts()
-    return (*address_forms(classes), *word_forms(classes), *sign_forms(classes))
+    return all_forms()
 
 
 @cache
 def _keeps_period() -> re.Pattern[str]:
-    tables = (words.TITLES, words.SHORTENED, words.BEFORE_NUMBERS)
-    return re.compile(words.alternatives(" ".join(tables)))
+    words = " ".join((tables.TITLES, tables.SHORTENED, tables.BEFORE_NUMBERS))
+    return re.compile(tables.alternatives(words))
 
 
 @cache
-def _joined() -> frozenset[str]:
-    return frozenset(words.JOINED.replace("|", "").split())
+def _split_words() -> frozenset[str]:
+    return frozenset(tables.JOINED.replace("|", "").split())

@@ -1,12 +1,31 @@
-"""Accuracy of answers to visual questions by the agreement of annotators: VQAv2, OKVQA, VizWiz, TextVQA."""
+"""Accuracy of answers to visual questions by agreement with annotators: VQAv2, OKVQA, VizWiz, TextVQA."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+from emu.eval.metrics.answers import (
+    normalized,
+    normalized_words,
+    single_line,
+    stem,
+    textvqa_normalized,
+    without_punctuation,
+)
+from emu.eval.metrics.files import (
+    Record,
+    ScoreFiles,
+    predicted_values,
+    record_id,
+    sequence,
+    value_of,
+    values_by_id,
+)
 from emu.eval.metrics.metric import (
     Bootstrap,
     Key,
@@ -17,27 +36,48 @@ from emu.eval.metrics.metric import (
     require,
     shown,
 )
-from emu.eval.metrics.porter import stem
-from emu.eval.metrics.vqa_answers import (
-    normalized,
-    plain_words,
-    single_line,
-    textvqa_normalized,
-    without_punctuation,
-)
+from schemas.config import Checked
 
-Mode = Literal["official", "always_normalised", "released", "textvqa"]
-_AGREEING = 3
+Mode = Literal["official", "always_normalized", "released", "textvqa"]
+# An answer is fully correct if this many other annotators gave it.
+_NUM_AGREEING = 3
+# A prediction and the references, as they are compared.
 Normalized = tuple[str, list[str]]
 
 
 @dataclass(frozen=True)
-class VqaReference:
-    """The answers of a question's annotators.
+class VqaFiles(ScoreFiles):
+    """Answers to visual questions: VQA results and annotations, or the same fields as JSON lines or CSV."""
 
-    `annotators` tells answers apart that have the same text (the official scorer compares whole records: in
-    VQAv2 these have a number, in VizWiz only a confidence, so that two equal answers given with the same
-    confidence count as one annotator's). None: every answer is an annotator's own, as in mode "textvqa" always.
+    predictions_example: ClassVar[str] = (
+        '[{"question_id": 1, "answer": "red"}, {"question_id": 2, "answer": "2"}]'
+    )
+    references_example: ClassVar[str] = (
+        '{"annotations": [{"question_id": 1, "answers": [{"answer": "red", "answer_id": 1}, '
+        '{"answer": "Red", "answer_id": 2}]}, {"question_id": 2, "answers": [{"answer": "two", "answer_id": 1}, '
+        '{"answer": "2", "answer_id": 2}]}]}'
+    )
+
+    def scores(self, metric: str) -> list[Score]:
+        """One score."""
+        metrics = {
+            "vqa": VqaAccuracy("official", bootstrap=self.bootstrap),
+            "vqa_always_normalized": VqaAccuracy("always_normalized", bootstrap=self.bootstrap),
+            "vqa_released": VqaAccuracy("released", bootstrap=self.bootstrap),
+            "okvqa": VqaAccuracy("released", stemmed=True, bootstrap=self.bootstrap),
+            "textvqa": VqaAccuracy("textvqa", bootstrap=self.bootstrap),
+        }
+        predictions = predicted_values(self.predictions, "answer")
+        return [metrics[metric](predictions, vqa_references(self.references))]
+
+
+@dataclass(frozen=True)
+class VqaReference:
+    """The annotators' answers to a question.
+
+    `annotators` distinguishes answers with the same text. The official scorer compares whole records: in VQAv2 they
+    have a number, in VizWiz only a confidence, so that two equal answers with the same confidence count as one
+    annotator's. None, and always in mode "textvqa": every answer is by another annotator.
     """
 
     answers: Sequence[str]
@@ -47,13 +87,15 @@ class VqaReference:
 
 
 @dataclass(frozen=True)
-class VqaAccuracy:
-    """The mean over annotators of min(1, agreeing others / 3), in percent.
+class VqaAccuracy(Checked):
+    """Mean over annotators of min(1, number of other annotators that agree / 3), in percent.
 
-    Modes: "official" (VQAv2, VizWiz: the text is normalised only where the annotators' answers differ),
-    "always_normalised" (the same normalisation everywhere), "released" (the evaluation released with Emu, for
-    VQAv2 and OKVQA: the prediction is always normalised, the references lose only punctuation and only where
-    they differ; `stemmed` adds the stemmer of OKVQA) and "textvqa" (the evaluator of M4C).
+    Modes:
+        "official": VQAv2 and VizWiz; texts are normalized only if the annotators' answers differ.
+        "always_normalized": as "official", with normalization in every case.
+        "released": the evaluation released with Emu, for VQAv2 and OKVQA. The prediction is always normalized; the
+            references lose only punctuation, and only if they differ. `stemmed` adds the stemmer of OKVQA.
+        "textvqa": the evaluator of M4C.
     """
 
     mode: Mode = "official"
@@ -61,12 +103,9 @@ class VqaAccuracy:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     def __post_init__(self) -> None:
-        if self.mode not in _NORMALIZERS:
-            raise ValueError(f"mode is {self.mode!r}; there are {', '.join(_NORMALIZERS)}")
+        super().__post_init__()
         if self.stemmed and self.mode != "released":
-            raise ValueError(
-                f"mode {self.mode!r} does not stem; OKVQA's stemming belongs to mode 'released'"
-            )
+            raise ValueError(f"stemmed needs mode 'released' (OKVQA); mode is {self.mode!r}")
 
     def __call__(
         self, predictions: Mapping[Key, str], references: Mapping[Key, VqaReference]
@@ -91,13 +130,13 @@ class VqaAccuracy:
         return mean_score(name, samples, self.bootstrap, groups, scale=100)
 
     def accuracy(self, prediction: str, reference: VqaReference) -> float:
-        """The accuracy of one answer, 0 to 1."""
+        """The accuracy of one answer, from 0 to 1."""
         answer, answers = _NORMALIZERS[self.mode](prediction, reference.answers, self.stemmed)
         matches = answers.count(answer)
         if matches == 0:
             return 0.0
         annotators: Sequence[Hashable] = range(len(answers))
-        # M4C's evaluator numbers the answers, whatever else is known of them
+        # M4C's evaluator numbers the answers and ignores other fields
         if reference.annotators is not None and self.mode != "textvqa":
             annotators = reference.annotators
         same = Counter(
@@ -106,8 +145,54 @@ class VqaAccuracy:
         total = 0.0
         for text, annotator in zip(answers, annotators, strict=True):
             others = matches - (same[annotator] if text == answer else 0)
-            total += min(1.0, others / _AGREEING)
+            total += min(1.0, others / _NUM_AGREEING)
         return total / len(answers)
+
+
+def vqa_references(path: Path) -> dict[str, VqaReference]:
+    """The annotators' answers to each question; all fields of an answer except its text identify the annotator.
+
+    Raises ValueError if no question has more than one answer: every accuracy would be 0.
+    """
+    references = values_by_id(path, lambda record: _vqa_reference(record, path))
+    if references and all(len(one.answers) == 1 for one in references.values()):
+        raise ValueError(
+            f"{path}: no question has more than one answer, and agreement of annotators needs several; for single "
+            "answers use the metric msvdqa"
+        )
+    return references
+
+
+def _vqa_reference(record: Record, path: Path) -> VqaReference:
+    where = f"{path}: the answers of question {record_id(record, path)!r}"
+    value: Any = value_of(record, path, "answers", "answer")
+    is_single = isinstance(value, str) and not value.startswith("[")
+    answers: Sequence[Any] = [value] if is_single else sequence(value, where)
+    wrong = [
+        answer
+        for answer in answers
+        if not isinstance(answer["answer"] if _has_answer(answer) else answer, str)
+    ]
+    if wrong or len({isinstance(answer, str) for answer in answers}) > 1:
+        raise ValueError(
+            f'{where} are neither all text nor all objects with "answer": {json.dumps(wrong or answers):.80}'
+        )
+    texts = [answer["answer"] if _has_answer(answer) else answer for answer in answers]
+    annotators = [
+        tuple(sorted((name, str(value)) for name, value in answer.items() if name != "answer"))
+        for answer in answers
+        if _has_answer(answer)
+    ]
+    return VqaReference(
+        texts,
+        annotators or None,
+        record.get("question_type") or None,
+        record.get("answer_type") or None,
+    )
+
+
+def _has_answer(answer: object) -> bool:
+    return isinstance(answer, dict) and "answer" in answer
 
 
 def _check(references: Mapping[Key, VqaReference]) -> None:
@@ -128,7 +213,7 @@ def _check(references: Mapping[Key, VqaReference]) -> None:
     ]
     if uneven:
         raise ValueError(
-            f"references: {len(uneven)} questions have more or fewer annotators than answers: {shown(uneven)}"
+            f"references: {len(uneven)} questions do not have one annotator per answer: {shown(uneven)}"
         )
 
 
@@ -150,9 +235,10 @@ def _released(prediction: str, answers: Sequence[str], stemmed: bool) -> Normali
         bare = without_punctuation(text)
         return stem(bare) if stemmed else bare
 
-    answer = plain_words(stripped(single_line(prediction)))
-    differ = len(set(answers)) > 1
-    return answer, [stripped(text) for text in answers] if differ else list(answers)
+    answer = normalized_words(stripped(single_line(prediction)))
+    if len(set(answers)) > 1:
+        return answer, [stripped(text) for text in answers]
+    return answer, list(answers)
 
 
 def _textvqa(prediction: str, answers: Sequence[str], stemmed: bool) -> Normalized:
@@ -162,7 +248,7 @@ def _textvqa(prediction: str, answers: Sequence[str], stemmed: bool) -> Normaliz
 
 _NORMALIZERS: dict[Mode, Callable[[str, Sequence[str], bool], Normalized]] = {
     "official": _official,
-    "always_normalised": _always,
+    "always_normalized": _always,
     "released": _released,
     "textvqa": _textvqa,
 }

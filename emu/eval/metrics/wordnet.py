@@ -1,7 +1,7 @@
 """The English WordNet 3.0 database: senses of words, hypernyms, and Wu-Palmer similarity by NLTK 3.3's rules.
 
-The data is not part of this project: `load` reads the database files of WordNet 3.0 (`data.noun`, `index.noun`,
-`noun.exc` and so on; wordnet(5WN)), wherever the user has them.
+The data is not part of this project: `WordNet.load` reads the database files of WordNet 3.0 (`data.noun`, `index.noun`,
+`noun.exc` and so on; wordnet(5WN)) from a folder of the user.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal
 
 RootRule = Literal["nltk-3.3", "nltk-3.8.1"]
 _POS = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
-# How inflected forms lose their endings, by part of speech (morphy(7WN)).
+# Endings of inflected forms and their replacements, by part of speech (morphy(7WN)).
 _ENDINGS = {
     "n": (("s", ""), ("ses", "s"), ("ves", "f"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"),
           ("men", "man"), ("ies", "y")),
@@ -25,7 +25,7 @@ _ENDINGS = {
     "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "r": (),
 }  # fmt: skip
-# The same by the last letter of the form.
+# The same, also by the last letter of the ending.
 _ENDINGS_BY_LETTER = {
     pos: {
         letter: tuple(pair for pair in endings if pair[0][-1] == letter)
@@ -40,17 +40,17 @@ _HYPERNYMS = ("@", "@i")
 SenseId = tuple[str, int]
 Exceptions = Mapping[str, Mapping[str, tuple[str, ...]]]
 _ROOT: SenseId = ("", 0)
-_Place = Path | zipfile.Path
+_Location = Path | zipfile.Path
 _DEBIAN = Path("/usr/share/wordnet")
 _WHERE_FROM = (
-    "WUPS needs its database files: Debian's package wordnet-base has them, python -m nltk.downloader wordnet fetches "
-    "them, and --wordnet names their folder or .zip file (docs/metrics.md)"
+    "WUPS needs its database files: install Debian's package wordnet-base or run python -m nltk.downloader wordnet, or "
+    "give their folder or .zip file with --wordnet (docs/metrics.md)"
 )
 
 
 @dataclass(frozen=True)
 class Sense:
-    """A synset: part of speech and offset identify it; the name orders equals as NLTK does."""
+    """A synset, identified by part of speech and offset; ties are ordered by name, as in NLTK."""
 
     pos: str
     offset: int
@@ -58,18 +58,21 @@ class Sense:
     hypernyms: tuple[int, ...]
 
 
-# How a hypernym competes to be a subsumer: less its shortest depth, its name, itself, its number of levels.
+# Sort key of candidates for the subsumer: negative shortest depth, name, the sense, number of levels.
 _Rank = tuple[int, str, SenseId, int]
 _ROOT_RANK: _Rank = (0, _ROOT_NAME, _ROOT, 1)
 
 
 @dataclass(frozen=True)
 class _Lineage:
-    """The hypernyms of a sense, itself and the artificial root included.
+    """The hypernyms of a sense, including itself and the artificial root.
 
-    `paths` has the fewest steps up to each, `depth` the numbers of steps from the sense up to where there is nothing
-    above, on the shortest and on the longest way. As far as they were asked for, `distances` has what similarity
-    counts as the way to a hypernym, and `subsumers` the hypernyms in the order in which they are tried.
+    Attributes:
+        rank: of the sense as a candidate for the subsumer.
+        paths: the smallest number of steps to each hypernym.
+        depth: the numbers of steps to a top sense on the shortest and on the longest path.
+        distances: the length of the path to a hypernym that the similarity uses; filled on demand.
+        subsumers: the hypernyms in the order in which they are tried; filled on demand.
     """
 
     rank: _Rank
@@ -80,7 +83,7 @@ class _Lineage:
 
 
 class WordNet:
-    """Senses by word and the similarity of two senses; records are read from the database when first asked for."""
+    """Senses of words and similarity of senses; records of the database are parsed on demand."""
 
     def __init__(
         self,
@@ -94,21 +97,20 @@ class WordNet:
         self._lineages: dict[SenseId, _Lineage] = {}
 
     @classmethod
-    def load(cls, place: Path) -> WordNet:
-        """The database in a folder, or in the folder `wordnet` of a .zip file, as NLTK's downloader leaves it.
+    def load(cls, path: Path) -> WordNet:
+        """Loads the database from a folder, or from the folder `wordnet` of a .zip file as NLTK downloads it.
 
-        Raises FileNotFoundError where files are missing, and ValueError where they are another version's or the file
-        is no .zip file.
+        Raises FileNotFoundError if files are missing, and ValueError for another version or an invalid .zip file.
         """
-        folder = _opened(place)
+        folder = _opened(path)
         names = [f"{kind}.{pos}" for kind in ("index", "data") for pos in _POS.values()]
         names += [f"{pos}.exc" for pos in _POS.values()]
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"WordNet 3.0 is not in {place}: no {', '.join(missing[:3])}. {_WHERE_FROM}"
+                f"WordNet 3.0 is not in {path}: no {', '.join(missing[:3])}. {_WHERE_FROM}"
             )
-        _require_version(folder / "data.noun", place)
+        _require_version(folder / "data.noun", path)
         index = {pos: _records(folder / f"index.{name}") for pos, name in _POS.items()}
         forms = {pos: _records(folder / f"{name}.exc") for pos, name in _POS.items()}
         exceptions = {
@@ -122,7 +124,7 @@ class WordNet:
         )
 
     def base_forms(self, word: str, pos: str) -> list[str]:
-        """The words of the database that `word` is a form of, itself first if it is one."""
+        """The words of the database that `word` is a form of; `word` itself comes first if it is one."""
         found = self._forms.get((word, pos))
         if found is None:
             found = self._forms[word, pos] = self._new_base_forms(word, pos)
@@ -139,33 +141,33 @@ class WordNet:
         return found
 
     def first_sense(self, word: str) -> Sense | None:
-        """The first sense of the word, nouns before verbs, adjectives and adverbs; None for an unknown word."""
+        """The first sense of the word, as a noun, verb, adjective or adverb in this order; None for an unknown word."""
         for pos in _POS:
             for form in self.base_forms(word.lower(), pos):
                 return self._sense((pos, int(self._offset_fields(form, pos)[0])))
         return None
 
     def num_senses(self, word: str, pos: str) -> tuple[int, int]:
-        """How many senses a base form has, and how many of them occur in WordNet's tagged texts (wndb(5WN))."""
+        """The numbers of senses of a base form: all, and those that occur in WordNet's tagged texts (wndb(5WN))."""
         fields = self._index[pos][word].split()
         num_senses = int(fields[1])
         return num_senses, int(fields[-num_senses - 1])
 
     def hypernyms(self, sense: Sense) -> list[Sense]:
-        """The senses directly above, instances' included."""
+        """The direct hypernyms, including those of instances."""
         return [self._sense((sense.pos, offset)) for offset in sense.hypernyms]
 
     def similarity(self, first: Sense, second: Sense, rule: RootRule = "nltk-3.3") -> float | None:
-        """Wu-Palmer similarity as NLTK computes it; None where the senses share no hypernym.
+        """Wu-Palmer similarity as NLTK computes it; None if the senses share no hypernym.
 
-        Parts of speech other than nouns have many roots, and NLTK may put an artificial one above them, so that any
-        two senses are a little similar. NLTK 3.3 does where the first sense is a verb, NLTK 3.8.1 and later where
-        either sense is not a noun. Published scores of NExT-OE are by the former.
+        Parts of speech other than nouns have many roots. NLTK may add an artificial root above them, so that any two
+        senses have some similarity: NLTK 3.3 if the first sense is a verb, NLTK 3.8.1 and later if either sense is not
+        a noun. Published scores of NExT-OE use the former.
         """
         with_root = (
             first.pos == "v" if rule == "nltk-3.3" else (first.pos, second.pos) != ("n", "n")
         )
-        # hypernyms keep to a part of speech
+        # hypernyms have the part of speech of the sense
         if first.pos != second.pos and not with_root:
             return None
         ours, theirs = self._lineage(first), self._lineage(second)
@@ -240,17 +242,17 @@ class WordNet:
         return _Lineage(rank, paths, (shortest, longest), {own: 0, _ROOT: to_root}, [])
 
     def _subsumers(self, lineage: _Lineage) -> list[_Rank]:
-        """The hypernyms, the deepest first; of equals the sense itself, else the first by name."""
+        """The hypernyms, deepest first; ties put the sense itself first, then order by name."""
         if not lineage.subsumers:
             above = [self._lineages[key].rank for key in lineage.paths if key != _ROOT]
             found = sorted([*above, _ROOT_RANK])
-            place = [rank[0] for rank in found].index(lineage.rank[0])
+            position = [rank[0] for rank in found].index(lineage.rank[0])
             found.remove(lineage.rank)
-            lineage.subsumers.extend([*found[:place], lineage.rank, *found[place:]])
+            lineage.subsumers.extend([*found[:position], lineage.rank, *found[position:]])
         return lineage.subsumers
 
     def _distance(self, lineage: _Lineage, other: SenseId) -> int:
-        """The shortest way to a hypernym over one of its own, which need not be `other` itself."""
+        """Length of the shortest path to a hypernym through any of its own hypernyms, as NLTK computes it."""
         found = lineage.distances.get(other)
         if found is None:
             paths, others = lineage.paths, self._lineage(self._sense(other)).paths
@@ -260,49 +262,49 @@ class WordNet:
 
 
 @lru_cache(maxsize=2)
-def load_wordnet(place: Path) -> WordNet:
-    """`WordNet.load`, once for each place."""
-    return WordNet.load(place)
+def load_wordnet(path: Path) -> WordNet:
+    """`WordNet.load`, cached."""
+    return WordNet.load(path)
 
 
 def find_wordnet(nltk_folders: Sequence[str] = ()) -> Path:
-    """Where packages put WordNet 3.0: Debian's folder, or what NLTK's downloader left in one of its folders.
+    """The path of an installed WordNet 3.0: Debian's folder, or NLTK's download in one of its folders.
 
-    Raises FileNotFoundError with what to install where there is none.
+    Raises FileNotFoundError with what to install if there is none.
     """
     corpora = [Path(folder) / "corpora" for folder in nltk_folders]
-    places = [_DEBIAN, *(one / name for one in corpora for name in ("wordnet", "wordnet.zip"))]
-    found = next((place for place in places if place.exists()), None)
+    paths = [_DEBIAN, *(one / name for one in corpora for name in ("wordnet", "wordnet.zip"))]
+    found = next((path for path in paths if path.exists()), None)
     if found is None:
         raise FileNotFoundError(
-            f"WordNet 3.0 is not in {_DEBIAN}, nor where NLTK looks for data. {_WHERE_FROM}"
+            f"WordNet 3.0 is neither in {_DEBIAN} nor in NLTK's data folders. {_WHERE_FROM}"
         )
     return found
 
 
-def _opened(place: Path) -> _Place:
-    if place.suffix != ".zip" or not place.is_file():
-        return place
+def _opened(path: Path) -> _Location:
+    if path.suffix != ".zip" or not path.is_file():
+        return path
     try:
-        return zipfile.Path(place, "wordnet/")
+        return zipfile.Path(path, "wordnet/")
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{place} is no whole .zip file: {error}") from error
+        raise ValueError(f"{path} is not a complete .zip file: {error}") from error
 
 
-def _require_version(path: _Place, place: Path) -> None:
-    """Raises ValueError where the licence at the top of a database file names another version than 3.0."""
-    with path.open("r", encoding="utf-8") as lines:
-        licence = " ".join(takewhile(lambda line: line.startswith(" "), lines))
-    found = re.search(r"WordNet (\d+\.\d+) Copyright", licence)
+def _require_version(file: _Location, path: Path) -> None:
+    """Raises ValueError if the license at the top of a database file names another version than 3.0."""
+    with file.open("r", encoding="utf-8") as lines:
+        license_text = " ".join(takewhile(lambda line: line.startswith(" "), lines))
+    found = re.search(r"WordNet (\d+\.\d+) Copyright", license_text)
     if found and found[1] != "3.0":
         raise ValueError(
-            f"{place} has WordNet {found[1]}; the scores of NExT-OE are by WordNet 3.0, whose senses differ: "
-            "--wordnet names the place of that version"
+            f"{path} has WordNet {found[1]}; NExT-OE is scored with WordNet 3.0, whose senses differ; give "
+            "that version with --wordnet"
         )
 
 
-def _records(path: _Place) -> dict[str, str]:
-    """The rest of each line by its first word; the licence at the top is indented."""
+def _records(path: _Location) -> dict[str, str]:
+    """The rest of each line by its first word, without the license at the top, which is indented."""
     with path.open("r", encoding="utf-8") as lines:
         pairs = (line.partition(" ") for line in lines if not line.startswith(" "))
         return {word: rest for word, _, rest in pairs}

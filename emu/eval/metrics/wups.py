@@ -1,38 +1,67 @@
-"""WUPS of open-ended answers (NExT-OE): how similar the words of two answers are in WordNet.
+"""WUPS of open-ended answers (NExT-OE): similarity in WordNet of the words of two answers.
 
-The official scorer lemmatises both answers, drops stop words, and takes products of the best Wu-Palmer
-similarities (Malinowski and Fritz, 2014); counts and yes/no answers must be equal instead. Its lemmas depend on a
-tagger of parts of speech: `nltk_lemmas` has the official words, tags and lemmas, `rule_lemmas` tags by rules, needs
-no tagger's data, and gives scores that differ in the third digit (docs/metrics.md has both).
+The official scorer lemmatizes both answers, drops stop words, and multiplies the best Wu-Palmer similarities of the
+words (Malinowski and Fritz, 2014). Counts and yes/no answers must be equal instead. Lemmas come from one of the two
+taggers of `lemmas`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from pathlib import Path
+from typing import ClassVar, Literal
 
+from emu.eval.metrics.files import ScoreFiles, predicted_values, value_of, values_by_id
+from emu.eval.metrics.lemmas import Lemmatize, nltk_folders, nltk_lemmas, rule_lemmas
 from emu.eval.metrics.metric import Bootstrap, Key, Score, aligned_keys, mean_score, require
-from emu.eval.metrics.optional import optional_module
-from emu.eval.metrics.porter import stem
-from emu.eval.metrics.rule_tags import rule_tags
 from emu.eval.metrics.video_qa import nextqa_groups, nextqa_types
-from emu.eval.metrics.wordnet import RootRule, Sense, WordNet
+from emu.eval.metrics.wordnet import RootRule, Sense, WordNet, find_wordnet, load_wordnet
 
-Lemmatize = Callable[[str], list[str]]
-Split = Callable[[str], Sequence[str]]
-Tag = Callable[[Sequence[str]], Sequence[str]]
-# A word with the hyphens and apostrophes inside it, or one other sign.
-_WORD = re.compile(r"\w+(?:[-'’]\w+)*|[^\w\s]")
-# Counts and yes/no answers are right or wrong.
+# Yes/no answers and counts are compared for equality.
 _EXACT_TYPES = ("DB", "DC")
-_WORDNET_POS = {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}
+
+
+@dataclass(frozen=True)
+class WupsFiles(ScoreFiles):
+    """The open-ended answer to each question, by video and question, and the questions with their answer and type."""
+
+    wordnet: Path | None = None
+    """Folder or .zip file of WordNet 3.0's database files. None: those of Debian's package or NLTK's downloader."""
+    stop_words: Path | None = None
+    """Required: a file with one stop word per line; published scores use stopwords.txt of the benchmark's authors."""
+    tagger: Literal["nltk", "rules"] = "nltk"
+    """"nltk" gives the official lemmas and needs the data of NLTK's tagger; "rules" needs no data, and its scores
+    differ slightly."""
+    root_rule: RootRule = "nltk-3.3"
+    """The NLTK version whose Wu-Palmer similarity is used; published scores use 3.3."""
+
+    predictions_example: ClassVar[str] = '{"10": {"0": "dogs", "1": "the cat"}}'
+    references_example: ClassVar[str] = "video,qid,answer,type\n10,0,the dog,CW\n10,1,cat,TP\n"
+
+    def inputs(self) -> list[Path]:
+        """The files that are read, the stop words included."""
+        return [*super().inputs(), *([self.stop_words] if self.stop_words else [])]
+
+    def scores(self, metric: str) -> list[Score]:
+        """One score."""
+        del metric
+        if self.stop_words is None:
+            raise ValueError(
+                "nextoe needs --stop-words FILE; published scores use stopwords.txt of the benchmark's authors, an "
+                "empty file keeps every word"
+            )
+        wordnet = load_wordnet(self.wordnet or find_wordnet(nltk_folders()))
+        lemmatize = nltk_lemmas(wordnet) if self.tagger == "nltk" else rule_lemmas(wordnet)
+        stop_words = frozenset(self.stop_words.read_text(encoding="utf-8").split())
+        wups = Wups(wordnet, lemmatize, stop_words, rule=self.root_rule, bootstrap=self.bootstrap)
+        predictions = predicted_values(self.predictions, "prediction", "answer")
+        return [wups(predictions, open_references(self.references))]
 
 
 @dataclass(frozen=True)
 class OpenReference:
-    """The answers that are right, and the type of the question (CW, CH, TN, TP, TC, DB, DC, DL, DO)."""
+    """The correct answers, and the type of the question (CW, CH, TN, TP, TC, DB, DC, DL, DO)."""
 
     answers: Sequence[str]
     question_type: str
@@ -40,9 +69,9 @@ class OpenReference:
 
 @dataclass(frozen=True)
 class Wups:
-    """WUPS in percent, by type: C causal, T temporal, D descriptive, and the finer ones (TPN: TN and TP).
+    """WUPS in percent, also by type: C causal, T temporal, D descriptive, and their subtypes (TPN is TN and TP).
 
-    Similarities below `threshold` count a tenth (0 and 0.9 are in use).
+    Similarities below `threshold` (commonly 0 or 0.9) are multiplied by 0.1.
     """
 
     wordnet: WordNet
@@ -87,7 +116,7 @@ class Wups:
         return [word for word in self.lemmatize(answer) if word not in self.stop_words]
 
     def answer_similarity(self, first: Sequence[str], second: Sequence[str]) -> float:
-        """The smaller of the two directions' products."""
+        """The smaller of the products in both directions."""
         return min(self._product(first, second), self._product(second, first))
 
     def _sample(self, prediction: list[str], answer: list[str], kind: str) -> float:
@@ -96,7 +125,7 @@ class Wups:
         return self.answer_similarity(prediction, answer)
 
     def _product(self, first: Sequence[str], second: Sequence[str]) -> float:
-        """The product over `first` of the best similarity to `second`; words similar to none are left out."""
+        """Product over `first` of the best similarity to a word of `second`; words similar to none are skipped."""
         product, found = 1.0, False
         for word in first:
             if word in second:
@@ -128,67 +157,11 @@ class Wups:
         return value if value >= self.threshold else 0.1 * value
 
 
-def plain_words(answer: str) -> list[str]:
-    """The words of an answer and its signs, each by itself; hyphens and apostrophes stay inside their words."""
-    return _WORD.findall(answer)
-
-
-def tagged_lemmas(wordnet: WordNet, tag: Tag, split: Split = plain_words) -> Lemmatize:
-    """Lemmas as the official scorer has them (pywsd's): by the tag of each word in its answer.
-
-    A word without a noun's, verb's, adjective's or adverb's tag is tagged alone, and is a noun if that gives none;
-    a lemma that WordNet does not know gives way to the stem, and an unknown stem to the word.
-    """
-    lemma = lru_cache(maxsize=None)(partial(_lemma, wordnet, tag))
-    return partial(_tagged_lemmas, lemma, tag, split)
-
-
-def rule_lemmas(wordnet: WordNet) -> Lemmatize:
-    """`tagged_lemmas` by the tags of `rule_tags`, which needs WordNet alone."""
-    return tagged_lemmas(wordnet, rule_tags(wordnet))
-
-
-def nltk_lemmas(wordnet: WordNet) -> Lemmatize:
-    """`tagged_lemmas` by NLTK's words and its averaged perceptron tagger.
-
-    Raises ModuleNotFoundError without NLTK and FileNotFoundError without its tagger's data, each with what to do.
-    """
-    nltk = optional_module("nltk", "wordnet", "tags of words need")
-    try:
-        nltk.pos_tag(["word"])
-    except LookupError as error:
-        raise FileNotFoundError(
-            "NLTK finds no data of its averaged perceptron tagger, which gives the official lemmas: "
-            "python -m nltk.downloader averaged_perceptron_tagger_eng fetches it; --tagger rules scores without it, a "
-            "little differently (docs/metrics.md)"
-        ) from error
-    return tagged_lemmas(
-        wordnet,
-        lambda words: [tag for _, tag in nltk.pos_tag(list(words))],
-        # an answer is one sentence, so the data that finds sentences is not needed
-        nltk.tokenize.NLTKWordTokenizer().tokenize,
+def open_references(path: Path) -> dict[str, OpenReference]:
+    """The answer and the type of each open-ended question."""
+    return values_by_id(
+        path,
+        lambda record: OpenReference(
+            [value_of(record, path, "answer")], value_of(record, path, "type", "question_type")
+        ),
     )
-
-
-def nltk_folders() -> list[str]:
-    """Where NLTK looks for data; nowhere without NLTK."""
-    try:
-        return list(optional_module("nltk", "wordnet", "its folders need").data.path)
-    except ModuleNotFoundError:
-        return []
-
-
-def _tagged_lemmas(
-    lemma: Callable[[str, str], str], tag: Tag, split: Split, answer: str
-) -> list[str]:
-    words = split(answer)
-    return [lemma(word.lower(), found) for word, found in zip(words, tag(words), strict=True)]
-
-
-def _lemma(wordnet: WordNet, tag: Tag, word: str, found: str) -> str:
-    pos = _WORDNET_POS.get(found[:2]) or _WORDNET_POS.get(tag([word])[0][:2], "n")
-    lemma = min(wordnet.base_forms(word, pos), key=len, default=word)
-    if wordnet.first_sense(lemma) is not None:
-        return lemma
-    stemmed = stem(word)
-    return stemmed if wordnet.first_sense(stemmed) is not None else word

@@ -1,11 +1,12 @@
-"""The text of answers to visual questions: what the official scorers and the released evaluation make of it."""
+"""Normalization of answers to visual questions by the official scorers and by the evaluation released with Emu."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
-# Words without their apostrophes and with them, in pairs; the scorers lower-case before they look here.
+# Pairs: a contraction without apostrophe and with it. The scorers lower-case words before the lookup.
 _CONTRACTIONS_TEXT = """
 aint ain't arent aren't cant can't couldve could've couldnt couldn't couldn'tve couldn't've couldnt've couldn't've
 didnt didn't doesnt doesn't dont don't hadnt hadn't hadnt've hadn't've hadn'tve hadn't've hasnt hasn't havent haven't
@@ -36,52 +37,68 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _COMMAS_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 _PERIOD = re.compile(r"\.(?!\d)")
-# The official code passes a flag where the count of replacements belongs: 32 periods go, the rest stays.
-_MOST_PERIODS = 32
+# The official code passes a flag as the count of replacements: only the first 32 periods are removed.
+_MAX_PERIODS = 32
 
 
 def single_line(answer: str) -> str:
-    """The answer without tabs, line feeds and outer white space."""
+    """The answer with spaces for tabs and line feeds, without leading and trailing white space."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 def without_punctuation(answer: str, in_number: re.Pattern[str] = _COMMA_IN_NUMBER) -> str:
     """The answer without the scorer's punctuation.
 
-    A sign goes where it touches a space anywhere in the answer, or where the answer has a comma between digits;
-    elsewhere it becomes a space. Periods go unless a digit follows.
+    A punctuation character is removed if it is next to a space anywhere in the answer, or if the answer has a comma
+    between digits; otherwise it becomes a space. Periods are removed unless a digit follows.
     """
     has_number = in_number.search(answer) is not None
     text = answer
-    for sign in _PUNCTUATION:
-        if sign in answer:
-            goes = has_number or f"{sign} " in answer or f" {sign}" in answer
-            text = text.replace(sign, "" if goes else " ")
-    return _PERIOD.sub("", text, count=_MOST_PERIODS)
+    for mark in _PUNCTUATION:
+        if mark in answer:
+            is_removed = has_number or f"{mark} " in answer or f" {mark}" in answer
+            text = text.replace(mark, "" if is_removed else " ")
+    return _PERIOD.sub("", text, count=_MAX_PERIODS)
 
 
-def plain_words(answer: str) -> str:
-    """The answer in lower case, number words as digits, without articles, contractions with their apostrophes."""
+def normalized_words(answer: str) -> str:
+    """The answer in lower case, with digits for number words, apostrophes in contractions and no articles."""
     numbered = (NUMBERS.get(word, word) for word in answer.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in numbered if word not in ARTICLES)
 
 
 def normalized(answer: str) -> str:
-    """The answer as the official VQA scorer compares it where the annotators disagree."""
-    return plain_words(without_punctuation(single_line(answer)))
+    """The answer as the official VQA scorer compares it if the annotators disagree."""
+    return normalized_words(without_punctuation(single_line(answer)))
 
 
 def textvqa_normalized(answer: str) -> str:
     """The answer as the TextVQA evaluator of M4C compares it."""
     words = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return plain_words(without_punctuation(single_line(words), _COMMAS_IN_NUMBER))
+    return normalized_words(without_punctuation(single_line(words), _COMMAS_IN_NUMBER))
+
+
+def stem(text: str) -> str:
+    """The stem by NLTK's Porter stemmer in its default mode, which the released OKVQA scorer uses.
+
+    The scorer passes whole answers, including spaces, which count as consonants. NLTK is imported on the first call,
+    which takes some seconds.
+    """
+    return _stemmer()(text)
+
+
+@cache
+def _stemmer() -> Callable[[str], str]:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer().stem
 
 
 def short_answer(reply: str) -> str:
-    """A model's reply as the released Emu evaluation cuts it to an answer.
+    """The answer that the released Emu evaluation extracts from a model's reply.
 
-    The first line up to ". ", a double quote or ", ", in lower case, without a final period and without a leading
-    "it is ", "it's ", "a ", "an ", "the " (each once, in this order).
+    It is the first line up to ". ", a double quote or ", ", in lower case, without a final period and without a leading
+    "it is ", "it's ", "a ", "an ", "the " (each removed once, in this order).
     """
     for end in ("\n", ". ", '"', ", "):
         reply = reply.split(end)[0]
@@ -92,5 +109,5 @@ def short_answer(reply: str) -> str:
 
 
 def short_caption(reply: str) -> str:
-    """A model's reply as the released Emu evaluation cuts it to a caption: first sentence of the first line."""
+    """The caption that the released Emu evaluation extracts from a reply: the first sentence of the first line."""
     return reply.split("\n")[0].split(". ")[0].removesuffix(".").lower()
