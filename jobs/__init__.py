@@ -1,1 +1,1 @@
-"""The doors: one executable a job."""
+"""Entry points: one executable per job."""

@@ -1,4 +1,4 @@
-"""The front page is run as a newcomer would run it (slow)."""
+"""The README is run as a newcomer would run it (slow)."""
 
 import os
 import subprocess
@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_road_of_the_readme_runs_from_the_first_command_to_the_last(tmp_path: Path) -> None:
-    road = next(b for b in blocks(ROOT / "README.md") if "jobs/build_mmc4.py" in b)
-    steps = [x for x in lines(road) if x and not x.startswith(("#", "source"))]
+def test_the_steps_of_the_readme_run_from_the_first_to_the_last(tmp_path: Path) -> None:
+    block = next(b for b in blocks(ROOT / "README.md") if "jobs/build_mmc4.py" in b)
+    steps = [x for x in lines(block) if x and not x.startswith(("#", "source"))]
     environment = dict(os.environ, PATH=f"{ROOT / '.venv/bin'}:{os.environ['PATH']}")
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
     serving: list[subprocess.Popen[bytes]] = []
@@ -44,7 +44,7 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
     """Until something answers HTTP at the port."""
     end = time.monotonic() + 180
     while time.monotonic() < end:
-        assert process.poll() is None, "it ended"
+        assert process.poll() is None, "the process ended"
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2)
             return
