@@ -14,7 +14,6 @@ import tyro
 from tqdm import tqdm
 
 from emu.data.dataset import DatasetError
-from emu.data.images import ImageError
 from emu.generate.engine import DECODER
 from emu.train.decoder import (
     CONDITIONS,
@@ -157,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
             summary = train_decoder(plan, device, advance)
     except KeyboardInterrupt:
         return interrupted(BEGINS_ANEW)
-    except (ValueError, OSError, DatasetError, ImageError) as error:
+    except (ValueError, OSError, DatasetError) as error:
         return report_error(error, BAD_VALUE)
     except TrainingError as error:
         return report_error(error, FAILED)

@@ -13,30 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+
+from schemas.images import decode_image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_PIXELS = 64 * 1024 * 1024
-
-
-class ImageError(ValueError):
-    """Bytes that are not an image that can be used, and why."""
-
-
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The RGB image of encoded bytes; the header is checked against `max_pixels` before decoding."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"an image of {width}x{height} pixels; the limit is {max_pixels} in all"
-                )
-            return image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ImageError(f"{len(data)} bytes that do not decode as an image: {error}") from error
 
 
 def normalise(image: Image.Image, side: int) -> Tensor:
@@ -52,3 +35,10 @@ def pixels_of(images: Sequence[bytes], side: int) -> Tensor:
     if not images:
         return torch.empty(0, 3, side, side)
     return torch.stack([normalise(decode_image(data), side) for data in images])
+
+
+def to_png(image: Image.Image) -> bytes:
+    """The image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

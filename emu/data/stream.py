@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from emu.data.dataset import ShardReader
-from emu.data.images import ImageError, pixels_of
+from emu.data.images import pixels_of
 from emu.data.sequence import Sequence, SequenceMaker
 from emu.models.batch import Batch
 from emu.models.objective import IGNORED
+from schemas.images import ImageError
 
 if TYPE_CHECKING:
     from emu.data.features import FeatureReader
@@ -145,7 +146,7 @@ class BatchStream:
         try:
             return sequence, images_of(sequence, side, self.features)
         except ImageError as error:
-            raise ImageError(f"sample '{sequence.key}': {error}") from error
+            raise error.at(f"sample '{sequence.key}'") from error
 
     def _batch(self, rows: list[tuple[Sequence, Tensor]]) -> Batch:
         pad = self.maker.model.special.pad

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from emu.config import IMAGE, IMAGE_START, EmuConfig, image_block
-from emu.data.image_file import decode_picture, read_picture, to_rgb
 from emu.data.images import normalise
 from emu.data.video import Video
 from emu.generate.options import PromptTooLong
 from emu.tokenizer import EmuTokenizer
+from schemas.images import decode_image, to_rgb
 from schemas.sample import Segment
 
 Piece = str | bytes | Path | Image.Image | Tensor | Segment | Video
@@ -94,9 +94,9 @@ class PromptEncoder:
         if isinstance(piece, Tensor):
             return self._checked_pixels(piece, number)
         if isinstance(piece, bytes):
-            image = decode_picture(piece)
+            image = decode_image(piece)
         elif isinstance(piece, Path):
-            image = read_picture(piece)
+            image = decode_image(piece.read_bytes())
         elif isinstance(piece, Image.Image):
             image = to_rgb(piece) if piece.width * piece.height else piece
         else:

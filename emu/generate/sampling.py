@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from emu.data.image_file import to_png
+from emu.data.images import to_png
 from emu.generate.beam import beam_search
 from emu.generate.kv_cache import DecodeState
 from emu.generate.options import FinishReason, Reply, TextOptions

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from emu.config import EmuConfig
-from emu.data.image_file import MAX_PIXELS, PictureError, decode_picture
 from emu.generate.options import ImageOptions, PromptTooLong, Reply, TextOptions
 from emu.serve.errors import ApiError, ErrorResponse
 from emu.weights.layout import DECODER, read_picture_factor
+from schemas.images import MAX_PIXELS, ImageError, decode_image
 
 if TYPE_CHECKING:
     from emu.generate.engine import Engine  # imports torch, which takes seconds
@@ -143,7 +143,7 @@ class LocalBackend:
         if isinstance(piece, str):
             return piece
         try:
-            return decode_picture(piece.data, self._max_pixels)
-        except PictureError as error:
-            message = f"{piece.param}: {error}"
+            return decode_image(piece.data, self._max_pixels)
+        except ImageError as error:
+            message = str(error.at(piece.param))
             raise ApiError(422, message, piece.param, "invalid_image") from error

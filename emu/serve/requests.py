@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emu.config import INSTRUCT_TOKENS
-from emu.data.image_file import PictureError, PictureTooLarge, read_header
 from emu.generate.options import ImageOptions, TextOptions
 from emu.serve.backend import Content, EncodedImage, GenerationRequest, ModelCard
 from emu.serve.errors import ApiError, shown
 from emu.serve.schema import DEFAULT_MAX_TOKENS, ChatRequest, ImagePart, Limits, Message
+from schemas.images import ImageError, open_image
 
 Fetch = Callable[[Sequence[str]], list[bytes | str]]
 """From URLs to the bytes of each, or the reason why there are none. Called in a thread."""
@@ -210,11 +210,11 @@ def check_image(data: bytes, param: str, limits: Limits) -> None:
     if len(data) > limits.max_image_bytes:
         raise ApiError(413, _too_large(len(data), limits), param, "image_too_large")
     try:
-        read_header(data, limits.max_image_pixels)
-    except PictureTooLarge as error:
-        raise ApiError(413, f"{param}: {error}", param, "image_too_large") from error
-    except PictureError as error:
-        raise ApiError(422, f"{param}: {error}", param, "invalid_image") from error
+        open_image(data, limits.max_image_pixels)
+    except ImageError as error:
+        is_large = error.reason == "image_too_many_pixels"
+        status, code = (413, "image_too_large") if is_large else (422, "invalid_image")
+        raise ApiError(status, str(error.at(param)), param, code) from error
 
 
 def _too_large(num_bytes: int, limits: Limits) -> str:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from emu.config import INSTRUCT_TOKENS
 from emu.data.dataset import DatasetError, ShardReader
-from emu.data.images import ImageError, decode_image
 from emu.data.sequence import passages_of
 from emu.generate.engine import Engine
+from schemas.images import ImageError, decode_image
 from schemas.sample import Sample
 
 NO_TEXT, TOO_LONG, SPECIAL_TOKEN = "no_text", "prompt_too_long", "special_token_in_prompt"
@@ -123,5 +123,5 @@ def _pixels(key: str, image: bytes, side: int) -> Tensor:
     try:
         squashed = decode_image(image).resize((side, side), Image.Resampling.BICUBIC)
     except ImageError as error:
-        raise ImageError(f"sample '{key}': {error}") from error
+        raise error.at(f"sample '{key}'") from error
     return torch.from_numpy(np.asarray(squashed).transpose(2, 0, 1).copy())

@@ -1,1 +1,1 @@
-"""Images: what bytes say of themselves, their pixels, and the form in which they are published."""
+"""Images: decoded and brought to the form in which they are published."""

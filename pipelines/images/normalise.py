@@ -1,32 +1,41 @@
-"""Images brought to one form: 8-bit RGB, upright, not larger than needed, bytes kept where they fit.
+"""Images in the form in which they are published: 8-bit RGB, upright, not larger than needed.
 
     normalise_image(data, ImageConfig(side=256)).data
 
-The same bytes in give the same bytes out (with the same libraries).
+Equal bytes in give equal bytes out (with the same libraries).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import simplejpeg
+from pydantic import Field
 
-from pipelines.core.pipeline import Reason
-from pipelines.images.decode import check, decode, open_lazily, scratch
-from pipelines.images.header import IMAGE_REASONS, ImageHeader, ImageRejected, read_header
+from pipelines.core.pipeline import Reason, Rejected
+from pipelines.images.decode import decode, scratch, turbo_colorspace
+from schemas.config import Checked
+from schemas.images import ImageError, OpenedImage, open_image
 from schemas.sample import Sample
 
-__all__ = [
-    "IMAGE_REASONS",
-    "ImageConfig",
-    "ImageContent",
-    "ImageRejected",
-    "NormalisedImage",
-    "normalise_image",
-]
+IMAGE_REASONS: Mapping[str, Reason] = MappingProxyType(
+    {
+        "html_not_image": Reason("A page of HTML or XML instead of an image."),
+        "not_an_image": Reason("The bytes begin like no image format."),
+        "image_format_unsupported": Reason("An image format, colour mode or depth not decoded."),
+        "image_too_many_pixels": Reason("More pixels than `max_pixels`; told by the header."),
+        "image_too_many_scans": Reason("A progressive JPEG built to exhaust its decoder."),
+        "image_too_small": Reason("The shorter side is below `min_side`."),
+        "image_too_elongated": Reason("Longer side over shorter side exceeds `max_aspect`."),
+        "image_truncated": Reason("The image data end too early.", retryable=True),
+        "image_corrupt": Reason("The image data are damaged."),
+    }
+)
+"""Why a fetched body is not an image that is kept."""
 
 PILLOW_MAX_PIXELS = 89_478_485
 """Where Pillow begins to warn of decompression bombs; `max_pixels` stays below it."""
@@ -37,31 +46,23 @@ _FORMATS: dict[str, Literal["jpg", "png", "webp"]] = {"jpeg": "jpg", "png": "png
 
 
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(Checked):
     """Which images are taken, and in what size they are kept."""
 
-    side: int = 256
-    """Pixels of the shorter side to which larger images are brought; aspect kept, never enlarged."""
-    max_pixels: int = 50_000_000
-    """Width x height above which an image is refused unseen. A decode takes up to 10 bytes a pixel."""
-    min_side: int = 32
+    side: Annotated[int, Field(ge=8, le=16_384, description="pixels of the shorter side")] = 256
+    """Pixels of the shorter side to which larger images are resized; aspect kept, never enlarged."""
+    max_pixels: Annotated[
+        int, Field(ge=64, le=PILLOW_MAX_PIXELS, description="pixels; Pillow warns above")
+    ] = 50_000_000
+    """Width x height above which an image is refused without decoding. A decode takes up to 10 bytes per pixel."""
+    min_side: Annotated[int, Field(ge=1, le=16_384, description="pixels of the shorter side")] = 32
     """Pixels of the shorter side below which an image is refused: spacers, bullets, tracking pixels."""
-    max_aspect: float = 10.0
+    max_aspect: Annotated[
+        float, Field(ge=1.0, le=65_535.0, description="longer side over shorter side")
+    ] = 10.0
     """Longer over shorter side above which an image is refused: rules and banners."""
-    quality: int = 95
-    """JPEG quality of what is encoded anew. Colour is halved in resolution (4:2:0), as is usual at 95."""
-
-    def __post_init__(self) -> None:
-        for name, (low, high, hint) in {
-            "side": (8, 16_384, "pixels of the shorter side"),
-            "max_pixels": (64, PILLOW_MAX_PIXELS, "pixels; above, Pillow sees an attack"),
-            "min_side": (1, 16_384, "pixels of the shorter side"),
-            "max_aspect": (1.0, 65_535.0, "longer side over shorter side"),
-            "quality": (1, 100, "JPEG quality"),
-        }.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} {value!r} is not in {low:g}..{high:g}: {hint}")
+    quality: Annotated[int, Field(ge=1, le=100, description="JPEG quality")] = 95
+    """JPEG quality of re-encoded images. Colour has half the resolution (4:2:0), as is usual at 95."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class NormalisedImage:
     width: int
     height: int
     source_width: int
-    """Of the image that came, upright."""
+    """Of the original image, upright."""
     source_height: int
 
 
@@ -123,57 +124,48 @@ def normalise_image(data: bytes, config: ImageConfig) -> NormalisedImage:
     """The image in `data` as it is published.
 
     Plain 8-bit RGB files (JPEG, PNG, WebP; upright, still, opaque) whose shorter side is not above
-    `side` keep their bytes, once it is certain that they decode. Everything else becomes a JPEG:
-    transparency on white, 16 bits scaled to 8, the first frame of an animation, orientation applied.
+    `side` keep their bytes, once they have been decoded as a check. Everything else becomes a JPEG of the
+    pixels that `schemas.images` defines.
 
     Raises:
-        ImageRejected: with a reason of `IMAGE_REASONS`.
+        Rejected: with a reason of `IMAGE_REASONS`.
     """
-    header = _with_size(data, read_header(data), config)
-    is_turned = header.orientation >= 5
-    source = (header.height, header.width) if is_turned else (header.width, header.height)
-    width, height = _fitted(header.width, header.height, config.side)
-    if header.is_plain and (width, height) == (header.width, header.height):
-        check(data, header)
-        return NormalisedImage(data, _FORMATS[header.format], *source, *source)
-    pixels = decode(data, header, width, height)
+    try:
+        image = open_image(data, config.max_pixels)
+        _check_shape(image, config)
+        return _normalised(image, config)
+    except ImageError as error:
+        raise Rejected(error.reason, error.detail) from None
+
+
+def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
+    colorspace = turbo_colorspace(image)
+    width, height = _fitted(image.width, image.height, config.side)
+    is_small = (width, height) == (image.width, image.height)
+    is_plain = image.is_plain and (bool(colorspace) or image.format != "jpeg")
+    # A file that keeps its bytes is only checked, which is much cheaper at the smallest scale of a JPEG.
+    if is_small and is_plain and image.orientation == 1:
+        decode(image, colorspace, 1, 1)
+        return NormalisedImage(image.data, _FORMATS[image.format], width, height, width, height)
+    pixels = decode(image, colorspace, width, height)
     if pixels.shape[:2] != (height, width):
         pixels = _shrunk(pixels, width, height)
-    upright = np.ascontiguousarray(_turned(pixels, header.orientation))
+    upright = np.ascontiguousarray(_turned(pixels, image.orientation))
     encoded = simplejpeg.encode_jpeg(upright, config.quality, "RGB", "420")
+    is_turned = image.orientation >= 5
+    source = (image.height, image.width) if is_turned else (image.width, image.height)
     height, width = upright.shape[:2]
     return NormalisedImage(encoded, "jpg", width, height, *source)
 
 
-def _with_size(data: bytes, header: ImageHeader, config: ImageConfig) -> ImageHeader:
-    """The header with a size that is within the limits, according to the decoder too."""
-    if header.format == "tiff":
-        header = replace(header, **_lazy_size(data, header))
-    _check_size(header, config)
-    if header.format in ("gif", "bmp"):  # a first frame may be larger than the header says
-        header = replace(header, **_lazy_size(data, header))
-        _check_size(header, config)
-    return header
-
-
-def _lazy_size(data: bytes, header: ImageHeader) -> dict[str, int]:
-    width, height = open_lazily(data, header).size
-    return {"width": width, "height": height}
-
-
-def _check_size(header: ImageHeader, config: ImageConfig) -> None:
-    width, height = header.width, header.height
-    short, long = sorted((width, height))
-    if short < 1:
-        raise ImageRejected("image_corrupt", f"{width}x{height} pixels")
-    if width * height > config.max_pixels:
-        raise ImageRejected(
-            "image_too_many_pixels", f"{width}x{height}, limit {config.max_pixels} pixels"
-        )
+def _check_shape(image: OpenedImage, config: ImageConfig) -> None:
+    """Beside the pixel limit, which holds before anything else."""
+    width, height = image.width, image.height
+    short, long = min(width, height), max(width, height)
     if short < config.min_side:
-        raise ImageRejected("image_too_small", f"{width}x{height}, limit {config.min_side}")
+        raise ImageError("image_too_small", f"{width}x{height}, limit {config.min_side}")
     if long > config.max_aspect * short:
-        raise ImageRejected("image_too_elongated", f"{width}x{height}, limit {config.max_aspect:g}")
+        raise ImageError("image_too_elongated", f"{width}x{height}, limit {config.max_aspect:g}")
 
 
 def _fitted(width: int, height: int, side: int) -> tuple[int, int]:

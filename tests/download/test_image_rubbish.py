@@ -6,8 +6,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.images.header import IMAGE_REASONS, exif_orientation
-from pipelines.images.normalise import ImageConfig, ImageRejected, NormalisedImage, normalise_image
+from pipelines.core.pipeline import Rejected
+from pipelines.images.normalise import (
+    IMAGE_REASONS,
+    ImageConfig,
+    NormalisedImage,
+    normalise_image,
+)
+from schemas.images import exif_orientation
 from tests.download.drawn import encoded, png16, quadrants, turned
 
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 48, 3)).astype(np.uint8)
@@ -33,7 +39,7 @@ CONFIG = ImageConfig(side=32, min_side=8, max_pixels=1_000_000)
 def image_or_reason(data: bytes) -> None:
     try:
         image = normalise_image(data, CONFIG)
-    except ImageRejected as rejected:
+    except Rejected as rejected:
         assert rejected.reason in IMAGE_REASONS
         return
     assert isinstance(image, NormalisedImage)

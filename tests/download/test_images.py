@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipelines.images.normalise import ImageConfig, ImageRejected, normalise_image
+from pipelines.core.pipeline import Rejected
+from pipelines.images.normalise import ImageConfig, normalise_image
 from tests.download.drawn import assert_upright, encoded, pixels_of, png16, quadrants, turned
 from tests.servers.misbehaviour import HTML, png_bomb
 
@@ -13,7 +14,7 @@ SMALL = ImageConfig(side=64)
 
 
 def reason_of(data: bytes, config: ImageConfig = SMALL) -> str:
-    with pytest.raises(ImageRejected) as caught:
+    with pytest.raises(Rejected) as caught:
         normalise_image(data, config)
     return caught.value.reason
 
@@ -238,7 +239,11 @@ def test_the_limits_are_those_of_the_config() -> None:
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [({"side": 0}, "side 0"), ({"quality": 101}, "quality 101"), ({"max_pixels": 10**9}, "Pillow")],
+    [
+        ({"side": 0}, "side is 0"),
+        ({"quality": 101}, "quality is 101"),
+        ({"max_pixels": 10**9}, "Pillow"),
+    ],
 )
 def test_bad_limits_are_told(change: dict[str, int], told: str) -> None:
     with pytest.raises(ValueError, match=told):

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 import emu
-from emu.data.image_file import PictureError, PictureTooLarge, decode_picture, to_png
+from emu.data.images import to_png
 from emu.generate.engine import Engine
 from emu.generate.options import ImageOptions, PromptTooLong, Reply, TextOptions
+from schemas.images import ImageError, decode_image
 from schemas.sample import Sample, Segment, check_sample
 from tests.generate.bomb import bomb_png
 
@@ -162,25 +163,25 @@ def test_bfloat16_generates_text_and_images(tiny_dir: Path, photo: Image.Image) 
 
 
 def test_images_are_checked_before_decoding() -> None:
-    with pytest.raises(PictureTooLarge, match=r"too large|limit"):
-        decode_picture(bomb_png(20000, 20000))
-    with pytest.raises(PictureTooLarge, match="100 x 50 = 5000"):
-        decode_picture(to_png(Image.new("RGB", (100, 50))), max_pixels=4999)
-    with pytest.raises(PictureError, match="no picture"):
-        decode_picture(b"<html>not here</html>")
-    with pytest.raises(PictureError, match="empty"):
-        decode_picture(b"")
+    with pytest.raises(ImageError, match=r"20000 x 20000 = 400,000,000 pixels, the limit is"):
+        decode_image(bomb_png(20000, 20000))
+    with pytest.raises(ImageError, match="100 x 50 = 5,000 pixels, the limit is 4,999"):
+        decode_image(to_png(Image.new("RGB", (100, 50))), max_pixels=4999)
+    with pytest.raises(ImageError, match="HTML"):
+        decode_image(b"<html>not here</html>")
+    with pytest.raises(ImageError, match="empty"):
+        decode_image(b"")
     whole = to_png(Image.effect_noise((64, 64), 90))
-    with pytest.raises(PictureError, match="damaged"):
-        decode_picture(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match="damaged"):
+        decode_image(whole[: len(whole) // 2])
 
 
 def test_images_become_upright_opaque_and_eight_bit() -> None:
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
-    assert decode_picture(to_png(clear)).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(to_png(clear)).getpixel((0, 0)) == (255, 255, 255)
     deep = Image.new("I;16", (2, 2), 257 * 128)
-    assert decode_picture(to_png(deep)).getpixel((0, 0)) == (128, 128, 128)
+    assert decode_image(to_png(deep)).getpixel((0, 0)) == (128, 128, 128)
     turned, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (30, 10)).save(turned, "JPEG", exif=exif)
-    assert decode_picture(turned.getvalue()).size == (10, 30)
+    assert decode_image(turned.getvalue()).size == (10, 30)

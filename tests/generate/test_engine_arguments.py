@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import emu
-from emu.data.image_file import PictureError
 from emu.generate.engine import Engine
 from emu.generate.options import ImageOptions, PromptTooLong, TextOptions
+from schemas.images import ImageError
 
 TEXT = "max_new_tokens min_length num_beams length_penalty do_sample temperature top_p seed stop"
 IMAGE = "height width num_inference_steps guidance_scale seed scheduler"
@@ -110,7 +110,7 @@ def test_options_of_the_other_kind_are_named(engine: Engine) -> None:
 def test_wrong_images_are_named(engine: Engine, photo: Image.Image) -> None:
     jpeg = io.BytesIO()
     photo.resize((500, 400)).save(jpeg, "JPEG", quality=95)
-    with pytest.raises(PictureError, match="damaged"):
+    with pytest.raises(ImageError, match="damaged"):
         engine.generate_text([[jpeg.getvalue()[:2000], "a"]])
     with pytest.raises(ValueError, match=r"piece 1 .* image of 0 x 5 pixels"):
         engine.generate_text([["a", Image.new("RGB", (0, 5))]])

@@ -17,7 +17,7 @@ import uvicorn
 from PIL import Image
 
 import emu
-from emu.data.image_file import to_png
+from emu.data.images import to_png
 from emu.generate.engine import Engine
 from emu.serve.api import build_api
 from emu.serve.backend import LocalBackend, ModelCard

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from emu.data.image_file import decode_picture, to_png
+from emu.data.images import to_png
+from schemas.images import decode_image
 from tests.serve.conftest import Caller, error_of, image_part
 
 URL = "messages.0.content.0.image_url.url"
@@ -47,14 +48,14 @@ KINDS = {
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_of_image_is_read(caller: Caller, kind: str) -> None:
     asked = [image_part(KINDS[kind])]
-    plain = [image_part(to_png(decode_picture(KINDS[kind])))]
+    plain = [image_part(to_png(decode_image(KINDS[kind])))]
     assert caller.text(asked, max_tokens=4) == caller.text(plain, max_tokens=4)
 
 
 def test_damaged_exif_is_ignored() -> None:
-    whole = decode_picture(encoded(ramp(), "JPEG"))
-    assert decode_picture(KINDS["damaged exif"]).tobytes() == whole.tobytes()
-    assert decode_picture(KINDS["rotated"]).size == (40, 60)
+    whole = decode_image(encoded(ramp(), "JPEG"))
+    assert decode_image(KINDS["damaged exif"]).tobytes() == whole.tobytes()
+    assert decode_image(KINDS["rotated"]).size == (40, 60)
 
 
 def test_the_bytes_and_not_the_declared_type_decide(caller: Caller) -> None:

@@ -100,7 +100,7 @@ def test_a_wrong_request_names_its_field(
         ("data:image/png;base64,???", 400, "not base64"),
         ("data:image/png,abc", 400, "give data:"),
         ("data:image/png;base64,", 422, "empty"),
-        ("data:image/png;base64,PGh0bWw+", 422, "no picture"),
+        ("data:image/png;base64,PGh0bWw+", 422, "not an image"),
     ],
 )
 def test_a_wrong_image_address_is_named(caller: Caller, url: str, status: int, words: str) -> None:
