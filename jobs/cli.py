@@ -114,7 +114,7 @@ def build_job(
     kind: type[T], work: Callable[[T], str], arguments: Sequence[str] | None = None
 ) -> int:
     """`run_job` for a job that builds a dataset."""
-    from pipelines.core.errors import EngineError
+    from pipelines.core.pipeline import EngineError
 
     return run_job(kind, work, arguments, failed=(EngineError, SchemaError, OSError))
 

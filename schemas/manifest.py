@@ -32,6 +32,8 @@ from schemas.validation import SchemaError
 MANIFEST_VERSION = 2
 READABLE = ("manifest/1", f"manifest/{MANIFEST_VERSION}")
 MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.html"
+"""Beside the manifest: the dataset as a page, for a person."""
 
 
 @dataclass(frozen=True)

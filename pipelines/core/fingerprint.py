@@ -26,15 +26,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.errors import EngineError
-from pipelines.core.pipeline import Pipeline
+from pipelines.core.pipeline import EngineError, Pipeline
 from schemas.manifest import Fingerprint
 from schemas.sample import canonical_json
 
 PROJECT = ("pipelines", "schemas", "emu")
 """Packages whose imports are followed wherever they are installed."""
 CORE = "pipelines.core"
-ENGINE = (f"{CORE}.stage_runner", f"{CORE}.contracts", f"{CORE}.ledger")
+ENGINE = (f"{CORE}.stage_runner", f"{CORE}.contracts")
 CORPORA = "pipelines.corpora"
 _SHOWN = 5
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))

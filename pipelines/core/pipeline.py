@@ -1,6 +1,4 @@
-"""Filter: a table in, for each row a reason to drop it or null out.
-
-Pipeline, Stage, Barrier: an ordered list of what happens to a dataset.
+"""Pipeline: the ordered list of what happens to a dataset, and what can go wrong in building it.
 
 A stage maps an input shard to an output shard of the same name. Its steps see one shard as one Arrow
 table whose rows are records; these columns are reserved and always there (the engine adds those that the
@@ -11,14 +9,15 @@ source leaves out, as nulls), all others belong to the corpus:
 | key         | string            | of the record; becomes the key of the sample                       |
 | source      | string            | input file                                                         |
 | record      | int64             | 1-based line or row number in it                                   |
-| links       | list<LINK_TYPE>   | the record's links (see `schemas/sample.py`), from the parsing on   |
+| links       | list<LINK_TYPE>   | the record's links (see `schemas/sample.py`), from the parse step on |
 | drop_reason | string            | null; a step that sets it drops the record, the engine ledgers it  |
 | drop_detail | string            | more for a person, or null                                         |
 
 A transform returns as many rows as it was given, in the same order, with the same keys: a record that
-cannot go on gets a `drop_reason`. So nothing is lost silently: the engine takes dropped rows out after each
-step and writes their rows, and those of their links, into the ledger. A link that a step gives up gets a
-`reason` and stays in its list; links may be added, never removed, changed or revived.
+cannot be kept gets a `drop_reason`. So nothing is lost silently: after each step the engine takes dropped rows out
+and writes their rows, and those of their links, into the ledger. A link that a step drops gets a
+`reason` and stays in its list; links may be added, never removed, changed or undropped. A filter only gives reasons:
+a table in, for each row null or the reason to drop it out.
 
 A step is called for every shard, also with a table without rows, so that columns never depend on the data.
 The metadata of the table's schema names the shard (`shard_of(table)`).
@@ -224,7 +223,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A corpus from its source to its sink; `config` and `code` go into the fingerprint."""
+    """A corpus from its source to its sink; the fingerprint covers `config` and all code but that of `finish`."""
 
     corpus: str
     source: Source
@@ -285,3 +284,35 @@ class Extension(Protocol):
     def complete(self, manifest: "Manifest") -> "Manifest":
         """The manifest once every shard has it."""
         ...
+
+
+class EngineError(RuntimeError):
+    """A dataset that cannot be built as asked; says what was found and what to do."""
+
+
+class StepError(EngineError):
+    """A step that raised or broke the rules of tables; names the stage, the step and the shard."""
+
+    def __init__(self, stage: str, shard: str, problem: str) -> None:
+        super().__init__(stage, shard, problem)
+        self.stage, self.shard, self.problem = stage, shard, problem
+
+    def __str__(self) -> str:
+        """One sentence: where, then what."""
+        return f"stage '{self.stage}', shard '{self.shard}': {self.problem}"
+
+
+class LedgerError(EngineError):
+    """Records or links that do not add up: something was lost, doubled or made up."""
+
+
+class FingerprintError(EngineError):
+    """The folder holds a dataset, finished or not, of other inputs, configuration or code."""
+
+
+class LockedError(EngineError):
+    """Another run works on the same folder."""
+
+
+class AlarmError(EngineError):
+    """A filter or stage dropped more than its bound, and the caller asked to fail on that."""

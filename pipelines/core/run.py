@@ -1,6 +1,7 @@
 """Run a pipeline: from a folder in any state to a finished dataset, doing only what is missing.
 
-A progress bar over shards: how many are done, and records a second.
+The shards pass the stages on a runner, segment by segment; then the published files are checked, the hooks of the
+pipeline run, and the manifest is written last.
 """
 
 import logging
@@ -13,18 +14,23 @@ from functools import partial, reduce
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipelines.core.contracts import Place
-from pipelines.core.errors import AlarmError, EngineError
-from pipelines.core.ledger import Counts, alarms, merged
-from pipelines.core.pipeline import Barrier, Extension, Pipeline, ShardPlan
-from pipelines.core.resume import Request, decide, load_manifest
+from pipelines.core.contracts import Counts, ErrorContext, alarms, merged
+from pipelines.core.pipeline import (
+    AlarmError,
+    Barrier,
+    EngineError,
+    Extension,
+    Pipeline,
+    ShardPlan,
+)
+from pipelines.core.resume import RunRequest, decide, load_manifest
 from pipelines.core.stage_runner import (
     ExtensionWork,
     LocalRunner,
     Operator,
     Runner,
+    load_input,
     operators,
-    previous,
 )
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.core.validate import KeyRange, ShardFacts, check_files, check_shard, check_unique
@@ -48,26 +54,33 @@ def run(
     fail_on_alarm: bool = False,
     progress: bool = True,
 ) -> Manifest:
-    """Build the dataset of a pipeline in `out`, or finish what an earlier run began there.
+    """Build the dataset of a pipeline in `out`, or resume the build that an earlier run started there.
 
-    A finished dataset with an equal fingerprint is left as it is. `runner` is where the work happens (this
-    process by default). `redo` makes those shards of a finished dataset again whose published ledger it is true for;
-    while they are made their published files are still there to be read by a transform. `overwrite`
-    begins again where the folder holds something else or a finished dataset; a build of the same
-    fingerprint in progress goes on. With `fail_on_alarm` an alarm raises, and no manifest is written.
+    A finished dataset with an equal fingerprint is left as it is.
+
+    Args:
+        pipeline: what to build.
+        out: folder or address of the dataset.
+        runner: where the shards are worked on; by default this process.
+        redo: true for the published ledger of each shard of a finished dataset that is to be made again. Until all of
+            them are made, transforms can read the published files.
+        overwrite: start over where the folder holds a finished dataset, or a build of another fingerprint; an
+            unfinished build of the same fingerprint is resumed.
+        fail_on_alarm: raise on an alarm, and write no manifest.
+        progress: show a progress bar.
 
     Raises:
         StepError: a step raised or broke a rule; the message names stage, step and shard.
         LedgerError: records or links do not add up; no manifest is written.
         FingerprintError: `out` holds a dataset of other inputs, configuration or code.
-        LockedError: another run is at work on `out`.
+        LockedError: another run works on `out`.
         AlarmError: something dropped more than its bound, with `fail_on_alarm`.
         StorageError: a file cannot be written (disk full, no permission).
     """
     check_pipeline(pipeline)
     storage = Storage(out)
-    request = Request(pipeline, storage, redo, overwrite)
-    found = request.finished_at_rest()
+    request = RunRequest(pipeline, storage, redo, overwrite)
+    found = request.finished_manifest()
     if found is None:
         with exclusive(storage):
             found = decide(request)
@@ -89,7 +102,7 @@ def extend(
     Raises:
         EngineError: `out` holds no finished dataset; the runner ended before all shards were done.
         StepError: the stage failed on a shard; the message names it.
-        LockedError: another run is at work on `out`.
+        LockedError: another run works on `out`.
         StorageError: a file cannot be written (disk full, no permission).
     """
     storage = Storage(out)
@@ -150,7 +163,7 @@ class _Build:
         if manifest.alarms and fail_on_alarm:
             raise AlarmError("; ".join(manifest.alarms))
         for hook in self.pipeline.finish:
-            with Place(
+            with ErrorContext(
                 "finish", "(all)", getattr(hook, "__name__", type(hook).__name__)
             ).explained():
                 hook(self.storage, manifest, self.pipeline.reasons)
@@ -160,9 +173,9 @@ class _Build:
         return manifest
 
     def _segments(self) -> Iterator[tuple[int, int]]:
-        """First and last level of what flows without a stop.
+        """First and last level of the stages that a shard passes without waiting for the others.
 
-        All shards stop before a barrier, and before publishing over files that transforms still read.
+        All shards wait before a barrier, and before publishing over files that transforms still read.
         """
         starts = {1}
         starts |= {n for n, s in enumerate(self.pipeline.stages, 1) if isinstance(s, Barrier)}
@@ -199,8 +212,8 @@ class _Build:
         if not isinstance(stage, Barrier) or self.workspace.has_barrier(level):
             return
         source = self.pipeline.source
-        tables = (previous(self.workspace, source, s, level).table for s in self.plan.active)
-        with Place(stage.name, "(all)", "the plan of the barrier").explained():
+        tables = (load_input(self.workspace, source, s, level).table for s in self.plan.active)
+        with ErrorContext(stage.name, "(all)", "the plan of the barrier").explained():
             value = stage.plan(tables)
         self.workspace.save_barrier(level, value)
 
@@ -250,7 +263,7 @@ def _summed(tallies: list[Tally]) -> Tally:
 def with_progress(
     results: Iterable[tuple[str, int]], label: str, done: int, total: int, is_shown: bool
 ) -> Iterator[str]:
-    """Yield the names of shards as they are done, with a bar on standard error.
+    """Yield the names of shards as they are done, with a progress bar of samples per second on standard error.
 
     Where that is no terminal (the log of a job), a line at most every ten seconds.
     """

@@ -1,7 +1,7 @@
-"""Shards through stages on Ray Data: one block is one shard's name, one operator a stage.
+"""The stages of a pipeline on Ray Data: one block is one shard's name, one operator is one stage.
 
 Only the plan of a shard (its name, where its source lies) travels between workers; records go through
-storage, where they are committed anyway. So a lost worker costs the stage it was in and no more, the
+storage, where they are committed anyway. So a lost worker costs one shard of one stage and no more, the
 object store never fills, and both runners give the same bytes because they run the same code.
 """
 
@@ -18,9 +18,9 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from pipelines.core.errors import EngineError, StepError, StorageError
-from pipelines.core.pipeline import ShardPlan
+from pipelines.core.pipeline import EngineError, ShardPlan, StepError
 from pipelines.core.stage_runner import Operator, ShardWork
+from pipelines.core.storage import StorageError
 from pipelines.core.workspace import shard_from_dict, shard_to_dict
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ NAMED = 5  # shards in an error
 class RayRunner:
     """Stages as operators of Ray Data on the connected cluster.
 
-    Stages that construct their transforms are pools of actors, the others tasks. Workers that die are
-    replaced and their shard is begun again; an exception of a step ends the run.
+    Stages that construct their transforms are pools of actors, the others tasks. Workers that fail are
+    replaced and their shard is started over; an exception of a step ends the run.
     """
 
-    max_worker_deaths: int = 8
-    """How often one actor of a stage, or the task of one shard, may die before the run ends: a shard that
-    kills its worker every time (out of memory, a crash in a decoder) must not turn for ever."""
+    max_worker_failures: int = 8
+    """How often one actor of a stage, or the task of one shard, may fail before the run ends: a shard that
+    kills its worker every time (out of memory, a crash in a decoder) must not be retried for ever."""
 
     def run(
         self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
@@ -59,12 +59,12 @@ class RayRunner:
                 del left[name]
                 yield name, row["num_records"]
         except Exception as error:
-            raise _cause(error, list(left), self.max_worker_deaths) from error
+            raise _cause(error, list(left), self.max_worker_failures) from error
 
     def _mapped(self, dataset: Dataset, operator: Operator, scale: float) -> Dataset:
         needs = operator.resources
         options: dict[str, Any] = {"num_cpus": needs.num_cpus * scale}
-        deaths = self.max_worker_deaths
+        failures = self.max_worker_failures
         if needs.num_gpus:
             options["num_gpus"] = needs.num_gpus
         if needs.memory_bytes:
@@ -72,17 +72,17 @@ class RayRunner:
         if operator.is_stateful:
             pool = ActorPoolStrategy(min_size=1, max_size=needs.concurrency)
             actor: Any = _ShardActor
-            options |= {"max_restarts": deaths, "max_task_retries": deaths}
+            options |= {"max_restarts": failures, "max_task_retries": failures}
             with _unnamed_options_allowed():
                 return dataset.map(actor, fn_constructor_args=(operator,), compute=pool, **options)
-        options["max_retries"] = deaths
+        options["max_retries"] = failures
         with _unnamed_options_allowed():
             return dataset.map(_shard_task(operator), concurrency=needs.concurrency, **options)
 
 
 @contextmanager
 def _unnamed_options_allowed() -> Iterator[None]:
-    """Ray warns of options without a parameter of their own (until 2.63), but bounds deaths by no other way."""
+    """Ray (until 2.63) warns of options without a parameter of their own, but has no other bound on failures."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         yield
@@ -91,8 +91,8 @@ def _unnamed_options_allowed() -> Iterator[None]:
 class _ShardActor:
     """An operator kept on an actor of Ray Data.
 
-    It is opened with the first shard: an exception then takes the road of all exceptions of steps, while one in
-    the making of an actor would be tried again and come out as the death of an actor.
+    It is opened with the first shard: an exception is then handled as that of a step, while one in the
+    constructor of the actor would be retried and be reported as a failure of the actor.
     """
 
     def __init__(self, operator: Operator) -> None:
@@ -141,7 +141,7 @@ def _cpu_scale(operators: Sequence[Operator], num_cpus: float) -> float:
     """What to multiply each stage's CPUs by, so that one worker of each fits on the cluster at once.
 
     Pools of actors hold their CPUs for the whole run; on a machine with fewer cores than stages the
-    later ones would wait for ever.
+    later ones would never start.
     """
     held = sum(o.resources.num_cpus for o in operators if o.is_stateful)
     passing = max((o.resources.num_cpus for o in operators if not o.is_stateful), default=0.0)
@@ -152,8 +152,8 @@ def _cpu_scale(operators: Sequence[Operator], num_cpus: float) -> float:
     return scale
 
 
-def _cause(error: BaseException, left: Sequence[str], max_worker_deaths: int) -> BaseException:
-    """The error that a step or the storage raised, out of what Ray wrapped it in; else Ray's in words."""
+def _cause(error: BaseException, left: Sequence[str], max_worker_failures: int) -> BaseException:
+    """The error that a step or the storage raised, unwrapped from Ray's; else Ray's own in words."""
     current: BaseException | None = error
     while current is not None:
         inner = getattr(current, "cause", None)
@@ -165,9 +165,9 @@ def _cause(error: BaseException, left: Sequence[str], max_worker_deaths: int) ->
     some = ", ".join(left[:NAMED]) + (f" and {len(left) - NAMED} more" if len(left) > NAMED else "")
     words = f"{type(error).__name__}: {error}"
     if isinstance(error, RayActorError | WorkerCrashedError | OutOfMemoryError):
-        words = f"a worker died more than {max_worker_deaths} times, {words}"
+        words = f"a worker failed more than {max_worker_failures} times, {words}"
     return EngineError(
         f"Ray gave up with {len(left)} shards not done ({some}): {words.strip()}\n"
-        "Started again, the run goes on where it was. If workers die on the same shard each time, look "
-        "in its records, or give the stage more memory."
+        "Started again, the run resumes where it stopped. If workers fail on the same shard each time, look "
+        "at its records, or give the stage more memory."
     )

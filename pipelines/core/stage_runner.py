@@ -1,8 +1,9 @@
-"""Operators and runners: the work of each stage on one shard, and who does it where.
+"""Operators and runners: what the engine does with one shard at each stage, and where it runs.
 
-One step on one shard: call it, hold it to the rules of tables, move what it dropped into the ledger.
-
-The work of the engine on one shard: apply the steps of a stage, apply a barrier, publish.
+A stage applies its steps to the table of a shard; each step is checked against the rules of `contracts`, and what
+it dropped moves from the table into the ledger. A barrier applies what it planned over the whole dataset. Publishing
+writes the tar, the index and the ledger. Each operator commits its output before the next one reads it, so that a
+runner only has to pass on the names of shards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,27 +16,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.contracts import (
+    ABOUT_KEY,
     FIXED,
-    Place,
+    READ,
+    ErrorContext,
+    Links,
     all_declared,
     all_different,
     all_match,
-    dead_before,
-    same_rows,
-    with_reserved,
-)
-from pipelines.core.errors import StepError
-from pipelines.core.ledger import (
-    ABOUT_KEY,
-    READ,
-    Links,
     counted,
+    dropped_before,
     in_order,
     kept_rows,
     link_rows,
     merged,
     record_rows,
+    same_rows,
     tally,
+    with_reserved,
 )
 from pipelines.core.pipeline import (
     RECORD_DROPPED,
@@ -51,6 +49,7 @@ from pipelines.core.pipeline import (
     Sink,
     Source,
     Stage,
+    StepError,
     Transform,
     reasons_of,
 )
@@ -66,23 +65,23 @@ class ShardWork(Protocol):
     """One stage, ready to work on one shard after another."""
 
     def __call__(self, shard: ShardPlan) -> int:
-        """Do what is missing for the shard, commit it, and return how many records are left."""
+        """Do what is missing for the shard, commit it, and return how many records it has now."""
         ...
 
     def close(self) -> None:
-        """Give back what the steps hold (sessions, models)."""
+        """Release what the steps hold (sessions, models)."""
         ...
 
 
 @dataclass(frozen=True)
 class Operator:
-    """A stage as a runner sees it: name, needs, and how to make its work on a worker."""
+    """A stage as a runner sees it: its name, what it needs, and how to open it on a worker."""
 
     name: str
     resources: Resources
     open: Callable[[], ShardWork]
     is_stateful: bool = False
-    """True if making it is costly (it constructs its transforms), so that a worker keeps it."""
+    """True if opening it is costly (it constructs its transforms), so that a worker keeps it open."""
 
 
 class Runner(Protocol):
@@ -118,28 +117,28 @@ class LocalRunner:
 
 def admit(table: pa.Table, shard: str, num_records: int, declared: Reasons) -> ShardState:
     """The state of a shard just read; raises `StepError` if the source gave other rows than planned."""
-    place = Place(READ, shard, "the source")
+    context = ErrorContext(READ, shard, "the source")
     if not isinstance(table, pa.Table):
-        raise place.error(f"returned {type(table).__name__}, not a table")
+        raise context.error(f"returned {type(table).__name__}, not a table")
     if table.num_rows != num_records:
-        raise place.error(
+        raise context.error(
             f"read {table.num_rows} records, the plan counts {num_records}; did the input change "
             "since the build began?"
         )
-    table = with_reserved(table, place)
+    table = with_reserved(table, context)
     for name in FIXED:
         if table.column(name).null_count:
-            raise place.error(f"left nulls in column '{name}'")
+            raise context.error(f"left nulls in column '{name}'")
     keys = table.column("key")
-    all_match(keys, KEY_PATTERN, keys, place, "key")
-    all_different(keys, place)
-    return _settled(ShardState(table), None, table, READ, place, declared)
+    all_match(keys, KEY_PATTERN, keys, context, "key")
+    all_different(keys, context)
+    return _move_dropped(ShardState(table), None, table, READ, context, declared)
 
 
-def begin(state: ShardState, stage: str) -> ShardState:
-    """The state with all that it holds counted as seen by a stage."""
-    alive = int((~Links(state.table).is_dead).sum())
-    seen = counted(stage, (state.table.num_rows, {}), (alive, {}))
+def count_seen(state: ShardState, stage: str) -> ShardState:
+    """The state with all its records and undropped links counted as seen by a stage."""
+    num_links = int((~Links(state.table).is_dropped).sum())
+    seen = counted(stage, (state.table.num_rows, {}), (num_links, {}))
     return replace(state, counts=merged(state.counts, seen))
 
 
@@ -154,16 +153,16 @@ class Step:
 
 def apply_step(state: ShardState, step: Step, stage: str, shard: str) -> ShardState:
     """The state after a step; raises `StepError` naming it if it raises or breaks a rule."""
-    place = Place(stage, shard, f"step '{step.name}'")
+    context = ErrorContext(stage, shard, f"step '{step.name}'")
     before = state.table.replace_schema_metadata({SHARD_KEY: shard.encode()})
-    with place.explained():
+    with context.explained():
         run = step.run
         after = _filtered(before, run) if isinstance(run, Filter) else run(before)
     if not isinstance(after, pa.Table):
-        raise place.error(f"returned {type(after).__name__}, not a table")
-    same_rows(before, after, place)
+        raise context.error(f"returned {type(after).__name__}, not a table")
+    same_rows(before, after, context)
     label = f"{stage}/{run.name}" if isinstance(run, Filter) else stage
-    return _settled(state, before, with_reserved(after, place), label, place, step.reasons)
+    return _move_dropped(state, before, with_reserved(after, context), label, context, step.reasons)
 
 
 def step_name(step: Transform | Construct | Filter) -> str:
@@ -181,44 +180,45 @@ def _filtered(table: pa.Table, step: Filter) -> pa.Table:
     return table.set_column(position, "drop_reason", reasons.cast(pa.string()))
 
 
-def _settled(
+def _move_dropped(
     state: ShardState,
     before: pa.Table | None,
     after: pa.Table,
     label: str,
-    place: Place,
+    context: ErrorContext,
     declared: Reasons,
 ) -> ShardState:
-    """Take dropped records out; write them, their living links and newly dead links down."""
+    """Move dropped records, their other links and newly dropped links from the table into the ledger."""
     reasons, links = after.column("drop_reason"), Links(after)
-    all_match(reasons, REASON_PATTERN, after.column("key"), place, "drop_reason")
-    all_match(links.reason, REASON_PATTERN, links.url, place, "reason of a link")
-    was_dead = dead_before(before, after, place)
-    dies = links.is_dead & ~was_dead
-    all_declared(reasons, after.column("key"), declared, place, "drop_reason")
-    new = pa.array(dies)
+    all_match(reasons, REASON_PATTERN, after.column("key"), context, "drop_reason")
+    all_match(links.reason, REASON_PATTERN, links.url, context, "reason of a link")
+    was_dropped = dropped_before(before, after, context)
+    record_dropped = pc.is_valid(reasons).to_numpy(zero_copy_only=False)
+    # Links that this step dropped, and links dropped only because their record was.
+    by_itself = links.is_dropped & ~was_dropped
+    new = pa.array(by_itself)
+    all_declared(reasons, after.column("key"), declared, context, "drop_reason")
     all_declared(
-        links.reason.filter(new), links.url.filter(new), declared, place, "reason of a link"
+        links.reason.filter(new), links.url.filter(new), declared, context, "reason of a link"
     )
-    is_dropped = pc.is_valid(reasons).to_numpy(zero_copy_only=False)
-    goes = ~links.is_dead & is_dropped[links.row]
-    lost = after.filter(pa.array(is_dropped))
+    with_record = ~links.is_dropped & record_dropped[links.row]
+    lost = after.filter(pa.array(record_dropped))
     rows = [
         record_rows(lost, label, DROPPED),
-        link_rows(after, links, dies, label, DROPPED, None),
-        link_rows(after, links, goes, label, DROPPED, RECORD_DROPPED),
+        link_rows(after, links, by_itself, label, DROPPED, None),
+        link_rows(after, links, with_record, label, DROPPED, RECORD_DROPPED),
     ]
-    gone = tally(links.reason.filter(pa.array(dies)))
-    if goes.any():
-        gone[RECORD_DROPPED] = int(goes.sum())
-    if label == place.stage and before is not None:
-        # A stage has counted what it was given when it began (see `begin`).
+    dropped = tally(links.reason.filter(new))
+    if with_record.any():
+        dropped[RECORD_DROPPED] = int(with_record.sum())
+    if label == context.stage and before is not None:
+        # A stage has counted what it was given before its first step (`count_seen`).
         seen = (0, len(links.slot) - len(Links(before).slot))
     else:
-        seen = (after.num_rows, int((~was_dead).sum()))
-    counts = counted(label, (seen[0], tally(lost.column("drop_reason"))), (seen[1], gone))
+        seen = (after.num_rows, int((~was_dropped).sum()))
+    counts = counted(label, (seen[0], tally(lost.column("drop_reason"))), (seen[1], dropped))
     return ShardState(
-        table=after.filter(pa.array(~is_dropped)) if lost.num_rows else after,
+        table=after.filter(pa.array(~record_dropped)) if lost.num_rows else after,
         ledger=pa.concat_tables([state.ledger, *(r for r in rows if r.num_rows)]),
         counts=merged(state.counts, counts),
     )
@@ -244,21 +244,23 @@ def _operator(stage: Stage | Barrier, level: int, source: Source, workspace: Wor
 
 
 class StageWork:
-    """A stage on one shard after another; its transforms are made once."""
+    """A stage on one shard after another; its transforms are constructed once."""
 
     def __init__(self, workspace: Workspace, source: Source, stage: Stage, level: int) -> None:
         self._workspace, self._source, self._stage, self._level = workspace, source, stage, level
-        self._steps = [Step(step_name(s), _made(s, stage.name), reasons_of(s)) for s in stage.steps]
+        self._steps = [
+            Step(step_name(s), _constructed(s, stage.name), reasons_of(s)) for s in stage.steps
+        ]
 
     def __call__(self, shard: ShardPlan) -> int:
         """Commit the stage's output for a shard, unless it or a later one is there already."""
         if self._workspace.level_of(shard.name) >= self._level:
             return 0
-        state = previous(self._workspace, self._source, shard, self._level)
+        state = load_input(self._workspace, self._source, shard, self._level)
         return _advance(self._workspace, self._level, shard, state, self._stage.name, self._steps)
 
     def close(self) -> None:
-        """Close the transforms that can be closed."""
+        """Close the transforms that have a `close`."""
         for step in self._steps:
             close = getattr(step.run, "close", None)
             if callable(close):
@@ -279,7 +281,7 @@ class BarrierWork:
         """Commit the barrier's output for a shard, unless it or a later one is there already."""
         if self._workspace.level_of(shard.name) >= self._level:
             return 0
-        state = previous(self._workspace, self._source, shard, self._level)
+        state = load_input(self._workspace, self._source, shard, self._level)
         return _advance(self._workspace, self._level, shard, state, self._name, self._steps)
 
     def close(self) -> None:
@@ -293,17 +295,17 @@ class SinkWork:
         self._workspace, self._source, self._sink = workspace, source, sink
 
     def __call__(self, shard: ShardPlan) -> int:
-        """Publish a shard, unless that is done already; the mark that it is done comes last."""
+        """Publish a shard, unless that is done already; the mark that it is done is written last."""
         workspace, level, name = self._workspace, self._workspace.last_level, shard.name
         if workspace.level_of(name) >= level:
             return 0
-        state = previous(workspace, self._source, shard, level)
-        with Place(PUBLISH, name, "the sink").explained():
+        state = load_input(workspace, self._source, shard, level)
+        with ErrorContext(PUBLISH, name, "the sink").explained():
             entry = self._sink.write(name, state.table, workspace.storage)
         if not isinstance(entry, ShardEntry) or entry.name != name:
             raise StepError(PUBLISH, name, f"the sink returned {entry!r}, not the shard's entry")
         self._write_ledger(state, entry)
-        # Features of images that the shard no longer holds must not outlive them.
+        # They may be of images that the shard no longer holds.
         workspace.storage.delete(f"{FEATURES}/{name}.arrow")
         workspace.mark_published(name)
         workspace.discard(level - 1, name)
@@ -324,12 +326,12 @@ class ExtensionWork:
 
     def __init__(self, extension: Extension, storage: Storage) -> None:
         self._name = extension.name
-        with Place(self._name, "(all)", "opening the stage").explained():
+        with ErrorContext(self._name, "(all)", "opening the stage").explained():
             self._work: ShardWork = extension.open(storage)
 
     def __call__(self, shard: ShardPlan) -> int:
         """Do a shard and return the number of things that were made."""
-        with Place(self._name, shard.name, "the stage").explained():
+        with ErrorContext(self._name, shard.name, "the stage").explained():
             return self._work(shard)
 
     def close(self) -> None:
@@ -337,11 +339,11 @@ class ExtensionWork:
         self._work.close()
 
 
-def previous(workspace: Workspace, source: Source, shard: ShardPlan, level: int) -> ShardState:
-    """The state of a shard before a level: what the level below saved, or the records just read."""
+def load_input(workspace: Workspace, source: Source, shard: ShardPlan, level: int) -> ShardState:
+    """The state of a shard before a level: what the level below saved, or the records as read."""
     if level > 1:
         return workspace.load(level - 1, shard.name)
-    with Place(READ, shard.name, "the source").explained():
+    with ErrorContext(READ, shard.name, "the source").explained():
         table = source.read(shard)
     return admit(table, shard.name, shard.num_records, reasons_of(source))
 
@@ -354,7 +356,7 @@ def _advance(
     stage: str,
     steps: Sequence[Step],
 ) -> int:
-    state = begin(state, stage)
+    state = count_seen(state, stage)
     for step in steps:
         state = apply_step(state, step, stage, shard.name)
     workspace.save(level, shard.name, state)
@@ -366,8 +368,8 @@ def _applied(barrier: Barrier, value: Any, table: pa.Table) -> pa.Table:
     return barrier.apply(table, value)
 
 
-def _made(step: Transform | Construct | Filter, stage: str) -> Transform | Filter:
+def _constructed(step: Transform | Construct | Filter, stage: str) -> Transform | Filter:
     if not isinstance(step, Construct):
         return step
-    with Place(stage, "(all)", f"making '{step.name}'").explained():
+    with ErrorContext(stage, "(all)", f"constructing '{step.name}'").explained():
         return step.make(*step.args)

@@ -24,7 +24,6 @@ import fsspec.core
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.core.errors import StorageError
 from schemas.validation import SchemaError, TableSpec, check_table
 
 T = TypeVar("T")
@@ -45,6 +44,14 @@ HINTS = {
     errno.EFBIG: "a file may not be that large there: raise the limit (ulimit -f), or make smaller shards",
     errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
 }
+
+
+class StorageError(OSError):
+    """A file that cannot be read or written, in words: the address, the cause, a hint."""
+
+    def __str__(self) -> str:
+        """The words alone; the number of the error is in `errno`."""
+        return str(self.args[1]) if len(self.args) > 1 else super().__str__()
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
-"""The ledger invariant, checked on the published files of a shard, whoever wrote them.
+"""The ledger invariant, checked on the published files of a dataset, whichever way they were written.
 
-Every input record stands in the ledger exactly once, kept or dropped with a reason; every link once; kept
-records = rows of the index = samples in the tar. The counts come from the files: the number of records
-from the plan, rows from ledger and index, bytes from the tar itself.
-
-That no key stands in two shards, in bounded memory: neighbours in key order first, then in portions.
+Every input record occurs in the ledger exactly once, kept or dropped with a reason; every link once; kept
+records = rows of the index = samples in the tar; no key occurs in two shards. The counts come from the files: the
+number of records from the plan, rows from ledger and index, bytes from the tar itself.
 """
 
 import json
@@ -16,9 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.errors import LedgerError
-from pipelines.core.ledger import ABOUT_KEY, Counts, tally
-from pipelines.core.pipeline import ShardPlan
+from pipelines.core.contracts import ABOUT_KEY, Counts, tally
+from pipelines.core.pipeline import LedgerError, ShardPlan
 from pipelines.core.storage import Storage, read_parquet, read_parquet_metadata
 from schemas.manifest import ShardEntry, Tally
 from schemas.shard import BLOCK, INDEXES, LEDGERS, SHARDS
@@ -42,7 +39,7 @@ class ShardFacts:
 def check_shard(storage: Storage, plan: ShardPlan) -> ShardFacts:
     """The facts of a published shard; raises `LedgerError` naming the shard and the first keys."""
     name = plan.name
-    _all_there(storage, name)
+    _check_exist(storage, name)
     ledger = read_parquet(storage, f"{LEDGERS}/{name}.parquet", LEDGER)
     index = read_parquet(storage, f"{INDEXES}/{name}.parquet", INDEX)
     about = _about(storage, name)
@@ -61,17 +58,17 @@ def check_shard(storage: Storage, plan: ShardPlan) -> ShardFacts:
 
 
 def check_files(storage: Storage, shards: Iterable[str]) -> None:
-    """Raise `LedgerError` if the dataset holds files of shards that no plan knows."""
+    """Raise `LedgerError` if the dataset holds files of shards that are not planned."""
     known = set(shards)
     for folder, suffix in ((SHARDS, ".tar"), (INDEXES, ".parquet"), (LEDGERS, ".parquet")):
-        strange = [n for n in storage.list(folder) if n.removesuffix(suffix) not in known]
-        if strange:
+        unknown = [n for n in storage.list(folder) if n.removesuffix(suffix) not in known]
+        if unknown:
             raise LedgerError(
-                f"'{storage.address(folder)}' holds files of no shard of this build: {strange[:SHOWN]}"
+                f"'{storage.address(folder)}' holds files of no shard of this build: {unknown[:SHOWN]}"
             )
 
 
-def _all_there(storage: Storage, name: str) -> None:
+def _check_exist(storage: Storage, name: str) -> None:
     paths = (f"{SHARDS}/{name}.tar", f"{INDEXES}/{name}.parquet", f"{LEDGERS}/{name}.parquet")
     missing = [p for p in paths if not storage.exists(p)]
     if missing:
@@ -234,6 +231,6 @@ def _check_portion(
                 continue
             if key in seen:
                 raise LedgerError(
-                    f"key '{key}' stands in shard '{seen[key]}' and in shard '{current.shard}'"
+                    f"key '{key}' occurs in shard '{seen[key]}' and in shard '{current.shard}'"
                 )
             seen[key] = current.shard

@@ -1,39 +1,36 @@
-"""Workspace: what a build has done so far, in files below `OUT/.work`.
+"""Workspace: what a build has done so far, in files below `OUT/.work`, and the lock on it.
 
 | file                                            | meaning                                         |
 |-------------------------------------------------|-------------------------------------------------|
-| `lock`                                          | who is at work (`lock.py`)                      |
+| `lock`                                          | the process and host that work on the dataset   |
 | `plan.json`                                     | shards and fingerprint of the build in progress |
-| `erase.json`                                    | the dataset before is being deleted (`erase.py`) |
+| `overwrite.json`                                | the dataset before is being deleted (`resume.py`) |
 | `<level>-<stage>/<shard>.<hash>.ledger.parquet` | the ledger of the shard up to this stage        |
-| `<level>-<stage>/<shard>.arrow`                 | the surviving records; names its ledger         |
+| `<level>-<stage>/<shard>.arrow`                 | the records it still has; names its ledger      |
 | `<level>-<stage>/barrier.pickle`                | what the plan of a barrier returned             |
-| `<level>-publish/<shard>.json`                  | tar, index and ledger of the shard are in place |
+| `<level>-publish/<shard>.json`                  | tar, index and ledger of the shard are written  |
 | `tmp/`                                          | files being written                             |
 
 The `.arrow` file is written after its ledger: its existence means that the stage is done for the shard.
 Levels count from 1; level 0 is the source. The ledger carries its hash in its name, so that two workers on
-one shard (one lost, but not dead) never pair the records of one with the ledger of the other. The output of
-a stage is deleted when the next stage has committed: at any moment a shard exists at one level at least.
+one shard (one lost to the driver, but still running) never pair the records of one with the ledger of the other.
+The output of a stage is deleted when the next stage has committed: at any moment a shard exists at one level at least.
 
-Build plan, `OUT/.work/plan.json`: what a build in progress is made from, and its shards.
+The build plan, `OUT/.work/plan.json`, says what a build in progress is made from, and its shards:
 
-| field       | meaning                                                                   |
-|-------------|---------------------------------------------------------------------------|
-| schema      | `plan/2`                                                                  |
-| fingerprint | of inputs, config and code, as in the manifest                            |
-| config      | the configuration, to say what differs                                    |
+| field       | meaning                                                                    |
+|-------------|----------------------------------------------------------------------------|
+| schema      | `plan/2`                                                                   |
+| fingerprint | of inputs, config and code, as in the manifest                             |
+| config      | the configuration, to say what differs                                     |
 | modules     | the modules behind the hash of the code, each with its own, for the same   |
 | redo        | null, or the names of the shards that are made again in a finished dataset |
-| shards      | list in order: `name`, `num_records`, `parts`                             |
+| shards      | list in order: `name`, `num_records`, `parts`                              |
 
-The plan is the first file of a build and the first to go when the manifest is written.
-
-A lock on a folder: one run at a time, and a dead run holds nothing.
+It is the first file of a build, and the first to be deleted once the manifest is written.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -50,13 +47,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
-from pipelines.core.errors import EngineError, LockedError
-from pipelines.core.ledger import (
-    Counts,
-    no_rows,
-)
-from pipelines.core.pipeline import Pipeline, ShardPlan
+from pipelines.core.contracts import Counts, no_rows
+from pipelines.core.pipeline import EngineError, LockedError, Pipeline, ShardPlan
 from pipelines.core.storage import (
     ATTEMPTS,
     TEMPORARY,
@@ -72,21 +66,28 @@ from schemas.sample import CORPUS_PATTERN, canonical_json
 from schemas.tables import LEDGER, REASON_PATTERN, SHARD_PATTERN
 from schemas.validation import SchemaError, check_table
 
+log = logging.getLogger(__name__)
+
+WORK = ".work"
+LOCK = f"{WORK}/lock"
+LOCK_TIMEOUT_S = 0.2
+"""Long enough for a lock that is being released, too short to be noticed."""
+PLAN_FILE = f"{WORK}/plan.json"
+PLAN_SCHEMA = "plan/2"
+OVERWRITE_FILE = f"{WORK}/overwrite.json"
+PUBLISH = "publish"
+RESERVED_STAGES = ("read", PUBLISH)
+STATE_KEY = b"emu.state"
+_LEVEL = re.compile(r"[0-9]{2,}-[a-z0-9_]+")
+
 
 @dataclass(frozen=True)
 class ShardState:
-    """What is known of a shard after some steps: survivors, the ledger so far, counts by stage."""
+    """What is known of a shard after some steps: records not dropped, the ledger so far, counts by stage."""
 
     table: pa.Table
     ledger: pa.Table = field(default_factory=no_rows)
     counts: Counts = field(default_factory=dict)
-
-
-WORK = ".work"
-PUBLISH = "publish"
-ERASE_FILE = f"{WORK}/erase.json"
-STATE_KEY = b"emu.state"
-_LEVEL = re.compile(r"[0-9]{2,}-[a-z0-9_]+")
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Workspace:
         return ShardState(table.replace_schema_metadata(None), ledger, about["counts"])
 
     def discard(self, level: int, shard: str) -> None:
-        """Delete a shard at a level, which a later level has made superfluous."""
+        """Delete a shard at a level, once a later level has committed it."""
         path = self._path(level, shard)
         if level < 1 or not self.storage.exists(path):
             return
@@ -146,7 +147,7 @@ class Workspace:
         self.storage.delete(f"{self.folder(level)}/{about['ledger']}")
 
     def mark_published(self, shard: str) -> None:
-        """Note that tar, index and ledger of the shard are in place."""
+        """Note that tar, index and ledger of the shard are written."""
         self.storage.commit(self._path(self.last_level, shard), b"{}\n")
 
     def save_barrier(self, level: int, value: Any) -> None:
@@ -171,7 +172,7 @@ class Workspace:
         self.clear_temporary()
 
     def clear_temporary(self) -> None:
-        """Delete the half-written files of killed runs, and the folders that are empty then."""
+        """Delete the half-written files of killed runs, and the folders that are then empty."""
         for name in self.storage.list(TEMPORARY):
             if TEMPORARY_NAME.fullmatch(name):
                 self.storage.delete(f"{TEMPORARY}/{name}")
@@ -192,11 +193,6 @@ def _parquet_bytes(ledger: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(check_table(ledger, LEDGER), sink, compression="zstd")
     return sink.getvalue().to_pybytes()
-
-
-PLAN_FILE = f"{WORK}/plan.json"
-PLAN_SCHEMA = "plan/2"
-RESERVED_STAGES = ("read", "publish")
 
 
 @dataclass(frozen=True)
@@ -243,7 +239,7 @@ def load_plan(storage: Storage) -> BuildPlan | None:
     if version != PLAN_SCHEMA:
         raise SchemaError(
             f"{where}: version {version!r}, this release reads '{PLAN_SCHEMA}'; "
-            "finish the build with the release that began it"
+            "finish the build with the release that started it"
         )
     try:
         return BuildPlan(
@@ -262,7 +258,7 @@ def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
     shards = tuple(pipeline.source.plan(pipeline.corpus))
     names = [s.name for s in shards]
     if names != sorted(set(names), key=lambda n: (len(n), n)):
-        raise EngineError(f"the source plans shards doubled or out of order: {names[:5]} ...")
+        raise EngineError(f"the source plans shards twice or out of order: {names[:5]} ...")
     for shard in shards:
         if not re.fullmatch(SHARD_PATTERN, shard.name):
             raise EngineError(
@@ -276,7 +272,7 @@ def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
 
 
 def check_pipeline(pipeline: Pipeline) -> None:
-    """Raise `EngineError` if the corpus or a stage has a name that ledger and folders cannot bear."""
+    """Raise `EngineError` if the corpus or a stage has a name that ledger or folders cannot hold."""
     if not re.fullmatch(CORPUS_PATTERN, pipeline.corpus):
         raise EngineError(f"corpus '{pipeline.corpus}' is not {CORPUS_PATTERN}")
     names = [s.name for s in pipeline.stages]
@@ -305,70 +301,57 @@ def shard_from_dict(document: Mapping[str, Any]) -> ShardPlan:
     return ShardPlan(document["name"], document["num_records"], tuple(document["parts"]))
 
 
-log = logging.getLogger(__name__)
-
-LOCK = ".work/lock"
-
-
 @contextmanager
 def exclusive(storage: Storage) -> Iterator[None]:
-    """Hold the dataset for the length of the block; raises `LockedError` naming who holds it.
+    """Hold the dataset for the length of the block; raises `LockedError` naming the process that holds it.
 
-    The kernel keeps the lock and drops it with the process, however that ends. Object stores have none:
-    there nothing is held. At the end the lock file goes, and the folder `.work` if nothing else is in it.
+    The kernel holds the lock and drops it with the process, however that ends. Object stores have none: there
+    nothing is held. At the end the lock file is removed, and the folder `.work` if nothing else is in it.
     """
     if not storage.is_local:
         yield
         return
     path = storage.local_path(LOCK)
     with storage.explained(LOCK), storage.can_be_made(LOCK):
-        descriptor = _acquire(path)
+        lock = _acquired(path)
     try:
         yield
     finally:
+        # Removed while it is held: a run that has opened it already sees that it is gone, and opens another.
         path.unlink(missing_ok=True)
         # Not empty: an unfinished build, or the lock of the run after us.
         with suppress(OSError):
             path.parent.rmdir()
-        os.close(descriptor)
+        lock.release()
 
 
-def _acquire(path: Path) -> int:
-    while True:
-        descriptor = _opened(path)
+def _acquired(path: Path) -> FileLock:
+    lock = FileLock(path, fallback_to_soft=False, poll_interval=LOCK_TIMEOUT_S / 4)
+    for attempt in range(ATTEMPTS):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(_held(path, os.read(descriptor, 4096))) from None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=LOCK_TIMEOUT_S)
+            path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            break
+        except Timeout:
+            raise LockedError(_held(path)) from None
+        except (FileNotFoundError, FileExistsError):
+            # The holder before us may delete the folder in between.
+            if attempt == ATTEMPTS - 1:
+                raise
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
             log.warning("lock=none path=%s cause='%s'", path, error.strerror)
-        # The holder before us may have deleted the file after we opened it.
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             break
-        os.close(descriptor)
-    os.ftruncate(descriptor, 0)
-    holder = {"pid": os.getpid(), "host": socket.gethostname()}
-    os.write(descriptor, json.dumps(holder).encode())
-    return descriptor
+    return lock
 
 
-def _opened(path: Path) -> int:
-    for _ in range(ATTEMPTS):
-        # The holder before us may delete the folder in between.
-        with suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-
-
-def _held(path: Path, content: bytes) -> str:
+def _held(path: Path) -> str:
     try:
-        holder = json.loads(content)
+        holder = json.loads(path.read_bytes())
         who = f"process {holder['pid']} on host {holder['host']}"
-    except (ValueError, KeyError):
+    except (OSError, ValueError, KeyError):
         who = "another process"
     folder = path.parent.parent
-    return f"{who} is at work on '{folder}'; wait for it, or choose another folder"
+    return f"{who} works on '{folder}'; wait for it, or choose another folder"

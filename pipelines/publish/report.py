@@ -29,12 +29,11 @@ import pyarrow.compute as pc
 from pipelines.core.pipeline import Reasons
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.publish.shards import read_sample
-from schemas.manifest import Manifest
+from schemas.manifest import REPORT_FILE, Manifest
 from schemas.sample import Sample, Segment
 from schemas.shard import INDEXES, LEDGERS, SHARDS
 from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
 
-REPORT_FILE = "report.html"
 SCORE = "score "
 """Prefix of the names of distributions of scores."""
 MAX_HOSTS = 4096

@@ -18,10 +18,9 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from pipelines.core.overwrite import REPORT_FILE
 from pipelines.core.storage import TEMPORARY
 from pipelines.core.workspace import LOCK, PLAN_FILE, WORK
-from schemas.manifest import MANIFEST_FILE
+from schemas.manifest import MANIFEST_FILE, REPORT_FILE
 from schemas.shard import FEATURES, INDEXES, LEDGERS, SHARDS, shard_name
 
 _REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::[^/]*://)", re.IGNORECASE)

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 from numbers_pipeline import NumberSource, contents, numbers_pipeline
 
-from pipelines.core.errors import StepError
-from pipelines.core.pipeline import Barrier, Pipeline, Reason, Stage
+from pipelines.core.pipeline import Barrier, Pipeline, Reason, Stage, StepError
 from pipelines.core.run import run
 
 

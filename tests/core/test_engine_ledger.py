@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from numbers_pipeline import NumberSource, TarSink, numbers_pipeline
 
-from pipelines.core.errors import LedgerError
-from pipelines.core.pipeline import ShardPlan
+from pipelines.core.pipeline import LedgerError, ShardPlan
 from pipelines.core.run import run
 from pipelines.core.storage import Storage
 from pipelines.core.validate import KeyRange, check_shard, check_unique
@@ -146,7 +145,7 @@ class OverlappingSource(NumberSource):
 
 
 def test_a_key_in_two_shards_gets_no_manifest(tmp_path: Path) -> None:
-    words = "key 'number-000009' stands in shard 'numbers-000000' and in shard 'numbers-000001'"
+    words = "key 'number-000009' occurs in shard 'numbers-000000' and in shard 'numbers-000001'"
     with pytest.raises(LedgerError, match=words):
         run(numbers_pipeline(OverlappingSource()), str(tmp_path), progress=False)
     assert not (tmp_path / "manifest.json").exists()
@@ -164,5 +163,5 @@ def test_overlapping_ranges_are_read_in_portions_and_others_not_at_all() -> None
     check_unique(ranges, read_keys, portion=1)
     assert read == ["a", "b"] * 4
     keys["b"].append("a1")
-    with pytest.raises(LedgerError, match="'a1' stands in shard 'a' and in shard 'b'"):
+    with pytest.raises(LedgerError, match="'a1' occurs in shard 'a' and in shard 'b'"):
         check_unique(ranges, read_keys, portion=3)

@@ -9,8 +9,8 @@ import pytest
 from engine_jobs import Job
 from numbers_pipeline import NumberSource, contents, numbers_pipeline
 
-from pipelines.core.errors import EngineError
-from pipelines.core.overwrite import erase
+from pipelines.core.pipeline import EngineError
+from pipelines.core.resume import delete_dataset
 from pipelines.core.run import run
 from pipelines.core.storage import Storage
 from pipelines.core.workspace import Workspace
@@ -51,7 +51,7 @@ def test_a_folder_without_marks_of_a_build_is_left_as_it_is(
         build(tmp_path)
     with pytest.raises(EngineError, match="nothing was deleted") as caught:
         build(tmp_path, overwrite=True)
-    assert named in str(caught.value) and "nothing that says that a build wrote it" in str(
+    assert named in str(caught.value) and "nothing that shows that a build wrote it" in str(
         caught.value
     )
     assert contents(tmp_path) == before
@@ -72,7 +72,9 @@ def test_a_strange_file_among_the_shards_stops_the_overwriting(
 ) -> None:
     build(tmp_path)
     before = write(tmp_path, strange)
-    with pytest.raises(EngineError, match=f"no build wrote: {strange}; nothing was deleted"):
+    with pytest.raises(
+        EngineError, match=f"files that no build wrote: {strange}; nothing was deleted"
+    ):
         build(tmp_path, 20, overwrite=True)
     assert contents(tmp_path) == before
 
@@ -123,7 +125,7 @@ def test_a_damaged_mark_beside_ledgers_of_ours_is_overwritten(tmp_path: Path, pa
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / path).write_bytes(b"{")
-    with pytest.raises(EngineError, match=f"{path}: .*or begin again with --overwrite"):
+    with pytest.raises(EngineError, match=f"{path}: .*or start over with --overwrite"):
         build(tmp_path)
     assert build(tmp_path, 10, overwrite=True).records.total == 10
 
@@ -132,7 +134,7 @@ def test_ledgers_alone_are_mark_enough(tmp_path: Path) -> None:
     build(tmp_path, 20)
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(
-        EngineError, match=r"holds shards/, index/, ledger/ .*or begin again with --overwrite"
+        EngineError, match=r"holds shards/, index/, ledger/ .*or start over with --overwrite"
     ):
         build(tmp_path)
     assert build(tmp_path, 10, overwrite=True).records.total == 10
@@ -148,7 +150,9 @@ def test_rubbish_in_place_of_manifest_or_plan_is_named_and_stays(
 ) -> None:
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_bytes(content)
-    with pytest.raises(EngineError, match=f"{path}: .*choose another folder, or move away"):
+    with pytest.raises(
+        EngineError, match=f"{path}: .*choose another folder, or move these files away"
+    ):
         build(tmp_path)
     with pytest.raises(EngineError, match=f"holds {path}.*nothing was deleted"):
         build(tmp_path, overwrite=True)
@@ -174,7 +178,7 @@ def test_a_mark_of_another_release_is_named_and_overwritten(
     (out / path).parent.mkdir(parents=True)
     (out / path).write_text(json.dumps(content))
     mine = write(tmp_path, "notes-000000.tar", "a/notes-000000.tar")
-    with pytest.raises(EngineError, match=f"{path}: .*begin again with --overwrite"):
+    with pytest.raises(EngineError, match=f"{path}: .*start over with --overwrite"):
         build(out)
     assert build(out, overwrite=True).records.total == 10
     assert not (out / ".work").exists()
@@ -221,7 +225,7 @@ def test_an_erasing_that_ends_at_any_deletion_is_taken_up(tmp_path: Path) -> Non
         shutil.copytree(old, out)
         LEFT[:] = [number]
         try:
-            erase(DyingStorage(str(out)), Workspace(Storage(str(out)), ("parse", "fetch")))
+            delete_dataset(DyingStorage(str(out)), Workspace(Storage(str(out)), ("parse", "fetch")))
             is_whole = True
         except SystemExit:
             if not (out / "manifest.json").exists() and (out / "report.html").exists():
@@ -252,7 +256,7 @@ def test_kills_while_overwriting_give_the_same_bytes(job: Job, tmp_path: Path) -
 def test_a_killed_overwriting_that_deleted_nothing_may_be_taken_back(tmp_path: Path) -> None:
     build(tmp_path)
     before = contents(tmp_path)
-    write(tmp_path, ".work/erase.json")
-    (tmp_path / ".work/erase.json").write_text('{"schema": "erase/1", "shards": []}')
+    write(tmp_path, ".work/overwrite.json")
+    (tmp_path / ".work/overwrite.json").write_text('{"schema": "overwrite/1", "shards": []}')
     build(tmp_path)
     assert contents(tmp_path) == before

@@ -18,8 +18,7 @@ from numbers_pipeline import NumberSource, contents, numbers_pipeline
 from ray import cloudpickle
 from test_engine_barrier import with_dedup
 
-from pipelines.core.errors import EngineError, StepError
-from pipelines.core.pipeline import Construct, Pipeline, Stage
+from pipelines.core.pipeline import Construct, EngineError, Pipeline, Stage, StepError
 from pipelines.core.run import run
 from pipelines.core.run_ray import RayRunner
 
@@ -92,7 +91,9 @@ class Unmakeable:
 def test_a_transform_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     stage = Stage("features", (Construct(Unmakeable),))  # type: ignore[arg-type]
     pipeline = replace(numbers_pipeline(), stages=(stage,))
-    with pytest.raises(StepError, match=r"stage 'features'.*making 'Unmakeable'.*no weights here"):
+    with pytest.raises(
+        StepError, match=r"stage 'features'.*constructing 'Unmakeable'.*no weights here"
+    ):
         run(pipeline, str(tmp_path), RayRunner(), progress=False)
 
 
@@ -133,9 +134,9 @@ def test_a_shard_that_kills_its_worker_each_time_ends_the_run(
     parse, fetch = pipeline.stages
     broken = replace(pipeline, stages=(parse, Stage("check", (step,)), fetch))
     with pytest.raises(
-        EngineError, match=r"shards not done.*numbers-000004.*died more than 2 times"
+        EngineError, match=r"shards not done.*numbers-000004.*failed more than 2 times"
     ):
-        run(broken, str(tmp_path / "out"), RayRunner(max_worker_deaths=2), progress=False)
+        run(broken, str(tmp_path / "out"), RayRunner(max_worker_failures=2), progress=False)
     assert len(list(deaths.iterdir())) == 3
     assert not (tmp_path / "out" / "manifest.json").exists()
 

@@ -18,8 +18,7 @@ from numbers_pipeline import (
     numbers_pipeline,
 )
 
-from pipelines.core.errors import EngineError
-from pipelines.core.pipeline import Barrier
+from pipelines.core.pipeline import Barrier, EngineError
 from pipelines.core.run import run
 from pipelines.core.storage import Storage, read_parquet
 from schemas.manifest import Manifest

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pytest
 from numbers_pipeline import NumberSource, Parse, numbers_pipeline
 
-from pipelines.core.errors import StepError
-from pipelines.core.pipeline import Filter, Reason, ShardPlan, Stage, Transform, shard_of
+from pipelines.core.pipeline import Filter, Reason, ShardPlan, Stage, StepError, Transform, shard_of
 from pipelines.core.run import run
 from schemas.sample import LINK_TYPE
 
@@ -75,7 +74,10 @@ BROKEN: dict[str, tuple[Transform | Filter, str]] = {
     "returns no table": (lambda t: None, "returned NoneType"),  # type: ignore[arg-type]
     "raises": (raises, r"raised KeyError: 'missing' \(at test_engine_rules.py:\d+\)"),
     "removes a link": (edit_links(lambda row: row[1:]), "removed link"),
-    "doubles a slot": (edit_links(lambda row: row + row[:1]), "doubled a slot .* 'number-000001'"),
+    "doubles a slot": (
+        edit_links(lambda row: row + row[:1]),
+        "gave a slot twice .* 'number-000001'",
+    ),
     "a link without a slot": (
         edit_links(lambda row: [k | {"slot": None} for k in row]),
         "without a slot",
@@ -83,7 +85,7 @@ BROKEN: dict[str, tuple[Transform | Filter, str]] = {
     "changes a url": (edit_links(lambda row: [k | {"url": "x"} for k in row]), "changed the url"),
     "revives a link": (
         edit_links(lambda row: [k | {"reason": None} for k in row]),
-        "revived .* link 1 of record 'number-000010'",
+        "changed the drop reason of link 1 of record 'number-000010'",
     ),
     "a link's bad reason": (
         edit_links(lambda row: [k | {"reason": k["reason"] or "HTTP 404"} for k in row]),

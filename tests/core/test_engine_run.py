@@ -13,14 +13,19 @@ import pyarrow as pa
 import pytest
 from numbers_pipeline import NumberSource, Parse, contents, numbers_pipeline
 
-from pipelines.core.errors import (
+from pipelines.core.pipeline import (
     AlarmError,
     EngineError,
+    Filter,
     FingerprintError,
     LockedError,
+    Pipeline,
+    Reason,
+    Reasons,
+    ShardPlan,
+    Stage,
     StepError,
 )
-from pipelines.core.pipeline import Filter, Pipeline, Reason, Reasons, ShardPlan, Stage
 from pipelines.core.run import run
 from pipelines.core.storage import Storage, read_parquet
 from schemas.manifest import Manifest, manifest_from_json
@@ -195,7 +200,7 @@ def test_a_begun_build_of_something_else_is_refused(tmp_path: Path) -> None:
     pipeline = replace(numbers_pipeline(), stages=(Stage("parse", (fail,)),))
     with pytest.raises(StepError):
         build(pipeline, tmp_path)
-    with pytest.raises(FingerprintError, match="has begun"):
+    with pytest.raises(FingerprintError, match="holds an unfinished build that differs"):
         build(numbers_pipeline(), tmp_path)
     assert build(numbers_pipeline(), tmp_path, overwrite=True).records.kept == 34
 

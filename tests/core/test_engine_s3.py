@@ -10,9 +10,8 @@ import s3fs
 from engine_jobs import Job, kill_group
 from numbers_pipeline import contents, numbers_pipeline
 
-from pipelines.core.errors import StorageError
 from pipelines.core.run import run
-from pipelines.core.storage import Storage
+from pipelines.core.storage import Storage, StorageError
 
 
 def bucket_contents(address: str, folder: Path) -> dict[str, str]:

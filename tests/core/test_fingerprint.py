@@ -14,9 +14,8 @@ import pytest
 from engine_jobs import Job, snapshot
 from numbers_pipeline import contents, numbers_pipeline
 
-from pipelines.core.errors import FingerprintError
 from pipelines.core.fingerprint import reached_modules
-from pipelines.core.pipeline import Barrier, Construct, Filter, Stage
+from pipelines.core.pipeline import Barrier, Construct, Filter, FingerprintError, Stage
 from pipelines.core.run import run
 from pipelines.corpora.mmc4.rules import Mmc4Config, mmc4_pipeline
 from pipelines.download.fetcher import FetchConfig

@@ -12,9 +12,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pytest
 
-from pipelines.core.errors import StorageError
 from pipelines.core.storage import (
     Storage,
+    StorageError,
     read_arrow,
     read_arrow_schema,
     read_parquet,

@@ -13,8 +13,7 @@ from emu.data.images import pixels_of
 from emu.models.visual_encoder import VisualEncoder
 from emu.train.start import start_tower
 from emu.weights.store import weights_hash
-from pipelines.core.errors import EngineError, StepError
-from pipelines.core.pipeline import Resources
+from pipelines.core.pipeline import EngineError, Resources, StepError
 from pipelines.core.run import extend
 from pipelines.core.run_ray import RayRunner
 from pipelines.core.storage import Storage

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.core.errors import FingerprintError
+from pipelines.core.pipeline import FingerprintError
 from pipelines.core.run import run
 from pipelines.corpora.mmc4.rules import Mmc4Config, mmc4_pipeline
 from pipelines.download.fetcher import FetchConfig
