@@ -5,7 +5,7 @@ A module of `CORPORA` offers
 | name       | meaning                                                                                    |
 |------------|--------------------------------------------------------------------------------------------|
 | `CORPUS`   | the name, which shards and samples carry                                                   |
-| `READER`   | the class that reads its input files: `READER(patterns, samples_per_shard, limit, base)`   |
+| `READER`   | the class that reads its input files: `READER(patterns, samples_per_shard, limit, base, hash_inputs)` |
 | `Rules`    | a frozen dataclass with defaults: what decides which samples there are, and their form     |
 | `pipeline` | `pipeline(source, rules, fetch, *, extra, prior, fetch_resources)` gives the `Pipeline`    |
 

@@ -17,8 +17,8 @@ from numbers_pipeline import contents, numbers_pipeline
 from pipelines.core.fingerprint import reached_modules
 from pipelines.core.pipeline import Barrier, Construct, Filter, FingerprintError, Stage
 from pipelines.core.run import run
-from pipelines.corpora.mmc4.rules import Mmc4Config, mmc4_pipeline
-from pipelines.download.fetcher import FetchConfig
+from pipelines.corpora.mmc4 import rules as mmc4
+from pipelines.download.config import FetchConfig
 from pipelines.readers.jsonl import LineSource
 
 
@@ -115,7 +115,7 @@ def test_a_manifest_without_modules_is_of_another_release(tmp_path: Path) -> Non
 
 def test_a_corpus_reaches_its_own_rules_and_nothing_of_others() -> None:
     reached = set(
-        reached_modules(mmc4_pipeline(LineSource(["x.jsonl"]), Mmc4Config(), FetchConfig()))
+        reached_modules(mmc4.pipeline(LineSource(["x.jsonl"]), mmc4.Rules(), FetchConfig()))
     )
     assert reached >= {
         "pipelines.core.stage_runner",
@@ -164,7 +164,7 @@ def with_limit(limit):
         (lambda m: Construct(m["steps"].make, (2,)), {"steps", "helper", "model", "weights"}),
         (lambda m: partial(m["extra"].limit), {"extra", "limits"}),
         (
-            lambda m: Filter("f", m["steps"].with_limit(m["extra"].limit)),
+            lambda m: Filter("f", m["steps"].with_limit(m["extra"].limit), {}),
             {"steps", "helper", "model", "weights", "extra", "limits"},
         ),
     ],

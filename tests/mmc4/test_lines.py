@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pipelines.core.pipeline import FingerprintError
 from pipelines.core.run import run
-from pipelines.corpora.mmc4.rules import Mmc4Config, mmc4_pipeline
-from pipelines.download.fetcher import FetchConfig
+from pipelines.corpora.mmc4 import rules as mmc4
+from pipelines.download.config import FetchConfig
 from pipelines.readers.files import InputError
 from pipelines.readers.jsonl import LINE_REASONS, LineSource, read_lines
 from schemas.manifest import Manifest
@@ -241,7 +241,7 @@ def test_inputs_are_recognised_by_size_and_time_or_by_contents(tmp_path: Path):
 
     def build(hash_inputs: bool) -> Manifest:
         source = LineSource([str(path)], hash_inputs=hash_inputs)
-        pipeline = mmc4_pipeline(source, Mmc4Config(), FetchConfig())
+        pipeline = mmc4.pipeline(source, mmc4.Rules(), FetchConfig())
         return run(pipeline, str(kinds[hash_inputs]), progress=False)
 
     rewrite(path, page, 1_000_000_000)
