@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Shows what a dataset holds, and proves that its files are those that its manifest names."""
+"""Prints the counts of a dataset and a sample, and verifies its files against the manifest."""
 
 import hashlib
 import sys
@@ -28,21 +28,21 @@ _SHOWN_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class InspectShards:
-    """Prints the counts of a dataset and one of its samples, and checks every shard against the manifest.
+    """Prints the counts of a dataset and one of its samples, and verifies every shard against the manifest.
 
-    Ends with status 1 if a file is missing or differs from what the manifest says.
+    The exit code is 1 if a file is missing or differs from the manifest.
     """
 
     dataset: tyro.conf.Positional[str]
-    """Folder or address of the dataset: where its manifest.json lies."""
+    """Folder or address of the dataset: the one that contains its manifest.json."""
     sample: str | None = None
     """Key of a sample to show. None shows the first."""
     verify: bool = True
-    """Read every tar and compare its hash; each sample is parsed as a reader would."""
+    """Read every tar, compare its hash, and decode each sample as a reader does."""
 
 
 def counts(manifest: Manifest) -> Iterator[str]:
-    """Lines on what the dataset holds."""
+    """The counts of a dataset, one per line."""
     num_bytes = sum(s.num_bytes for s in manifest.shards)
     yield f"corpus     {manifest.corpus}"
     yield f"shards     {len(manifest.shards):,} ({size(num_bytes)})"
@@ -54,7 +54,7 @@ def counts(manifest: Manifest) -> Iterator[str]:
 
 
 def find_sample(storage: Storage, manifest: Manifest, key: str | None) -> Sample | None:
-    """The sample of a key, or the first; None where there is no such sample."""
+    """The sample with a key, or the first sample; None if there is no such sample."""
     for shard in manifest.shards:
         index = read_parquet(storage, f"{INDEXES}/{shard.name}.parquet", INDEX, ("key", "members"))
         chosen = index if key is None else index.filter(pc.equal(index["key"], key))
@@ -66,7 +66,7 @@ def find_sample(storage: Storage, manifest: Manifest, key: str | None) -> Sample
 
 
 def problems(storage: Storage, shard: ShardEntry) -> Iterator[str]:
-    """What is wrong with the files of a shard, in words."""
+    """What is wrong with the files of a shard, one sentence each."""
     digest = hashlib.sha256()
     try:
         with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
@@ -81,24 +81,24 @@ def problems(storage: Storage, shard: ShardEntry) -> Iterator[str]:
         is_kept = pc.and_(pc.is_null(ledger["slot"]), pc.equal(ledger["status"], KEPT))
         kept = ledger.filter(is_kept)["key"].to_pylist()
         if Counter(kept) != Counter(index["key"].to_pylist()):
-            yield f"{shard.name}: the ledger keeps other records than the index holds"
+            yield f"{shard.name}: the kept records of the ledger are not the rows of the index"
     except (SchemaError, OSError) as error:
         yield f"{shard.name}: {error}"
 
 
 def main(args: list[str] | None = None) -> int:
-    """Show and check a dataset; 0 if it is whole, 1 if not, 2 if there is none."""
+    """Print and verify a dataset; returns 0 if it is complete, 1 if not, 2 if there is none."""
     options = tyro.cli(InspectShards, args=args)
     try:
         storage = Storage(job_path(options.dataset))
         manifest = manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode())
     except (ValueError, OSError) as error:
-        return report_error(f"no whole dataset in '{options.dataset}': {error}", BAD_VALUE)
+        return report_error(f"no complete dataset in '{options.dataset}': {error}", BAD_VALUE)
     print("\n".join(counts(manifest)))
     try:
         sample = find_sample(storage, manifest, options.sample)
     except (OSError, SchemaError) as error:
-        report_error(f"no sample can be shown: {error}", FAILED)
+        report_error(f"cannot read a sample: {error}", FAILED)
         return (options.verify and _verified(storage, manifest)) or FAILED
     if sample is None and options.sample is not None:
         return report_error(f"no sample '{options.sample}' in '{options.dataset}'", BAD_VALUE)
@@ -110,8 +110,8 @@ def main(args: list[str] | None = None) -> int:
 def _verified(storage: Storage, manifest: Manifest) -> int:
     shards = tqdm(manifest.shards, desc="verify", unit="shard")
     found = [problem for shard in shards for problem in problems(storage, shard)]
-    whole = "1 shard is" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards are"
-    print("\n" + ("\n".join(found) or f"verified   {whole} whole"))
+    complete = "1 shard is" if len(manifest.shards) == 1 else f"{len(manifest.shards):,} shards are"
+    print("\n" + ("\n".join(found) or f"verified   {complete} complete"))
     return FAILED if found else COMPLETE
 
 

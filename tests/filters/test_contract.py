@@ -1,4 +1,4 @@
-"""The contract of filters, over the registry: a new filter is tested by being registered."""
+"""The contract of filters, tested over the registry: a registered filter is a tested filter."""
 
 import re
 from pathlib import Path

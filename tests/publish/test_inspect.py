@@ -16,10 +16,18 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_whole_dataset_is_shown_and_verified(dataset: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_complete_dataset_is_printed_and_verified(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+):
     assert main([str(dataset)]) == 0
     printed = capsys.readouterr().out
-    for text in ("3 with 3 images", "not_found", "d-0000001", "png, 48 x 40", "2 shards are whole"):
+    for text in (
+        "3 with 3 images",
+        "not_found",
+        "d-0000001",
+        "png, 48 x 40",
+        "2 shards are complete",
+    ):
         assert text in printed, text
     assert main([str(dataset), "--sample", "d-0000003", "--no-verify"]) == 0
     assert "d-0000003" in capsys.readouterr().out
@@ -29,8 +37,8 @@ def test_a_whole_dataset_is_shown_and_verified(dataset: Path, capsys: pytest.Cap
 def test_any_changed_byte_is_found(dataset: Path, capsys: pytest.CaptureFixture[str]):
     tar = dataset / "shards/mmc4-000001.tar"
     whole = tar.read_bytes()
-    for place in (0, len(whole) // 2, len(whole) - 1):
-        tar.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for position in (0, len(whole) // 2, len(whole) - 1):
+        tar.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         assert main([str(dataset)]) == 1
         assert "mmc4-000001: the tar's sha256" in capsys.readouterr().out
     tar.unlink()
@@ -53,7 +61,7 @@ def test_an_index_or_ledger_of_another_shard_is_found(
 
 @pytest.mark.parametrize("content", [b"x" * 99, b"", None])
 @pytest.mark.parametrize("options", [[], ["--sample", "d-0000001"], ["--no-verify"]])
-def test_a_damaged_index_is_said_in_a_line(
+def test_a_damaged_index_is_an_error_of_one_line(
     dataset: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, options: list[str]
 ):
     index = dataset / "index/mmc4-000000.parquet"
@@ -63,7 +71,7 @@ def test_a_damaged_index_is_said_in_a_line(
         index.write_bytes(content)
     assert main([str(dataset), *options]) == 1
     shown = capsys.readouterr()
-    assert "error: no sample can be shown: " in shown.err and "mmc4-000000" in shown.err
+    assert "error: cannot read a sample: " in shown.err and "mmc4-000000" in shown.err
     assert ("mmc4-000000: " in shown.out) == (options != ["--no-verify"])
 
 
@@ -77,15 +85,15 @@ def test_a_damaged_index_is_said_in_a_line(
         (b'{"schema": ' + b"9" * 5_000 + b"}", "4300 digits"),
     ],
 )
-def test_rubbish_in_place_of_a_manifest_is_said_in_a_line(
+def test_an_invalid_manifest_is_an_error_of_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, words: str
 ):
     (tmp_path / "manifest.json").write_bytes(content)
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: no whole dataset in") and words in error
+    assert error.startswith("error: no complete dataset in") and words in error
 
 
 def test_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path)]) == 2
-    assert "no whole dataset" in capsys.readouterr().err
+    assert "no complete dataset" in capsys.readouterr().err

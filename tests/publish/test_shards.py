@@ -25,7 +25,7 @@ def table(samples: list[Sample]) -> pa.Table:
     return rows.append_column("more", pa.nulls(len(rows), pa.string()))
 
 
-def test_tar_index_and_entry_tell_the_same(tmp_path: Path):
+def test_tar_index_and_entry_agree(tmp_path: Path):
     samples = [sample(i) for i in range(100)]
     entry = ShardSink().write("test-000003", table(samples), Storage(str(tmp_path)))
     data = (tmp_path / "shards/test-000003.tar").read_bytes()
@@ -47,7 +47,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path):
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
 
 
-def test_a_shard_without_samples_is_a_whole_tar(tmp_path: Path):
+def test_a_shard_without_samples_is_a_complete_tar(tmp_path: Path):
     entry = ShardSink().write("t-000000", table([]), Storage(str(tmp_path)))
     assert (entry.num_samples, entry.num_bytes) == (0, 1024)
 

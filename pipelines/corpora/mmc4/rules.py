@@ -68,7 +68,7 @@ CORPUS = "mmc4"
 READER = LineSource
 """Reads the input files: one document per line."""
 REPORT = Report(
-    title="MMC4: what was built",
+    title="MMC4 dataset",
     score_titles={
         "mean_similarity": "Mean similarity of image and sentence",
         "min_similarity": "Lowest similarity in a document",
