@@ -160,7 +160,7 @@ def _sizes(out: Path, record: dict[str, Any], specs: list[TensorSpec]) -> dict[s
 def _checksums(weights: Path) -> dict[str, float]:
     """The sum of absolute values of each tensor, by name."""
     files = WeightFiles(weights)
-    names = sorted(files.places)
+    names = sorted(files.entries)
     return {n: float(t.double().abs().sum()) for n, t in zip(names, files.read(names), strict=True)}
 
 

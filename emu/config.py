@@ -190,6 +190,8 @@ class DecoderConfig:
     num_train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    kind: str = "stable_diffusion"
+    """A name in `emu.decoders.DECODERS`; the sizes are those that this kind reads."""
 
     def __post_init__(self) -> None:
         if len(self.unet_channels) != len(self.unet_attention):
@@ -235,7 +237,10 @@ class EmuConfig:
 
     def to_json(self) -> str:
         """The configuration as indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        values = dataclasses.asdict(self)
+        if self.decoder is not None and self.decoder.kind == DecoderConfig.kind:
+            del values["decoder"]["kind"]  # as it was before there were several kinds
+        return json.dumps(values, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> EmuConfig:
@@ -331,6 +336,7 @@ def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
 
 MAY_BE_ABSENT: dict[type, tuple[str, ...]] = {
     EmuConfig: ("objective", "instruct", "adapter", "decoder", "init"),
+    DecoderConfig: ("kind",),
     ObjectiveConfig: tuple(entry.name for entry in dataclasses.fields(ObjectiveConfig)),
     InitConfig: tuple(entry.name for entry in dataclasses.fields(InitConfig)),
 }

@@ -20,10 +20,12 @@ import tyro
 from tqdm import tqdm
 
 from emu.config import EmuConfig
+from emu.decoders import plan_decoder_conversion
 from emu.tokenizer import EmuTokenizer
 from emu.weights.atomic_dir import check_free, check_space, new_directory
 from emu.weights.layout import (
     CONFIG,
+    DECODER,
     TOKENIZER,
     load_config,
     write_generation_config,
@@ -31,8 +33,8 @@ from emu.weights.layout import (
 )
 from emu.weights.plan import (
     Advance,
+    ConversionWarnings,
     Plan,
-    Watch,
     fit_family,
     plan_export,
     plan_import,
@@ -46,10 +48,10 @@ from jobs.cli import BAD_VALUE, COMPLETE, interrupted, report_error
 from jobs.paths import folder_path
 
 if TYPE_CHECKING:
-    from emu.decoders.conversion import PartPlan  # brings diffusers, which takes seconds to import
+    from emu.decoders.base import DecoderConversion
 
 BEGINS_ANEW = "nothing is written; the same command begins anew"
-REPORT, DECODER = "conversion.json", "decoder"
+REPORT = "conversion.json"
 RELEASED_CONFIG, RELEASED_FOLDER, RELEASED_STEM = "Emu.json", "multimodal_encoder", "pytorch_model"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NO_LIMIT = 1 << 62
@@ -120,8 +122,7 @@ class Job:
     config: EmuConfig
     plan: Plan
     tokenizer: EmuTokenizer | None
-    decoder: Path | None
-    parts: list[PartPlan]
+    decoder: DecoderConversion | None
     filled: Mapping[str, torch.Tensor]
     """What is added for the published code, which asks for it and never uses it."""
 
@@ -133,7 +134,7 @@ class Job:
     @property
     def dropped(self) -> list[str]:
         """Keys without use, by name."""
-        return [*self.plan.dropped, *(name for one in self.parts for name in one.plan.dropped)]
+        return [*self.plan.dropped, *(self.decoder.dropped if self.decoder else ())]
 
     @property
     def written(self) -> Iterator[TensorSpec]:
@@ -146,8 +147,8 @@ class Job:
     def specs(self) -> Iterator[TensorSpec]:
         """All tensors that will be written."""
         yield from self.written
-        for one in self.parts:
-            yield from one.plan.specs
+        if self.decoder is not None:
+            yield from self.decoder.specs
 
 
 def prepare(options: ConvertCheckpoint) -> Job:
@@ -156,22 +157,20 @@ def prepare(options: ConvertCheckpoint) -> Job:
     dtype = DTYPES.get(options.dtype)
     imports = options.to == "emu"
     files = WeightFiles(_inner(weights))
-    if imports and "former.queries" in files.places:
+    if imports and "former.queries" in files.entries:
         raise ValueError(f"weights={weights}: a model directory already; --to released takes it")
     config = _imported_config(options, files) if imports else load_config(weights)
     plan = (plan_import if imports else plan_export)(files, config, dtype)
     tokenizer = _tokenizer(options, weights, config)
-    decoder = _decoder_folder(options, weights)
-    parts: list[PartPlan] = []
-    if decoder is not None:
-        from emu.decoders.conversion import decoder_config, plan_decoder
-
-        parts = plan_decoder(decoder, config.language.hidden_size, not imports, dtype)
+    folder, decoder = _decoder_folder(options, weights), None
+    if folder is not None:
+        width = config.language.hidden_size
+        decoder = plan_decoder_conversion(folder, width, released=not imports, dtype=dtype)
         if imports:
-            config = replace(config, decoder=decoder_config(decoder))
+            config = replace(config, decoder=decoder.config)
     fills = not imports and options.fill_unused
     filled = unused_tensors(config, plan.specs[0].dtype) if fills else {}
-    return Job(files, config, plan, tokenizer, decoder, parts, filled)
+    return Job(files, config, plan, tokenizer, decoder, filled)
 
 
 def convert(
@@ -187,7 +186,7 @@ def convert(
     check_free(out.resolve(), is_conversion, options.overwrite)
     job = prepare(options)
     check_space(out.resolve().parent, job.num_bytes)
-    watch = Watch()
+    warnings = ConversionWarnings()
     bar = tqdm(total=job.num_bytes, unit="B", unit_scale=True, desc="convert", mininterval=0.5)
 
     def written(num_bytes: int) -> None:
@@ -196,8 +195,8 @@ def convert(
 
     with bar, new_directory(out, is_conversion, options.overwrite) as folder:
         write = _write_emu if options.to == "emu" else _write_released
-        write(job, folder, options, watch, written)
-        report = describe(job, options, watch)
+        write(job, folder, options, warnings, written)
+        report = describe(job, options, warnings)
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n")
         if options.to == "emu":  # last: without it a directory is no model
             (folder / CONFIG).write_text(job.config.to_json())
@@ -215,7 +214,7 @@ def is_conversion(folder: Path) -> bool:
     return True
 
 
-def describe(job: Job, options: ConvertCheckpoint, watch: Watch) -> dict[str, Any]:
+def describe(job: Job, options: ConvertCheckpoint, warnings: ConversionWarnings) -> dict[str, Any]:
     """What a conversion read, wrote and left out."""
     specs = list(job.specs)
     return {
@@ -229,9 +228,9 @@ def describe(job: Job, options: ConvertCheckpoint, watch: Watch) -> dict[str, An
         "dropped": job.dropped,
         "filled": list(job.filled),
         "beside_the_weights": job.files.ignored,
-        "not_finite": watch.not_finite,
+        "not_finite": warnings.not_finite,
         "tokenizer": job.tokenizer is not None,
-        "decoder": [one.part.folder for one in job.parts],
+        "decoder": [] if job.decoder is None else job.decoder.folders,
     }
 
 
@@ -277,44 +276,44 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write_emu(
-    job: Job, folder: Path, options: ConvertCheckpoint, watch: Watch, advance: Advance
+    job: Job,
+    folder: Path,
+    options: ConvertCheckpoint,
+    warnings: ConversionWarnings,
+    advance: Advance,
 ) -> None:
     shard_bytes = int(options.shard_size_gb * 1e9)
-    tensors = tensors_of(job.plan, job.files, watch, advance)
+    tensors = tensors_of(job.plan, job.files, warnings, advance)
     write_safetensors(folder, "model", job.plan.specs, tensors, shard_bytes)
-    _write_decoder(job, folder / DECODER, shard_bytes, watch, advance)
+    if job.decoder is not None:
+        job.decoder.write(folder / DECODER, shard_bytes, warnings, advance)
     write_generation_config(folder, job.config)
     if job.tokenizer is not None:
         write_tokenizer(folder, job.tokenizer, job.config.language.max_positions)
 
 
 def _write_released(
-    job: Job, folder: Path, options: ConvertCheckpoint, watch: Watch, advance: Advance
+    job: Job,
+    folder: Path,
+    options: ConvertCheckpoint,
+    warnings: ConversionWarnings,
+    advance: Advance,
 ) -> None:
     inner = folder / RELEASED_FOLDER
     inner.mkdir()
-    tensors = chain(tensors_of(job.plan, job.files, watch, advance), job.filled.values())
+    tensors = chain(tensors_of(job.plan, job.files, warnings, advance), job.filled.values())
     specs = list(job.written)
     if options.form == "bin":
         write_torch(inner / f"{RELEASED_STEM}.bin", specs, tensors)
     else:
         shard_bytes = int(options.shard_size_gb * 1e9)
         write_safetensors(inner, RELEASED_STEM, specs, tensors, shard_bytes)
-    # in one piece each: diffusers of that time knows no other
-    _write_decoder(job, folder, NO_LIMIT, watch, advance)
+    if job.decoder is not None:  # in one file each: diffusers of that time reads no shards
+        job.decoder.write(folder, NO_LIMIT, warnings, advance)
     if job.tokenizer is not None:
         job.tokenizer.save(folder / TOKENIZER)
     values = config_to_released(job.config)
     (folder / RELEASED_CONFIG).write_text(json.dumps(values, indent=2) + "\n")
-
-
-def _write_decoder(
-    job: Job, folder: Path, shard_bytes: int, watch: Watch, advance: Advance
-) -> None:
-    if job.decoder is not None:
-        from emu.decoders.conversion import write_decoder
-
-        write_decoder(job.parts, job.decoder, folder, shard_bytes, watch, advance)
 
 
 def _inner(weights: Path) -> Path:
@@ -338,7 +337,7 @@ def _imported_config(options: ConvertCheckpoint, files: WeightFiles) -> EmuConfi
     if "vision_cfg" not in values and isinstance(values.get("config"), dict):
         values = values["config"]  # a record of a model that has its configuration in a section
     config = config_from_released(values, instruct=True)
-    config = fit_family(config, files.places, alpha_is_given=LORA.name in values)
+    config = fit_family(config, files.entries, alpha_is_given=LORA.name in values)
     found = "emu-i" if config.instruct else "emu"
     if options.kind not in ("auto", found):
         raise WeightsError(

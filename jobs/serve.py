@@ -25,10 +25,11 @@ import tyro
 from ray import serve
 from ray.exceptions import RayError
 
+from emu.decoders import read_image_multiple
 from emu.serve.app import ServeOptions, build_app
 from emu.serve.requests import Fetch
 from emu.serve.schema import Limits
-from emu.weights.layout import read_config
+from emu.weights.layout import DECODER, read_config
 from jobs.cli import start_logging
 from jobs.cluster import ray_session
 from jobs.paths import refuse_address
@@ -100,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = serve_options(job)
         read_config(Path(job.model))
+        read_image_multiple(Path(job.model) / DECODER)
     except (ValueError, OSError) as error:
         print(f"serve: {error}", file=sys.stderr)
         return 2

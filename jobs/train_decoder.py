@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the visual decoder of a trained model: from what the model regresses to pictures."""
+"""Trains the visual decoder of a trained model: from the embeddings that the model regresses to images."""
 
 import inspect
 import logging
@@ -14,8 +14,8 @@ import tyro
 from tqdm import tqdm
 
 from emu.data.dataset import DatasetError
-from emu.generate.engine import DECODER
 from emu.train.decoder import (
+    AUTOENCODER,
     CONDITIONS,
     Advance,
     DecoderPlan,
@@ -26,51 +26,52 @@ from emu.train.decoder import (
 from emu.train.decoder_data import PromptRules
 from emu.train.run_folder import METRICS
 from emu.train.step import TrainingError
+from emu.weights.layout import DECODER
 from jobs.cli import BAD_VALUE, COMPLETE, FAILED, interrupted, report_error, start_logging
 from jobs.paths import folder_path, job_path
 
 BEGINS_ANEW = "nothing is written; the same command begins anew"
-STABLE_DIFFUSION_RATE = 1e-4  # paper, section 7 of its settings: the peak of the U-Net's rate
+PRETRAINED_RATE = 1e-4  # the paper's peak learning rate of the U-Net
 
 
 @dataclass(frozen=True)
 class TrainDecoder:
-    """Trains the visual decoder: the U-Net that turns a model's visual embeddings into pictures.
+    """Trains the visual decoder, which turns a model's visual embeddings into images.
 
     A first try, after jobs/train_emu.py has trained a model on the same dataset:
         jobs/train_decoder.py --model run/model --data mmc4
 
     From Stable Diffusion's weights, into a folder of its own:
-        jobs/train_decoder.py --model run/model --data mmc4 --stable-diffusion sd-v1-5 --out decoder
+        jobs/train_decoder.py --model run/model --data mmc4 --pretrained sd-v1-5 --out decoder
 
-    The model stays as it is: for the sentence of each picture it regresses the embeddings that the U-Net
-    is conditioned on, a tenth of them replaced by those of the empty prompt. Without --stable-diffusion a
-    small autoencoder is trained first, on the same pictures. The result, in the layout of diffusers, becomes
-    visible when it is whole; where it lies in MODEL/decoder, the model draws from then on. A run that is
-    stopped begins anew when it is started again.
+    The model is frozen: from the prompt of each image it regresses the embeddings that the decoder is
+    conditioned on; a tenth of them is replaced by those of the empty prompt. Without --pretrained a small
+    autoencoder is trained first, on the same images. The result, for Stable Diffusion in the layout of diffusers,
+    is written atomically; in MODEL/decoder the model uses it from then on. A run that is stopped starts again
+    from the beginning.
     """
 
     model: str
     """Folder of a trained model, such as OUT/model of jobs/train_emu.py."""
     data: str
-    """Folder or address of a finished dataset with pictures and their sentences."""
+    """Folder or URL of a finished dataset of images with their texts."""
     out: str | None = None
     """Folder of the visual decoder, replaced as a whole. None: MODEL/decoder, where the model finds it."""
-    stable_diffusion: str | None = None
-    """A folder of Stable Diffusion v1.x in the layout of diffusers (unet/, vae/, scheduler/).
-    Its U-Net is trained on, with new K and V in the cross-attentions; its autoencoder stays.
+    pretrained: str | None = None
+    """A folder of pretrained weights, such as Stable Diffusion v1.x in the layout of diffusers.
+    Its U-Net is finetuned, with new K and V in the cross-attentions; its autoencoder is kept.
     None: all from scratch, at the sizes in the model's configuration."""
     steps: int | None = None
-    """Optimizer steps of the U-Net. None: --train.steps."""
+    """Optimizer steps of the decoder. None: --train.steps."""
     autoencoder_steps: int | None = None
-    """Optimizer steps of the autoencoder before; not used with --stable-diffusion.
+    """Optimizer steps of the autoencoder before; not used with --pretrained.
     None: --train.autoencoder-steps."""
     batch_size: int | None = None
-    """Pictures a step. None: --train.batch-size."""
+    """Images per step. None: --train.batch-size."""
     learning_rate: float | None = None
-    """Peak learning rate of the U-Net. None: --train.learning-rate; with --stable-diffusion the paper's 1e-4."""
+    """Peak learning rate of the decoder. None: --train.learning-rate; with --pretrained the paper's 1e-4."""
     seed: int | None = None
-    """Of fresh weights, order of pictures and noise. None: --train.seed."""
+    """Seed of initial weights, order of images and noise. None: --train.seed."""
     train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
     rules: PromptRules = field(default_factory=PromptRules)
 
@@ -82,14 +83,14 @@ def plan_of(options: TrainDecoder) -> DecoderPlan:
         for name in ("steps", "autoencoder_steps", "batch_size", "learning_rate", "seed")
         if (value := getattr(options, name)) is not None
     }
-    if options.stable_diffusion is not None:
-        changes.setdefault("learning_rate", STABLE_DIFFUSION_RATE)
-    model, source = folder_path(options.model), options.stable_diffusion
+    if options.pretrained is not None:
+        changes.setdefault("learning_rate", PRETRAINED_RATE)
+    model, source = folder_path(options.model), options.pretrained
     return DecoderPlan(
         model=model,
         data=job_path(options.data),
         out=f"{model}/{DECODER}" if options.out is None else folder_path(options.out),
-        stable_diffusion=None if source is None else folder_path(source),
+        pretrained=None if source is None else folder_path(source),
         train=replace(options.train, **changes),
         rules=options.rules,
     )
@@ -98,7 +99,7 @@ def plan_of(options: TrainDecoder) -> DecoderPlan:
 @contextmanager
 def progress(plan: DecoderPlan) -> Iterator[Advance]:
     """A progress bar for each stage, on standard error."""
-    totals = {"autoencoder": plan.train.autoencoder_steps, "unet": plan.train.steps}
+    totals = {CONDITIONS: None, AUTOENCODER: plan.train.autoencoder_steps}
     interval_s = 0.5 if sys.stderr.isatty() else 10.0  # a log wants fewer lines
     bars: dict[str, tqdm] = {}
 
@@ -108,7 +109,10 @@ def progress(plan: DecoderPlan) -> Iterator[Advance]:
                 bar.close()
             unit = "prompt" if stage == CONDITIONS else "step"
             bars[stage] = tqdm(
-                desc=stage, total=totals.get(stage), unit=unit, mininterval=interval_s
+                desc=stage,
+                total=totals.get(stage, plan.train.steps),
+                unit=unit,
+                mininterval=interval_s,
             )
         if loss is not None:
             bars[stage].set_postfix_str(f"loss {loss:.3f}", refresh=False)
@@ -124,13 +128,13 @@ def progress(plan: DecoderPlan) -> Iterator[Advance]:
 def summary_text(summary: DecoderSummary, seconds: float) -> str:
     """What the training did, in words for a terminal."""
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(summary.left_out.items()))
-    lines = ["", f"pictures   {summary.num_pictures:,} with {summary.num_prompts:,} prompts"]
+    lines = ["", f"images     {summary.num_images:,} with {summary.num_prompts:,} prompts"]
     if left_out:
         lines.append(f"left out   {left_out}")
     if summary.autoencoder_loss is not None:
         lines.append(f"autoencoder  loss {summary.autoencoder_loss:.4f} at the end")
     lines += [
-        f"U-Net      loss {summary.unet_loss:.4f} at the end",
+        f"decoder    loss {summary.loss:.4f} at the end",
         f"written    {summary.out} (losses in {METRICS})",
         f"time       {seconds:.1f} s",
     ]
@@ -150,8 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
             prog="jobs/train_decoder.py",
         )
         plan = plan_of(options)
-        if options.stable_diffusion is None:
-            print("no Stable Diffusion given: autoencoder and U-Net are trained from scratch")
+        if options.pretrained is None:
+            print("no pretrained weights given: the visual decoder is trained from scratch")
         with progress(plan) as advance:
             summary = train_decoder(plan, device, advance)
     except KeyboardInterrupt:

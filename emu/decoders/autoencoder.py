@@ -1,4 +1,4 @@
-"""The autoencoder between pixels and latents, and its training where no weights are at hand.
+"""The autoencoder between pixels and latents, and its training from random weights.
 
 Shapes: B batch, C channels, H W pixels, Z latent channels, h w latent positions.
 """
@@ -14,9 +14,9 @@ from torch import FloatTensor, Generator, Tensor, nn
 from torch.nn import functional
 
 KL_WEIGHT = 1e-6  # latent diffusion (arXiv 2112.10752): a slight pull towards unit variance
-SQUARED_WEIGHT = 4.0  # without it small things of strong colour are learned last
-GAIN = 3.0  # of fresh convolutions: torch's own shrink a signal by sqrt(3) each
-START_LOGVAR = -8.0  # noise of fresh latents, far below the differences between pictures
+SQUARED_WEIGHT = 4.0  # without it small objects of strong colour are learned last
+GAIN = 3.0  # of initial convolutions: with torch's own each shrinks a signal by sqrt(3)
+INITIAL_LOGVAR = -8.0  # noise of initial latents, far below the differences between images
 
 
 def posterior_of(vae: AutoencoderKL, pixels_BCHW: Tensor) -> DiagonalGaussianDistribution:
@@ -30,13 +30,13 @@ def pixels_of(vae: AutoencoderKL, latents_BZhw: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_autoencoder(vae: AutoencoderKL) -> None:
-    """Makes fresh weights learn colours in some hundred steps; the architecture stays as it is.
+def initialise_autoencoder(vae: AutoencoderKL) -> None:
+    """Rescales random weights so that colours are learned in some hundred steps; the architecture is unchanged.
 
-    As they are drawn, ten convolutions in a row shrink the differences between pale pictures to a
-    hundredth, below the noise of the latents, and an autoencoder of small pictures learns outlines
-    alone. So the convolutions on the straight way are amplified, the residual branches begin at
-    zero, and the latents begin with little noise.
+    With the default initialisation ten convolutions in a row shrink the differences between pale images to a
+    hundredth, below the noise of the latents, and an autoencoder of small images learns only outlines. Therefore
+    the convolutions outside residual branches are amplified, the residual branches start at zero, and the latents
+    start with little noise.
     """
     for name, part in vae.named_modules():
         if name.endswith((".conv2", ".to_out.0")):  # the last of a residual branch
@@ -45,7 +45,7 @@ def start_autoencoder(vae: AutoencoderKL) -> None:
         elif isinstance(part, nn.Conv2d) and not name.endswith(".conv1"):
             part.weight.mul_(GAIN)
     channels = vae.config["latent_channels"]
-    _quant(vae).bias[channels:].add_(START_LOGVAR)
+    _quant(vae).bias[channels:].add_(INITIAL_LOGVAR)
 
 
 def autoencoder_loss(
@@ -62,12 +62,11 @@ def autoencoder_loss(
 def standardise_latents(
     vae: AutoencoderKL, pixels_BCHW: Tensor, generator: Generator | None = None
 ) -> None:
-    """Gives each latent channel mean 0 and deviation 1 on these pictures; what is rebuilt stays equal.
+    """Gives each latent channel mean 0 and deviation 1 on these images; reconstructions stay equal.
 
-    The 1x1 convolutions on both sides of the latents take it up, so the scaling factor becomes 1. A
-    common factor alone would leave the means of the channels in: of pale pictures they are most of
-    what there is, and the noise of diffusion would drown the rest. Of drawn latents, as the U-Net sees
-    them, not of their means.
+    The 1x1 convolutions on both sides of the latents absorb the change, so the scaling factor becomes 1. One
+    common factor would keep the means of the channels: for pale images they are most of the signal, and the noise
+    of diffusion would hide the rest. Measured on sampled latents, as the U-Net sees them, not on their means.
     """
     latents = posterior_of(vae, pixels_BCHW).sample(generator).float()
     mean_Z = latents.mean(dim=(0, 2, 3))

@@ -1,27 +1,65 @@
-"""What a visual decoder is: pictures from visual embeddings, and the loss that trains it.
+"""The interface of visual decoders: images from visual embeddings, the loss that trains them, their files.
+
+Engine, training, server and conversion know a decoder only through this interface and its entry in
+`emu.decoders.DECODERS`; a contract test runs over all entries.
 
 Shapes: B batch, Q embeddings of an image, D language width, C channels, H W pixels.
-
-One network of a decoder's directory, with every weight from its files and none left as it was drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from emu.config import DecoderConfig
+from emu.weights.plan import Advance, ConversionWarnings
+from emu.weights.writer import TensorSpec
+
+
+@dataclass(frozen=True)
+class AutoencoderStage:
+    """A stage of training before the main one: a network between pixels and latents, without conditions."""
+
+    network: nn.Module
+    loss: Callable[[Tensor, Generator], Tensor]
+    """Of pixels `BCHW` in [-1, 1]."""
+    finish: Callable[[Tensor, Generator], None]
+    """Called once with some pixels after the last step, the network frozen."""
 
 
 class VisualDecoder(Protocol):
-    """Built from sizes or read from a directory; conditioned on embeddings of the language model."""
+    """Built from sizes or read from a folder; conditioned on embeddings of the language model."""
+
+    kind: ClassVar[str]
+    """Its name in the registry."""
+
+    @property
+    def condition_width(self) -> int:
+        """Width of the embeddings that it reads."""
+        ...
+
+    @property
+    def image_multiple(self) -> int:
+        """What height and width of an image must be multiples of."""
+        ...
 
     @classmethod
     def from_config(cls, config: DecoderConfig, condition_width: int, seed: int) -> Self:
-        """A decoder with fresh weights; the same seed gives the same weights."""
+        """A decoder with random weights; the same seed gives the same weights."""
+        ...
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, condition_width: int, seed: int) -> Self:
+        """The start of a training from the weights in `directory`.
+
+        What depends on the width of the condition is initialised from the seed. Raises FileNotFoundError for absent
+        files, ValueError where weights do not fit.
+        """
         ...
 
     @classmethod
@@ -31,11 +69,23 @@ class VisualDecoder(Protocol):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """The decoder that `save` wrote."""
+        """The decoder that `save` wrote, in evaluation mode."""
         ...
 
     def save(self, directory: str | Path) -> None:
-        """Writes everything that `load` needs."""
+        """Writes everything that `load` needs, the files of its registry entry among them."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """Moves it to a device."""
+        ...
+
+    def trained_network(self) -> tuple[str, nn.Module]:
+        """The network that `loss` trains, and the name of this stage in the metrics."""
+        ...
+
+    def autoencoder_stage(self) -> AutoencoderStage | None:
+        """The stage before, for a decoder with random weights; None where there is none."""
         ...
 
     def loss(
@@ -62,16 +112,50 @@ class VisualDecoder(Protocol):
         guidance_scale: float,
         generator: Generator | None = None,
         initial_latents: Tensor | None = None,
-        scheduler: str = "pndm",
+        scheduler: str | None = None,
     ) -> Tensor:
-        """Pictures `BHWC` in uint8, drawn from noise under guidance against the null condition."""
+        """Images `BHWC` in uint8, generated from noise under guidance against the null condition.
+
+        `scheduler` is one of its registry entry; None is the first. Raises ValueError for a size, a number of steps
+        or a scheduler that it does not support.
+        """
+        ...
+
+
+class DecoderConversion(Protocol):
+    """A planned conversion of a decoder's files: everything is known before the first byte is written."""
+
+    @property
+    def specs(self) -> Iterator[TensorSpec]:
+        """The tensors that will be written."""
+        ...
+
+    @property
+    def dropped(self) -> list[str]:
+        """Names of tensors in the files that are not used."""
+        ...
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of its networks."""
+        ...
+
+    @property
+    def config(self) -> DecoderConfig | None:
+        """The sizes, or None where `DecoderConfig` cannot describe them."""
+        ...
+
+    def write(
+        self, target: Path, shard_bytes: int, warnings: ConversionWarnings, advance: Advance
+    ) -> None:
+        """Writes all files into `target`."""
         ...
 
 
 def load_part(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """The network of class `kind` in a folder in the layout of diffusers or transformers.
 
-    Their loaders only warn where names are absent, and go on with random weights. Here that is a ValueError
+    Their loaders only warn about missing weights and leave them random. Here that is a ValueError
     that names them; FileNotFoundError where there are no files.
     """
     try:

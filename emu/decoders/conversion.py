@@ -1,13 +1,13 @@
-"""A visual decoder's files in the layout of diffusers, checked name by name and streamed.
+"""Converts Stable Diffusion's files in the layout of diffusers, checked name by name and streamed.
 
-Old releases of diffusers and transformers called some weights of the autoencoder and of the safety checker
-otherwise. Both names are read; ours are written for the libraries of today, the old ones for the released code.
+Old releases of diffusers and transformers have other names for some weights of the autoencoder and of the safety
+checker. Both are read; the current names are written, or the old ones for the published code.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,20 @@ from transformers import CLIPConfig
 from emu.config import DecoderConfig
 from emu.decoders.safety import CHECKER, PROCESSOR
 from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, unet_sizes, vae_sizes
-from emu.weights.plan import Advance, Plan, Watch, plan_renaming, renamed, tensors_of
+from emu.weights.plan import Advance, ConversionWarnings, Plan, plan_renaming, renamed, tensors_of
 from emu.weights.reader import INDEX, SAFETENSORS, WeightFiles, WeightsError
-from emu.weights.writer import write_safetensors
+from emu.weights.writer import TensorSpec, write_safetensors
 
 CONFIG, DIFFUSERS = "config.json", "diffusion_pytorch_model"
 SCHEDULER_CONFIG, PROCESSOR_CONFIG = "scheduler_config.json", "preprocessor_config.json"
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_TOWER, TOWER = "vision_model.vision_model.", "vision_model."
-WITHOUT_USE = (".position_ids",)  # a constant that old transformers stored
+UNUSED = (".position_ids",)  # a constant that old transformers stored
 
 
 @dataclass(frozen=True)
 class Part:
-    """One network of the decoder: how it is built, what its files are called, its names of old."""
+    """One network of the decoder: how it is built, the names of its files, its names in old libraries."""
 
     folder: str
     build: Callable[[dict[str, Any]], Any]
@@ -53,7 +53,7 @@ class PartPlan:
 
 
 def new_attention_name(name: str) -> str:
-    """The autoencoder's name of today for one that diffusers used before 0.17."""
+    """The current name for one that the autoencoder had before diffusers 0.17."""
     head, dot, last = name.rpartition(".")
     path, _, layer = head.rpartition(".")
     if ".attentions." in name and layer in OLD_ATTENTION:
@@ -62,7 +62,7 @@ def new_attention_name(name: str) -> str:
 
 
 def old_attention_name(name: str) -> str:
-    """The way back of `new_attention_name`."""
+    """The inverse of `new_attention_name`."""
     if ".attentions." in name:
         for old, new in OLD_ATTENTION.items():
             name = name.replace(f".{new}.", f".{old}.")
@@ -70,12 +70,12 @@ def old_attention_name(name: str) -> str:
 
 
 def new_tower_name(name: str) -> str:
-    """The safety checker's name in transformers 5 for one before."""
+    """The name in transformers 5 for one that the safety checker had before."""
     return name.replace(OLD_TOWER, TOWER, 1)
 
 
 def old_tower_name(name: str) -> str:
-    """The way back of `new_tower_name`."""
+    """The inverse of `new_tower_name`."""
     return name if name.startswith(OLD_TOWER) else name.replace(TOWER, OLD_TOWER, 1)
 
 
@@ -104,10 +104,54 @@ PARTS = (
 )
 
 
-def plan_decoder(
+@dataclass(frozen=True)
+class StableDiffusionConversion:
+    """A planned conversion: the networks, and the small files that are copied."""
+
+    source: Path
+    parts: tuple[PartPlan, ...]
+
+    @property
+    def specs(self) -> Iterator[TensorSpec]:
+        """The tensors that will be written."""
+        for one in self.parts:
+            yield from one.plan.specs
+
+    @property
+    def dropped(self) -> list[str]:
+        """Names of tensors in the files that are not used."""
+        return [name for one in self.parts for name in one.plan.dropped]
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of the networks."""
+        return [one.part.folder for one in self.parts]
+
+    @property
+    def config(self) -> DecoderConfig | None:
+        """The sizes, or None where `DecoderConfig` cannot describe them."""
+        return decoder_config(self.source)
+
+    def write(
+        self, target: Path, shard_bytes: int, warnings: ConversionWarnings, advance: Advance
+    ) -> None:
+        """Writes the networks and copies the small files into `target`."""
+        for one in self.parts:
+            folder = target / one.part.folder
+            folder.mkdir(parents=True)
+            tensors = tensors_of(one.plan, one.files, warnings, advance)
+            write_safetensors(folder, one.part.stems[0], one.plan.specs, tensors, shard_bytes)
+            (folder / CONFIG).write_text(json.dumps(dict(one.config), indent=2) + "\n")
+        for folder, file in ((SCHEDULER, SCHEDULER_CONFIG), (PROCESSOR, PROCESSOR_CONFIG)):
+            if (self.source / folder / file).is_file():
+                (target / folder).mkdir()
+                (target / folder / file).write_bytes((self.source / folder / file).read_bytes())
+
+
+def plan_conversion(
     directory: Path, condition_width: int, released: bool = False, dtype: torch.dtype | None = None
-) -> list[PartPlan]:
-    """What to write for the decoder in `directory`, under the old names with `released`.
+) -> StableDiffusionConversion:
+    """What to write for the decoder in `directory`, with `released` under the names of old libraries.
 
     Raises FileNotFoundError for an absent folder or file, WeightsError naming every key that does not
     fit and a U-Net that reads another width than the language model's.
@@ -115,41 +159,20 @@ def plan_decoder(
     for folder, file in ((UNET, CONFIG), (VAE, CONFIG), (SCHEDULER, SCHEDULER_CONFIG)):
         if not (directory / folder / file).is_file():
             raise FileNotFoundError(f"no decoder at {directory}: {folder}/{file} is absent")
-    plans = [
-        _plan_part(part, directory, released, dtype) for part in PARTS if _is_there(part, directory)
-    ]
-    width = plans[0].config.get("cross_attention_dim")
+    parts = tuple(
+        _plan_part(part, directory, released, dtype) for part in PARTS if _exists(part, directory)
+    )
+    width = parts[0].config.get("cross_attention_dim")
     if width != condition_width:
         raise WeightsError(
             f"the U-Net in {directory} reads embeddings of width {width}, the model gives {condition_width}; "
-            "a plain Stable Diffusion becomes a decoder with jobs/train_decoder.py --stable-diffusion"
+            "a plain Stable Diffusion becomes a decoder with jobs/train_decoder.py --pretrained"
         )
-    return plans
-
-
-def write_decoder(
-    plans: list[PartPlan],
-    source: Path,
-    target: Path,
-    shard_bytes: int,
-    watch: Watch,
-    advance: Advance,
-) -> None:
-    """Writes the networks and copies the small files into `target`."""
-    for one in plans:
-        folder = target / one.part.folder
-        folder.mkdir(parents=True)
-        tensors = tensors_of(one.plan, one.files, watch, advance)
-        write_safetensors(folder, one.part.stems[0], one.plan.specs, tensors, shard_bytes)
-        (folder / CONFIG).write_text(json.dumps(dict(one.config), indent=2) + "\n")
-    for folder, file in ((SCHEDULER, SCHEDULER_CONFIG), (PROCESSOR, PROCESSOR_CONFIG)):
-        if (source / folder / file).is_file():
-            (target / folder).mkdir()
-            (target / folder / file).write_bytes((source / folder / file).read_bytes())
+    return StableDiffusionConversion(directory, parts)
 
 
 def decoder_config(directory: Path) -> DecoderConfig | None:
-    """The sizes of a decoder in diffusers' layout, or None where `DecoderConfig` cannot say them."""
+    """The sizes of a decoder in diffusers' layout, or None where `DecoderConfig` cannot describe them."""
     unet, vae = (_read_json(directory / folder / CONFIG) for folder in (UNET, VAE))
     schedule = _read_json(directory / SCHEDULER / SCHEDULER_CONFIG)
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -188,7 +211,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _is_there(part: Part, directory: Path) -> bool:
+def _exists(part: Part, directory: Path) -> bool:
     return part.folder != CHECKER or (directory / part.folder).is_dir()
 
 
@@ -200,7 +223,7 @@ def _plan_part(part: Part, directory: Path, released: bool, dtype: torch.dtype |
         shapes = {name: tuple(t.shape) for name, t in part.build(config).state_dict().items()}
     table = {part.new_name(name): name for name in shapes}
     plan = plan_renaming(
-        files, table, shapes, dtype, part.new_name, lambda name: name.endswith(WITHOUT_USE)
+        files, table, shapes, dtype, part.new_name, lambda name: name.endswith(UNUSED)
     )
     dropped = tuple(f"{part.folder}/{name}" for name in plan.dropped)
     new_name = part.old_name if released else part.new_name

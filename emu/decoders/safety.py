@@ -1,4 +1,4 @@
-"""Stable Diffusion's safety checker, where its weights are given."""
+"""The safety checker of Stable Diffusion, used where its weights are present."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class SafetyChecker(nn.Module):
-    """Blackens pictures that the checker's concepts match."""
+    """Replaces images that match the checker's concepts by black ones."""
 
     def __init__(
         self, checker: StableDiffusionSafetyChecker, processor: CLIPImageProcessor
@@ -54,15 +54,15 @@ class SafetyChecker(nn.Module):
         self.processor.save_pretrained(directory / PROCESSOR)
 
     @torch.no_grad()
-    def forward(self, pictures_BHWC: Tensor) -> Tensor:
-        """The uint8 pictures, those that matched made black."""
-        pictures = pictures_BHWC.cpu().numpy()
+    def forward(self, images_BHWC: Tensor) -> Tensor:
+        """The uint8 images, those that matched in black."""
+        images = images_BHWC.cpu().numpy()
         first = next(self.checker.parameters())
-        inputs = self.processor(list(pictures), return_tensors="pt")["pixel_values"]
+        inputs = self.processor(list(images), return_tensors="pt")["pixel_values"]
         kept, matched = self.checker(
-            images=pictures.astype(numpy.float32) / 255, clip_input=inputs.to(first)
+            images=images.astype(numpy.float32) / 255, clip_input=inputs.to(first)
         )
         if any(matched):
-            log.warning("safety_checker=matched pictures=%d of=%d", sum(matched), len(matched))
+            log.warning("safety_checker=matched images=%d of=%d", sum(matched), len(matched))
         kept = torch.from_numpy(numpy.rint(kept * 255).astype(numpy.uint8))
-        return kept.to(pictures_BHWC.device)
+        return kept.to(images_BHWC.device)

@@ -10,8 +10,9 @@ channels, h w latent positions.
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import (
@@ -28,8 +29,14 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from emu.config import DecoderConfig
-from emu.decoders.autoencoder import pixels_of, posterior_of, start_autoencoder
-from emu.decoders.base import load_part
+from emu.decoders.autoencoder import (
+    autoencoder_loss,
+    initialise_autoencoder,
+    pixels_of,
+    posterior_of,
+    standardise_latents,
+)
+from emu.decoders.base import AutoencoderStage, load_part
 from emu.decoders.safety import SafetyChecker
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
@@ -42,7 +49,9 @@ SCHEDULERS: dict[str, Any] = {
 
 
 class StableDiffusionDecoder(nn.Module):
-    """U-Net, autoencoder and noise schedule from diffusers, on the language model's embeddings."""
+    """U-Net, autoencoder and noise schedule from diffusers, conditioned on the language model's embeddings."""
+
+    kind: ClassVar[str] = "stable_diffusion"
 
     def __init__(
         self,
@@ -68,18 +77,18 @@ class StableDiffusionDecoder(nn.Module):
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
-    def picture_factor(self) -> int:
-        """What height and width must be multiples of: the U-Net halves the latents, too."""
+    def image_multiple(self) -> int:
+        """What height and width of an image must be multiples of: the U-Net halves the latents, too."""
         return self.latent_factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @classmethod
     def from_config(cls, config: DecoderConfig, condition_width: int, seed: int) -> Self:
-        """A decoder with fresh weights; the same seed gives the same weights."""
+        """A decoder with random weights; the same seed gives the same weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             unet = UNet2DConditionModel(**unet_sizes(config, condition_width))
             vae = AutoencoderKL(**vae_sizes(config))
-        start_autoencoder(vae)
+        initialise_autoencoder(vae)
         schedule = PNDMScheduler(
             num_train_timesteps=config.num_train_timesteps,
             beta_start=config.beta_start,
@@ -112,8 +121,8 @@ class StableDiffusionDecoder(nn.Module):
         return decoder.to(device).eval()
 
     @classmethod
-    def from_stable_diffusion(cls, directory: str | Path, condition_width: int, seed: int) -> Self:
-        """Stable Diffusion's weights with only the cross-attentions' K and V drawn anew.
+    def from_pretrained(cls, directory: str | Path, condition_width: int, seed: int) -> Self:
+        """Stable Diffusion's weights; only K and V of the cross-attentions are initialised from the seed.
 
         Raises ValueError where anything else does not fit.
         """
@@ -127,9 +136,9 @@ class StableDiffusionDecoder(nn.Module):
             for name, tensor in source.unet.state_dict().items()
             if not reads_condition(name)
         }
-        lost = [name for name in unet.state_dict() if name not in weights]
-        if not all(reads_condition(name) for name in lost):
-            raise ValueError(f"the U-Net in {directory} lacks {lost}")
+        missing = [name for name in unet.state_dict() if name not in weights]
+        if not all(reads_condition(name) for name in missing):
+            raise ValueError(f"the U-Net in {directory} lacks {missing}")
         unet.load_state_dict(unet.state_dict() | weights)
         return cls(unet, source.vae, source.schedule, source.safety)
 
@@ -139,10 +148,21 @@ class StableDiffusionDecoder(nn.Module):
         self.unet.save_pretrained(directory / UNET)
         self.vae.save_pretrained(directory / VAE)
         self.schedule.save_config(directory / SCHEDULER)
-        for file in directory.glob("*/*.safetensors"):  # made for their owner alone
+        for file in directory.glob("*/*.safetensors"):  # made readable by their owner only
             shutil.copymode(file.with_name("config.json"), file)
         if self.safety is not None:
             self.safety.save(directory)
+
+    def trained_network(self) -> tuple[str, nn.Module]:
+        """The U-Net."""
+        return "unet", self.unet
+
+    def autoencoder_stage(self) -> AutoencoderStage | None:
+        """The autoencoder, where there is no pretrained one."""
+        vae = self.vae
+        return AutoencoderStage(
+            vae, partial(autoencoder_loss, vae), partial(standardise_latents, vae)
+        )
 
     def loss(
         self,
@@ -159,8 +179,8 @@ class StableDiffusionDecoder(nn.Module):
         self._check(condition_BQD, null_condition_QD)
         size, device = len(condition_BQD), condition_BQD.device
         if null_condition_QD is not None:
-            draws = _uniform(size, generator, device)
-            dropped = (draws < drop_probability)[:, None, None]
+            uniform = _uniform(size, generator, device)
+            dropped = (uniform < drop_probability)[:, None, None]
             condition_BQD = torch.where(dropped, null_condition_QD.to(condition_BQD), condition_BQD)
         latents = self.encode(pixels_BCHW, generator)
         noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
@@ -173,7 +193,7 @@ class StableDiffusionDecoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels_BCHW: Tensor, generator: Generator | None = None) -> Tensor:
-        """Latents `BZhw` of pixels in [-1, 1], drawn from the autoencoder's posterior."""
+        """Latents `BZhw` of pixels in [-1, 1], sampled from the autoencoder's posterior."""
         return (
             posterior_of(self.vae, pixels_BCHW).sample(generator)
             * self.vae.config["scaling_factor"]
@@ -190,16 +210,18 @@ class StableDiffusionDecoder(nn.Module):
         guidance_scale: float,
         generator: Generator | None = None,
         initial_latents: Tensor | None = None,
-        scheduler: str = "pndm",
+        scheduler: str | None = None,
     ) -> Tensor:
-        """Pictures `BHWC` in uint8, drawn from noise under classifier-free guidance.
+        """Images `BHWC` in uint8, generated from noise under classifier-free guidance.
 
         The null condition stands for "no prompt": the embeddings regressed from the empty one
         (released pipeline). A guidance scale of 1 leaves it out.
         """
         self._check(condition_BQD, null_condition_QD)
-        steps = sampler(scheduler, self.schedule, num_inference_steps)
-        latents = self._start(len(condition_BQD), height, width, generator, initial_latents)
+        steps = noise_schedule(scheduler, self.schedule, num_inference_steps)
+        latents = self._initial_latents(
+            len(condition_BQD), height, width, generator, initial_latents
+        )
         latents = latents * steps.init_noise_sigma
         guided = guidance_scale != 1
         conditions = condition_BQD
@@ -214,7 +236,7 @@ class StableDiffusionDecoder(nn.Module):
                 without, with_it = noise.chunk(2)
                 noise = without + guidance_scale * (with_it - without)
             latents = steps.step(noise, time, latents).prev_sample
-        return self._pictures(latents)
+        return self._images(latents)
 
     def _check(self, condition_BQD: Tensor, null_condition_QD: Tensor | None) -> None:
         shape, width = tuple(condition_BQD.shape), self.condition_width
@@ -224,7 +246,7 @@ class StableDiffusionDecoder(nn.Module):
             null = tuple(null_condition_QD.shape)
             raise ValueError(f"null_condition_QD has shape {null}, needed is {shape[1:]}")
 
-    def _start(
+    def _initial_latents(
         self,
         size: int,
         height: int,
@@ -232,9 +254,9 @@ class StableDiffusionDecoder(nn.Module):
         generator: Generator | None,
         initial_latents: Tensor | None,
     ) -> Tensor:
-        factor = self.picture_factor
-        if height < factor or width < factor or height % factor or width % factor:
-            raise ValueError(f"a picture of {height} x {width}: give multiples of {factor}")
+        multiple = self.image_multiple
+        if min(height, width) < multiple or height % multiple or width % multiple:
+            raise ValueError(f"an image of {height} x {width}: give multiples of {multiple}")
         channels = self.unet.config["in_channels"]
         shape = (size, channels, height // self.latent_factor, width // self.latent_factor)
         if initial_latents is None:
@@ -245,15 +267,16 @@ class StableDiffusionDecoder(nn.Module):
             )
         return initial_latents.to(self.unet.device, self.unet.dtype)
 
-    def _pictures(self, latents: Tensor) -> Tensor:
+    def _images(self, latents: Tensor) -> Tensor:
         decoded = pixels_of(self.vae, latents / self.vae.config["scaling_factor"])
         levels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
-        pictures_BHWC = levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        return pictures_BHWC if self.safety is None else self.safety(pictures_BHWC)
+        images_BHWC = levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return images_BHWC if self.safety is None else self.safety(images_BHWC)
 
 
-def sampler(name: str, schedule: PNDMScheduler, num_inference_steps: int) -> Any:
-    """A fresh diffusers scheduler by name, set to its steps (it keeps state, so one a picture)."""
+def noise_schedule(name: str | None, schedule: PNDMScheduler, num_inference_steps: int) -> Any:
+    """A new scheduler of diffusers by name, set to its steps (it keeps state, so one per call)."""
+    name = name or next(iter(SCHEDULERS))
     if name not in SCHEDULERS:
         raise ValueError(f"no scheduler {name!r}; there are {sorted(SCHEDULERS)}")
     num_times = schedule.config["num_train_timesteps"]

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from emu.config import IMAGE, EmuConfig
+from emu.decoders import load_decoder
 from emu.generate.beam import beam_search
 from emu.generate.kv_cache import DecodeState
 from emu.generate.options import ImageOptions, Reply, TextOptions
@@ -29,13 +30,13 @@ from emu.generate.sampling import (
 from emu.generate.scoring import summed_losses
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
+from emu.weights.layout import DECODER
 from emu.weights.store import load_model
 
 if TYPE_CHECKING:
     from emu.decoders.base import VisualDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DECODER = "decoder"
 RankScore = Literal["released", "sum"]
 
 
@@ -65,10 +66,7 @@ class Engine:
         model, tokenizer = load_model(directory, device, DTYPES[dtype])
         decoder = None
         if (Path(directory) / DECODER).is_dir():
-            from emu.decoders import DECODERS
-
-            kind = DECODERS["stable_diffusion"]
-            decoder = kind.load(Path(directory) / DECODER, device, DTYPES[dtype])
+            decoder = load_decoder(Path(directory) / DECODER, device, DTYPES[dtype])
         return cls(model, tokenizer, decoder)
 
     @property

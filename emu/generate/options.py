@@ -72,8 +72,8 @@ class ImageOptions(Checked):
     """Weight of the prompt against the empty prompt; 1 is no guidance."""
     seed: Seed = 0
     """Of the initial noise: the same seed gives the same image."""
-    scheduler: str = "pndm"
-    """The diffusion sampler, by name."""
+    scheduler: str | None = None
+    """The diffusion scheduler, by name; None is the visual decoder's first ("pndm" of Stable Diffusion)."""
 
 
 FinishReason = Literal["stop", "length", "image"]

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from emu.config import EmuConfig
+from emu.decoders import DECODERS, kind_of, read_image_multiple
 from emu.generate.options import ImageOptions, PromptTooLong, Reply, TextOptions
 from emu.serve.errors import ApiError, ErrorResponse
-from emu.weights.layout import DECODER, read_picture_factor
+from emu.weights.layout import DECODER
 from schemas.images import MAX_PIXELS, ImageError, decode_image
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class ModelCard:
     config: EmuConfig
     image_multiple: int | None
     """Height and width of a generated image are multiples of it; None: the model generates no images."""
+    schedulers: tuple[str, ...]
+    """The visual decoder's schedulers by name; where there is none, those of all kinds."""
 
     @property
     def generates_images(self) -> bool:
@@ -82,8 +85,11 @@ class ModelCard:
 
         Raises ValueError naming a broken file of the visual decoder.
         """
-        multiple = read_picture_factor(directory / DECODER)
-        return ModelCard(name or directory.resolve().name, config, multiple)
+        folder = directory / DECODER
+        multiple = read_image_multiple(folder)
+        kinds = DECODERS if multiple is None else [kind_of(folder)]
+        schedulers = tuple(dict.fromkeys(s for kind in kinds for s in DECODERS[kind].schedulers))
+        return ModelCard(name or directory.resolve().name, config, multiple, schedulers)
 
 
 class LocalBackend:

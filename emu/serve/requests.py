@@ -22,7 +22,7 @@ from typing import Literal
 from emu.config import INSTRUCT_TOKENS
 from emu.generate.options import ImageOptions, TextOptions
 from emu.serve.backend import Content, EncodedImage, GenerationRequest, ModelCard
-from emu.serve.errors import ApiError, shown
+from emu.serve.errors import ApiError, nearest, shown
 from emu.serve.schema import DEFAULT_MAX_TOKENS, ChatRequest, ImagePart, Limits, Message
 from schemas.images import ImageError, open_image
 
@@ -91,6 +91,16 @@ def check_limits(request: ChatRequest, card: ModelCard, limits: Limits) -> None:
         if card.image_multiple and value is not None and value % card.image_multiple:
             message = f"image.{side} is {value}, give a multiple of {card.image_multiple}"
             raise ApiError(400, message, f"image.{side}", "invalid_value")
+    _check_scheduler(request.image.scheduler, card.schedulers)
+
+
+def _check_scheduler(name: str | None, known: Sequence[str]) -> None:
+    if name is None or name in known:
+        return
+    near = nearest(name, known)
+    hint = f"; did you mean {shown(near)}?" if near else ""
+    message = f"image.scheduler is {shown(name)}, give one of {', '.join(map(shown, known))}{hint}"
+    raise ApiError(400, message, "image.scheduler", "invalid_value")
 
 
 def _check_stops(request: ChatRequest) -> None:

@@ -141,7 +141,7 @@ class ImageRequest(_Strict):
     width: int | None = Field(default=None, ge=1)
     num_inference_steps: int = Field(default=50, ge=1)
     guidance_scale: float = Field(default=7.5, ge=0, le=100)
-    scheduler: Literal["pndm", "ddim", "dpm++", "euler"] = "pndm"
+    scheduler: str | None = None
 
 
 class ChatRequest(_Strict):

@@ -1,23 +1,22 @@
-"""The training of the visual decoder (paper section 2.3, stage "visual decoding"), in one process.
+"""Training of the visual decoder (paper section 2.3, stage "visual decoding"), in one process.
 
-The model is frozen. Each picture's condition is what the model regresses, embedding after embedding, from
-the picture's prompt; the U-Net learns to predict the noise under it, and a tenth of the conditions is
-replaced by that of the empty prompt. Without a Stable Diffusion to start from, a small autoencoder is
-trained first, on the same pictures.
+The model is frozen. The condition of each image is what the model regresses, embedding by embedding, from the
+image's prompt; the decoder learns to denoise under it, and a tenth of the conditions is replaced by that of the
+empty prompt. Without pretrained weights, an autoencoder is trained first on the same images, where the kind of
+decoder has one.
 
-This is the stage at small size: pictures and conditions are made once and held in memory, and a run that
-is stopped begins anew. The result is written whole or not at all, in the layout of diffusers, with
-`metrics.jsonl` beside it:
+This is the stage at small size: images and conditions are computed once and held in memory, and a run that is
+stopped starts again from the beginning. The result is written atomically, with `metrics.jsonl` beside it:
 
-| field         | meaning                                                    |
-|---------------|------------------------------------------------------------|
-| stage         | `autoencoder` or `unet`                                    |
-| step          | optimizer steps of the stage done, from 1                  |
-| loss          | mean since the line before                                 |
-| gradient_norm | of that step, before clipping                              |
-| learning_rate | of that step                                               |
+| field         | meaning                                                       |
+|---------------|---------------------------------------------------------------|
+| stage         | `autoencoder`, or the trained network (`unet`)                |
+| step          | optimizer steps of the stage done, from 1                     |
+| loss          | mean since the previous line                                  |
+| gradient_norm | of that step, before clipping                                 |
+| learning_rate | of that step                                                  |
 
-Shapes: N pictures, B batch, U distinct prompts, Q causal queries, D language width, C channels, H W pixels.
+Shapes: N images, B batch, U distinct prompts, Q causal queries, D language width, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -27,86 +26,80 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from emu.config import DecoderConfig, EmuConfig
-from emu.decoders.autoencoder import autoencoder_loss, standardise_latents
-from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, StableDiffusionDecoder
+from emu.decoders import decoder_class, is_decoder, kind_of
+from emu.decoders.base import AutoencoderStage, VisualDecoder
 from emu.generate.engine import Engine
 from emu.recipes import OptimConfig
-from emu.train.decoder_data import PromptedPictures, PromptRules, read_pictures, regress_conditions
+from emu.train.decoder_data import PromptedImages, PromptRules, read_images, regress_conditions
 from emu.train.run_folder import METRICS
 from emu.train.step import TrainingError, rate_factor
 from emu.weights.atomic_dir import check_free, new_directory
 from emu.weights.store import load_model
+from schemas.config import Checked
 
 log = logging.getLogger(__name__)
 
-CONDITIONS, AUTOENCODER, UNET_STAGE = "conditions", "autoencoder", "unet"
+CONDITIONS, AUTOENCODER = "conditions", "autoencoder"
+NUM_FOR_STATISTICS = 256  # images whose latents are standardised after the autoencoder's stage
 Advance = Callable[[str, int, float | None], None]
-"""Told the stage, by how much it went on, and its newest loss, for a progress bar."""
+"""Called with the stage, the number of units done since the last call, and the newest loss, for a progress bar."""
 Loss = Callable[[Tensor], Tensor]
-"""The loss of the pictures at some rows."""
+"""The loss of the images at some rows."""
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
-class DecoderTrainConfig:
-    """Length and rates of the two stages; the defaults are for small sizes from scratch."""
+class DecoderTrainConfig(Checked):
+    """Length and learning rates of the two stages; the defaults are for small sizes from scratch."""
 
-    steps: int = 1000
-    """Optimizer steps of the U-Net (paper: 15000)."""
-    autoencoder_steps: int = 300
-    """Optimizer steps of the autoencoder before; none are taken where a Stable Diffusion is given."""
-    batch_size: int = 8
-    """Pictures a step of the U-Net (paper: 1600 over all GPUs)."""
-    autoencoder_batch_size: int = 4
-    """Pictures a step of the autoencoder."""
-    learning_rate: float = 3e-3
-    """Peak learning rate of the U-Net. The paper's, for Stable Diffusion's weights, is 1e-4."""
-    autoencoder_learning_rate: float = 2e-3
+    steps: Count = 1000
+    """Optimizer steps of the decoder (paper: 15000)."""
+    autoencoder_steps: Annotated[int, Field(ge=0)] = 300
+    """Optimizer steps of the autoencoder before; not used with pretrained weights."""
+    batch_size: Count = 8
+    """Images per step of the decoder (paper: 1600 over all GPUs)."""
+    autoencoder_batch_size: Count = 4
+    """Images per step of the autoencoder."""
+    learning_rate: Rate = 3e-3
+    """Peak learning rate of the decoder. The paper's, for Stable Diffusion's weights, is 1e-4."""
+    autoencoder_learning_rate: Rate = 2e-3
     """Peak learning rate of the autoencoder."""
-    warmup_ratio: float = 0.1
-    """Part of a stage's steps over which the rate rises; then it falls along a cosine to zero."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """How much of the running means of gradient and squared gradient each step of AdamW keeps (the paper's)."""
-    weight_decay: float = 0.01
-    """Part of a weight that a step of AdamW at rate 1 takes away (the paper's)."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient (our choice; the paper does not say)."""
-    drop_probability: float = 0.1
-    """Part of the conditions replaced by that of the empty prompt, for guidance."""
+    warmup_ratio: Fraction = 0.1
+    """Fraction of a stage's steps with linear warm-up; then the rate decays along a cosine to zero."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of AdamW's running means of the gradient and its square (the paper's)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of AdamW (the paper's)."""
+    clip_norm: Rate = 1.0
+    """Gradients are clipped to this norm (our choice; the paper does not say)."""
+    drop_probability: Fraction = 0.1
+    """Fraction of the conditions replaced by that of the empty prompt, for guidance."""
     seed: int = 0
-    """Of fresh weights, order of pictures, times and noise."""
-    log_every: int = 10
+    """Seed of initial weights, order of images, times and noise."""
+    log_every: Count = 10
     """Steps between lines of metrics."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "autoencoder_batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, give at least 1")
-        if self.autoencoder_steps < 0:
-            raise ValueError(f"autoencoder_steps is {self.autoencoder_steps}, give 0 or more")
-        for name in ("learning_rate", "autoencoder_learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, give a number above 0")
-        for name in ("warmup_ratio", "drop_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, give a number in 0..1")
 
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """Which model's visual decoder to train, on what, and where to."""
+    """Which model's visual decoder to train, on what, and where to write it."""
 
     model: str
     data: str
     out: str
-    stable_diffusion: str | None = None
-    """A directory of Stable Diffusion v1.x in the layout of diffusers; null starts from the seed."""
+    pretrained: str | None = None
+    """A folder of pretrained weights, such as Stable Diffusion v1.x in diffusers' layout; None: random ones."""
     train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
     rules: PromptRules = field(default_factory=PromptRules)
 
@@ -115,13 +108,14 @@ class DecoderPlan:
 class DecoderSummary:
     """What a finished training did."""
 
-    num_pictures: int
+    num_images: int
     num_prompts: int
     """Distinct ones."""
     left_out: dict[str, int]
     autoencoder_loss: float | None
-    """Mean over the last tenth of the steps; null where no autoencoder was trained."""
-    unet_loss: float
+    """Mean over the last tenth of the steps; None where no autoencoder was trained."""
+    loss: float
+    """The same of the decoder."""
     out: str
 
 
@@ -140,99 +134,97 @@ def train_decoder(
     check_free(folder, is_decoder, overwrite=True)
     engine = Engine(*load_model(plan.model, device))
     engine.model.requires_grad_(False)
-    decoder = start_decoder(plan, engine.config).to(device)
-    pictures = read_pictures(plan.data, picture_side(engine.config, decoder), plan.rules)
+    decoder = initial_decoder(plan, engine.config).to(device)
+    images = read_images(plan.data, image_side(engine.config, decoder), plan.rules)
     conditions_UQD, rows_N = regress_conditions(
         engine,
-        pictures.prompts,
+        images.prompts,
         plan.train.batch_size,
         lambda number: advance(CONDITIONS, number, None),
     )
     null_QD = engine.regress_image([""])[0].clone()
+    stage = decoder.autoencoder_stage() if plan.pretrained is None else None
     with new_directory(folder, is_decoder, overwrite=True) as new:
-        fitting = Fitting(plan.train, pictures, new / METRICS, device, advance)
-        measured = fitting.autoencoder(decoder) if plan.stable_diffusion is None else None
-        unet_loss = fitting.unet(decoder, conditions_UQD, rows_N, null_QD)
+        trainer = StageTrainer(plan.train, images, new / METRICS, device, advance)
+        autoencoder_loss = None if stage is None else trainer.train_autoencoder(stage)
+        loss = trainer.train_decoder(decoder, conditions_UQD, rows_N, null_QD)
         decoder.save(new)
     return DecoderSummary(
-        num_pictures=len(pictures),
+        num_images=len(images),
         num_prompts=len(conditions_UQD),
-        left_out=pictures.left_out,
-        autoencoder_loss=measured,
-        unet_loss=unet_loss,
+        left_out=images.left_out,
+        autoencoder_loss=autoencoder_loss,
+        loss=loss,
         out=str(folder),
     )
 
 
-def start_decoder(plan: DecoderPlan, config: EmuConfig) -> StableDiffusionDecoder:
-    """The visual decoder before its training: fresh at the model's sizes, or Stable Diffusion's."""
+def initial_decoder(plan: DecoderPlan, config: EmuConfig) -> VisualDecoder:
+    """The visual decoder before its training: random weights at the model's sizes, or pretrained ones."""
     width, seed = config.language.hidden_size, plan.train.seed
-    if plan.stable_diffusion is not None:
-        return StableDiffusionDecoder.from_stable_diffusion(plan.stable_diffusion, width, seed)
+    if plan.pretrained is not None:
+        kind = kind_of(Path(plan.pretrained))
+        return decoder_class(kind).from_pretrained(plan.pretrained, width, seed)
     if config.decoder is None:
         raise ValueError(
             f"the model in {plan.model} has no sizes of a visual decoder in its configuration; train "
-            "a recipe that has, or give a Stable Diffusion to start from"
+            "a recipe that has them, or give pretrained weights to start from"
         )
-    return StableDiffusionDecoder.from_config(config.decoder, width, seed)
+    return decoder_class(config.decoder.kind).from_config(config.decoder, width, seed)
 
 
-def picture_side(config: EmuConfig, decoder: StableDiffusionDecoder) -> int:
-    """Pixels of the pictures: those that the model's configuration draws, by default Stable Diffusion's."""
+def image_side(config: EmuConfig, decoder: VisualDecoder) -> int:
+    """Pixels along a side of the images: of the model's configuration, by default Stable Diffusion's."""
     side = (config.decoder or DecoderConfig()).image_size
-    if side % decoder.picture_factor:
+    if side % decoder.image_multiple:
         raise ValueError(
-            f"the model draws pictures of {side} pixels, this visual decoder needs a multiple of "
-            f"{decoder.picture_factor}"
+            f"the model generates images of {side} pixels, this visual decoder needs a multiple of "
+            f"{decoder.image_multiple}"
         )
     return side
 
 
-def is_decoder(folder: Path) -> bool:
-    """Whether a directory is a visual decoder, which a training may replace."""
-    return all((folder / part).is_dir() for part in (UNET, VAE, SCHEDULER))
-
-
-class Fitting:
-    """The two stages over the same pictures, writing the same metrics."""
+class StageTrainer:
+    """Trains the stages on the same images and writes their metrics into one file."""
 
     def __init__(
         self,
         config: DecoderTrainConfig,
-        pictures: PromptedPictures,
+        images: PromptedImages,
         metrics: Path,
         device: torch.device,
         advance: Advance,
     ) -> None:
-        self.config, self.pictures, self.metrics = config, pictures, metrics
+        self.config, self.images, self.metrics = config, images, metrics
         self.device, self.advance = device, advance
 
-    def autoencoder(self, decoder: StableDiffusionDecoder) -> float:
-        """Train the autoencoder, freeze it, standardise its latents; returns the last losses' mean."""
+    def train_autoencoder(self, stage: AutoencoderStage) -> float:
+        """Trains the autoencoder, freezes and finishes it; returns the mean of the last losses."""
         config, generator = self.config, Generator().manual_seed(self.config.seed)
-        vae = decoder.vae.requires_grad_(True).train()
+        network = stage.network.requires_grad_(True).train()
 
         def loss(rows: Tensor) -> Tensor:
-            return autoencoder_loss(vae, self._pixels(rows), generator)
+            return stage.loss(self._pixels(rows), generator)
 
         steps, rate = config.autoencoder_steps, config.autoencoder_learning_rate
-        rows = drawn_rows(len(self.pictures), config.autoencoder_batch_size, generator)
-        last = self._fit(AUTOENCODER, vae, loss, steps, rate, rows)
-        vae.requires_grad_(False).eval()
-        some = torch.randperm(len(self.pictures), generator=generator)[:256]
-        standardise_latents(vae, self._pixels(some), generator)
+        rows = shuffled_rows(len(self.images), config.autoencoder_batch_size, generator)
+        last = self._train(AUTOENCODER, network, loss, steps, rate, rows)
+        network.requires_grad_(False).eval()
+        some = torch.randperm(len(self.images), generator=generator)[:NUM_FOR_STATISTICS]
+        stage.finish(self._pixels(some), generator)
         log.info("autoencoder loss=%.4f", last)
         return last
 
-    def unet(
+    def train_decoder(
         self,
-        decoder: StableDiffusionDecoder,
+        decoder: VisualDecoder,
         conditions_UQD: Tensor,
         rows_N: Tensor,
         null_QD: Tensor,
     ) -> float:
-        """Train the U-Net under the conditions; returns the mean of the last losses."""
+        """Trains the decoder under the conditions; returns the mean of the last losses."""
         config, generator = self.config, Generator().manual_seed(self.config.seed + 1)
+        name, network = decoder.trained_network()
 
         def loss(rows: Tensor) -> Tensor:
             condition_BQD = conditions_UQD[rows_N[rows]].to(self.device)
@@ -240,29 +232,29 @@ class Fitting:
                 condition_BQD, self._pixels(rows), generator, null_QD, config.drop_probability
             )
 
-        decoder.unet.train()
-        rows = drawn_rows(len(self.pictures), config.batch_size, generator)
-        last = self._fit(UNET_STAGE, decoder.unet, loss, config.steps, config.learning_rate, rows)
-        decoder.unet.eval()
+        network.train()
+        rows = shuffled_rows(len(self.images), config.batch_size, generator)
+        last = self._train(name, network, loss, config.steps, config.learning_rate, rows)
+        network.eval()
         return last
 
     def _pixels(self, rows: Tensor) -> Tensor:
-        """The pictures at `rows` in [-1, 1]."""
-        return self.pictures.pixels_NCHW[rows].to(self.device).float() / 127.5 - 1
+        """The images at `rows` in [-1, 1]."""
+        return self.images.pixels_NCHW[rows].to(self.device).float() / 127.5 - 1
 
-    def _fit(
+    def _train(
         self,
         stage: str,
-        part: nn.Module,
+        network: nn.Module,
         loss: Loss,
         steps: int,
         rate: float,
         rows: Iterator[Tensor],
     ) -> float:
-        """Take the steps of a stage; returns the mean loss of the last tenth."""
+        """Takes the steps of a stage; returns the mean loss of the last tenth."""
         config = self.config
         optimizer = torch.optim.AdamW(
-            part.parameters(), lr=rate, betas=config.betas, weight_decay=config.weight_decay
+            network.parameters(), lr=rate, betas=config.betas, weight_decay=config.weight_decay
         )
         shape = OptimConfig(warmup_ratio=config.warmup_ratio)
         schedule = LambdaLR(optimizer, lambda step: rate_factor(step, steps, shape))
@@ -270,7 +262,7 @@ class Fitting:
         for step in range(1, steps + 1):
             value = loss(next(rows))
             value.backward()
-            norm = float(nn.utils.clip_grad_norm_(part.parameters(), config.clip_norm))
+            norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm))
             losses.append(float(value.detach()))
             self._check(stage, step, losses[-1], norm)
             row = {"gradient_norm": norm, "learning_rate": schedule.get_last_lr()[0]}
@@ -301,8 +293,8 @@ class Fitting:
             file.write(json.dumps(line) + "\n")
 
 
-def drawn_rows(num_rows: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
-    """Batches of rows without end: every row once an epoch, in an order drawn anew each time."""
+def shuffled_rows(num_rows: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
+    """Endless batches of rows: each row once per epoch, in a new random order each time."""
     left = torch.empty(0, dtype=torch.int64)
     while True:
         while len(left) < batch_size:

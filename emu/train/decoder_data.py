@@ -1,9 +1,9 @@
-"""The pictures of a dataset with their prompts, as the visual decoder trains on them.
+"""The images of a dataset with their prompts, for the training of the visual decoder.
 
-A picture's prompt is its sentence: the text that follows it in the sample. Left out, and counted, are
-pictures without one, prompts longer than the paper's limit, and prompts that write a special token.
+The prompt of an image is the text that follows it in the sample. Images without one, prompts longer than the paper's
+limit and prompts that contain a special token are left out and counted.
 
-Shapes: N pictures, C channels, H W pixels, Q causal queries, D language width.
+Shapes: N images, C channels, H W pixels, Q causal queries, D language width.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from emu.config import INSTRUCT_TOKENS
 from emu.data.dataset import DatasetError, ShardReader
 from emu.data.sequence import passages_of
 from emu.generate.engine import Engine
+from schemas.config import Checked
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample
 
@@ -29,23 +32,18 @@ _SPECIAL = re.compile("|".join(re.escape(token) for token in INSTRUCT_TOKENS))
 
 
 @dataclass(frozen=True)
-class PromptRules:
-    """Which pictures the visual decoder trains on."""
+class PromptRules(Checked):
+    """Which images the visual decoder trains on."""
 
-    max_prompt_length: int = 150
-    """Characters of a prompt at most; pictures with longer ones are left out (paper: 150)."""
-    max_pictures: int = 20_000
-    """Pictures taken from the dataset at most: they are held in memory, decoded."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_prompt_length", "max_pictures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, give at least 1")
+    max_prompt_length: Annotated[int, Field(ge=1)] = 150
+    """Maximum length of a prompt in characters; images with longer ones are left out (paper: 150)."""
+    max_images: Annotated[int, Field(ge=1)] = 20_000
+    """Maximum number of images: they are held in memory, decoded."""
 
 
 @dataclass(frozen=True)
-class PromptedPictures:
-    """Pictures `pixels_NCHW` (uint8) and the prompt of each; how many were left out, by reason."""
+class PromptedImages:
+    """Images `pixels_NCHW` (uint8) and the prompt of each; how many were left out, by reason."""
 
     pixels_NCHW: Tensor
     prompts: tuple[str, ...]
@@ -55,30 +53,29 @@ class PromptedPictures:
         return len(self.prompts)
 
 
-def read_pictures(data: str, side: int, rules: PromptRules) -> PromptedPictures:
-    """The first pictures of a dataset that the rules admit, squashed to `side` x `side`.
+def read_images(data: str, side: int, rules: PromptRules) -> PromptedImages:
+    """The first images of a dataset that the rules accept, resized to `side` x `side` without regard to aspect.
 
-    Raises `DatasetError` where none is left and `ImageError`, naming the sample, for one that does not
-    decode.
+    Raises `DatasetError` where none is left and `ImageError`, naming the sample, for one that cannot be decoded.
     """
     reader = ShardReader(data, seed=0, shuffle=False)
-    pictures: list[Tensor] = []
+    images: list[Tensor] = []
     prompts: list[str] = []
     left_out: dict[str, int] = {}
-    for place in range(len(reader)):
-        sample = reader.visit(place).sample
+    for index in range(len(reader)):
+        sample = reader.visit(index).sample
         for image, prompt in prompted(sample):
             reason = why_left_out(prompt, rules)
             if reason is None:
-                pictures.append(_pixels(sample.key, image, side))
+                images.append(_pixels(sample.key, image, side))
                 prompts.append(prompt)
             else:
                 left_out[reason] = left_out.get(reason, 0) + 1
-            if len(prompts) == rules.max_pictures:
-                return PromptedPictures(torch.stack(pictures), tuple(prompts), left_out)
-    if not pictures:
-        raise DatasetError(f"{data}: no picture has a prompt to learn from; left out: {left_out}")
-    return PromptedPictures(torch.stack(pictures), tuple(prompts), left_out)
+            if len(prompts) == rules.max_images:
+                return PromptedImages(torch.stack(images), tuple(prompts), left_out)
+    if not images:
+        raise DatasetError(f"{data}: no image has a prompt to learn from; left out: {left_out}")
+    return PromptedImages(torch.stack(images), tuple(prompts), left_out)
 
 
 def prompted(sample: Sample) -> Iterator[tuple[bytes, str]]:
@@ -103,25 +100,23 @@ def regress_conditions(
     batch_size: int,
     advance: Callable[[int], None] = lambda number: None,
 ) -> tuple[Tensor, Tensor]:
-    """The conditions of the prompts, each once: `UQD`, and the row `N` of every prompt in them.
+    """The conditions `UQD` of the distinct prompts, and for each of the N prompts its row in them.
 
-    They are regressed one embedding after the other by the model as it is; `advance` is told how many
-    prompts are done.
+    The frozen model regresses them embedding by embedding; `advance` is called with the number of prompts done.
     """
-    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-    texts = sorted(rows, key=len)  # prompts of one length need no padding
+    texts = sorted(dict.fromkeys(prompts), key=len)  # prompts of one length need no padding
     conditions: list[Tensor] = []
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         conditions.append(engine.regress_image(batch).float().cpu())
         advance(len(batch))
-    places = {text: place for place, text in enumerate(texts)}
-    return torch.cat(conditions).clone(), torch.tensor([places[prompt] for prompt in prompts])
+    row_of = {text: row for row, text in enumerate(texts)}
+    return torch.cat(conditions).clone(), torch.tensor([row_of[prompt] for prompt in prompts])
 
 
 def _pixels(key: str, image: bytes, side: int) -> Tensor:
     try:
-        squashed = decode_image(image).resize((side, side), Image.Resampling.BICUBIC)
+        resized = decode_image(image).resize((side, side), Image.Resampling.BICUBIC)
     except ImageError as error:
         raise error.at(f"sample '{key}'") from error
-    return torch.from_numpy(np.asarray(squashed).transpose(2, 0, 1).copy())
+    return torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy())

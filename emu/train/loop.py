@@ -277,7 +277,7 @@ def configuration(plan: TrainPlan) -> dict[str, Any]:
     }
     tokenizer = EmuTokenizer.load(plan.tokenizer)
     described = {
-        "model": dataclasses.asdict(plan.model),
+        "model": json.loads(plan.model.to_json()),
         "sequence": dataclasses.asdict(plan.sequence),
         "train": chosen,
         "tokenizer": hashlib.sha256(tokenizer.model_bytes).hexdigest(),

@@ -1,16 +1,22 @@
-"""Whether the files of a model are whole, looked at before anything is started (no torch here).
+"""A model directory: its files, its configuration and the index of its weights. No torch here.
 
-A replica that cannot load its model is started again several times before the application fails; what
-can be known from names and headers is better said at once.
+| file                                                          | content                                |
+|---------------------------------------------------------------|----------------------------------------|
+| `config.json`                                                 | sizes and choices; written last        |
+| `model.safetensors`, or shards and `model.safetensors.index.json` | the weights                        |
+| `tokenizer.model`, `tokenizer_config.json`                    | the tokenizer; the second for transformers |
+| `generation_config.json`                                      | defaults of generation, for transformers |
+| `decoder/`                                                    | optional, the visual decoder           |
 
-The configuration of a model on disk, and what is said where there is none (no torch here).
-
-The small files beside the weights that make a directory readable to the ecosystem's libraries.
+What file names and headers tell is checked before a server or a run is started: a replica that cannot load its
+model is restarted several times before the application fails.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,79 +25,124 @@ from safetensors import SafetensorError, safe_open
 from emu.config import INSTRUCT_TOKENS, PRETRAIN_TOKENS, EmuConfig
 from emu.tokenizer import BASE_TOKENS, EmuTokenizer
 from emu.weights.atomic_dir import restore
+from schemas import strict_json
 
-WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.model"
+CONFIG, TOKENIZER, DECODER = "config.json", "tokenizer.model", "decoder"
+WEIGHTS = "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
-DECODER, LEVELS = "decoder", "block_out_channels"
+TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+EXPECTED = (
+    f"a model is a folder with {CONFIG}, {WEIGHTS} (or its shards and their index) and {TOKENIZER}, "
+    "as jobs/train_emu.py writes it into OUT/model and jobs/convert_checkpoint.py into OUT"
+)
+
+
+class WeightsError(ValueError):
+    """Files that hold no usable weights; says which file and why."""
 
 
 def read_config(directory: Path) -> EmuConfig:
-    """The configuration of a model directory whose files are all there and not cut off.
+    """The configuration of a model directory whose files are all present and not truncated.
 
     Raises FileNotFoundError naming an absent file, ValueError naming a broken one.
     """
     config = load_config(directory)
-    for file in [directory / TOKENIZER, *_weight_files(directory)]:
-        if not file.is_file():
-            raise FileNotFoundError(f"no model at {directory}: {file.name} is absent")
-        if file.suffix == ".safetensors":
-            _check_header(file)
-    read_picture_factor(directory / DECODER)
+    if not (directory / TOKENIZER).is_file():
+        raise FileNotFoundError(f"no model at {directory}: {TOKENIZER} is absent")
+    weight_files(directory)
     return config
 
 
-def read_picture_factor(folder: Path) -> int | None:
-    """What the sides of a picture must be multiples of: the autoencoder and the U-Net halve them.
+def weight_files(directory: Path) -> list[Path]:
+    """The files with the weights of a model directory: one, or the shards of its index.
 
-    None where there is no visual decoder. Raises ValueError naming a configuration that is absent or broken.
+    Raises FileNotFoundError for an absent file, WeightsError for a truncated one, and where the shards hold other
+    tensors than the index says.
     """
-    if not folder.is_dir():
-        return None
-    num_halvings = 0
-    for part in ("vae", "unet"):
-        file = folder / part / CONFIG
-        try:
-            num_halvings += len(json.loads(file.read_text())[LEVELS]) - 1
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file} is no configuration of a visual decoder: {error!r}; train it again, or take the "
-                f"folder {DECODER} away to serve text alone"
-            ) from error
-    return 2**num_halvings
+    index = read_index(directory / INDEX) if (directory / INDEX).is_file() else None
+    files = [directory / WEIGHTS] if index is None else index.files
+    names = {file.name: _tensor_names(file) for file in files}
+    if index is not None:
+        index.check(names)
+    return files
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / INDEX
-    if not index.is_file():
-        return [directory / WEIGHTS]
+@dataclass(frozen=True)
+class WeightIndex:
+    """The index of sharded weights: tensor name to the name of the file that holds it."""
+
+    path: Path
+    file_of: Mapping[str, str]
+
+    @property
+    def files(self) -> list[Path]:
+        """The shards, in the order of their names."""
+        return [self.path.parent / name for name in sorted(set(self.file_of.values()))]
+
+    def check(self, names: Mapping[str, Collection[str]]) -> None:
+        """Raises WeightsError where the tensor names of the shards, by file name, are not those of the index.
+
+        A tensor that an older shard still holds is such a difference: it must not replace the one that is meant.
+        """
+        problems = [
+            f"{name} is not in {file}"
+            for name, file in self.file_of.items()
+            if name not in names.get(file, ())
+        ]
+        problems += [
+            f"{name} is in {file}, where the index has "
+            + (self.file_of.get(name) or "no such name")
+            for file, found in names.items()
+            for name in found
+            if self.file_of.get(name) != file
+        ]
+        if problems:
+            raise WeightsError(
+                f"{self.path}: the index and its shards differ: {'; '.join(problems)}"
+            )
+
+
+def read_index(path: Path) -> WeightIndex:
+    """The index at `path` (`….index.json` of safetensors or PyTorch files) whose shards are all present.
+
+    Raises WeightsError for what is no index and for shards outside its folder, FileNotFoundError naming shards
+    that are absent.
+    """
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weights: {error}") from error
-    return [directory / name for name in names]
+        values = strict_json.loads(path.read_bytes())
+        file_of = values["weight_map"]
+        if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
+            raise TypeError("weight_map is no object of strings")
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is no index of weights ('weight_map': tensor name to file name): {error!r}"
+        ) from error
+    files = sorted(set(file_of.values()))
+    outside = [name for name in files if Path(name).name != name]
+    if outside:
+        raise WeightsError(f"{path} names shards outside its folder: {outside}")
+    absent = [name for name in files if not (path.parent / name).is_file()]
+    if absent:
+        raise FileNotFoundError(f"{path} names shards that are absent: {absent}")
+    return WeightIndex(path, file_of)
 
 
-def _check_header(file: Path) -> None:
+def _tensor_names(file: Path) -> list[str]:
+    if not file.is_file():
+        raise FileNotFoundError(f"no model at {file.parent}: {file.name} is absent")
     try:
-        with safe_open(file, framework="np"):
-            pass
+        with safe_open(file, framework="np") as tensors:
+            return list(tensors.keys())
     except SafetensorError as error:
-        raise ValueError(
+        raise WeightsError(
             f"{file} is broken ({error}); was it copied to its end? it has {file.stat().st_size:,} bytes"
         ) from error
-
-
-CONFIG = "config.json"
-EXPECTED = (
-    f"a model is a folder with {CONFIG}, model.safetensors (or its pieces and their index) and tokenizer.model, "
-    "as jobs/train_emu.py writes it into OUT/model and jobs/convert_checkpoint.py into OUT"
-)
 
 
 def load_config(directory: str | Path) -> EmuConfig:
     """The configuration of a model directory.
 
-    Raises FileNotFoundError where there is no model, saying what is there and what a model is, and
+    Raises FileNotFoundError where there is no model, with what was found instead and what a model consists of, and
     ValueError naming the file for a configuration that cannot be read.
     """
     for folder in (Path(directory), Path(directory) / DECODER):
@@ -101,12 +152,12 @@ def load_config(directory: str | Path) -> EmuConfig:
         raise FileNotFoundError(f"no model at {directory}: {_found(Path(directory))}; {EXPECTED}")
     try:
         return EmuConfig.from_json(path.read_text("utf-8"))
-    except ValueError as error:  # that it is no UTF-8, too
+    except ValueError as error:  # UnicodeDecodeError included
         raise ValueError(f"{path}: {error}") from error
 
 
 def _found(directory: Path) -> str:
-    """What is at a place where a model should be, and where the model may be instead."""
+    """What is at a path where a model should be, and where the model may be instead."""
     if directory.is_file():
         return "it is a file"
     if not directory.is_dir():
@@ -115,19 +166,14 @@ def _found(directory: Path) -> str:
     if "model" in inner:
         return f"{CONFIG} is absent, but there is a model in {directory / 'model'}"
     if (directory / "state.json").is_file():
-        return (
-            f"{CONFIG} is absent; it is a checkpoint, from which its run goes on when started again"
-        )
+        return f"{CONFIG} is absent; it is a checkpoint, from which its run resumes"
     if (directory / "checkpoints").is_dir():
-        return f"{CONFIG} is absent; it is a run that has not come to its end"
+        return f"{CONFIG} is absent; it is a run that has not finished"
     return f"{CONFIG} is absent"
 
 
-TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
-
-
 def write_generation_config(directory: Path, config: EmuConfig) -> None:
-    """Writes the special ids and the five beams of all released runs, as transformers reads them."""
+    """Writes the special ids and the five beams of the released evaluations in the form of transformers."""
     special = config.special
     _write(
         directory / GENERATION_CONFIG,
@@ -142,10 +188,10 @@ def write_generation_config(directory: Path, config: EmuConfig) -> None:
 
 
 def write_tokenizer(directory: Path, tokenizer: EmuTokenizer, max_positions: int) -> None:
-    """Writes the sentencepiece model and what tells transformers its class and its added tokens.
+    """Writes the sentencepiece model, and for transformers the class and the added tokens.
 
-    `EmuTokenizer` needs the model alone. A current transformers splits prompts with special tokens in
-    another way than the released one; ids of plain texts and of the special tokens are the same.
+    `EmuTokenizer` needs only the model. Since 4.32 transformers segments prompts with special tokens differently from
+    the released version; the ids of plain texts and of the special tokens are the same.
     """
     tokenizer.save(directory / TOKENIZER)
     added = INSTRUCT_TOKENS if tokenizer.instruct else PRETRAIN_TOKENS

@@ -100,7 +100,7 @@ def check_llama(config: EmuConfig, folder: str | Path) -> tuple[WeightFiles, Pla
     for name in ROWS:
         shapes[name] = (config.language.vocab_size, *shapes[name][1:])
     table = {name: name for name in shapes}
-    plan = plan_renaming(files, table, shapes, None, is_leftover=lambda name: ROTARY in name)
+    plan = plan_renaming(files, table, shapes, None, may_drop=lambda name: ROTARY in name)
     check_rotary(files, plan, config)
     return files, plan
 

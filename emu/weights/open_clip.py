@@ -34,12 +34,12 @@ def open_clip_tower(weights: str | Path, cache_dir: str | None = None) -> dict[s
         path = _fetched(str(weights), cache_dir)
     files = WeightFiles(path)
     for prefix in PREFIXES:
-        if prefix + MARK in files.places:
-            names = [name for name in files.places if name.startswith(prefix)]
+        if prefix + MARK in files.entries:
+            names = [name for name in files.entries if name.startswith(prefix)]
             tensors = (tensor.clone() for tensor in files.read(names))
             ours = (TRUNK + name.removeprefix(prefix) for name in names)
             return dict(zip(ours, tensors, strict=True))
-    some = ", ".join(list(files.places)[:3])
+    some = ", ".join(list(files.entries)[:3])
     raise WeightsError(
         f"{path}: holds no EVA tower (no {PREFIXES[0]}{MARK}); its keys are {some} …"
     )

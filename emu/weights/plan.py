@@ -1,4 +1,4 @@
-"""Released weights to our form and back, planned as a whole before a byte is written."""
+"""Plans conversions between the released weights and a model directory before a byte is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from emu.config import AdapterConfig, EmuConfig
 from emu.models.emu import Emu
 from emu.models.language_model import ROPE_BASE
-from emu.weights.reader import Place, WeightFiles, WeightsError
+from emu.weights.reader import TensorEntry, WeightFiles, WeightsError
 from emu.weights.released import canonical, is_unused, our_names, released_name
 from emu.weights.released_config import ADDED
 from emu.weights.writer import CODES, TensorSpec
@@ -23,7 +23,7 @@ T5_WORDS = 32128
 FINITE_VALUES = 1 << 22
 LORA = re.compile(r"\.self_attn\.(\w+)\.lora_A\.default\.weight$")
 Advance = Callable[[int], object]
-"""Told the bytes that were done, for a progress bar."""
+"""Called with the number of bytes of each tensor that is written, for a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plan:
     specs: tuple[TensorSpec, ...]
     sources: tuple[str, ...]
     dropped: tuple[str, ...] = ()
-    """Keys of the files that have no use in the model."""
+    """Keys of the files that the model does not use."""
 
     @property
     def num_bytes(self) -> int:
@@ -42,21 +42,21 @@ class Plan:
 
 
 @dataclass
-class Watch:
-    """What was met on the way: names of tensors that hold infinities or what is no number."""
+class ConversionWarnings:
+    """Names of tensors that hold infinities or NaN, collected while they are converted."""
 
     not_finite: list[str] = field(default_factory=list)
 
 
 def fit_family(
-    config: EmuConfig, places: Mapping[str, Place], alpha_is_given: bool = False
+    config: EmuConfig, entries: Mapping[str, TensorEntry], alpha_is_given: bool = False
 ) -> EmuConfig:
-    """The configuration with what the released keys themselves say: Emu or Emu-I, LoRA or none.
+    """The configuration with what the released keys tell: Emu or Emu-I, with LoRA or without.
 
     Emu-I has LoRA's keys, or two rows more in its embedding where LoRA was merged. Raises ValueError for a
     rank whose scale is not known: the file does not hold LoRA's alpha.
     """
-    shapes = {canonical(name): place.shape for name, place in places.items()}
+    shapes = {canonical(name): entry.shape for name, entry in entries.items()}
     prefix = PEFT if any(name.startswith(PEFT) for name in shapes) else "decoder.lm."
     rows = shapes.get(f"{prefix}model.embed_tokens.weight", (0,))[0]
     adapted = {match[1]: shapes[name][0] for name in shapes if (match := LORA.search(name))}
@@ -96,9 +96,9 @@ def plan_export(files: WeightFiles, config: EmuConfig, dtype: torch.dtype | None
 
 
 def unused_tensors(config: EmuConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What the published code asks for under its names and never uses: zeros, and rotary constants.
+    """Tensors that the published code requires under its names and never uses: zeros, and rotary constants.
 
-    Its strict loading wants T5's word embedding and, with transformers up to 4.31, the frequencies of
+    Its strict loading needs T5's word embedding and, with transformers up to 4.31, the frequencies of
     every layer.
     """
     prefix = "decoder.lm." if config.adapter is None else PEFT
@@ -121,21 +121,21 @@ def plan_renaming(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: torch.dtype | None,
     known_name: Callable[[str], str] = lambda name: name,
-    is_leftover: Callable[[str], bool] = lambda name: False,
+    may_drop: Callable[[str], bool] = lambda name: False,
 ) -> Plan:
-    """What to write so that every name of `shapes` is there once, in that order.
+    """What to write so that every name of `shapes` occurs once, in that order.
 
-    `known_name` leads from a key of the files to a name in `table`, `table` from there to a name in
-    `shapes`. Raises WeightsError naming every key that is missing, unexpected, doubled, misshapen or no
-    floating number.
+    `known_name` maps a key of the files to a name in `table`, and `table` maps that to a name in `shapes`; a key that
+    is unknown and that `may_drop` accepts is not written. Raises WeightsError naming every key that is missing,
+    unexpected, doubled, misshapen or not of a floating-point dtype.
     """
     source_of: dict[str, str] = {}
     dropped: list[str] = []
     problems: list[str] = []
-    for raw, place in files.places.items():
+    for raw, entry in files.entries.items():
         name = table.get(known_name(raw))
         if name is None:
-            if is_leftover(known_name(raw)):
+            if may_drop(known_name(raw)):
                 dropped.append(raw)
             else:
                 problems.append(f"unexpected {raw}")
@@ -143,21 +143,21 @@ def plan_renaming(
             problems.append(f"doubled {raw} and {source_of[name]}")
         else:
             source_of[name] = raw
-            problems += _misfits(raw, place, shapes[name])
+            problems += _misfits(raw, entry, shapes[name])
     named = {ours: theirs for theirs, ours in table.items()}
     problems += [f"missing {named[name]}" for name in shapes if name not in source_of]
     if problems:
         where = ", ".join(file.name for file in files.files)
-        raise WeightsError(f"{where}: {_described(problems, len(files.places))}")
-    places = [(name, files.places[source_of[name]]) for name in shapes]
-    specs = (TensorSpec(name, place.shape, dtype or place.dtype) for name, place in places)
+        raise WeightsError(f"{where}: {_described(problems, len(files.entries))}")
+    entries = [(name, files.entries[source_of[name]]) for name in shapes]
+    specs = (TensorSpec(name, entry.shape, dtype or entry.dtype) for name, entry in entries)
     return Plan(tuple(specs), tuple(source_of[name] for name in shapes), tuple(dropped))
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every value is a number; looked at in pieces, since torch makes copies for the answer."""
-    pieces = tensor.reshape(-1).split(FINITE_VALUES)
-    return all(bool(torch.isfinite(piece).all()) for piece in pieces)
+    """Whether every value is finite; checked in chunks, because torch allocates copies for it."""
+    chunks = tensor.reshape(-1).split(FINITE_VALUES)
+    return all(bool(torch.isfinite(chunk).all()) for chunk in chunks)
 
 
 def model_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
@@ -166,7 +166,9 @@ def model_shapes(config: EmuConfig) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in Emu(config).state_dict().items()}
 
 
-def tensors_of(plan: Plan, files: WeightFiles, watch: Watch, advance: Advance) -> Iterator[Tensor]:
+def tensors_of(
+    plan: Plan, files: WeightFiles, warnings: ConversionWarnings, advance: Advance
+) -> Iterator[Tensor]:
     """The tensors to write, in the order of the plan, one after the other.
 
     Raises WeightsError where a value does not fit into the wanted dtype.
@@ -177,21 +179,21 @@ def tensors_of(plan: Plan, files: WeightFiles, watch: Watch, advance: Advance) -
             if is_finite(tensor):
                 largest = float(tensor.abs().max())
                 raise WeightsError(
-                    f"{spec.name} holds {largest:.4g}, which {spec.dtype} cannot; give another dtype"
+                    f"{spec.name} holds {largest:.4g}, which {spec.dtype} cannot hold; give another dtype"
                 )
-            watch.not_finite.append(spec.name)
+            warnings.not_finite.append(spec.name)
         del tensor
         yield converted
         del converted  # before the next one is made
         advance(spec.num_bytes)
 
 
-def _misfits(name: str, place: Place, wanted: tuple[int, ...]) -> list[str]:
-    if place.shape != wanted:
-        turned = " (transposed?)" if place.shape == wanted[::-1] else ""
-        return [f"misshapen {name}: {place.shape}, needs {wanted}{turned}"]
-    if place.dtype not in CODES:
-        return [f"mistyped {name}: {place.dtype}, needs one of {[str(d) for d in CODES]}"]
+def _misfits(name: str, entry: TensorEntry, wanted: tuple[int, ...]) -> list[str]:
+    if entry.shape != wanted:
+        turned = " (transposed?)" if entry.shape == wanted[::-1] else ""
+        return [f"misshapen {name}: {entry.shape}, needs {wanted}{turned}"]
+    if entry.dtype not in CODES:
+        return [f"mistyped {name}: {entry.dtype}, needs one of {[str(d) for d in CODES]}"]
     return []
 
 
@@ -207,7 +209,7 @@ def _described(problems: list[str], num_keys: int) -> str:
 
 
 def check_rotary(files: WeightFiles, plan: Plan, config: EmuConfig) -> None:
-    """Raises WeightsError where dropped frequencies are not LLaMA's: that would be another model."""
+    """Raises WeightsError where dropped rotary frequencies are not LLaMA's: the weights are of another model."""
     names = [name for name in plan.dropped if name.endswith(ROTARY)]
     wanted = _frequencies(config)
     for name, found in zip(names, files.read(names), strict=True):

@@ -1,13 +1,12 @@
-"""Weights in files that others wrote: what is in them, and the tensors one after the other.
+"""Reads weights from files of any origin: what they contain, and the tensors one after the other.
 
-`.safetensors` and PyTorch's `.bin`, `.pt`, `.pth`; one file, the pieces of an index, or a folder. Nothing
-of a file is ever run: PyTorch's are read as weights alone. Files are mapped, not read into memory, and let
-go again after every quarter of a gigabyte, so that the pages they fill do not add up to the whole file.
+`.safetensors` and PyTorch's `.bin`, `.pt`, `.pth`; one file, the shards of an index, or a folder. No code in a file
+is ever executed: PyTorch files are read with `weights_only`. Files are memory-mapped and closed again after every
+quarter of a gigabyte, so that the resident pages do not add up to the whole file.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -19,6 +18,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from emu.weights.layout import WeightIndex, WeightsError, read_index
 
 SAFETENSORS, TORCH = ".safetensors", (".bin", ".pt", ".pth")
 INDEX = ".index.json"
@@ -39,13 +40,9 @@ DTYPES = {
 Opened = Callable[[str], Tensor]
 
 
-class WeightsError(ValueError):
-    """Files that hold no usable weights; says which file and why."""
-
-
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor lies, and its form."""
+class TensorEntry:
+    """Which file holds a tensor, under which name, and its shape and dtype."""
 
     file: Path
     key: str
@@ -62,34 +59,37 @@ class WeightFiles:
     """The tensors of some files by name, without the `module` that a training engine may wrap them in."""
 
     def __init__(self, path: str | Path) -> None:
-        """Reads what the files hold, not the values.
+        """Reads names, shapes and dtypes, not the values.
 
         `path` is a file, an index (`….index.json`), or a folder. Raises FileNotFoundError where there are no
-        weights, WeightsError naming the file that is damaged, that holds more than tensors, or the names
-        that are in two files.
+        weights, WeightsError naming the file that is damaged, that holds more than tensors, or that differs from
+        the index, and the names that are in two files.
         """
-        self.files, wanted = _find(Path(path))
+        self.files, index = _find(Path(path))
         self.ignored: list[str] = []
-        """What stands beside the weights in a file that wraps them, by name."""
-        self._whole: dict[Path, Opened] = {}
-        found: dict[str, list[Place]] = {}
+        """Names of what is stored beside the weights in a file that wraps them."""
+        self._loaded: dict[Path, Opened] = {}
+        names: dict[str, list[str]] = {}
+        found: dict[str, list[TensorEntry]] = {}
         for file in self.files:
-            for place in self._look(file):
-                found.setdefault(place.key, []).append(place)
-        _check_index(wanted, found)
+            for entry in self._read_header(file):
+                names.setdefault(file.name, []).append(entry.key)
+                found.setdefault(entry.key, []).append(entry)
+        if index is not None:
+            index.check(names)
         doubled = [
-            f"{n} in {', '.join(p.file.name for p in ps)}" for n, ps in found.items() if ps[1:]
+            f"{n} in {', '.join(e.file.name for e in es)}" for n, es in found.items() if es[1:]
         ]
         if doubled:
             raise WeightsError(
                 f"{path}: the same names in two files, give one file or an index: "
                 + "; ".join(doubled)
             )
-        places = {name: one for name, (one,) in found.items()}
+        entries = {name: one for name, (one,) in found.items()}
         prefix = f"{MODULE}."
-        if places and all(name.startswith(prefix) for name in places):
-            places = {name.removeprefix(prefix): place for name, place in places.items()}
-        self.places: Mapping[str, Place] = places
+        if entries and all(name.startswith(prefix) for name in entries):
+            entries = {name.removeprefix(prefix): entry for name, entry in entries.items()}
+        self.entries: Mapping[str, TensorEntry] = entries
 
     @property
     def num_bytes(self) -> int:
@@ -101,37 +101,40 @@ class WeightFiles:
         opened: dict[Path, Opened] = {}
         room = batch_bytes
         for name in names:
-            place = self.places[name]
-            if place.num_bytes > room:
-                opened, room = {}, batch_bytes  # the maps go with their last tensor
-            if place.file not in opened:
-                opened[place.file] = self._open(place.file)
-            room -= place.num_bytes
-            yield opened[place.file](place.key)
+            entry = self.entries[name]
+            if entry.num_bytes > room:
+                opened, room = {}, batch_bytes  # a file is unmapped with its last tensor
+            if entry.file not in opened:
+                opened[entry.file] = self._open(entry.file)
+            room -= entry.num_bytes
+            yield opened[entry.file](entry.key)
 
-    def _look(self, file: Path) -> Iterator[Place]:
+    def _read_header(self, file: Path) -> Iterator[TensorEntry]:
         if file.suffix == SAFETENSORS:
-            yield from _safetensors_places(file)
+            yield from _safetensors_entries(file)
             return
         tensors, ignored = _torch_tensors(file)
         self.ignored += ignored
         if not _is_zip(file):
-            self._whole[file] = tensors.__getitem__  # the form before 2020 cannot be mapped
+            self._loaded[file] = (
+                tensors.__getitem__
+            )  # the format before PyTorch 1.6 cannot be mapped
         for name, tensor in tensors.items():
-            yield Place(file, name, tuple(tensor.shape), tensor.dtype)
+            yield TensorEntry(file, name, tuple(tensor.shape), tensor.dtype)
 
     def _open(self, file: Path) -> Opened:
-        if file in self._whole:
-            return self._whole[file]
+        if file in self._loaded:
+            return self._loaded[file]
         if file.suffix == SAFETENSORS:
             return safe_open(file, framework="pt").get_tensor
         return _torch_tensors(file)[0].__getitem__
 
 
-def _find(path: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files to read and, from an index, which name should be in which of them."""
+def _find(path: Path) -> tuple[list[Path], WeightIndex | None]:
+    """The files to read, and their index where there is one."""
     if path.name.endswith(INDEX) and path.is_file():
-        return _pieces(path)
+        index = read_index(path)
+        return index.files, index
     if path.is_file():
         if path.suffix not in (SAFETENSORS, *TORCH):
             known = ", ".join((SAFETENSORS, *TORCH, INDEX))
@@ -144,7 +147,8 @@ def _find(path: Path) -> tuple[list[Path], dict[str, str] | None]:
         if len(indexes) > 1:
             raise WeightsError(f"{path} has {[i.name for i in indexes]}: give one of them")
         if indexes:
-            return _pieces(indexes[0])
+            index = read_index(indexes[0])
+            return index.files, index
     files = _weight_files(path)
     if not files:
         inside = sorted(sub.name for sub in path.iterdir() if sub.is_dir() and _weight_files(sub))
@@ -160,44 +164,15 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
-def _pieces(index: Path) -> tuple[list[Path], dict[str, str]]:
-    try:
-        wanted = json.loads(index.read_text())["weight_map"]
-        assert isinstance(wanted, dict) and all(isinstance(name, str) for name in wanted.values())
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise WeightsError(f"{index}: no index of weights ('weight_map': name to file)") from error
-    names = sorted(set(wanted.values()))
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise WeightsError(f"{index}: pieces outside its folder: {outside}")
-    absent = [name for name in names if not (index.parent / name).is_file()]
-    if absent:
-        raise FileNotFoundError(f"{index}: pieces that are not there: {absent}")
-    return [index.parent / name for name in names], wanted
-
-
-def _check_index(wanted: Mapping[str, str] | None, found: Mapping[str, list[Place]]) -> None:
-    if wanted is None:
-        return
-    problems = [
-        f"{name} is not in {file}"
-        for name, file in wanted.items()
-        if file not in [place.file.name for place in found.get(name, [])]
-    ]
-    problems += [f"{n} is in {ps[0].file.name} alone" for n, ps in found.items() if n not in wanted]
-    if problems:
-        raise WeightsError("the index and its pieces differ: " + "; ".join(problems))
-
-
-def _safetensors_places(file: Path) -> Iterator[Place]:
+def _safetensors_entries(file: Path) -> Iterator[TensorEntry]:
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
-                form = tensors.get_slice(name)
-                code = form.get_dtype()
+                header = tensors.get_slice(name)
+                code = header.get_dtype()
                 if code not in DTYPES:
                     raise WeightsError(f"{file}: {name} holds {code}, known are {sorted(DTYPES)}")
-                yield Place(file, name, tuple(form.get_shape()), DTYPES[code])
+                yield TensorEntry(file, name, tuple(header.get_shape()), DTYPES[code])
     except SafetensorError as error:
         raise WeightsError(
             f"{file}: damaged, truncated or no safetensors file ({error})"
@@ -205,7 +180,7 @@ def _safetensors_places(file: Path) -> Iterator[Place]:
 
 
 def _torch_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a PyTorch file, mapped where its form allows it, and what stands beside them."""
+    """The tensors of a PyTorch file, memory-mapped where its format allows it, and the names of what is beside them."""
     is_zip = _is_zip(file)
     if is_zip:
         _refuse_compressed(file)
@@ -215,10 +190,10 @@ def _torch_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({named[1]})" if named else ""
         raise WeightsError(
-            f"{file}: damaged, or holds more than tensors{what}. It is not read, because that could run "
-            "code; save its state dict alone: torch.save(model.state_dict(), PATH)"
+            f"{file}: damaged, or holds more than tensors{what}. It is not read, because that could execute "
+            "code; save only its state dict: torch.save(model.state_dict(), PATH)"
         ) from error
-    except Exception as error:  # torch raises nearly anything on damaged files
+    except Exception as error:  # torch raises almost any exception for damaged files
         raise WeightsError(
             f"{file}: damaged, truncated or no PyTorch file ({_first_line(error)})"
         ) from error
@@ -231,7 +206,7 @@ def _is_zip(file: Path) -> bool:
 
 
 def _refuse_compressed(file: Path) -> None:
-    """A few bytes may unpack to terabytes; PyTorch itself never compresses."""
+    """A few bytes may decompress to terabytes; PyTorch itself never compresses."""
     try:
         with zipfile.ZipFile(file) as archive:
             packed = [
@@ -241,7 +216,7 @@ def _refuse_compressed(file: Path) -> None:
         raise WeightsError(f"{file}: damaged or truncated ({error})") from error
     if packed:
         raise WeightsError(
-            f"{file}: {packed[0]!r} is compressed, which weights in PyTorch's form never are"
+            f"{file}: {packed[0]!r} is compressed, which PyTorch never does with weights"
         )
 
 

@@ -1,9 +1,8 @@
-"""A model on disk: `config.json`, safetensors (in pieces with an index when large), tokenizer."""
+"""Saves and loads whole models: configuration, safetensors (sharded with an index when large), tokenizer."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from emu.config import EmuConfig
@@ -22,12 +21,10 @@ from emu.weights.layout import (
     GENERATION_CONFIG,
     TOKENIZER,
     load_config,
+    weight_files,
     write_generation_config,
     write_tokenizer,
 )
-
-WEIGHTS = "model.safetensors"
-INDEX = WEIGHTS + ".index.json"
 
 
 def save_model(
@@ -48,7 +45,9 @@ def save_model(
         tokenizer = EmuTokenizer.load(tokenizer_path, model.config.instruct)
         write_tokenizer(directory, tokenizer, model.config.language.max_positions)
     write_generation_config(directory, model.config)
-    for file in directory.glob("*.safetensors"):  # safetensors makes them for their owner alone
+    for file in directory.glob(
+        "*.safetensors"
+    ):  # safetensors makes them readable by their owner only
         shutil.copymode(directory / GENERATION_CONFIG, file)
     (directory / CONFIG).write_text(model.config.to_json())
 
@@ -80,7 +79,7 @@ def build_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Emu:
-    """A model that holds exactly `weights`, in evaluation mode; nothing is drawn on the way.
+    """A model that holds exactly `weights`, in evaluation mode; no weight is initialised.
 
     Raises ValueError naming every key that is missing, unexpected or of another shape.
     """
@@ -101,14 +100,17 @@ def build_model(
 
 
 def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a directory, one after the other, from one file or from its pieces."""
+    """The tensors of a model directory, one after the other, from one file or from its shards.
+
+    Raises as `weight_files` does.
+    """
     for tensors in _opened(Path(directory)):
         for name in tensors.keys():  # noqa: SIM118 (not a dictionary)
             yield name, tensors.get_tensor(name)
 
 
 def check_weights(config: EmuConfig, directory: str | Path) -> None:
-    """Raises as `build_model` would for the weights of a directory, of which only the heads are read."""
+    """Raises what `build_model` would for the weights of a directory; only their headers are read."""
     found = (
         (name, tuple(tensors.get_slice(name).get_shape()))
         for tensors in _opened(Path(directory))
@@ -120,20 +122,9 @@ def check_weights(config: EmuConfig, directory: str | Path) -> None:
 
 
 def _opened(directory: Path) -> Iterator[Any]:
-    files = [directory / WEIGHTS]
-    if (directory / INDEX).is_file():
-        files = [directory / piece for piece in _pieces(directory / INDEX)]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"no weights at {file}")
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                yield tensors
-        except SafetensorError as error:
-            raise ValueError(
-                f"{file} is broken ({error}); was it copied to its end? it has "
-                f"{file.stat().st_size:,} bytes"
-            ) from error
+    for file in weight_files(directory):
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -152,13 +143,6 @@ def _refuse_misfits(
     problems += [f"missing {name}" for name in wanted if name not in found]
     if problems:
         raise ValueError("the weights do not fit the configuration: " + "; ".join(problems))
-
-
-def _pieces(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weights: {error!r}") from error
 
 
 def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:

@@ -1,8 +1,8 @@
-"""Weights to files, tensor by tensor: never more than one of them is held.
+"""Writes weights to files tensor by tensor, with one tensor in memory at a time.
 
-The writers of safetensors and torch take all tensors at once. Both forms are simple enough to be written
-as a stream: safetensors is a JSON header and the values; PyTorch's is an uncompressed zip of one pickle
-that says how tensors lie in storages, and the storages. What is written here is read by those libraries.
+The writers of safetensors and torch take all tensors at once. Both formats are simple enough to be streamed:
+safetensors is a JSON header followed by the values; PyTorch's is an uncompressed zip of one pickle, which maps
+tensors to storages, and the storages. The result is read by those libraries.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 CODES = {
@@ -38,7 +39,7 @@ LOCAL_HEADER, ZIP64_EXTRA = 30, 20
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """The name and the form of a tensor to write."""
+    """The name, shape and dtype of a tensor to write."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,27 +58,22 @@ def write_safetensors(
     tensors: Iterable[Tensor],
     shard_bytes: int,
 ) -> list[Path]:
-    """Writes `STEM.safetensors`, or pieces of at most `shard_bytes` with `STEM.safetensors.index.json`.
+    """Writes `STEM.safetensors`, or shards of at most `shard_bytes` with `STEM.safetensors.index.json`.
 
-    Returns the files. `tensors` come in the order of `specs`. A tensor larger than a piece gets its own.
+    Returns the files. `tensors` come in the order of `specs`. A tensor larger than a shard gets its own.
     """
-    shards = cut(specs, shard_bytes)
-    names = [f"{stem}.safetensors"]
-    if len(shards) > 1:
-        count = len(shards)
-        names = [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    shards = split_into_shards(specs, stem, shard_bytes)
+    file_of = {spec.name: name for name, shard in shards.items() for spec in shard}
     given = iter(tensors)
-    for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
-            file.write(_header(shard))
-            for spec in shard:
-                file.write(_values(spec, next(given)))
+    for name, shard in shards.items():
+        (folder / name).write_bytes(_header(shard))
+    for spec in specs:
+        with (folder / file_of[spec.name]).open("ab") as file:
+            file.write(_values(spec, next(given)))
     assert next(given, None) is None, "more tensors than specs"
     if len(shards) > 1:
-        _write_index(
-            folder / f"{stem}.safetensors.index.json", dict(zip(names, shards, strict=True))
-        )
-    return [folder / name for name in names]
+        _write_index(folder / f"{stem}.safetensors.index.json", shards)
+    return [folder / name for name in shards]
 
 
 def write_torch(path: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tensor]) -> None:
@@ -100,19 +96,21 @@ def write_torch(path: Path, specs: Sequence[TensorSpec], tensors: Iterable[Tenso
         archive.writestr(f"{top}/version", b"3\n")
 
 
-def cut(specs: Sequence[TensorSpec], shard_bytes: int) -> list[list[TensorSpec]]:
-    """The specs in pieces of at most `shard_bytes`, in their order."""
+def split_into_shards(
+    specs: Sequence[TensorSpec], stem: str, shard_bytes: int
+) -> dict[str, list[TensorSpec]]:
+    """File name to the tensors in it, in their order: shards of at most `shard_bytes`, as huggingface_hub splits."""
     if shard_bytes < 1:
         raise ValueError(f"a shard of {shard_bytes} bytes: give at least 1")
-    shards: list[list[TensorSpec]] = [[]]
-    size = 0
-    for spec in specs:
-        if shards[-1] and size + spec.num_bytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(spec)
-        size += spec.num_bytes
-    return shards
+    by_name = {spec.name: spec for spec in specs}
+    split = split_state_dict_into_shards_factory(
+        by_name,
+        get_storage_size=lambda spec: spec.num_bytes,
+        filename_pattern=f"{stem}{{suffix}}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    files = split.filename_to_tensors or {f"{stem}.safetensors": []}
+    return {file: [by_name[name] for name in names] for file, names in files.items()}
 
 
 def _header(specs: Sequence[TensorSpec]) -> bytes:
@@ -145,7 +143,7 @@ def _write_index(path: Path, shards: dict[str, list[TensorSpec]]) -> None:
 
 
 class _Storage:
-    """Stands for the storage of one tensor inside the pickle."""
+    """The storage of one tensor in the pickle."""
 
     def __init__(self, number: int, spec: TensorSpec) -> None:
         self.number, self.spec = number, spec
@@ -180,8 +178,8 @@ def _pickled(specs: Sequence[TensorSpec]) -> bytes:
 
 
 def _strides(shape: tuple[int, ...]) -> Iterator[int]:
-    for place in range(len(shape)):
-        yield torch.Size(shape[place + 1 :]).numel()
+    for axis in range(len(shape)):
+        yield torch.Size(shape[axis + 1 :]).numel()
 
 
 def _padding(length: int) -> bytes:

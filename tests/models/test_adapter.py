@@ -14,8 +14,9 @@ from emu.models.objective import Objective
 from emu.recipes import OptimConfig
 from emu.train.start import train_adapter_alone, train_new_adapter
 from emu.train.step import make_optimizer, set_rates
+from emu.weights.layout import CONFIG
 from emu.weights.released import config_from_released, from_released, our_names
-from emu.weights.store import CONFIG, build_model, load_model, save_model, weights_hash
+from emu.weights.store import build_model, load_model, save_model, weights_hash
 from tests.models.conftest import make_batch, micro_config
 
 LORA = AdapterConfig(rank=4, alpha=8, dropout=0.0)

@@ -23,9 +23,10 @@ from emu.config import (
 from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
+from emu.weights.layout import load_config
 from emu.weights.released import is_unused, to_released
 from emu.weights.released_config import config_to_released
-from emu.weights.store import load_config, load_model, read_weights, save_model
+from emu.weights.store import load_model, read_weights, save_model
 from jobs import convert_checkpoint
 from jobs.convert_checkpoint import ConvertCheckpoint, convert
 from tests.models.released_forms import FORMS, State, released_config, released_state

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,20 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
 from emu.config import DecoderConfig, tiny_config
-from emu.decoders import DECODERS
+from emu.decoders import (
+    DECODERS,
+    decoder_class,
+    is_decoder,
+    kind_of,
+    load_decoder,
+    read_image_multiple,
+)
 from emu.decoders.autoencoder import autoencoder_loss, pixels_of, posterior_of, standardise_latents
 from emu.decoders.base import VisualDecoder
 from emu.decoders.safety import SafetyChecker
 from emu.decoders.stable_diffusion import SCHEDULERS, StableDiffusionDecoder, reads_condition
+from emu.weights.store import weights_hash
+from tests.models import linear_decoder
 
 WIDTH = 24
 SIZES = DecoderConfig(
@@ -32,37 +42,98 @@ SIZES = DecoderConfig(
 )
 
 
-@pytest.fixture(params=sorted(DECODERS))
-def decoder(request: pytest.FixtureRequest) -> VisualDecoder:
-    return DECODERS[request.param].from_config(SIZES, WIDTH, seed=0)
+@pytest.fixture(params=[*DECODERS, linear_decoder.KIND])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every decoder of the registry, and one that a test registers."""
+    monkeypatch.setitem(DECODERS, linear_decoder.KIND, linear_decoder.ENTRY)
+    return request.param
 
 
-def draw(decoder: VisualDecoder, seed: int = 0, guidance: float = 3.0, **options) -> torch.Tensor:
+@pytest.fixture
+def decoder(kind: str) -> VisualDecoder:
+    return decoder_class(kind).from_config(SIZES, WIDTH, seed=0)
+
+
+def generate(
+    decoder: VisualDecoder, seed: int = 0, guidance: float = 3.0, **options: Any
+) -> torch.Tensor:
     conditions = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(9))
-    sizes = {"height": 16, "width": 24, "num_inference_steps": 4} | options
+    sizes: dict[str, Any] = {"height": 16, "width": 24, "num_inference_steps": 4}
     return decoder.decode(
         conditions[:2],
         conditions[2],
         guidance_scale=guidance,
         generator=torch.Generator().manual_seed(seed),
-        **sizes,
+        **sizes | options,
     )
 
 
-def test_pictures_follow_seed_condition_and_guidance(decoder: VisualDecoder) -> None:
-    pictures = draw(decoder)
-    assert pictures.shape == (2, 16, 24, 3) and pictures.dtype == torch.uint8
-    assert torch.equal(pictures, draw(decoder))
-    assert not torch.equal(pictures, draw(decoder, seed=1))
-    assert not torch.equal(pictures, draw(decoder, guidance=8.0))
+def test_images_follow_seed_condition_and_guidance(decoder: VisualDecoder) -> None:
+    images = generate(decoder)
+    assert images.shape == (2, 16, 24, 3) and images.dtype == torch.uint8
+    assert torch.equal(images, generate(decoder))
+    assert not torch.equal(images, generate(decoder, seed=1))
+    assert not torch.equal(images, generate(decoder, guidance=8.0))
 
 
-def test_save_and_load(decoder: VisualDecoder, tmp_path: Path) -> None:
-    decoder.save(tmp_path)
-    assert torch.equal(draw(type(decoder).load(tmp_path)), draw(decoder))
+def test_save_and_load(decoder: VisualDecoder, kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "decoder"
+    decoder.save(folder)
+    assert torch.equal(generate(load_decoder(folder)), generate(decoder))
+    assert kind_of(folder) == kind == decoder.kind
+    assert is_decoder(folder) and not is_decoder(tmp_path)
+    for file in DECODERS[kind].files:
+        content = (folder / file).read_bytes()
+        (folder / file).unlink()
+        assert not is_decoder(folder), file
+        (folder / file).write_bytes(content)
+    with pytest.raises(FileNotFoundError, match="no decoder at"):
+        decoder_class(kind).load(tmp_path)
 
 
-def test_the_loss_is_drawn_from_the_generator(decoder: VisualDecoder) -> None:
+def test_the_folder_says_what_sides_are_multiples_of(
+    decoder: VisualDecoder, tmp_path: Path
+) -> None:
+    decoder.save(tmp_path / "decoder")
+    multiple = read_image_multiple(tmp_path / "decoder")
+    assert multiple == decoder.image_multiple
+    side = 2 * decoder.image_multiple
+    assert generate(decoder, height=side, width=side).shape[1:3] == (side, side)
+    wrong = f"an image of {side + 1} x {side}: give multiples of {multiple}"
+    with pytest.raises(ValueError, match=wrong):
+        generate(decoder, height=side + 1, width=side)
+
+
+def test_a_start_from_pretrained_weights_has_the_width_of_the_model(
+    decoder: VisualDecoder, tmp_path: Path
+) -> None:
+    decoder.save(tmp_path / "decoder")
+    for width in (WIDTH, WIDTH + 8):
+        started = [type(decoder).from_pretrained(tmp_path / "decoder", width, s) for s in (1, 1, 2)]
+        assert {each.condition_width for each in started} == {width}
+        one, again, other = (weights_hash(each.trained_network()[1]) for each in started)
+        assert one == again != other
+
+
+def test_training_lowers_the_loss_of_its_network(decoder: VisualDecoder) -> None:
+    """A decoder's stage before, where it has one, is tested with the decoder."""
+    name, network = decoder.trained_network()
+    assert name.isidentifier() and name not in ("autoencoder", "conditions")
+    generator = torch.Generator().manual_seed(0)
+    condition = torch.randn(4, 5, WIDTH, generator=generator)
+    pixels = torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(60):
+        loss = decoder.loss(condition, pixels, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-15:]) < 0.8 * sum(losses[:15])
+
+
+def test_the_loss_follows_the_generator(decoder: VisualDecoder) -> None:
     condition, pixels = torch.randn(4, 5, WIDTH), torch.rand(4, 3, 16, 16) * 2 - 1
     null = torch.randn(5, WIDTH)
 
@@ -70,7 +141,8 @@ def test_the_loss_is_drawn_from_the_generator(decoder: VisualDecoder) -> None:
         generator = torch.Generator().manual_seed(seed)
         return decoder.loss(condition, pixels, generator, null, drop).item()
 
-    assert loss(0, 0.5) == loss(0, 0.5) != loss(1, 0.5)
+    assert loss(0, 0.5) == loss(0, 0.5)
+    assert len({loss(seed, 0.5) for seed in range(6)}) > 1
     all_null = decoder.loss(
         null.expand(4, -1, -1), pixels, torch.Generator().manual_seed(0), null, 0.0
     )
@@ -78,31 +150,38 @@ def test_the_loss_is_drawn_from_the_generator(decoder: VisualDecoder) -> None:
     assert loss(0, 0.0) != pytest.approx(all_null.item(), abs=1e-7)
 
 
-def test_wrong_requests_are_named(decoder: VisualDecoder, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a picture of 18 x 24: give multiples of 4"):
-        draw(decoder, height=18)
-    with pytest.raises(ValueError, match="no scheduler 'none'; there are"):
-        draw(decoder, scheduler="none")
-    with pytest.raises(ValueError, match="num_inference_steps is 0, give 1 to 1000"):
-        draw(decoder, num_inference_steps=0)
-    with pytest.raises(ValueError, match=r"initial_latents have shape \(1, 4, 2, 2\)"):
-        draw(decoder, initial_latents=torch.zeros(1, 4, 2, 2))
+def test_every_scheduler_of_the_entry_is_accepted(decoder: VisualDecoder, kind: str) -> None:
+    known = DECODERS[kind].schedulers
+    images = [generate(decoder, scheduler=name) for name in known]
+    assert torch.equal(images[0], generate(decoder)), "the first is the default"
+    with pytest.raises(ValueError, match="no scheduler 'none'; there are") as error:
+        generate(decoder, scheduler="none")
+    assert all(repr(name) in str(error.value) for name in known)
+
+
+def test_what_does_not_fit_is_named(decoder: VisualDecoder) -> None:
+    with pytest.raises(ValueError, match="num_inference_steps is 0, give 1 to"):
+        generate(decoder, num_inference_steps=0)
     with pytest.raises(ValueError, match=r"condition_BQD has shape \(1, 5, 9\), .* \(B, Q, 24\)"):
         decoder.loss(torch.zeros(1, 5, 9), torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match=r"null_condition_QD has shape \(6, 24\)"):
         decoder.decode(torch.zeros(1, 5, 24), torch.zeros(6, 24), 16, 16, 4, 3.0)
-    with pytest.raises(FileNotFoundError, match="the folder unet is absent"):
-        type(decoder).load(tmp_path)
+
+
+def test_latents_of_another_shape_are_named() -> None:
+    decoder = StableDiffusionDecoder.from_config(SIZES, WIDTH, seed=0)
+    with pytest.raises(ValueError, match=r"initial_latents have shape \(1, 4, 2, 2\)"):
+        generate(decoder, initial_latents=torch.zeros(1, 4, 2, 2))
 
 
 @pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
-def test_the_golden_picture(golden: Path, scheduler: str) -> None:
-    """PNDM equals the published pipeline; the other samplers end near it on the same noise."""
+def test_the_golden_image(golden: Path, scheduler: str) -> None:
+    """PNDM equals the published pipeline; the other schedulers end near it on the same noise."""
     expected = load_file(golden / "emu1_small" / "pretrain.expected.safetensors")
     call = json.loads((golden / "emu1_small" / "meta.json").read_text())["pretrain"]["decoder"]
     decoder = StableDiffusionDecoder.load(golden / "emu1_small" / "decoder")
     prompt, empty = expected["image_embeds_text"]
-    picture = decoder.decode(
+    image = decoder.decode(
         prompt[None],
         empty,
         call["height"],
@@ -112,7 +191,7 @@ def test_the_golden_picture(golden: Path, scheduler: str) -> None:
         initial_latents=expected["decoder_initial_latents"],
         scheduler=scheduler,
     )
-    distance = (picture[0].int() - expected["decoder_image_uint8"].int()).abs().float()
+    distance = (image[0].int() - expected["decoder_image_uint8"].int()).abs().float()
     if scheduler == "pndm":
         assert distance.max() <= 1
     else:
@@ -121,7 +200,7 @@ def test_the_golden_picture(golden: Path, scheduler: str) -> None:
 
 def test_stable_diffusion_weights_stay_but_for_keys_and_values(golden: Path) -> None:
     source = StableDiffusionDecoder.load(golden / "emu1_small" / "decoder")
-    grown = StableDiffusionDecoder.from_stable_diffusion(
+    grown = StableDiffusionDecoder.from_pretrained(
         golden / "emu1_small" / "decoder", condition_width=50, seed=0
     )
     assert (source.condition_width, grown.condition_width) == (32, 50)
@@ -204,7 +283,7 @@ def test_the_safety_checker_blackens_what_matches(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     decoder = StableDiffusionDecoder.from_config(SIZES, WIDTH, seed=0)
-    plain = draw(decoder)
+    plain = generate(decoder)
     decoder.safety = tiny_checker()
     for threshold, wanted in ((2.0, plain), (-2.0, torch.zeros_like(plain))):
         decoder.safety.checker.concept_embeds_weights.data.fill_(threshold)
@@ -213,8 +292,8 @@ def test_the_safety_checker_blackens_what_matches(
         loaded = StableDiffusionDecoder.load(tmp_path / str(threshold))
         assert loaded.safety is not None
         with caplog.at_level(logging.WARNING):
-            assert torch.equal(draw(loaded), wanted)
-    assert "safety_checker=matched pictures=2 of=2" in caplog.text
+            assert torch.equal(generate(loaded), wanted)
+    assert "safety_checker=matched images=2 of=2" in caplog.text
     assert "safety_checker=absent" not in caplog.text
 
 

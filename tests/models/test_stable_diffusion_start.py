@@ -17,8 +17,7 @@ from emu.decoders.conversion import (
     decoder_config,
     old_attention_name,
     old_tower_name,
-    plan_decoder,
-    write_decoder,
+    plan_conversion,
 )
 from emu.decoders.stable_diffusion import (
     StableDiffusionDecoder,
@@ -26,7 +25,7 @@ from emu.decoders.stable_diffusion import (
     unet_sizes,
     vae_sizes,
 )
-from emu.weights.plan import Watch
+from emu.weights.plan import ConversionWarnings
 
 TEXT_WIDTH, WIDTH = 12, 40
 SIZES = DecoderConfig(
@@ -46,7 +45,7 @@ CHECKER = "safety_checker/model.safetensors"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A small Stable Diffusion v1: every part of its pipeline that concerns pictures."""
+    """A small Stable Diffusion v1: every part of its pipeline that concerns images."""
     torch.manual_seed(0)
     schedule = PNDMScheduler(
         beta_start=0.00085,
@@ -82,24 +81,24 @@ def renew(path: Path, change: Callable[[str], str]) -> None:
 
 
 def test_everything_but_keys_and_values_stays_bit_equal(source: Path, tmp_path: Path) -> None:
-    decoder = StableDiffusionDecoder.from_stable_diffusion(source, WIDTH, seed=1)
+    decoder = StableDiffusionDecoder.from_pretrained(source, WIDTH, seed=1)
     decoder.save(tmp_path / "decoder")
     before = {path.relative_to(source) for path in source.rglob("*.safetensors")}
     assert {
         path.relative_to(tmp_path / "decoder") for path in (tmp_path / "decoder").rglob("*.safe*")
     } == before
-    drawn = 0
+    changed = 0
     for name in before:
         old, new = load_file(source / name), load_file(tmp_path / "decoder" / name)
         assert old.keys() == new.keys()
         for key, tensor in new.items():
             if str(name) == UNET and reads_condition(key):
                 assert tensor.shape == (old[key].shape[0], WIDTH)
-                drawn += 1
+                changed += 1
             else:
                 assert torch.equal(tensor, old[key]), (name, key)
-    assert drawn == 2 * (2 + 1 + 4)  # K and V: of two levels down, the middle, twice two up
-    again = StableDiffusionDecoder.from_stable_diffusion(source, WIDTH, seed=1).state_dict()
+    assert changed == 2 * (2 + 1 + 4)  # K and V: of two levels down, the middle, twice two up
+    again = StableDiffusionDecoder.from_pretrained(source, WIDTH, seed=1).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in decoder.state_dict().items())
     loaded = StableDiffusionDecoder.load(tmp_path / "decoder")
     assert loaded.condition_width == WIDTH and loaded.safety is not None
@@ -118,13 +117,13 @@ def test_files_of_old_libraries_give_the_same(source: Path, tmp_path: Path) -> N
     unet = load_file(source / UNET)
     torch.save(unet, source / "unet" / "diffusion_pytorch_model.bin")
     (source / UNET).rename((source / UNET).with_suffix(".fp16.safetensors"))
-    plans = plan_decoder(source, TEXT_WIDTH)
-    assert [one.part.folder for one in plans] == ["unet", "vae", "safety_checker"]
-    assert plans[2].plan.dropped == (
-        "safety_checker/vision_model.vision_model.embeddings.position_ids",
-    )
-    write_decoder(plans, source, tmp_path / "out", 4000, Watch(), lambda num_bytes: None)
-    assert len(list((tmp_path / "out" / "unet").glob("*-of-*.safetensors"))) > 2  # in pieces
+    conversion = plan_conversion(source, TEXT_WIDTH)
+    assert conversion.folders == ["unet", "vae", "safety_checker"]
+    assert conversion.dropped == [
+        "safety_checker/vision_model.vision_model.embeddings.position_ids"
+    ]
+    conversion.write(tmp_path / "out", 4000, ConversionWarnings(), lambda num_bytes: None)
+    assert len(list((tmp_path / "out" / "unet").glob("*-of-*.safetensors"))) > 2  # in shards
     loaded = StableDiffusionDecoder.load(tmp_path / "out").state_dict()
     for name, tensor in new.state_dict().items():
         assert torch.equal(loaded[name], tensor), name
@@ -138,23 +137,23 @@ def test_files_of_old_libraries_give_the_same(source: Path, tmp_path: Path) -> N
         (CHECKER, "visual_projection.weight"),
     ],
 )
-def test_a_weight_that_is_missing_is_never_drawn(source: Path, file: str, key: str) -> None:
+def test_a_weight_that_is_missing_is_never_random(source: Path, file: str, key: str) -> None:
     weights = load_file(source / file)
     del weights[key]
     save_file(weights, source / file, {"format": "pt"})
     with pytest.raises(ValueError, match=f"missing {key}"):
         StableDiffusionDecoder.load(source)
     with pytest.raises(ValueError, match=f"missing {key}"):
-        StableDiffusionDecoder.from_stable_diffusion(source, WIDTH, seed=0)
+        StableDiffusionDecoder.from_pretrained(source, WIDTH, seed=0)
     with pytest.raises(ValueError, match=f"missing {key}"):
-        plan_decoder(source, TEXT_WIDTH)
+        plan_conversion(source, TEXT_WIDTH)
 
 
 def test_what_is_absent_or_of_another_width_is_said(
     source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match=r"width 12, the model gives 40; a plain Stable Diffusion"):
-        plan_decoder(source, WIDTH)
+        plan_conversion(source, WIDTH)
     shutil.rmtree(source / "feature_extractor")
     with pytest.raises(FileNotFoundError, match="without the folder feature_extractor"):
         StableDiffusionDecoder.load(source)
@@ -166,4 +165,4 @@ def test_what_is_absent_or_of_another_width_is_said(
     with pytest.raises(FileNotFoundError, match=r"no UNet2DConditionModel in .*unet"):
         StableDiffusionDecoder.load(source)
     with pytest.raises(FileNotFoundError, match=r"no weights in .*unet; looked for"):
-        plan_decoder(source, TEXT_WIDTH)
+        plan_conversion(source, TEXT_WIDTH)

@@ -10,15 +10,8 @@ import emu
 from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
-from emu.weights.store import (
-    CONFIG,
-    INDEX,
-    WEIGHTS,
-    load_config,
-    load_model,
-    save_model,
-    weights_hash,
-)
+from emu.weights.layout import CONFIG, INDEX, WEIGHTS, load_config, read_config
+from emu.weights.store import check_weights, load_model, save_model, weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +145,10 @@ def test_where_no_model_is_the_nearest_one_is_told(saved: Path, tmp_path: Path) 
         emu.load(saved / WEIGHTS)
     (saved / CONFIG).unlink()
     (saved / "state.json").touch()
-    with pytest.raises(FileNotFoundError, match=r"it is a checkpoint, from which its run goes on"):
+    with pytest.raises(FileNotFoundError, match=r"it is a checkpoint, from which its run resumes"):
         emu.load(saved)
     (run / "checkpoints").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"it is a run that has not come to its end"):
+    with pytest.raises(FileNotFoundError, match=r"it is a run that has not finished"):
         emu.load(run)
 
 
@@ -164,3 +157,38 @@ def test_a_broken_index_is_named(saved: Path, text: str) -> None:
     (saved / INDEX).write_text(text)
     with pytest.raises(ValueError, match=rf"{INDEX} is no index of weights"):
         load_model(saved)
+    with pytest.raises(ValueError, match=rf"{INDEX} is no index of weights"):
+        read_config(saved)
+
+
+def test_a_stale_tensor_in_another_shard_is_refused(
+    model: Emu, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    """The last shard must not win: a shard of an earlier save may hold another tensor of the same name."""
+    save_model(tmp_path, model, tokenizer_path, max_shard_size="2MB")
+    file_of = json.loads((tmp_path / INDEX).read_text())["weight_map"]
+    name = "ln_visual.bias"
+    other = next(file for file in sorted(file_of.values(), reverse=True) if file != file_of[name])
+    stale = load_file(tmp_path / other) | {name: model.state_dict()[name] + 1}
+    save_file(stale, tmp_path / other)
+    problem = f"{name} is in {other}, where the index has {file_of[name]}"
+    for read in (emu.load, read_config, lambda folder: check_weights(model.config, folder)):
+        with pytest.raises(ValueError, match=problem):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("gone.safetensors", r"names shards that are absent: \['gone.safetensors'\]"),
+        ("../model.safetensors", r"names shards outside its folder: \['../model.safetensors'\]"),
+        (WEIGHTS, rf"ln_visual.bias is in {WEIGHTS}, where the index has no such name"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shards(saved: Path, file: str, message: str) -> None:
+    names = set(load_file(saved / WEIGHTS)) - {"ln_visual.bias"}
+    index = {"weight_map": dict.fromkeys(names, WEIGHTS) | {"former.queries": file}}
+    (saved / INDEX).write_text(json.dumps(index))
+    for read in (emu.load, read_config):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            read(saved)

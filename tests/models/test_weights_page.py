@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emu.weights.store import load_config
+from emu.weights.layout import load_config
 from tests.models.released_forms import released_config
 from tests.models.test_convert import convert_to
 

@@ -79,6 +79,12 @@ def message(content: Any) -> dict[str, Any]:
             "3 and temperature 1",
         ),
         (message("a") | {"image": {"height": 4096}}, 400, "image.height", "limit is 1024"),
+        (
+            message("a") | {"image": {"scheduler": "pdnm"}},
+            400,
+            "image.scheduler",
+            '"pdnm", give one of "pndm", "ddim", "dpm++", "euler"; did you mean "pndm"?',
+        ),
         (message("a") | {"model": "gpt-4"}, 404, "model", '"tiny"'),
         (message("a " * 3000), 400, "messages", "1024"),
     ],

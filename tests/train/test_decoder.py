@@ -1,4 +1,4 @@
-"""The training of the visual decoder: pictures and prompts, both stages, what is written, refusals."""
+"""The training of the visual decoder: images and prompts, both stages, what is written, refusals."""
 
 import json
 from dataclasses import replace
@@ -17,8 +17,8 @@ from emu.generate.engine import Engine
 from emu.generate.options import ImageOptions
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
-from emu.train.decoder import DecoderPlan, DecoderTrainConfig, drawn_rows, train_decoder
-from emu.train.decoder_data import PromptRules, read_pictures, regress_conditions
+from emu.train.decoder import DecoderPlan, DecoderTrainConfig, shuffled_rows, train_decoder
+from emu.train.decoder_data import PromptRules, read_images, regress_conditions
 from emu.train.step import TrainingError
 from emu.weights.store import save_model
 from jobs.train_decoder import main
@@ -71,37 +71,37 @@ def plan(world: Path, out: Path, **train: Any) -> DecoderPlan:
     return DecoderPlan(str(world / "model"), str(world / "data"), str(out), train=config)
 
 
-def test_a_picture_is_prompted_by_the_text_after_it(tmp_path: Path) -> None:
+def test_an_image_is_prompted_by_the_text_after_it(tmp_path: Path) -> None:
     page = document_of(
         "Before.", image_segment(1), "A red square.", "Chatter.", image_segment(2), image_segment(3),
         "Two squares.", image_segment(4),
     )  # fmt: skip
     data = write_dataset(tmp_path, [page])
-    pictures = read_pictures(str(data), 8, RULES)
-    assert pictures.prompts == ("A red square.", "Two squares.", "Two squares.")
-    assert pictures.left_out == {"no_text": 1}
-    assert pictures.pixels_NCHW.shape == (3, 3, 8, 8)
-    assert pictures.pixels_NCHW.dtype == torch.uint8
+    images = read_images(str(data), 8, RULES)
+    assert images.prompts == ("A red square.", "Two squares.", "Two squares.")
+    assert images.left_out == {"no_text": 1}
+    assert images.pixels_NCHW.shape == (3, 3, 8, 8)
+    assert images.pixels_NCHW.dtype == torch.uint8
 
 
 def test_long_prompts_and_special_tokens_are_left_out_and_counted(tmp_path: Path) -> None:
     page = document_of(
         image_segment(1), "x" * 41, image_segment(2), "x" * 40, image_segment(3), "one <image> here"
     )
-    pictures = read_pictures(str(write_dataset(tmp_path, [page])), 8, RULES)
-    assert pictures.prompts == ("x" * 40,)
-    assert pictures.left_out == {"prompt_too_long": 1, "special_token_in_prompt": 1}
+    images = read_images(str(write_dataset(tmp_path, [page])), 8, RULES)
+    assert images.prompts == ("x" * 40,)
+    assert images.left_out == {"prompt_too_long": 1, "special_token_in_prompt": 1}
 
 
 def test_a_dataset_without_prompts_is_refused(tmp_path: Path) -> None:
     data = write_dataset(tmp_path, [document_of("Text.", image_segment(1))])
-    with pytest.raises(DatasetError, match=r"no picture has a prompt.*no_text"):
-        read_pictures(str(data), 8, RULES)
+    with pytest.raises(DatasetError, match=r"no image has a prompt.*no_text"):
+        read_images(str(data), 8, RULES)
 
 
-def test_pictures_end_at_their_limit(world: Path) -> None:
-    rules = PromptRules(max_pictures=7)
-    assert len(read_pictures(str(world / "data"), 8, rules)) == 7
+def test_images_end_at_their_limit(world: Path) -> None:
+    rules = PromptRules(max_images=7)
+    assert len(read_images(str(world / "data"), 8, rules)) == 7
 
 
 def test_conditions_are_those_that_the_engine_regresses(world: Path) -> None:
@@ -114,35 +114,35 @@ def test_conditions_are_those_that_the_engine_regresses(world: Path) -> None:
         torch.testing.assert_close(conditions_UQD[row], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_every_picture_comes_once_an_epoch() -> None:
-    rows = drawn_rows(10, 4, Generator().manual_seed(0))
+def test_every_image_comes_once_an_epoch() -> None:
+    rows = shuffled_rows(10, 4, Generator().manual_seed(0))
     drawn = torch.cat([next(rows) for _ in range(5)])
     for epoch in (drawn[:10], drawn[10:]):
         assert sorted(epoch.tolist()) == list(range(10))
 
 
-def test_training_writes_what_the_engine_draws_with(world: Path, tmp_path: Path) -> None:
+def test_training_writes_what_the_engine_loads(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "decoder"
     stages: list[tuple[str, int]] = []
     summary = train_decoder(
         plan(world, out, log_every=3), advance=lambda stage, n, _: stages.append((stage, n))
     )
-    assert (summary.num_pictures, summary.num_prompts) == (20, 20)
+    assert (summary.num_images, summary.num_prompts) == (20, 20)
     assert stages.count(("unet", 1)) == 4 and stages.count(("autoencoder", 1)) == 3
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [(row["stage"], row["step"]) for row in rows]
     assert steps == [("autoencoder", 3), ("unet", 3), ("unet", 4)]
     engine = Engine.load(world / "model")
     engine.decoder = StableDiffusionDecoder.load(out)
-    picture = engine.generate_image("a red square", ImageOptions(num_inference_steps=2))
-    assert picture.size == (16, 16)
+    image = engine.generate_image("a red square", ImageOptions(num_inference_steps=2))
+    assert image.size == (16, 16)
     assert [path.name for path in tmp_path.iterdir()] == ["decoder"]
 
 
 def test_latents_of_the_dataset_have_unit_deviation(world: Path, tmp_path: Path) -> None:
     train_decoder(plan(world, tmp_path / "decoder"))
     decoder = StableDiffusionDecoder.load(tmp_path / "decoder")
-    pixels = read_pictures(str(world / "data"), 16, PromptRules()).pixels_NCHW.float() / 127.5 - 1
+    pixels = read_images(str(world / "data"), 16, PromptRules()).pixels_NCHW.float() / 127.5 - 1
     latents = decoder.encode(pixels, Generator().manual_seed(0))
     assert latents.std() == pytest.approx(1, abs=0.1)
 
@@ -172,7 +172,7 @@ def test_stable_diffusion_keeps_its_autoencoder(world: Path, tmp_path: Path) -> 
     source = StableDiffusionDecoder.from_config(SIZES, condition_width=24, seed=9)
     source.save(tmp_path / "sd")
     summary = train_decoder(
-        replace(plan(world, tmp_path / "decoder"), stable_diffusion=str(tmp_path / "sd"))
+        replace(plan(world, tmp_path / "decoder"), pretrained=str(tmp_path / "sd"))
     )
     assert summary.autoencoder_loss is None
     trained = StableDiffusionDecoder.load(tmp_path / "decoder")
@@ -233,8 +233,8 @@ def test_the_job_trains_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (["--model", "MISSING"], "no model at"),
         (["--data", "MISSING"], "MISSING"),
-        (["--steps", "0"], "steps is 0, give at least 1"),
-        (["--stable-diffusion", "MISSING"], "the folder unet is absent"),
+        (["--steps", "0"], "steps is 0, give a whole number of at least 1"),
+        (["--pretrained", "MISSING"], "the folder unet is absent"),
     ],
 )
 def test_the_job_names_what_is_wrong(
