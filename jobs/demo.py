@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The pipeline end to end on a synthetic world: documents, shards, features, training steps, a served response.
+"""The pipeline end to end on a synthetic world: documents, shards, features, training steps, a served reply.
 
     make demo
 
-Runs the jobs of this folder one after the other on a local Ray, as a user would, and counts after each
-what really came out of it. Exit status 0 means that every part ran and every count held.
+Runs the jobs of this folder one after the other on a local Ray, as a user would, and verifies the counts of each
+output. Exit code 0 means that every step ran and every count was as expected.
 """
 
 import logging
@@ -17,78 +17,71 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import tyro
+from pydantic import Field
 from tqdm import tqdm
 
 from emu.train.run_folder import METRICS, read_metrics
 from jobs.cli import interrupted
 from jobs.cluster import ray_session
 from jobs.demo_client import (
-    AskingError,
-    ask_about,
-    held_out_picture,
+    ClientError,
+    count_correct_words,
+    held_out_image,
+    request_replies,
     wait_until_healthy,
-    words_right,
     write_replies,
 )
 from jobs.serve import free_port
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
 from pipelines.miniworld.server import ImageServer
+from schemas.config import Checked
 from schemas.manifest import MANIFEST_FILE, Manifest, manifest_from_json
 
 RULE = "─" * 78
-NUM_ASKED = 4
+NUM_IMAGES = 4  # that the served model is asked about
 
 
 class DemoError(RuntimeError):
-    """A part of the road that did not do what it should have."""
+    """A step of the pipeline whose output is not as expected."""
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(Checked):
     """Builds a synthetic world, a dataset, features and a model, and sends requests to the served model."""
 
     out: Path = Path("demo_out")
-    """Folder for everything; parts that are finished there are not made again."""
-    num_documents: int = 240
+    """Folder for all outputs; finished steps found there are not repeated."""
+    num_documents: Annotated[int, Field(ge=3, description="they are in three files")] = 240
     """Documents of the synthetic world, at least 3 (they are in three files)."""
-    feature_steps: int = 40
-    """Optimizer steps on the precomputed features, the visual encoder frozen."""
-    steps: int = 500
-    """Optimizer steps on the pictures, every part trained."""
-    decoder_steps: int = 250
+    feature_steps: Annotated[int, Field(ge=1)] = 40
+    """Optimizer steps on the precomputed features, with the visual encoder frozen."""
+    steps: Annotated[int, Field(ge=1)] = 500
+    """Optimizer steps on the images, with all parts trained."""
+    decoder_steps: Annotated[int, Field(ge=1)] = 250
     """Optimizer steps of the visual decoder's U-Net."""
-    num_workers: int = 2
-    """Workers of Ray Train, where every part is trained."""
+    num_workers: Annotated[int, Field(ge=1)] = 2
+    """Workers of Ray Train in the training of all parts."""
     seed: int = 7
     """Of the world and of the training."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_documents", "feature_steps", "steps", "decoder_steps", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1")
-        if self.num_documents < 3:
-            raise ValueError(
-                f"num_documents={self.num_documents}: at least 3, they come in three files"
-            )
 
 
 @dataclass
 class Report:
-    """What was measured on the way, for the summary at the end."""
+    """Measurements for the summary at the end."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     @contextmanager
     def part(self, number: int, title: str) -> Iterator[None]:
-        """A part of the road with its heading and its seconds."""
+        """A step of the pipeline, with its heading and its duration."""
         print(f"\n{RULE}\n{number}. {title}\n{RULE}", flush=True)
         start = time.monotonic()
         yield
@@ -102,11 +95,11 @@ class Report:
 
 
 def main(options: Demo) -> int:
-    """Walk the road; the exit status: 0 if all of it was walked, 1 if not, 130 on Ctrl-C."""
+    """Runs all steps; returns the exit code: 0 if all of them succeeded, 1 if not, 130 on Ctrl-C."""
     report, out = Report(), options.out.resolve()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        summary = _draw(options, out, report)
+        summary = _synthesize(options, out, report)
         with ray_session(num_cpus=max(4, options.num_workers + 2)):
             environment = dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
             manifest = _build(summary, out, report, environment)
@@ -116,15 +109,15 @@ def main(options: Demo) -> int:
             _serve(options, out, report, environment)
     except KeyboardInterrupt:
         return interrupted()
-    except (AskingError, DemoError, OSError, ValueError) as error:
+    except (ClientError, DemoError, OSError, ValueError) as error:
         print(f"\nThe demo stopped: {error}", file=sys.stderr)
         return 1
     _summary(report, out)
     return 0
 
 
-def _draw(options: Demo, out: Path, report: Report) -> MiniworldSummary:
-    with report.part(1, "Draw a world, as MMC4 documents"):
+def _synthesize(options: Demo, out: Path, report: Report) -> MiniworldSummary:
+    with report.part(1, "Write a synthetic world, as MMC4 documents"):
         config = MiniworldConfig(
             seed=options.seed,
             num_documents=options.num_documents,
@@ -198,7 +191,7 @@ def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, s
             "--train.optim.visual-wait-ratio=0.9",  # the language model learns its words first
         )
         _steps(first, options.feature_steps, report)
-    with report.part(5, "Go on with every part: next token and next visual embedding"):
+    with report.part(5, "Train all parts: next token and next visual embedding"):
         run = out / "run"
         _job(
             "train_emu",
@@ -231,8 +224,8 @@ def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str,
         model = out / "run" / "model"
         _job(
             "train_decoder",
-            # one process alone takes all cores. Threads that wait sleep: where they spin, as by default,
-            # a step takes 30 times longer as soon as others use the cores too
+            # a single process uses all cores. Idle threads sleep: if they spin, as by default, a step takes
+            # 30 times longer as soon as other processes use the cores, too
             {
                 **environment,
                 "OMP_NUM_THREADS": str(os.cpu_count() or 1),
@@ -248,43 +241,48 @@ def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str,
 
 
 def _serve(options: Demo, out: Path, report: Report, environment: Mapping[str, str]) -> None:
-    with report.part(7, "Serve the model, ask for a caption, an answer and a picture"):
+    with report.part(7, "Serve the model, request a caption, an answer and an image"):
         port = free_port("127.0.0.1")
         command = [sys.executable, "-m", "jobs.serve", f"--model={out / 'run' / 'model'}"]
         server = subprocess.Popen([*command, f"--port={port}"], env=environment)
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_healthy(address, lambda: server.poll() is None)
-            asked = []
-            for number in tqdm(range(1, NUM_ASKED + 1), desc="pictures asked about"):
-                asked.append(ask_about(address, held_out_picture(options.seed + number), number))
+            replies = []
+            for number in tqdm(range(1, NUM_IMAGES + 1), desc="held-out images"):
+                image = held_out_image(options.seed + number)
+                replies.append(request_replies(address, image, number))
         finally:
             server.terminate()
             server.wait(timeout=60)
-        for each in asked:
-            report.say("caption", f"“{each.told}” (the picture shows {each.truth})")
-        first = asked[0]
-        report.say("answer", f"“{first.answer}” to “{first.question}” ({first.right_answer})")
-        right, of = words_right(asked)
-        report.say("held-out words", f"{right} of {of} that describe the {len(asked)} pictures")
-        page = write_replies(asked, out / "pictures", _remark(options))
-        report.say("pictures", f"{len(asked)} drawn, beside what was said: {page}")
+        for each in replies:
+            report.say("caption", f"“{each.caption}” (the image shows {each.true_caption})")
+        first = replies[0]
+        report.say("answer", f"“{first.answer}” to “{first.question}” ({first.true_answer})")
+        num_correct, total = count_correct_words(replies)
+        report.say(
+            "held-out words", f"{num_correct} of {total} that describe the {len(replies)} images"
+        )
+        page = write_replies(replies, out / "images", _remark(options))
+        report.say("images", f"{len(replies)} generated, beside the replies: {page}")
 
 
 def _remark(options: Demo) -> str:
     return (
         f"The model has had {options.feature_steps + options.steps} optimizer steps, its visual decoder "
-        f"{options.decoder_steps}: enough to tell backgrounds and some colours and to draw blots on a ground, "
-        "not yet to tell shapes, to count, or to draw what was asked for."
+        f"{options.decoder_steps}: enough to recognise backgrounds and some colours and to generate blots on a "
+        "background, not yet to recognise shapes, to count, or to generate what the prompt describes."
     )
 
 
 def _job(name: str, environment: Mapping[str, str], *arguments: str) -> None:
-    """Run a job as a user would; its output goes to the terminal."""
+    """Runs a job as a user would; its output goes to the terminal."""
     print(f"   $ jobs/{name}.py {' '.join(arguments)}", flush=True)
     done = subprocess.run([sys.executable, "-m", f"jobs.{name}", *arguments], env=environment)
     if done.returncode:
-        raise DemoError(f"jobs/{name}.py ended with status {done.returncode}; its output is above")
+        raise DemoError(
+            f"jobs/{name}.py ended with exit code {done.returncode}; its output is above"
+        )
 
 
 def _manifest(out: Path) -> Manifest:
@@ -307,7 +305,7 @@ def _expect(name: str, found: Any, wanted: Any) -> None:
 
 
 def _summary(report: Report, out: Path) -> None:
-    print(f"\n{RULE}\nWhat was built, and how long it took\n{RULE}")
+    print(f"\n{RULE}\nOutputs and durations\n{RULE}")
     for title, seconds in report.seconds.items():
         print(f"  {seconds:6.1f} s  {title}")
     print(f"  {sum(report.seconds.values()):6.1f} s  in all\n")
@@ -315,9 +313,9 @@ def _summary(report: Report, out: Path) -> None:
         print(f"  {name:24} {value}")
     print(f"\n  dataset report           {out / 'mmc4' / 'report.html'}")
     print(f"  loss curves              {out / 'run' / 'curves.svg'}")
-    print(f"  replies and pictures     {out / 'pictures' / 'replies.html'}")
+    print(f"  replies and images       {out / 'images' / 'replies.html'}")
     print(f"  the model                {out / 'run' / 'model'}")
-    print(f"\n  ask it yourself: .venv/bin/python jobs/serve.py --model {out / 'run' / 'model'}")
+    print(f"\n  serve it: .venv/bin/python jobs/serve.py --model {out / 'run' / 'model'}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Serve a trained model over HTTP: OpenAI's chat completions with text and images, and a small page.
+"""Serves a trained model over HTTP: OpenAI's chat completions with text and images, and a chat page.
 
     python jobs/serve.py --model runs/tiny/model --port 8000
     curl http://127.0.0.1:8000/v1/models
 
-Starts a local Ray when run alone, uses the cluster under `ray job submit`; runs until Ctrl-C.
+Starts a local Ray, or uses the cluster under `ray job submit`; runs until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ log = logging.getLogger("serve")
 
 @dataclass(frozen=True)
 class ServeJob:
-    """Serves a trained model over HTTP: OpenAI's chat completions with text and images, and a small page.
+    """Serves a trained model over HTTP: OpenAI's chat completions with text and images, and a chat page.
 
-    A first try, with a model that jobs/train_emu.py trained:
+    With a model that jobs/train_emu.py trained:
         jobs/serve.py --model run/model
 
-    Open the printed address in a browser, or give it to any OpenAI client as its base URL (ending in /v1):
+    Open the printed address in a browser, or use it as the base URL of any OpenAI client (ending in /v1):
         curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
             -d '{"messages": [{"role": "user", "content": "a red circle"}]}'
 
@@ -55,37 +55,37 @@ class ServeJob:
         ray job submit --working-dir . -- python jobs/serve.py --model /shared/emu --device cuda \\
             --dtype bfloat16 --num-gpus 1 --num-replicas 2
 
-    Runs until Ctrl-C. Alone it starts a Ray of its own; under `ray job submit` it uses the cluster.
+    Runs until Ctrl-C. Starts a local Ray; under `ray job submit` it uses the cluster.
     """
 
     model: str
-    """Folder with config.json, model.safetensors (or its pieces), tokenizer.model and, for drawing, decoder/."""
+    """Folder with config.json, model.safetensors (or its pieces), tokenizer.model and, for images, decoder/."""
     name: str | None = None
-    """The name that callers put into `model`. None: the folder's own."""
+    """The value of `model` in requests. None: the name of the folder."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default is for this machine alone; 0.0.0.0 lets everyone in.
-    Nothing here asks for a key: put a proxy in front that does."""
+    """Address to listen on. The default accepts only this machine; 0.0.0.0 accepts everyone.
+    There is no authentication: put a proxy in front that has it."""
     port: int = 8000
-    """Port to listen on; 0 takes a free one and prints it."""
+    """Port to listen on; 0 chooses a free one and prints it."""
     device: str = "cpu"
     """cpu or cuda. With cuda, give --num-gpus too."""
     dtype: str = "float32"
     """float32, bfloat16 or float16. bfloat16 halves the memory on a GPU."""
     num_replicas: int = 1
-    """Copies of the model, each in a process of its own."""
+    """Copies of the model, each in its own process."""
     num_cpus: float = 1
     """Cores that Ray reserves for each replica."""
     num_gpus: float = 0
     """GPUs that Ray reserves for each replica; a fraction lets replicas share one."""
     requests_per_replica: int = 4
-    """Requests that a replica works on at the same time; more share its speed."""
+    """Requests that a replica handles at the same time; they share its speed."""
     requests_waiting: int = 64
-    """Requests that may wait for a replica; those beyond get status 503 at once."""
+    """Requests that may wait for a replica; further ones get status 503 at once."""
     fetch_images: bool = False
-    """Fetch images whose address is http(s). Off by default: who fetches for strangers must mean to.
-    Private and local addresses are refused in any case."""
+    """Fetch images with an http(s) address. Off by default, because the server then sends requests that clients choose.
+    Private and local addresses are always refused."""
     limits: Limits = field(default_factory=Limits)
-    """What one request may ask for at most."""
+    """Upper limits of one request."""
     fetch: FetchConfig = field(
         default_factory=lambda: FetchConfig(deadline_s=20, retries=1, max_bytes=10 * 1024 * 1024)
     )
@@ -93,7 +93,7 @@ class ServeJob:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until a signal; gives the exit status."""
+    """Serves until a signal; returns the exit code."""
     start_logging()
     job = tyro.cli(
         ServeJob, args=arguments, description=inspect.getdoc(ServeJob), prog="jobs/serve.py"
@@ -110,9 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def stop_on_signals() -> threading.Event:
-    """Set at the first Ctrl-C or SIGTERM; a second one ends the process at once.
+    """An event set at the first Ctrl-C or SIGTERM; a second signal ends the process at once.
 
-    To be called after `ray.init`, which sets handlers of its own.
+    Call it after `ray.init`, which installs its own handlers.
     """
     stop = threading.Event()
 
@@ -126,7 +126,7 @@ def stop_on_signals() -> threading.Event:
 
 
 def serve_options(job: ServeJob) -> ServeOptions:
-    """The part of the command line that concerns the application."""
+    """The options of the application, from those of the command line."""
     refuse_address(job.model)
     if not 0 <= job.port < 65536:
         raise ValueError(f"--port is {job.port}, give 0 to 65535")
@@ -147,7 +147,7 @@ def serve_options(job: ServeJob) -> ServeOptions:
 
 
 def open_fetcher(config: FetchConfig) -> Fetch:
-    """Images from the web through the guarded fetcher, each with the reason where there is none."""
+    """A function that fetches images through the guarded fetcher: bytes, or the reason why there are none."""
     fetcher = Fetcher(config)
 
     def fetch(urls: Sequence[str]) -> list[bytes | str]:
@@ -160,43 +160,43 @@ def open_fetcher(config: FetchConfig) -> Fetch:
 
 
 def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> int:
-    """Starts the application, waits for `stop`, takes the application away again."""
+    """Starts the application, waits for `stop`, deletes the application."""
     port = job.port or free_port(job.host)
     app = build_app(options, partial(open_fetcher, job.fetch) if job.fetch_images else None)
     try:
         serve.start(http_options={"host": job.host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
         url = f"http://{'127.0.0.1' if job.host == '0.0.0.0' else job.host}:{port}"
-        if not answers(url):
-            log.warning("address=%s answers=no hint=a Serve that ran before keeps its port", url)
+        if not is_healthy(url):
+            log.warning("address=%s healthy=no hint=an earlier Ray Serve keeps its port", url)
         print(f"ready: {url}/ (page), {url}/v1 (API)", flush=True)
         stop.wait()
         print("stopping", flush=True)
     except (RuntimeError, RayError) as error:
         last_line = str(error).strip().splitlines()[-1]
-        print(f"serve: {last_line}", *what_failed(), sep="\n", file=sys.stderr)
+        print(f"serve: {last_line}", *failures(), sep="\n", file=sys.stderr)
         return 1
     finally:
         serve.delete(APPLICATION)
     return 0
 
 
-def what_failed() -> list[str]:
-    """What the deployments of the application say of themselves."""
+def failures() -> list[str]:
+    """The messages of the application's deployments."""
     application = serve.status().applications.get(APPLICATION)
     deployments = application.deployments if application else {}
     return [f"{name}: {each.message}" for name, each in deployments.items() if each.message]
 
 
 def free_port(host: str) -> int:
-    """A port that nobody listens on."""
+    """A port that is not in use."""
     with socket.socket() as listener:
         listener.bind((host, 0))
         return listener.getsockname()[1]
 
 
-def answers(url: str, timeout_s: float = 10) -> bool:
-    """Whether the health check at the address answers."""
+def is_healthy(url: str, timeout_s: float = 10) -> bool:
+    """Whether the health check at the address succeeds."""
     try:
         with urllib.request.urlopen(f"{url}/healthz", timeout=timeout_s) as response:
             return response.status == 200

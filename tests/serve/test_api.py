@@ -2,8 +2,11 @@
 
 import base64
 import io
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 from PIL import Image
 
@@ -167,3 +170,11 @@ def test_health_responds_while_the_engine_is_busy(caller: Caller) -> None:
     for thread in threads:
         thread.join()
     assert waited < 1.0
+
+
+def test_the_ingress_imports_neither_torch_nor_ray(repository: Path) -> None:
+    code = "import sys, emu.serve.api; print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
