@@ -142,14 +142,6 @@ RETRYABLE = frozenset(
 _FOREVER_S = 1e9
 
 
-class RetryAfter(Rejected):
-    """A response of 408, 425, 429 or 5xx with the seconds to wait (the header Retry-After)."""
-
-    def __init__(self, reason: str, detail: str | None, wait_s: float = 0.0) -> None:
-        super().__init__(reason, detail)
-        self.wait_s = wait_s
-
-
 def backoff_s(base_s: float, attempt: int, url: str) -> float:
     """Seconds to wait after attempt number `attempt` (from 1): `base_s` doubled each time, +-50 %.
 

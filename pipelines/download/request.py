@@ -25,7 +25,6 @@ from pipelines.download.host_queue import (
 from pipelines.download.reasons import (
     FAILURES,
     RETRYABLE,
-    RetryAfter,
     backoff_s,
     rejection_of,
     retry_after_s,
@@ -89,6 +88,14 @@ class Deadline:
             if self._scope.expired():
                 raise Rejected("timeout") from None
             raise
+
+
+class RetryAfter(Rejected):
+    """A response of 408, 425, 429 or 5xx with the seconds to wait (the header Retry-After)."""
+
+    def __init__(self, reason: str, detail: str | None, wait_s: float = 0.0) -> None:
+        super().__init__(reason, detail)
+        self.wait_s = wait_s
 
 
 class LinkRequest:

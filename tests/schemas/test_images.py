@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.images.decode import decode, turbo_colorspace
+from pipelines.images.normalise import decode, turbo_colorspace
 from schemas.images import ImageError, decode_image, open_image, to_rgb
 from tests.download.drawn import assert_upright, encoded, png16, quadrants, turned
 from tests.servers.misbehaviour import HTML, png_bomb
