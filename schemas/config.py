@@ -49,18 +49,29 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, (adapter, info) in _adapters(type(self)).items():
+        for name, field in _fields(type(self)).items():
             value = getattr(self, name)
             try:
-                adapter.validate_python(value)
+                field.adapter.validate_python(value)
             except ValidationError as error:
-                raise ConfigError(f"{name} is {value!r}, {_advice(error, info)}") from None
+                raise ConfigError(f"{name} is {value!r}, {_advice(error, field)}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """How one field is checked, and what an error says of it."""
+
+    adapter: TypeAdapter[Any]
+    info: FieldInfo | None
+    """Its bounds and its hint."""
+    noun: str
+    """What a number of this field is called."""
 
 
 @functools.cache
-def _adapters(kind: type) -> dict[str, tuple[TypeAdapter[Any], FieldInfo | None]]:
-    """The validator of each field, with its bounds where it has some; nested dataclasses check themselves."""
-    found: dict[str, tuple[TypeAdapter[Any], FieldInfo | None]] = {}
+def _fields(kind: type) -> dict[str, _Field]:
+    """The checks of a dataclass by field; nested dataclasses check themselves."""
+    found: dict[str, _Field] = {}
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(typing.cast("Any", kind)):
         hint = hints[field.name]
@@ -68,8 +79,9 @@ def _adapters(kind: type) -> dict[str, tuple[TypeAdapter[Any], FieldInfo | None]
         if any(dataclasses.is_dataclass(part) for part in (parts[0], *typing.get_args(parts[0]))):
             continue
         info = next(_field_infos(hint), None)
+        noun = "a number" if _has_float(hint) else "a whole number"
         try:
-            found[field.name] = TypeAdapter(hint, config=_STRICT), info
+            found[field.name] = _Field(TypeAdapter(hint, config=_STRICT), info, noun)
         except PydanticSchemaGenerationError as error:
             raise TypeError(f"{kind.__name__}.{field.name}: no validator for {hint}") from error
     return found
@@ -83,7 +95,11 @@ def _field_infos(hint: Any) -> Iterator[FieldInfo]:
         yield from _field_infos(part)
 
 
-def _advice(error: ValidationError, info: FieldInfo | None) -> str:
+def _has_float(hint: Any) -> bool:
+    return hint is float or any(_has_float(part) for part in typing.get_args(hint))
+
+
+def _advice(error: ValidationError, field: _Field) -> str:
     """What to give instead: the bounds or the choices, and the hint."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "literal_error":
@@ -91,18 +107,19 @@ def _advice(error: ValidationError, info: FieldInfo | None) -> str:
     elif first["type"] in _KINDS:
         wanted = _KINDS[first["type"]]
     else:
-        wanted = _range(first, info)
+        wanted = _range(first, field)
+    info = field.info
     hint = f" ({info.description})" if info is not None and info.description else ""
     return f"give {wanted}{hint}"
 
 
-def _range(first: Any, info: FieldInfo | None) -> str:
+def _range(first: Any, field: _Field) -> str:
+    info, noun = field.info, field.noun
     bounds: dict[str, Any] = {}
     for part in info.metadata if info is not None else ():
         bounds |= {n: getattr(part, n) for n in ("ge", "gt", "le", "lt") if hasattr(part, n)}
     if not bounds:
         return first["msg"][:1].lower() + first["msg"][1:]
-    noun = "a whole number" if all(isinstance(b, int) for b in bounds.values()) else "a number"
     shown = {name: f"{bound:,}" for name, bound in bounds.items()}
     if "ge" in bounds and "le" in bounds:
         return f"{noun} from {shown['ge']} to {shown['le']}"

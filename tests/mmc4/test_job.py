@@ -41,7 +41,7 @@ def test_real_documents_and_photos(
     [
         (
             ["--min-similarity", "30"],
-            "min_similarity is 30.0",
+            "min_similarity is 30.0, give a number from -1 to 1",
         ),
         (["--max-images", "0"], "max_images is 0, give a whole number of at least 1"),
         (
@@ -55,7 +55,7 @@ def test_real_documents_and_photos(
         (["--side", "0"], "side is 0, give"),
         (["--num-cpus", "0"], "num_cpus is 0, give a whole number from 1 to 10,000"),
         (["--fetch.deadline-s", "-1"], "deadline_s is -1.0"),
-        (["--fetch.allow-host", "nonsense"], "is not HOST=IP:PORT"),
+        (["--fetch.allow-host", "nonsense"], "allow_host 'nonsense': give HOST=IP:PORT"),
         (["--retry-failed", "--overwrite"], "exclude each other"),
         (["--out", "tape://reel/7"], "'tape://reel/7' cannot be used here: Protocol not known"),
         (["--nonsense"], "nonsense"),

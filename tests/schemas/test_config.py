@@ -47,6 +47,7 @@ def test_values_within_the_bounds_are_taken_as_they_are() -> None:
         ({"workers": 2.0}, ("workers", "2.0", "whole number")),
         ({"workers": "2"}, ("workers", "'2'", "whole number")),
         ({"rate": 0.0}, ("rate", "0.0", "above 0")),
+        ({"rate": -1}, ("rate", "-1", "give a number above 0")),
         ({"rate": math.nan}, ("rate", "nan", "finite")),
         ({"rate": math.inf}, ("rate", "inf", "finite")),
         ({"share": 1.0}, ("share", "1.0", "at least 0", "below 1")),
