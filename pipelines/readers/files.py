@@ -1,7 +1,7 @@
-"""Input files: patterns to names, names to open files, and what a build must not read.
+"""Input files: from patterns to names, from names to open files, and which files a build must not read.
 
-A name is what the user wrote, or what a pattern of theirs matched: a path, or any fsspec address. Names stand in the
-ledger, so they must be UTF-8. A build that reads its own output would see other inputs when it is started again;
+A name is what the user wrote, or what a pattern of theirs matched: a path, or any fsspec address. Names are written to
+the ledger, so they must be UTF-8. A build that reads its own output would see other inputs when it is resumed;
 `refuse_overlap` finds such patterns.
 """
 
@@ -29,7 +29,7 @@ _STEM_LENGTH = 60  # leaves 20 of the 80 characters of a key for "-", a hash and
 
 
 class InputError(ValueError):
-    """Inputs that are not there, cannot be read, or have changed; names the pattern or the file."""
+    """Inputs that do not exist, cannot be read, or have changed; names the pattern or the file."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def located(name: str, base: str) -> tuple[Any, str]:
 def refuse_overlap(patterns: Sequence[str], base: str, out: str, corpus: str) -> None:
     """Raise `InputError` for the first pattern that matches what a build of the corpus in `out` writes.
 
-    Whether it exists yet does not matter. Names without a wildcard are what they are, wherever they lie.
+    Whether it exists yet does not matter. Names without a wildcard are accepted, wherever the files are.
 
     Args:
         patterns: as of `InputFiles`.
@@ -194,9 +194,9 @@ def _first_match(pattern: str, base: str, out: str, corpus: str) -> str | None:
 def _without_links(pattern: str) -> str:
     """The pattern with its part before the first wildcard as the file system knows it."""
     parts = pattern.split("/")
-    place = next(n for n, part in enumerate(parts) if _MAGIC.search(part))
-    folder = os.path.realpath("/".join(parts[:place]) or "/")
-    return "/".join([folder.rstrip("/"), *parts[place:]])
+    first = next(n for n, part in enumerate(parts) if _MAGIC.search(part))
+    folder = os.path.realpath("/".join(parts[:first]) or "/")
+    return "/".join([folder.rstrip("/"), *parts[first:]])
 
 
 def _written(root: str, corpus: str) -> Iterator[str]:

@@ -1,14 +1,12 @@
-"""Lines of a `.jsonl`, `.jsonl.gz` or `.jsonl.zip`, with everything that can be wrong with them as data.
+"""The lines of `.jsonl`, `.jsonl.gz` and `.jsonl.zip` files, local or remote, as a source of records.
 
-Counting and reading go through the same iterator, so they agree on broken inputs too. Lines end at
-a line feed; a line of nothing but white space is no record, though it has a number. Memory is bounded by the cap
-on one line. The members of a zip whose names end in `.jsonl` are read in the order of their names, numbered on as if
-they were one file; every other member takes one line, which says so, and what macOS adds (`__MACOSX/`) none.
+The table of a shard has the reserved columns and `line` (large_string): the text, or null for a line that
+could not be read and carries its `drop_reason` from the start. Whatever can be wrong with a line is data.
 
-Lines of text files as a source of records: `.jsonl`, `.jsonl.gz`, `.jsonl.zip`, local or remote.
-
-A record's table has the reserved columns and `line` (large_string): the text, or null for a line that
-could not be read and carries its `drop_reason` from the start.
+Counting and reading use the same iterator, so they agree on broken inputs too. Lines end at a line feed; a line of
+nothing but white space is no record, but has a number. Memory is bounded by the limit on one line. The members of
+a zip whose names end in `.jsonl` are read in the order of their names and numbered as if they were one file; every
+other member takes one line, which says so, except those that macOS adds (`__MACOSX/`).
 """
 
 import errno
@@ -21,12 +19,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, cast
 
 import pyarrow as pa
+from pydantic import Field
 
 from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
 from pipelines.readers.files import InputError, InputFiles
+from schemas.config import Checked
 from schemas.shard import shard_name
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
@@ -34,7 +34,7 @@ MEMBER_SUFFIX = ".jsonl"
 CHUNK_BYTES = 1 << 20
 _DAMAGE = (
     *(zlib.error, lzma.LZMAError, struct.error, gzip.BadGzipFile, zipfile.BadZipFile),
-    # Of a damaged directory: unknown methods, encryption, negative places, names of no alphabet.
+    # Of a damaged directory: unknown methods, encryption, negative offsets, names that cannot be decoded.
     *(NotImplementedError, RuntimeError, ValueError, EOFError, OSError),
 )
 
@@ -100,7 +100,7 @@ def read_lines(
     Args:
         file: the input as stored (compressed as its name says).
         name: its name; the suffix decides how it is unpacked.
-        max_bytes: cap on one line; a longer one becomes a `record_too_long`.
+        max_bytes: limit on one line; a longer one becomes a `record_too_long`.
         number: number of the line at `offset`.
         offset: where to begin; only for a plain `.jsonl`.
     """
@@ -127,7 +127,7 @@ def _assemble(pieces: Iterable[_Piece], max_bytes: int, number: int, offset: int
 
 
 class _Pending:
-    """The line being put together; holds at most `max_bytes`."""
+    """The line being assembled; holds at most `max_bytes`."""
 
     def __init__(self, max_bytes: int, number: int, offset: int):
         self.max_bytes, self.number, self.offset = max_bytes, number, offset
@@ -156,12 +156,12 @@ class _Pending:
         return Line(number, offset, b"", problem.reason, problem.detail)
 
     def _next(self, num_end_bytes: int, is_line: bool = False) -> tuple[int, int]:
-        place = (self.number, self.offset)
+        start = (self.number, self.offset)
         if self.length or num_end_bytes or is_line:
             self.number += 1
         self.offset += self.length + num_end_bytes
         self.parts, self.length = [], 0
-        return place
+        return start
 
 
 def _pieces(file: BinaryIO, name: str) -> Iterator[_Piece]:
@@ -215,7 +215,7 @@ def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterato
 
 
 def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
-    # read1: what was unpacked before the damage is handed out; read would lose it.
+    # read1 returns what was unpacked before the damage; read would lose it.
     try:
         while chunk := unpacked.read1(CHUNK_BYTES):
             yield chunk
@@ -229,7 +229,7 @@ def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
 
 def _corrupt(error: Exception, where: str = "") -> Broken:
     """Damage of the data as a piece; an error of the disk or the network is raised again."""
-    # EINVAL: a place before the start of the file. None: a stream that bz2 cannot read.
+    # EINVAL: an offset before the start of the file. None: a stream that bz2 cannot read.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         raise error
     return Broken("input_corrupt", f"{where}{error}")
@@ -237,38 +237,27 @@ def _corrupt(error: Exception, where: str = "") -> Broken:
 
 LINE_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("line", pa.large_string())])
 MAX_LINE_BYTES = 64 << 20
-MAX_PER_SHARD, MAX_LIMIT = 100_000, 10**12
 
 
 @dataclass(frozen=True)
-class LineSource:
+class LineSource(Checked):
     """A `Source`: the lines of the files that match, in the order of the files' names.
 
     Raises:
+        ConfigError: a bound is not kept.
         InputError: from `files`, `plan`, `fingerprint` and `read`, where inputs are missing or changed.
     """
 
     patterns: Sequence[str]
     """Paths, globs, or any fsspec address such as `s3://bucket/docs_*.jsonl.zip`."""
-    samples_per_shard: int = 1000
-    limit: int | None = None
+    samples_per_shard: Annotated[int, Field(ge=1)] = 1000
+    limit: Annotated[int, Field(ge=1, description="None reads all records")] | None = None
     """Records at most."""
     base: str = "."
     """Folder that relative patterns are relative to; names in the ledger stay as written."""
-    max_line_bytes: int = MAX_LINE_BYTES
+    max_line_bytes: Annotated[int, Field(ge=1)] = MAX_LINE_BYTES
     hash_inputs: bool = False
     """Recognise the inputs by their contents, which reads them once more, not by size and time."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.samples_per_shard <= MAX_PER_SHARD:
-            raise InputError(
-                f"samples_per_shard={self.samples_per_shard}: at least 1, at most {MAX_PER_SHARD:,} "
-                "(a shard is held in memory; 1,000 is a good size)"
-            )
-        if self.limit is not None and not 1 <= self.limit <= MAX_LIMIT:
-            raise InputError(
-                f"limit={self.limit}: at least 1, at most {MAX_LIMIT:,}; leave it out to take all records"
-            )
 
     @property
     def reasons(self) -> Reasons:
@@ -282,9 +271,9 @@ class LineSource:
 
     def plan(self, corpus: str) -> list[ShardPlan]:
         """The shards, from streaming through all inputs once; a shard may cross files."""
-        places = islice(self._places(), self.limit)
+        lines = islice(self._lines(), self.limit)
         shards: list[ShardPlan] = []
-        while parts := _parts(islice(places, self.samples_per_shard)):
+        while parts := _parts(islice(lines, self.samples_per_shard)):
             num_records = sum(p["num_records"] for p in parts)
             shards.append(ShardPlan(shard_name(corpus, len(shards)), num_records, tuple(parts)))
         return shards
@@ -298,7 +287,7 @@ class LineSource:
         """As of `InputFiles`, of contents with `hash_inputs`."""
         return self.files.fingerprint(self.hash_inputs)
 
-    def _places(self) -> Iterator[tuple[str, str, Line]]:
+    def _lines(self) -> Iterator[tuple[str, str, Line]]:
         names = self.files.names()
         stems = self.files.key_stems(names)
         for name in names:
@@ -323,12 +312,12 @@ class LineSource:
             )
 
 
-def _parts(places: Iterator[tuple[str, str, Line]]) -> list[dict[str, Any]]:
+def _parts(lines: Iterator[tuple[str, str, Line]]) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
-    for name, stem, line in places:
+    for name, stem, line in lines:
         if not parts or parts[-1]["file"] != name:
-            place = {"first_line": line.number, "offset": line.offset, "num_records": 0}
-            parts.append({"file": name, "stem": stem} | place)
+            start = {"first_line": line.number, "offset": line.offset, "num_records": 0}
+            parts.append({"file": name, "stem": stem} | start)
         parts[-1]["num_records"] += 1
     return parts
 

@@ -13,7 +13,7 @@ from pipelines.core.pipeline import Barrier, Pipeline, Reason, Stage, StepError
 from pipelines.core.run import run
 
 
-def with_dedup(calls: Path, is_broken: bool = False) -> Pipeline:
+def with_dedup(calls: Path, is_broken: bool = False, steps: Path | None = None) -> Pipeline:
     """Of all numbers with the same last digit, only the smallest stays."""
 
     def plan(tables: Iterable[pa.Table]) -> dict[int, int]:
@@ -33,7 +33,7 @@ def with_dedup(calls: Path, is_broken: bool = False) -> Pipeline:
         position = table.schema.get_field_index("drop_reason")
         return table.set_column(position, "drop_reason", pa.array(reasons, pa.string()))
 
-    pipeline = numbers_pipeline(NumberSource(50))
+    pipeline = numbers_pipeline(NumberSource(50), steps and str(steps))
     reasons = {"duplicate": Reason("A smaller number has the same last digit.")}
     barrier = Barrier("dedup", plan, apply, reasons=reasons)
     return replace(pipeline, stages=(*pipeline.stages, barrier, Stage("last", ())))

@@ -1,4 +1,4 @@
-"""Overwriting deletes what a build wrote, and nothing else, in folders that bear its marks, and in no others."""
+"""Overwriting deletes what a build wrote and nothing else, only in folders with the marks of a build."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from engine_jobs import Job
+from engine_jobs import Forks
 from numbers_pipeline import NumberSource, contents, numbers_pipeline
 
 from pipelines.core.pipeline import EngineError
@@ -201,7 +201,7 @@ def test_object_stores_are_treated_alike() -> None:
     storage.delete("")
 
 
-class DyingStorage(Storage):
+class EndingStorage(Storage):
     """Ends the process, as far as anybody can see, instead of the n-th deletion."""
 
     def delete(self, path: str) -> None:
@@ -215,7 +215,7 @@ class DyingStorage(Storage):
 LEFT: list[int] = []
 
 
-def test_an_erasing_that_ends_at_any_deletion_is_taken_up(tmp_path: Path) -> None:
+def test_a_deletion_that_ends_anywhere_is_resumed(tmp_path: Path) -> None:
     old, expected, is_whole, number = tmp_path / "old", tmp_path / "expected", False, 0
     build(old, 20)
     write(old, "report.html", "features/numbers-000001.arrow")
@@ -225,7 +225,9 @@ def test_an_erasing_that_ends_at_any_deletion_is_taken_up(tmp_path: Path) -> Non
         shutil.copytree(old, out)
         LEFT[:] = [number]
         try:
-            delete_dataset(DyingStorage(str(out)), Workspace(Storage(str(out)), ("parse", "fetch")))
+            delete_dataset(
+                EndingStorage(str(out)), Workspace(Storage(str(out)), ("parse", "fetch"))
+            )
             is_whole = True
         except SystemExit:
             if not (out / "manifest.json").exists() and (out / "report.html").exists():
@@ -237,19 +239,17 @@ def test_an_erasing_that_ends_at_any_deletion_is_taken_up(tmp_path: Path) -> Non
     assert number == 12  # manifest, plan, three files each of two shards, features, report, mark
 
 
-@pytest.mark.slow
-def test_kills_while_overwriting_give_the_same_bytes(job: Job, tmp_path: Path) -> None:
+def test_kills_while_overwriting_give_the_same_bytes(forks: Forks, tmp_path: Path) -> None:
     old, expected = tmp_path / "old", tmp_path / "expected"
-    job.to_the_end(old, "--records", "30")
-    job.to_the_end(expected, "--records", "10")
+    forks.to_the_end(old, "--records", "30")
+    forks.to_the_end(expected, "--records", "10")
     # Some 15 operations before the first deletion, some 25 while deleting, then those of the build.
     for number in (24, 38):
         out = tmp_path / f"out{number}"
         shutil.copytree(old, out)
-        process = job.start(out, "--records", "10", "--overwrite", "--kill-at", str(number))
-        process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, number
-        job.to_the_end(out, "--records", "10", "--overwrite")
+        code = forks.run(out, "--records", "10", "--overwrite", "--kill-at", str(number))
+        assert code == -signal.SIGKILL, number
+        forks.to_the_end(out, "--records", "10", "--overwrite")
         assert contents(out) == contents(expected), number
 
 

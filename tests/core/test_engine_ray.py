@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -45,26 +46,18 @@ def build_locally(pipeline: Pipeline, out: Path) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_both_runners_give_the_same_bytes(tmp_path: Path) -> None:
-    calls = tmp_path / "calls"
-    calls.mkdir()
-    expected = build_locally(numbers_pipeline(), tmp_path / "local")
-    assert build(numbers_pipeline(calls=str(calls)), tmp_path / "ray") == expected
-    noted = [p.name.split(".")[0] for p in calls.iterdir()]
-    assert {n: noted.count(n) for n in ("parse", "fetch", "write")} == {
-        "parse": 6,
-        "fetch": 6,
-        "write": 6,
-    }
-    assert str(os.getpid()) not in {p.name.split(".")[2] for p in calls.iterdir()}
-
-
-@pytest.mark.usefixtures("local_ray")
 def test_both_runners_give_the_same_bytes_with_a_barrier(tmp_path: Path) -> None:
-    calls = tmp_path / "calls"
-    calls.mkdir()
-    expected = build_locally(with_dedup(calls), tmp_path / "local")
-    assert build(with_dedup(calls), tmp_path / "ray") == expected
+    barrier, steps = tmp_path / "barrier", tmp_path / "steps"
+    barrier.mkdir()
+    steps.mkdir()
+    expected = build_locally(with_dedup(barrier), tmp_path / "local")
+    assert build(with_dedup(barrier, steps=steps), tmp_path / "ray") == expected
+    noted = [p.name.split(".") for p in steps.iterdir()]
+    counts = Counter(what for what, *_ in noted)
+    assert {n: counts[n] for n in ("parse", "fetch", "write")} == dict.fromkeys(
+        ("parse", "fetch", "write"), 5
+    )
+    assert str(os.getpid()) not in {pid for _, _, pid, _ in noted}
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from engine_jobs import Job
+from engine_jobs import Forks
 from numbers_pipeline import (
     RETRYABLE,
     NumberSource,
@@ -74,28 +74,27 @@ def test_chosen_shards_are_made_again_and_the_others_left(tmp_path: Path) -> Non
 SUFFIXES = {"shards": "tar", "index": "parquet", "ledger": "parquet"}
 
 
-def test_kills_in_a_retry_give_the_same_bytes(job: Job, tmp_path: Path) -> None:
+def test_kills_in_a_retry_give_the_same_bytes(forks: Forks, tmp_path: Path) -> None:
     options = ("--records", str(NUM_RECORDS))
     start_of_all = tmp_path / "start"
-    job.to_the_end(start_of_all, *options)
+    forks.to_the_end(start_of_all, *options)
     expected = tmp_path / "expected"
     shutil.copytree(start_of_all, expected)
-    job.to_the_end(expected, *options, "--retry")
+    forks.to_the_end(expected, *options, "--retry")
     assert contents(expected) != contents(start_of_all)
     chance, num_kills = random.Random(3), 0
     while num_kills < 6:
         out = tmp_path / f"out{num_kills}"
         shutil.copytree(start_of_all, out)
         for _ in range(3):
-            process = job.start(out, *options, "--retry", "--kill-at", str(chance.randint(1, 160)))
-            process.communicate(timeout=120)
-            num_kills += process.returncode == -signal.SIGKILL
-            if process.returncode == 0:
+            code = forks.run(out, *options, "--retry", "--kill-at", str(chance.randint(1, 160)))
+            num_kills += code == -signal.SIGKILL
+            if code == 0:
                 break
             # A manifest beside changed files would pass for a whole dataset.
             if (out / "manifest.json").exists() and (out / ".work/plan.json").exists():
                 assert shards_of(out) in (shards_of(start_of_all), shards_of(expected))
-        job.to_the_end(out, *options, "--retry")
+        forks.to_the_end(out, *options, "--retry")
         assert contents(out) == contents(expected)
 
 
@@ -103,20 +102,19 @@ def shards_of(out: Path) -> dict[str, str]:
     return {p: h for p, h in contents(out).items() if p.startswith(("shards", "index", "ledger"))}
 
 
-def test_a_retry_needs_a_finished_dataset(job: Job, tmp_path: Path) -> None:
+def test_a_retry_needs_a_finished_dataset(forks: Forks, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no finished dataset"):
         retry(tmp_path / "new")
     out = tmp_path / "begun"
-    process = job.start(out, "--records", str(NUM_RECORDS), "--kill-at", "40")
-    process.communicate(timeout=60)
+    assert forks.run(out, "--records", str(NUM_RECORDS), "--kill-at", "40") == -signal.SIGKILL
     with pytest.raises(EngineError, match="not finished; finish it before"):
         retry(out)
 
 
-def test_an_unfinished_retry_is_not_taken_for_a_build(job: Job, tmp_path: Path) -> None:
+def test_an_unfinished_retry_is_not_taken_for_a_build(forks: Forks, tmp_path: Path) -> None:
     build(tmp_path)
-    process = job.start(tmp_path, "--records", str(NUM_RECORDS), "--retry", "--kill-at", "60")
-    process.communicate(timeout=60)
+    options = ("--records", str(NUM_RECORDS), "--retry", "--kill-at", "60")
+    assert forks.run(tmp_path, *options) == -signal.SIGKILL
     with pytest.raises(EngineError, match="start the retry again"):
         build(tmp_path)
 

@@ -219,10 +219,10 @@ def test_a_second_run_names_the_first(tmp_path: Path) -> None:
     script = Path(__file__).with_name("numbers_pipeline.py")
     environment = os.environ | {"PYTHONPATH": str(script.parents[2])}
     out = tmp_path / "out"
-    command = [sys.executable, str(script), str(out), "--sleep-s", "1"]
+    command = [sys.executable, str(script), str(out), "--sleep-s", "0.2"]
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
-        while not (out / ".work/01-parse").exists():
+        while not (out / ".work/plan.json").exists():
             assert first.poll() is None
             time.sleep(0.02)
         with pytest.raises(LockedError, match=f"process {first.pid} on host"):
@@ -230,7 +230,7 @@ def test_a_second_run_names_the_first(tmp_path: Path) -> None:
     finally:
         first.kill()
         first.wait()
-    # A dead process holds nothing.
+    # A killed process holds nothing.
     assert build(numbers_pipeline(), out).records.kept == 34
 
 

@@ -20,6 +20,7 @@ from pipelines.corpora.mmc4 import rules as mmc4
 from pipelines.download.config import FetchConfig
 from pipelines.readers.files import InputError
 from pipelines.readers.jsonl import LINE_REASONS, LineSource, read_lines
+from schemas.config import ConfigError
 from schemas.manifest import Manifest
 from schemas.sample import KEY_PATTERN
 
@@ -210,9 +211,11 @@ def test_errors_name_the_pattern_and_a_hint(tmp_path: Path):
         assert pattern in str(raised.value)
     with pytest.raises(InputError, match="no input named"):
         LineSource([]).plan("mmc4")
-    with pytest.raises(InputError, match="samples_per_shard=0"):
+    with pytest.raises(
+        ConfigError, match="samples_per_shard is 0, give a whole number of at least 1"
+    ):
         LineSource(["x"], samples_per_shard=0)
-    with pytest.raises(InputError, match="limit=0"):
+    with pytest.raises(ConfigError, match="limit is 0, give a whole number of at least 1"):
         LineSource(["x"], limit=0)
 
 
