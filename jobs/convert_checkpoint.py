@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Imports released Emu weights into a model directory, and writes a model directory out in the released form."""
+"""Imports released Emu weights into a model directory, and exports a model directory in the released form."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from jobs.paths import folder_path
 if TYPE_CHECKING:
     from emu.decoders.base import DecoderConversion
 
-BEGINS_ANEW = "nothing is written; the same command begins anew"
+STARTS_AGAIN = "nothing is written; the same command starts again from the beginning"
 REPORT = "conversion.json"
 RELEASED_CONFIG, RELEASED_FOLDER, RELEASED_STEM = "Emu.json", "multimodal_encoder", "pytorch_model"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -59,53 +59,53 @@ NO_LIMIT = 1 << 62
 
 @dataclass(frozen=True)
 class ConvertCheckpoint:
-    """Turns released Emu weights into a model directory, or a model directory into released weights.
+    """Converts released Emu weights to a model directory, or a model directory to the released form.
 
-    Import, then use it:
+    Import and serve:
         jobs/convert_checkpoint.py --weights Emu/pretrain/multimodal_encoder --config Emu-14B.json \\
             --tokenizer llama/tokenizer.model --decoder Emu/pretrain --out emu-14b
         jobs/serve.py --model emu-14b
 
-    And back, for the published code:
+    Export for the published code:
         jobs/convert_checkpoint.py --to released --weights runs/mine/model --out mine-released
 
-    Every key is accounted for before a byte is written: one that is missing, unexpected or of another shape
-    is an error that names it. Tensors pass one by one: memory stays near 1.5 GB, 1 of it for imports. OUT
-    appears when it is whole; a conversion that was stopped is simply started again.
+    Every key is checked before a byte is written: one that is missing, unexpected or of another shape is an
+    error that names it. Tensors are converted one by one, in about 1.5 GB of memory, of which imports take 1 GB.
+    OUT is written atomically; a conversion that was stopped is started again.
     """
 
     weights: str
-    """A .safetensors, .bin, .pt or .pth file, an index, or a folder of pieces; also wrapped in `module`.
-    PyTorch files are read as weights alone: one that holds more than tensors is refused, not run.
+    """A .safetensors, .bin, .pt or .pth file, an index, or a folder of shards; also wrapped in `module`.
+    PyTorch files are read with weights_only: one that holds more than tensors is refused, not executed.
     With --to released, a model folder."""
     out: str
-    """Folder to write, of the size of the weights."""
+    """Folder to write, as large as the weights."""
     config: str | None = None
-    """The released Emu-14B.json, or one of its form with sections c_former, llama and lora for other sizes.
-    Needed to import. With --to released, the model's own is taken."""
+    """The released Emu-14B.json, or a file of its form with sections c_former, llama and lora for other sizes.
+    Required for import. With --to released, the model's own configuration is used."""
     tokenizer: str | None = None
-    """LLaMA's tokenizer.model, or the folder it is in. None imports without: the model then needs one to run.
-    With --to released, None takes the model's own."""
+    """LLaMA's tokenizer.model, or its folder. None imports without one: the model then needs one to run.
+    With --to released, None uses the model's own."""
     decoder: str | None = None
     """A folder with the visual decoder in the layout of diffusers: unet/, vae/, scheduler/.
     Also safety_checker/ and feature_extractor/, where there are any.
-    None imports without: the model draws no pictures. With --to released, None takes the model's own."""
+    None imports without one: the model generates no images. With --to released, None uses the model's own."""
     to: Literal["emu", "released"] = "emu"
-    """emu: import. released: the way back."""
+    """emu: import. released: export."""
     kind: Literal["auto", "emu", "emu-i"] = "auto"
-    """Which family the released weights are of: auto tells by their keys (emu-i has LoRA or 32006 rows).
-    The others are an error where the keys say otherwise."""
+    """Family of the released weights: auto detects it from their keys (emu-i has LoRA or 32006 rows).
+    The others are an error where the keys are of the other family."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    """Of the written weights. keep: each tensor as it is, bit for bit."""
+    """Dtype of the written weights. keep: that of each tensor, bit for bit."""
     shard_size_gb: float = 5.0
-    """Largest piece of the imported weights, in gigabytes (10^9 bytes)."""
+    """Maximum size of a shard of the imported weights, in gigabytes (10^9 bytes)."""
     form: Literal["bin", "safetensors"] = "bin"
     """With --to released: bin is what the published code reads; safetensors can be read without unpickling."""
     fill_unused: bool = True
-    """With --to released: also write what the published code asks for and never uses; it fails without.
+    """With --to released: also write what the published code requires and never uses; it fails without.
     That is T5's word embedding, here zeros, and the constants of the rotary positions."""
     overwrite: bool = False
-    """Replace the model in OUT, as a whole."""
+    """Replace the model in OUT as a whole."""
 
     def __post_init__(self) -> None:
         if not self.shard_size_gb * 1e9 >= 1:
@@ -116,7 +116,7 @@ class ConvertCheckpoint:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that is known before the first byte is written."""
+    """A planned conversion: everything is known before the first byte is written."""
 
     files: WeightFiles
     config: EmuConfig
@@ -124,7 +124,7 @@ class Job:
     tokenizer: EmuTokenizer | None
     decoder: DecoderConversion | None
     filled: Mapping[str, torch.Tensor]
-    """What is added for the published code, which asks for it and never uses it."""
+    """What is added for the published code, which requires it and never uses it."""
 
     @property
     def num_bytes(self) -> int:
@@ -133,7 +133,7 @@ class Job:
 
     @property
     def dropped(self) -> list[str]:
-        """Keys without use, by name."""
+        """Names of keys that are not used."""
         return [*self.plan.dropped, *(self.decoder.dropped if self.decoder else ())]
 
     @property
@@ -152,7 +152,7 @@ class Job:
 
 
 def prepare(options: ConvertCheckpoint) -> Job:
-    """Look at every input and plan every tensor; raises for whatever does not fit."""
+    """Checks every input and plans every tensor; raises for whatever does not fit."""
     weights = Path(folder_path(options.weights))
     dtype = DTYPES.get(options.dtype)
     imports = options.to == "emu"
@@ -241,18 +241,18 @@ def summary_text(report: dict[str, Any], out: str, seconds: float) -> str:
         "",
         f"family     {report['family']}" + (" with LoRA, unmerged" if report["lora"] else ""),
         f"written    {report['tensors']:,} tensors, {report['values']:,} values ({dtypes}) in {out}",
-        *(f"dropped    {name} (without use in the model)" for name in report["dropped"]),
+        *(f"dropped    {name} (not used by the model)" for name in report["dropped"]),
         *(
             f"filled     {name} (for the published code, which never uses it)"
             for name in report["filled"]
         ),
         *(f"ignored    {name} (beside the weights)" for name in report["beside_the_weights"]),
-        *(f"ALARM      {name} holds values that are not finite" for name in report["not_finite"]),
+        *(f"WARNING    {name} holds values that are not finite" for name in report["not_finite"]),
     ]
     if not report["tokenizer"]:
         lines.append("tokenizer  none: to run the model, put LLaMA's tokenizer.model there")
     if not report["decoder"]:
-        lines.append("decoder    none: the model writes texts, but draws no pictures")
+        lines.append("decoder    none: the model generates text but no images")
     return "\n".join([*lines, f"time       {seconds:.1f} s"])
 
 
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         report = convert(options)
     except KeyboardInterrupt:
-        return interrupted(BEGINS_ANEW)
+        return interrupted(STARTS_AGAIN)
     except (ValueError, OSError) as error:
         return report_error(error, BAD_VALUE)
     print(summary_text(report, options.out, time.monotonic() - began))
@@ -369,7 +369,7 @@ def _decoder_folder(options: ConvertCheckpoint, weights: Path) -> Path | None:
 
 
 def _check_apart(out: Path, options: ConvertCheckpoint) -> None:
-    """Replacing OUT must not take away what is being read."""
+    """Raises ValueError where replacing OUT would remove an input."""
     for name in ("weights", "config", "tokenizer", "decoder"):
         given = getattr(options, name)
         if given is None:

@@ -30,7 +30,7 @@ from emu.weights.layout import DECODER
 from jobs.cli import BAD_VALUE, COMPLETE, FAILED, interrupted, report_error, start_logging
 from jobs.paths import folder_path, job_path
 
-BEGINS_ANEW = "nothing is written; the same command begins anew"
+STARTS_AGAIN = "nothing is written; the same command starts again from the beginning"
 PRETRAINED_RATE = 1e-4  # the paper's peak learning rate of the U-Net
 
 
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         with progress(plan) as advance:
             summary = train_decoder(plan, device, advance)
     except KeyboardInterrupt:
-        return interrupted(BEGINS_ANEW)
+        return interrupted(STARTS_AGAIN)
     except (ValueError, OSError, DatasetError) as error:
         return report_error(error, BAD_VALUE)
     except TrainingError as error:

@@ -53,8 +53,8 @@ class CausalFormer(nn.Module):
 
     def attention_bias(self) -> Tensor:
         """What is added to the self-attention scores, `1HQQ`: position bias, -inf at the future."""
-        places = torch.arange(self.config.num_queries, device=self.queries.device)
-        distance_QQ = places[:, None] - places[None, :]  # query minus key
+        positions = torch.arange(self.config.num_queries, device=self.queries.device)
+        distance_QQ = positions[:, None] - positions[None, :]  # query minus key
         buckets_QQ = distance_buckets(
             distance_QQ, self.config.num_buckets, self.config.max_distance
         )

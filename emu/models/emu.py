@@ -2,11 +2,6 @@
 
 Shapes: B batch, L sequence, N images of the batch, P patches, Q causal queries, V vision width,
 D language width.
-
-The rows of `[USER]` and `[ASSISTANT]` in a model that was pretrained without them.
-
-They start from the rows of the words "user" and "assistant" (paper section 3.4), in the embedding and in the output
-head; a word of several pieces gives the mean of their rows.
 """
 
 from __future__ import annotations
@@ -127,9 +122,9 @@ class Emu(nn.Module):
         self.language.recompute_layers()
 
     def init_weights(self, seed: int, but: tuple[str, ...] = ()) -> None:
-        """Draws every weight anew; the same seed gives the same weights on any device.
+        """Initialises every weight at random; the same seed gives the same weights on any device.
 
-        Those whose names begin as one of `but` are left for others to fill.
+        Weights whose names start with one of `but` are left as they are.
         """
         init_weights(self, self.config, torch.Generator().manual_seed(seed), but)
 
@@ -156,15 +151,17 @@ class Emu(nn.Module):
 
 
 WORDS = ("user", "assistant")
-"""Of the added tokens, in the order of their ids."""
+"""The rows of the added tokens start from those of these words, in the order of their ids."""
 
 
 @torch.no_grad()
 def add_instruct_tokens(model: Emu, tokenizer: EmuTokenizer) -> None:
-    """Gives a pretrained model the vocabulary of instructions; what it computes without it stays the same.
+    """Adds `[USER]` and `[ASSISTANT]` to a pretrained model; without them it computes the same as before.
 
-    `tokenizer` is the model's own, with or without the added tokens. Raises ValueError for a model that has
-    these rows already, and for a tokenizer of another size.
+    Their rows start from those of the words "user" and "assistant" (paper section 3.4), in the embedding and in the
+    output head; a word of several pieces gives the mean of their rows. `tokenizer` is the model's own, with or
+    without the added tokens. Raises ValueError for a model that has these rows already, and for a tokenizer of
+    another size.
     """
     if model.config.instruct:
         raise ValueError("the model has rows for [USER] and [ASSISTANT] already")

@@ -1,6 +1,6 @@
-"""Initial weights, part by part, from one generator.
+"""Initial weights, part by part, from one random generator.
 
-Released checkpoints replace all of this; a small model starts here.
+Weights of a checkpoint replace them; a small model is trained from them.
 
 Shapes: V vision width, C channels, H W pixels of a patch.
 """
@@ -24,9 +24,9 @@ PATCHES = "visual.trunk.patch_embed.proj"
 def init_weights(
     model: nn.Module, config: EmuConfig, generator: Generator, but: tuple[str, ...] = ()
 ) -> None:
-    """Fills every parameter of `model`, in the order of its names; those that begin as `but` stay as they are.
+    """Initialises every parameter of `model`, in the order of its names, but for names that start with one of `but`.
 
-    Drawn on the processor in float32 and copied, so that device and dtype do not change the values.
+    Values are sampled on the CPU in float32 and copied, so that they do not depend on device and dtype.
     """
     for name, weight in model.named_parameters():
         if name.startswith(but):
@@ -39,7 +39,7 @@ def init_weights(
 
 
 def initial_value(name: str, weight: Tensor, config: EmuConfig, generator: Generator) -> Tensor:
-    """The initial value of one parameter, float32 on the processor."""
+    """The initial value of one parameter, in float32 on the CPU."""
     kind = name.rpartition(".")[2]
     if kind == "bias" or kind in ("q_bias", "v_bias") or "lora_B" in name:
         return torch.zeros(weight.shape)
@@ -53,12 +53,12 @@ def initial_value(name: str, weight: Tensor, config: EmuConfig, generator: Gener
         std = 1 / math.sqrt(3 * weight.shape[1])
     else:
         std = language_std(name, config)
-    drawn = torch.empty(weight.shape)
-    return nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
+    value = torch.empty(weight.shape)
+    return nn.init.trunc_normal_(value, std=std, a=-3 * std, b=3 * std, generator=generator)
 
 
 def former_std(name: str, weight: Tensor, config: EmuConfig) -> float:
-    """T5's deviations: attention has no 1/sqrt(d) factor, so the queries' weights carry it."""
+    """T5's standard deviations: attention has no 1/sqrt(d) factor, so the queries' weights contain it."""
     former = config.former
     if name == "former.queries":
         return STD
@@ -73,7 +73,7 @@ def former_std(name: str, weight: Tensor, config: EmuConfig) -> float:
 
 
 def visual_std(name: str, config: EmuConfig) -> float:
-    """The ViT's deviation, smaller in deeper residual branches (as in timm's `Eva`)."""
+    """The ViT's standard deviation, smaller in deeper residual branches (as in timm's `Eva`)."""
     if name.endswith("pos_embed"):
         return config.init.position_std
     if ".blocks." not in name:
@@ -84,16 +84,16 @@ def visual_std(name: str, config: EmuConfig) -> float:
 
 
 def language_std(name: str, config: EmuConfig) -> float:
-    """LLaMA's deviation: of its layers, of the tokens' embeddings, of the two heads."""
+    """LLaMA's standard deviations: of its layers, of the token embeddings, of the two heads."""
     if name.endswith("embed_tokens.weight"):
         return config.init.embedding_std
     return config.init.language_std if ".layers." in name else STD
 
 
 def darken_ground(model: nn.Module, ground: float) -> None:
-    """Lets the patch embedding's bias take away that part of what a white patch gives.
+    """Sets the bias of the patch embedding so that it subtracts that fraction of the embedding of a white patch.
 
-    On pale pages every patch is nearly the same large vector, which hides what tells them apart.
+    In pale images all patches have nearly the same large embedding, which hides the differences between them.
     """
     parts = dict(model.named_parameters())
     weight_VCHW, bias_V = parts[f"{PATCHES}.weight"], parts[f"{PATCHES}.bias"]

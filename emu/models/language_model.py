@@ -3,9 +3,7 @@
 Shapes: B batch, L new positions, S all positions so far (cache included), D language width,
 W rows of the vocabulary.
 
-LoRA adapters on the language model (Emu-I), through peft.
-
-peft is imported where it is used: it takes more than a second, and most models have no adapter.
+LoRA (Emu-I) is peft's, imported where it is used: the import takes more than a second, and most models have no adapter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""LLaMA's own weights as the start of the language model (paper section 3.2), and the rows of added tokens.
+"""Starts the language model from LLaMA's weights (paper section 3.2).
 
-A folder in the form of Hugging Face: `config.json`, the weights as safetensors or PyTorch files, in one piece or
-several with their index, and `tokenizer.model`. The added tokens get the mean of the rows that are there, in the
+A folder in Hugging Face's layout: `config.json`, the weights as safetensors or PyTorch files, in one file or
+in shards with their index, and `tokenizer.model`. The rows of the added tokens are the mean of LLaMA's rows, in the
 embedding and in the output head, as in the released code.
 """
 
@@ -30,7 +30,7 @@ FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-"""Where the weights are looked for, in this order; what else is in the folder is left alone."""
+"""Where the weights are searched, in this order; other files of the folder are ignored."""
 NEEDED = (
     "hidden_size",
     "num_hidden_layers",
@@ -52,7 +52,7 @@ def llama_sizes(folder: str | Path) -> LanguageConfig:
     if not path.is_file():
         raise FileNotFoundError(
             f"no LLaMA at {folder}: config.json is absent; give a folder in Hugging Face's form, with config.json, "
-            f"{FILES[1]} or {FILES[3]} (or their pieces) and tokenizer.model"
+            f"{FILES[1]} or {FILES[3]} (or their shards) and tokenizer.model"
         )
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -85,7 +85,7 @@ def with_llama(config: EmuConfig, folder: str | Path) -> EmuConfig:
 
 
 def check_llama(config: EmuConfig, folder: str | Path) -> tuple[WeightFiles, Plan]:
-    """The files of a LLaMA and which of their tensors go where; nothing but their heads is read.
+    """The files of a LLaMA, and which of their tensors becomes which weight; only headers are read.
 
     Raises as `with_llama` does, FileNotFoundError where there are no weights, and WeightsError naming every key
     that is missing, unexpected, misshapen or no floating number.
@@ -107,9 +107,9 @@ def check_llama(config: EmuConfig, folder: str | Path) -> tuple[WeightFiles, Pla
 
 @torch.no_grad()
 def load_llama(model: Emu, folder: str | Path) -> None:
-    """Fills the language model, but for its regression head, with a LLaMA's weights, one after the other.
+    """Loads a LLaMA's weights into the language model, tensor by tensor; the regression head is left as it is.
 
-    Raises as `check_llama` does, before a weight is changed.
+    Raises what `check_llama` does, before a weight is changed.
     """
     files, plan = check_llama(model.config, folder)
     ours = model.language.lm.state_dict()

@@ -1,4 +1,4 @@
-"""The visual tower out of a CLIP checkpoint: open_clip's by tag or file, or EVA's own file."""
+"""Reads the visual encoder from a CLIP checkpoint: of open_clip by tag or file, or of EVA's own file."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def _fetched(tag: str, cache_dir: str | None) -> Path:
         hint = "HF_HUB_OFFLINE is set; " if offline else ""
         raise FileNotFoundError(
             f"open_clip's {tags[tag]} {tag} is neither in its cache nor can it be fetched; {hint}give the "
-            "path of a checkpoint that is already there instead"
+            "path of a downloaded checkpoint instead"
         ) from error
     return Path(found)

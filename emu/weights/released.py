@@ -1,7 +1,7 @@
 """The names of the released weights.
 
-One table, read in both directions. Every key that is missing, unexpected or of another shape is an error
-that names it; what the released files carry without use is listed here.
+One table, applied in both directions. Every key that is missing, unexpected or of another shape is an error
+that names it; keys of the released files that the model does not use are listed here.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NAMES = (
     (r"^language\.lm\.", "{language}"),
 )
 
-# stored with the released weights and without use in the model
+# stored with the released weights and not used by the model
 UNUSED = (
     r"^cformer\.cformer\.embed_tokens\.weight$",  # T5's own word embedding
     r"\.rotary_emb\.inv_freq$",  # constants that old transformers stored
@@ -83,7 +83,7 @@ def canonical(name: str) -> str:
 
 
 def is_unused(name: str) -> bool:
-    """Whether a released key is known to be carried without use."""
+    """Whether a released key is known to be unused by the model."""
     return any(re.search(pattern, name) for pattern in UNUSED)
 
 

@@ -23,10 +23,12 @@ from emu.config import (
 from emu.models.batch import Batch
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
-from emu.weights.layout import load_config
+from emu.weights.layout import load_config, read_index
+from emu.weights.reader import WeightFiles
 from emu.weights.released import is_unused, to_released
 from emu.weights.released_config import config_to_released
 from emu.weights.store import load_model, read_weights, save_model
+from emu.weights.writer import TensorSpec, split_into_shards, write_safetensors
 from jobs import convert_checkpoint
 from jobs.convert_checkpoint import ConvertCheckpoint, convert
 from tests.models.released_forms import FORMS, State, released_config, released_state
@@ -264,3 +266,20 @@ def test_architectures_that_nobody_released(
     assert found.keys() == ours.keys()
     for name, tensor in ours.items():
         assert torch.equal(found[name], tensor) and found[name].dtype == dtype, name
+
+
+def test_a_tensor_larger_than_a_shard_gets_its_own(tmp_path: Path) -> None:
+    """The order of the tensors in the other shards is kept, though values arrive in the order of the specs."""
+    sizes = {"a": 2, "large": 9, "b": 2, "c": 2}
+    specs = [TensorSpec(name, (size,), torch.float32) for name, size in sizes.items()]
+    tensors = {spec.name: torch.randn(spec.shape) for spec in specs}
+    files = write_safetensors(tmp_path, "w", specs, tensors.values(), shard_bytes=16)
+    held = [list(load_file(file)) for file in files]
+    assert [sorted(names) for names in held] == [["large"], ["a", "b"], ["c"]]
+    found = WeightFiles(tmp_path)
+    for name, tensor in zip(sizes, found.read(list(sizes)), strict=True):
+        assert torch.equal(tensor, tensors[name])
+    index = read_index(tmp_path / "w.safetensors.index.json")
+    assert index.file_of["large"] == "w-00001-of-00003.safetensors"
+    with pytest.raises(ValueError, match="a shard of 0 bytes: give at least 1"):
+        split_into_shards(specs, "w", 0)

@@ -15,7 +15,7 @@ from tests.data.small_dataset import document, write_dataset
 from tests.interrupts import interrupted
 
 GOES_ON = "stopped; the same command resumes where it stopped"
-BEGINS_ANEW = "stopped; nothing is written; the same command begins anew"
+STARTS_AGAIN = "stopped; nothing is written; the same command starts again from the beginning"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_visual_decoder_that_is_stopped_is_not_there(
     options = ["--model", str(model), "--data", str(data)]
     with interrupt_here((model / ".decoder.partial" / METRICS).is_file):
         assert train_decoder.main([*options, "--autoencoder-steps", "100000"]) == 130
-    assert capsys.readouterr().err.rstrip().splitlines()[-1] == BEGINS_ANEW
+    assert capsys.readouterr().err.rstrip().splitlines()[-1] == STARTS_AGAIN
     assert not (model / "decoder").exists()
     short = ["--autoencoder-steps", "1", "--steps", "1", "--batch-size", "1"]
     assert train_decoder.main([*options, *short]) == 0
