@@ -171,7 +171,7 @@ class Storage:
         final, folder = self.local_path(path), self.local_path(TEMPORARY)
         with self.can_be_made(path):
             final.parent.mkdir(parents=True, exist_ok=True)
-        # Two workers may write the same file at the same time (a lost worker that is not dead).
+        # Two workers may write the same file at the same time (a lost worker that still runs).
         temporary = folder / f"{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         try:
             with self.can_be_made(path):

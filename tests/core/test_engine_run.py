@@ -1,4 +1,4 @@
-"""What a run does with a folder in any state: build, go on, leave alone, refuse, begin again."""
+"""What a run does with a folder in any state: start, resume, leave as it is, refuse, start over."""
 
 import os
 import subprocess
@@ -80,7 +80,7 @@ def test_every_record_and_link_is_accounted_for(tmp_path: Path) -> None:
     assert links["number-000013", 0]["stage"] == "fetch"
 
 
-def test_living_links_of_a_dropped_record_say_so(tmp_path: Path) -> None:
+def test_links_of_a_dropped_record_say_so(tmp_path: Path) -> None:
     pipeline = numbers_pipeline()
     odd = Filter(
         "odd",
