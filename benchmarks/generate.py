@@ -43,7 +43,7 @@ Subject = Literal[
 Side = Callable[[], Any]
 TEXT_LENGTHS = (20, 30, 45, 60, 80, 100, 120, 150)  # ids of the prompts
 NEW_TOKENS = 64  # the default of the engine
-TOLERANCE = 1e-5  # largest difference of regressed embeddings
+TOLERANCE = 1e-4  # largest difference of regressed embeddings; rounding gives up to 2e-5
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ class Engine:
     ) -> list[str]:
         """The text that follows each prompt, greedy by default.
 
-        Prompts of different lengths run together, and each gives the same text as alone; row i is
-        sampled with `seed + i`.
+        Prompts of different lengths run together, and each gives the same text as alone, to
+        rounding; row i is sampled with `seed + i`.
         """
         return [text.text for text in self._texts(prompts, options)]
 

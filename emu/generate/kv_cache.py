@@ -140,8 +140,8 @@ class DecodeState:
     """Prompts of different lengths after one run of the model, and what has been fed after them.
 
     `hidden_BD` is the state after the last position, from which the next token or the next visual
-    embedding is predicted. A row gives the same result as alone: the prompts run side by side without
-    padding; in the cache they end at the same index, and the gap before a shorter one is masked.
+    embedding is predicted. A row gives the same result as alone, to rounding: the prompts run side by side
+    without padding; in the cache they end at the same index, and the gap before a shorter one is masked.
     """
 
     @torch.inference_mode()

@@ -79,7 +79,7 @@ def test_streamed_and_merged_statistics_are_those_of_all_features():
         FeatureStatistics.empty(12).merged(streamed),
     ):
         assert statistics.count == 1000
-        np.testing.assert_allclose(statistics.mean, features.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(statistics.mean, features.mean(0), rtol=1e-12)
         np.testing.assert_allclose(statistics.covariance, np.cov(features, rowvar=False), atol=1e-8)
 
 

@@ -68,6 +68,11 @@ def generate(
     )
 
 
+def largest_difference(some: torch.Tensor, others: torch.Tensor) -> int:
+    """In levels of 8 bits; loaded weights lie elsewhere in memory, which may change the order of sums."""
+    return int((some.int() - others.int()).abs().max())
+
+
 def test_images_follow_seed_condition_and_guidance(decoder: VisualDecoder) -> None:
     images = generate(decoder)
     assert images.shape == (2, 16, 24, 3) and images.dtype == torch.uint8
@@ -79,7 +84,14 @@ def test_images_follow_seed_condition_and_guidance(decoder: VisualDecoder) -> No
 def test_save_and_load(decoder: VisualDecoder, kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "decoder"
     decoder.save(folder)
-    assert torch.equal(generate(load_decoder(folder)), generate(decoder))
+    loaded = load_decoder(folder)
+    loaded.save(tmp_path / "again")
+    one, two = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*.safetensors")}
+        for root in (folder, tmp_path / "again")
+    )
+    assert one and one == two
+    assert largest_difference(generate(loaded), generate(decoder)) <= 1
     assert kind_of(folder) == kind == decoder.kind
     assert is_decoder(folder) and not is_decoder(tmp_path)
     for file in DECODERS[kind].files:
@@ -292,7 +304,7 @@ def test_the_safety_checker_blackens_what_matches(
         loaded = StableDiffusionDecoder.load(tmp_path / str(threshold))
         assert loaded.safety is not None
         with caplog.at_level(logging.WARNING):
-            assert torch.equal(generate(loaded), wanted)
+            assert largest_difference(generate(loaded), wanted) <= 1
     assert "safety_checker=matched images=2 of=2" in caplog.text
     assert "safety_checker=absent" not in caplog.text
 

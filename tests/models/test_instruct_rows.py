@@ -52,7 +52,8 @@ def test_the_rows_start_from_their_words_and_nothing_else_changes(
     old = [weight.clone() for weight in rows(pretrained)]
     add_instruct_tokens(pretrained, tokenizer)
     after = pretrained.score(ids_BL, torch.ones_like(ids_BL)).logits_BLV
-    assert torch.equal(after[..., : before.shape[-1]], before)
+    # to rounding: the head has more rows, so the processor may take its sums in another order
+    torch.testing.assert_close(after[..., : before.shape[-1]], before, atol=1e-6, rtol=1e-5)
     special = pretrained.config.special
     for new, was in zip(rows(pretrained), old, strict=True):
         assert torch.equal(new[: len(was)], was) and len(new) == len(was) + 2

@@ -33,7 +33,9 @@ def test_a_saved_model_answers_the_same(
     assert not loaded.training
     assert loaded.config == model.config
     assert weights_hash(loaded) == weights_hash(model)
-    assert torch.equal(loaded(batch).logits_BLV, model(batch).logits_BLV)
+    # the loaded weights lie elsewhere in memory, which may change the order of the sums
+    found, wanted = loaded(batch).logits_BLV, model(batch).logits_BLV
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     original = EmuTokenizer.load(tokenizer_path)
     assert tokenizer.encode("a [IMG] b") == original.encode("a [IMG] b")
     frozen = [name for name, weight in loaded.named_parameters() if not weight.requires_grad]
