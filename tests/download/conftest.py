@@ -29,7 +29,7 @@ def quick_config() -> Callable[..., FetchConfig]:
     def make(**changes: Any) -> FetchConfig:
         short = {
             "deadline_s": 5.0,
-            "read_timeout_s": 0.5,
+            "read_timeout_s": 1.0,
             "connect_timeout_s": 1.0,
             "backoff_s": 0.02,
             "max_bytes": 1 << 20,

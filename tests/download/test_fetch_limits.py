@@ -39,7 +39,17 @@ def test_results_keep_the_order_of_links_and_connections_are_kept(quick_config) 
 
 
 def test_a_host_gets_no_more_than_its_share_and_others_do_not_wait_for_it(quick_config) -> None:
-    with WebServer({"/a": slow(0.1)}) as busy, WebServer({"/b": slow(0.1)}) as free:
+    done: list[str] = []
+
+    def noted(host: str) -> Handler:
+        async def handle(call: Call) -> None:
+            await asyncio.sleep(0.1)
+            done.append(host)
+            await call.respond(200, b"x")
+
+        return handle
+
+    with WebServer({"/a": noted("busy")}) as busy, WebServer({"/b": noted("free")}) as free:
         config = quick_config(
             allow_host=(busy.allow("a.example"), free.allow("b.example")), per_host=2
         )
@@ -49,7 +59,8 @@ def test_a_host_gets_no_more_than_its_share_and_others_do_not_wait_for_it(quick_
             results = fetcher.fetch_many(urls)
         assert all(result.reason is None for result in results)
         assert (busy.most_at_once, free.most_at_once) == (2, 2)
-        assert 0.5 <= time.monotonic() - started_s < 3.0
+        assert time.monotonic() - started_s >= 0.5
+        assert done[-1] == "busy"
 
 
 def test_concurrency_is_a_limit_over_all_hosts(quick_config) -> None:
@@ -73,16 +84,16 @@ def test_requests_per_second_to_one_host_are_limited(quick_config) -> None:
 
 def test_waits_for_our_own_limits_do_not_use_up_the_deadline(quick_config) -> None:
     with WebServer({"/a": slow(0.15, bytes(60_000))}) as server:
-        one_by_one = quick_config(allow_host=(server.allow(),), deadline_s=0.6, per_host=1)
+        one_by_one = quick_config(allow_host=(server.allow(),), deadline_s=1.0, per_host=1)
         by_bytes = quick_config(
-            allow_host=(server.allow(),), deadline_s=0.6, max_bytes=64_000, body_budget_bytes=64_000
+            allow_host=(server.allow(),), deadline_s=1.0, max_bytes=64_000, body_budget_bytes=64_000
         )
         for config in (one_by_one, by_bytes):
             with Fetcher(config) as fetcher:
                 results = fetcher.fetch_many(
-                    [server.url("/a")] * 8, lambda _, body: time.sleep(0.1) or len(body)
+                    [server.url("/a")] * 16, lambda _, body: time.sleep(0.1) or len(body)
                 )
-            assert [result.value for result in results] == [60_000] * 8
+            assert [result.value for result in results] == [60_000] * 16
 
 
 def test_hosts_that_redirect_to_each_other_do_not_block_each_other(quick_config) -> None:
@@ -111,7 +122,7 @@ def test_many_drips_end_together_at_their_deadline(quick_config) -> None:
         with Fetcher(config) as fetcher:
             started_s = time.monotonic()
             results = fetcher.fetch_many([server.url("/drip", host) for host in hosts * 8])
-            assert time.monotonic() - started_s < 3.0
+            assert time.monotonic() - started_s < 8.0  # one after the other takes 12.8 s
         assert {result.reason for result in results} == {"timeout"}
 
 

@@ -56,7 +56,7 @@ EXPECTED = {
 }
 
 
-SHORT = {"deadline_s": 2.5, "read_timeout_s": 0.4}
+SHORT = {"deadline_s": 4.0, "read_timeout_s": 0.8}
 
 
 def _fetch_all(server: WebServer, config) -> list[Fetched[bytes]]:

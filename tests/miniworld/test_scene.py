@@ -150,6 +150,7 @@ def test_extent_is_in_units_of_the_shorter_side():
     assert extent(0.5) == (1.0, 2.0)
 
 
+@pytest.mark.slow  # it measures the processor
 def test_a_thousand_images_take_seconds():
     rng = np.random.default_rng(0)
     start = time.process_time()

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -136,40 +138,68 @@ def test_images_of_the_web_come_through_the_given_function(
         assert "http_404" in message
 
 
-def test_a_late_reply_is_cancelled_and_its_thread_freed(serve_with: Serve) -> None:
+@contextmanager
+def at_each_token(engine: Engine, act: Callable[[], None]) -> Iterator[None]:
+    """Inside the block, `act` is called for every token, in the thread that generates it."""
+    head = engine.model.language.lm.lm_head
+    hook = head.register_forward_hook(lambda _module, _args, _logits: act())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def test_a_late_reply_is_cancelled_and_its_thread_freed(serve_with: Serve, engine: Engine) -> None:
     slow = {"max_tokens": 1000, "stop": ["never to be said"]}
-    with serve_with(Limits(timeout_s=0.4)) as caller:
-        for _ in range(3):  # more than there are threads
-            status, _, message = error_of(caller.ask("describe the image", **slow))
-            assert status == 504 and "0.4 s" in message
+    with serve_with(Limits(timeout_s=1.0)) as caller:
+        with at_each_token(engine, lambda: time.sleep(0.02)):  # 20 s for a whole reply
+            for _ in range(3):  # more than there are threads
+                status, _, message = error_of(caller.ask("describe the image", **slow))
+                assert status == 504 and "1 s" in message
+            last = caller.stream("describe the image", **slow)[-1]
+            assert last["error"]["code"] == "timeout"
         assert caller.ask("a", max_tokens=1).status_code == 200
-        last = caller.stream("describe the image", **slow)[-1]
-        assert last["error"]["code"] == "timeout"
 
 
-def test_a_client_that_disconnects_stops_generation(caller: Caller) -> None:
-    body = {"messages": [{"role": "user", "content": "a"}], "stream": True, "max_tokens": 1000}
-    for _ in range(4):
-        with caller.client.stream("POST", CHAT, json=body) as response:
-            next(response.iter_lines())
-    begun = time.monotonic()
-    assert caller.ask("a", max_tokens=1).status_code == 200
-    assert time.monotonic() - begun < 2.5  # four whole replies take longer
+def test_a_client_that_disconnects_stops_generation(caller: Caller, engine: Engine) -> None:
+    message = {"role": "user", "content": "describe the image"}
+    body = {"messages": [message], "stream": True, "max_tokens": 1000}
+    num_tokens = 0
+
+    def count() -> None:
+        nonlocal num_tokens
+        num_tokens += 1
+        time.sleep(0.01)
+
+    with at_each_token(engine, count):
+        for _ in range(4):
+            with caller.client.stream("POST", CHAT, json=body) as response:
+                next(response.iter_lines())
+        assert caller.ask("a", max_tokens=1).status_code == 200
+    assert num_tokens < 1000  # of the 4,000 of four whole replies
 
 
-def test_health_responds_while_the_engine_is_busy(caller: Caller) -> None:
+def test_health_responds_while_the_engine_is_busy(caller: Caller, engine: Engine) -> None:
+    is_busy, is_answered = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        is_busy.set()
+        is_answered.wait()
+
     def request() -> None:
-        caller.ask("describe the image", max_tokens=100)
+        caller.ask("describe the image", max_tokens=2)
 
     threads = [threading.Thread(target=request) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    begun = time.monotonic()
-    assert caller.client.get("/healthz").status_code == 200
-    waited = time.monotonic() - begun
-    for thread in threads:
-        thread.join()
-    assert waited < 1.0
+    with at_each_token(engine, hold):
+        try:
+            for thread in threads:
+                thread.start()
+            assert is_busy.wait(60)
+            assert caller.client.get("/healthz", timeout=30).status_code == 200
+        finally:
+            is_answered.set()
+            for thread in threads:
+                thread.join()
 
 
 def test_the_ingress_imports_neither_torch_nor_ray(repository: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_stream_comes_in_pieces(served: Caller) -> None:
         for line in response.iter_lines():
             if line.startswith("data: {"):
                 arrivals.append(time.monotonic())
-                if len(arrivals) == 40:
+                if len(arrivals) == 200:
                     break
     assert arrivals[-1] - arrivals[1] > 0.02, "the pieces arrived all at once"
     chunks = served.stream("describe", max_tokens=20)
@@ -107,23 +107,29 @@ def test_the_queue_is_bounded_and_the_ingress_keeps_responding(served: Caller) -
         waited.append(time.monotonic() - begun)
 
     looking = threading.Thread(target=look)
+    asked = time.monotonic()
     looking.start()
     with ThreadPoolExecutor(24) as threads:
         responses = list(threads.map(ask, range(24)))
+    whole = time.monotonic() - asked
     looking.join()
     statuses = [response.status_code for response in responses]
     assert set(statuses) == {200, 503} and statuses.count(200) >= 10
     busy = responses[statuses.index(503)]
     assert error_of(busy)[2].startswith("all replicas are busy")
     assert busy.headers["retry-after"] == "5"
-    assert waited and waited[0] < 3
+    assert waited and waited[0] < whole / 2
 
 
 def test_clients_that_disconnect_free_their_slots(served: Caller) -> None:
-    body: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "stream": True, **LONG}
+    message = {"role": "user", "content": "describe the image"}
+    body: dict[str, Any] = {"messages": [message], "stream": True, **LONG}
+    begun = time.monotonic()
+    served.send(body | {"stream": False})
+    whole = time.monotonic() - begun
     for _ in range(6):
         with served.client.stream("POST", CHAT, json=body) as response:
             next(response.iter_lines())
     begun = time.monotonic()
     assert served.ask("a", max_tokens=1).status_code == 200
-    assert time.monotonic() - begun < 4, "six whole replies take longer"
+    assert time.monotonic() - begun < whole, "six whole replies in two slots take three times that"

@@ -72,7 +72,7 @@ def test_two_workers_give_the_weights_of_two_plain_ranks(
     if is_killed:
         killer.join()
     for rank in ranks:
-        rank.join(60)
+        rank.join(240)
         assert rank.exitcode == 0
     assert len(killed) == is_killed
     assert summary.steps == 60 and summary.samples == 240

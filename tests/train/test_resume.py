@@ -93,7 +93,7 @@ def kill_until_done(plan: TrainPlan, dice: random.Random) -> int:
     while True:
         process = start(train_work, plan)
         if kills >= 8:
-            process.join(60)
+            process.join(240)
             break
         started = len(checkpoints(out))
         deadline = time.monotonic() + 60
@@ -113,7 +113,7 @@ def kill_until_done(plan: TrainPlan, dice: random.Random) -> int:
 
 def test_training_needs_no_ray(whole: TrainPlan, tmp_path: Path):
     process = start(train_without_ray, elsewhere(whole, tmp_path / "out"))
-    process.join(60)
+    process.join(240)
     assert process.exitcode == 0
     assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
 

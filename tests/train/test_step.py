@@ -21,7 +21,7 @@ def on_ranks(plan: TrainPlan, folder: Path, world: int = 2) -> list[tuple[dict, 
     folder.mkdir()
     ranks = [start(gradient_work, r, world, plan, folder) for r in range(world)]
     for rank in ranks:
-        rank.join(60)
+        rank.join(240)
         assert rank.exitcode == 0
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
