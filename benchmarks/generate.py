@@ -35,7 +35,7 @@ from benchmarks.random_emu import (
     text_of,
 )
 from emu.generate.engine import Engine
-from emu.generate.options import TextOptions
+from emu.generate.prompts import TextOptions
 
 Subject = Literal[
     "image_60", "image_200", "image_60_batch", "image_200_batch", "text", "rank", "limits"

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from emu.generate.engine import Engine
-from emu.generate.options import TextOptions
-from emu.generate.prompts import EncodedPrompt, Prompt
+from emu.generate.prompts import EncodedPrompt, Prompt, TextOptions
 from emu.models.emu import Emu
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from emu.data.dataset import ShardReader
-from emu.data.images import pixels_of
 from emu.data.sequence import Sequence, SequenceMaker
 from emu.models.batch import Batch
 from emu.models.objective import IGNORED
+from emu.models.visual_encoder import pixels_of
 from schemas.images import ImageError
 
 if TYPE_CHECKING:

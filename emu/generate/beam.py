@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emu.generate.kv_cache import DecodeState
-from emu.generate.options import TextOptions
+from emu.generate.prompts import TextOptions
 
 CLOSED = -1e9  # score of beams that must not be continued: at the start, all but one
 

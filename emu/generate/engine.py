@@ -18,8 +18,14 @@ from emu.config import IMAGE, EmuConfig
 from emu.decoders import load_decoder
 from emu.generate.beam import beam_search
 from emu.generate.kv_cache import DecodeState
-from emu.generate.options import ImageOptions, Reply, TextOptions
-from emu.generate.prompts import EncodedPrompt, Prompt, PromptEncoder
+from emu.generate.prompts import (
+    EncodedPrompt,
+    ImageOptions,
+    Prompt,
+    PromptEncoder,
+    Reply,
+    TextOptions,
+)
 from emu.generate.sampling import (
     Detokenizer,
     Event,

@@ -1,4 +1,6 @@
-"""Encodes prompts: texts and images in order, joined into one string that is tokenized once.
+"""What goes into the engine and what comes out: prompts, options, replies. Light to import: no torch.
+
+A prompt is texts and images in order, joined into one string that is tokenized once.
 
 Shapes: C channels, H W pixels.
 """
@@ -8,30 +10,123 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
 from PIL import Image
-from torch import Tensor
+from pydantic import Field
 
 from emu.config import IMAGE, IMAGE_START, EmuConfig, image_block
-from emu.data.images import normalise
 from emu.data.video import Video
-from emu.generate.options import PromptTooLong
 from emu.tokenizer import EmuTokenizer
+from schemas.config import Checked, ConfigError
 from schemas.images import decode_image, to_rgb
 from schemas.sample import Segment
 
-Piece = str | bytes | Path | Image.Image | Tensor | Segment | Video
+if TYPE_CHECKING:
+    from torch import Tensor  # the ingress of the server imports this module and not torch
+
+MAX_SIDE = 4096
+"""Pixels of a generated image along one side: eight times what Stable Diffusion was trained on."""
+
+Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="the seeds of torch")]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE, description="pixels")]
+
+
+class PromptTooLong(ValueError):
+    """A prompt that leaves the model no position for its reply."""
+
+
+@dataclass(frozen=True)
+class TextOptions(Checked):
+    """How text is decoded: greedily by default. Beam search and sampling exclude each other."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Maximum number of new tokens; the model's last position is a limit, too."""
+    min_length: Annotated[int, Field(ge=0)] = 0
+    """Ids before the end token is allowed, the start id included, as in the released code."""
+    num_beams: Annotated[int, Field(ge=1)] = 1
+    """Beams of a beam search (the released evaluation uses 5); 1 is no search."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which the score of a beam is divided; below 0 favours short texts."""
+    do_sample: bool = False
+    """Sample from the distribution instead of taking the likeliest token."""
+    temperature: Annotated[
+        float, Field(gt=0, description="do_sample=False takes the likeliest token")
+    ] = 1.0
+    """Divides the logits before a token is sampled."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the likeliest tokens that together have this probability."""
+    seed: Seed = 0
+    """Of the sampler; row i of a batch uses `seed + i`, whatever else is in the batch."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first occurrence of any of these strings."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.do_sample and self.num_beams > 1:
+            raise ConfigError(
+                f"do_sample is True with num_beams {self.num_beams}, give one or the other"
+            )
+        if "" in self.stop:
+            raise ConfigError(
+                f"stop is {self.stop!r}, and an empty string would end every text at once"
+            )
+
+
+@dataclass(frozen=True)
+class ImageOptions(Checked):
+    """How an image is generated; the defaults are those of the released pipeline."""
+
+    height: Side | None = None
+    """In pixels; by default what the visual decoder was trained on."""
+    width: Side | None = None
+    """In pixels; by default what the visual decoder was trained on."""
+    num_inference_steps: Annotated[int, Field(ge=1)] = 50
+    """Denoising steps."""
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
+    """Weight of the prompt against the empty prompt; 1 is no guidance."""
+    seed: Seed = 0
+    """Of the initial noise: the same seed gives the same image."""
+    scheduler: str | None = None
+    """The diffusion scheduler, by name; None is the visual decoder's first ("pndm" of Stable Diffusion)."""
+
+
+FinishReason = Literal["stop", "length", "image"]
+"""`stop`: the end token or a stop string; `length`: a limit; `image`: a token that opens an image, which ends one
+text inside a reply and never the reply."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The segments of a reply in order, why it ended, and how many positions it took."""
+
+    segments: tuple[Segment, ...]
+    finish_reason: FinishReason
+    num_prompt_tokens: int  # positions of the prompt, those of images included
+    num_reply_tokens: int  # positions of the reply, those of images included
+
+    @property
+    def text(self) -> str:
+        """All texts of the reply, joined."""
+        return "".join(s.text or "" for s in self.segments if s.kind == "text")
+
+    @property
+    def images(self) -> tuple[Segment, ...]:
+        """The images of the reply, encoded as PNG."""
+        return tuple(s for s in self.segments if s.kind == "image")
+
+
+Piece: TypeAlias = "str | bytes | Path | Image.Image | Tensor | Segment | Video"
 """A `str` is always a text. Bytes (encoded), a path, a PIL image and a normalised `Tensor[3,H,W]`
 are images. A segment is what it says, a video is its frames as images one after the other."""
-Prompt = Piece | Sequence[Piece]
+Prompt: TypeAlias = "Piece | Sequence[Piece]"
 """One piece, or a list or tuple of them, joined without a separator."""
 
 
 def as_pieces(prompt: Prompt) -> list[Piece]:
     """The pieces of a prompt in order."""
     is_several = isinstance(prompt, list | tuple)
-    return list(cast(Sequence[Piece], prompt)) if is_several else [cast(Piece, prompt)]
+    return list(cast("Sequence[Piece]", prompt)) if is_several else [cast("Piece", prompt)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +165,7 @@ class PromptEncoder:
             contents = piece.frames() if isinstance(piece, Video) else [piece]
             for content in (self._text_or_pixels(part, number) for part in contents):
                 texts.append(content if isinstance(content, str) else block)
-                if isinstance(content, Tensor):
+                if not isinstance(content, str):
                     pixels.append(content)
         return self.encode_joined("".join(texts), tuple(pixels), opens_image, num_reserved)
 
@@ -87,6 +182,10 @@ class PromptEncoder:
         return EncodedPrompt(tuple(ids), pixels, text)
 
     def _text_or_pixels(self, piece: Piece, number: int) -> str | Tensor:
+        from torch import Tensor
+
+        from emu.models.visual_encoder import normalise
+
         if isinstance(piece, Segment):
             piece = (piece.text if piece.kind == "text" else piece.image) or ""
         if isinstance(piece, str):
@@ -127,7 +226,7 @@ class PromptEncoder:
         if not pixels.is_floating_point():
             raise ValueError(
                 f"piece {number} of the prompt is a tensor of {pixels.dtype}; give normalised "
-                "floats (emu.data.images.normalise), or the image itself"
+                "floats (emu.models.visual_encoder.normalise), or the image itself"
             )
         if not pixels.isfinite().all():
             raise ValueError(f"piece {number} of the prompt is a tensor that holds nan or inf")

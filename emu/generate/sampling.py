@@ -5,6 +5,7 @@ Shapes: B rows (1 in a reply), Q causal queries, D language width, W entries of 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from emu.data.images import to_png
 from emu.generate.beam import beam_search
 from emu.generate.kv_cache import DecodeState
-from emu.generate.options import FinishReason, Reply, TextOptions
-from emu.generate.prompts import EncodedPrompt
+from emu.generate.prompts import EncodedPrompt, FinishReason, Reply, TextOptions
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 from schemas.sample import Segment
@@ -247,3 +246,10 @@ class ReplyDecoder:
     def _fits_image(self) -> bool:
         needed = self._config.former.num_queries + 1
         return self._num_used + needed <= self._config.language.max_positions
+
+
+def to_png(image: Image.Image) -> bytes:
+    """The image as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

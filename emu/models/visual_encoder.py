@@ -1,18 +1,42 @@
-"""The EVA-CLIP tower (paper section 2.1): an image in, one vector a token out.
+"""The EVA-CLIP tower (paper section 2.1): an image in, one vector per token out; and the pixels that it takes.
 
-Shapes: B batch, C channels, H W pixels, P tokens of an image (class token first), V vision width.
+An image is resized to the tower's square without keeping its aspect ratio, with Pillow's bicubic filter, scaled to
+0..1 and normalised by the mean and deviation of OpenAI's CLIP (paper section 3; released code).
+
+Shapes: N images, B batch, C channels, H W pixels, P tokens of an image (class token first), V vision width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from PIL import Image
 from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from emu.config import VisionConfig
+from schemas.images import decode_image
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(image: Image.Image, side: int) -> Tensor:
+    """The image as a float32 `CHW` tensor of `side` x `side`, normalised."""
+    squashed = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    pixels_HWC = np.asarray(squashed, dtype=np.float32) / 255.0
+    mean, std = np.asarray(CLIP_MEAN, np.float32), np.asarray(CLIP_STD, np.float32)
+    return torch.from_numpy(((pixels_HWC - mean) / std).transpose(2, 0, 1).copy())
+
+
+def pixels_of(images: Sequence[bytes], side: int) -> Tensor:
+    """Encoded images as one `NCHW` tensor; raises `ImageError` for bytes that do not decode."""
+    if not images:
+        return torch.empty(0, 3, side, side)
+    return torch.stack([normalise(decode_image(data), side) for data in images])
 
 
 class VisualEncoder(nn.Module):

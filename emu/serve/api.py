@@ -32,7 +32,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from emu.generate.options import Reply
+from emu.generate.prompts import Reply
 from emu.serve.backend import Backend, Event, ModelCard
 from emu.serve.errors import ApiError, ErrorResponse, shown
 from emu.serve.requests import Fetch, read_request

@@ -18,7 +18,7 @@ from PIL import Image
 
 from emu.config import EmuConfig
 from emu.decoders import DECODERS, kind_of, read_image_multiple
-from emu.generate.options import ImageOptions, PromptTooLong, Reply, TextOptions
+from emu.generate.prompts import ImageOptions, PromptTooLong, Reply, TextOptions
 from emu.serve.errors import ApiError, ErrorResponse
 from emu.weights.layout import DECODER
 from schemas.images import MAX_PIXELS, ImageError, decode_image

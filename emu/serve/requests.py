@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emu.config import INSTRUCT_TOKENS
-from emu.generate.options import ImageOptions, TextOptions
+from emu.generate.prompts import ImageOptions, TextOptions
 from emu.serve.backend import Content, EncodedImage, GenerationRequest, ModelCard
 from emu.serve.errors import ApiError, nearest, shown
 from emu.serve.schema import DEFAULT_MAX_TOKENS, ChatRequest, ImagePart, Limits, Message

@@ -9,10 +9,10 @@ from PIL import Image
 
 from emu.config import EmuConfig, tiny_config
 from emu.data.dataset import ShardReader
-from emu.data.images import CLIP_MEAN, CLIP_STD, pixels_of
 from emu.data.sequence import SequenceConfig, SequenceMaker
 from emu.data.stream import BatchStream, Share, StepSize
 from emu.models.batch import Batch
+from emu.models.visual_encoder import CLIP_MEAN, CLIP_STD, pixels_of
 from emu.tokenizer import EmuTokenizer
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample, Segment

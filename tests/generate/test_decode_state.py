@@ -5,8 +5,7 @@ from PIL import Image
 
 from emu.generate.engine import Engine
 from emu.generate.kv_cache import DecodeState
-from emu.generate.options import TextOptions
-from emu.generate.prompts import EncodedPrompt, Prompt
+from emu.generate.prompts import EncodedPrompt, Prompt, TextOptions
 
 PROMPTS: list[Prompt] = ["a red circle", "a", "what colour is the triangle in the picture?"]
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import emu
-from emu.data.images import to_png
 from emu.generate.engine import Engine
-from emu.generate.options import ImageOptions, PromptTooLong, Reply, TextOptions
+from emu.generate.prompts import ImageOptions, PromptTooLong, Reply, TextOptions
+from emu.generate.sampling import to_png
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample, Segment, check_sample
 from tests.generate.bomb import bomb_png

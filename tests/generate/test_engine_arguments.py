@@ -13,7 +13,7 @@ from PIL import Image
 
 import emu
 from emu.generate.engine import Engine
-from emu.generate.options import ImageOptions, PromptTooLong, TextOptions
+from emu.generate.prompts import ImageOptions, PromptTooLong, TextOptions
 from schemas.images import ImageError
 
 TEXT = "max_new_tokens min_length num_beams length_penalty do_sample temperature top_p seed stop"

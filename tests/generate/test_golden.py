@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from emu.generate.options import ImageOptions, TextOptions
+from emu.generate.prompts import ImageOptions, TextOptions
 from tests.generate.conftest import Golden
 
 

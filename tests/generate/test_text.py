@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from emu.generate.beam import Search
 from emu.generate.engine import Engine
-from emu.generate.options import ImageOptions, TextOptions
+from emu.generate.prompts import ImageOptions, TextOptions
 from emu.generate.sampling import Detokenizer, Sampler, nucleus
 
 PROMPT = "describe the image"

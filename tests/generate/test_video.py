@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from emu.data.video import Video, VideoError, frame_places, read_frames
 from emu.generate.engine import Engine
-from emu.generate.options import PromptTooLong, TextOptions
+from emu.generate.prompts import PromptTooLong, TextOptions
 
 
 def write_video(path: Path, num_frames: int, width: int = 64, height: int = 48) -> Path:

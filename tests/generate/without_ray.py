@@ -56,7 +56,7 @@ def run(folder: Path) -> dict[str, object]:
     import emu
     from emu.eval.metrics.captions import already_tokens, score_captions
     from emu.eval.metrics.vqa import VqaAccuracy
-    from emu.generate.options import TextOptions
+    from emu.generate.prompts import TextOptions
     from emu.train.loop import train
     from tests.train.plans import mini_plan
 

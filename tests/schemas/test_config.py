@@ -70,3 +70,12 @@ def test_a_command_line_keeps_the_bounds(capsys: pytest.CaptureFixture[str]) -> 
     assert tyro.cli(Example, args=["--workers", "3", "--inner.depth", "2"]).inner.depth == 2
     with pytest.raises((SystemExit, ConfigError)):
         tyro.cli(Example, args=["--inner.depth", "0"])
+
+
+def test_a_bound_of_a_float_asks_for_a_number() -> None:
+    @dataclass(frozen=True)
+    class Half(Checked):
+        share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    with pytest.raises(ConfigError, match=r"^share is 0, give a number above 0 and of at most 1$"):
+        Half(share=0)

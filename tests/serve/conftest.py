@@ -17,8 +17,8 @@ import uvicorn
 from PIL import Image
 
 import emu
-from emu.data.images import to_png
 from emu.generate.engine import Engine
+from emu.generate.sampling import to_png
 from emu.serve.api import build_api
 from emu.serve.backend import LocalBackend, ModelCard
 from emu.serve.requests import Fetch

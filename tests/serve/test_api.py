@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from emu.generate.engine import Engine
-from emu.generate.options import ImageOptions, TextOptions
+from emu.generate.prompts import ImageOptions, TextOptions
 from emu.serve.schema import Limits
 from tests.serve.conftest import CHAT, Caller, Serve, error_of, image_part, parts
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from emu.data.images import to_png
+from emu.generate.sampling import to_png
 from schemas.images import decode_image
 from tests.serve.conftest import Caller, error_of, image_part
 

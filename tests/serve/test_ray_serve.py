@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from emu.generate.engine import Engine
-from emu.generate.options import ImageOptions, TextOptions
+from emu.generate.prompts import ImageOptions, TextOptions
 from emu.serve.app import ServeOptions, build_app
 from emu.serve.schema import Limits
 from tests.generate.bomb import bomb_png

@@ -14,7 +14,7 @@ from emu.config import DecoderConfig
 from emu.data.dataset import DatasetError
 from emu.decoders.stable_diffusion import StableDiffusionDecoder, reads_condition
 from emu.generate.engine import Engine
-from emu.generate.options import ImageOptions
+from emu.generate.prompts import ImageOptions
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 from emu.train.decoder import DecoderPlan, DecoderTrainConfig, shuffled_rows, train_decoder

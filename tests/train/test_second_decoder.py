@@ -14,7 +14,7 @@ import emu
 from emu.config import DecoderConfig, EmuConfig, tiny_config
 from emu.decoders import DECODERS, plan_decoder_conversion
 from emu.generate.engine import Engine
-from emu.generate.options import ImageOptions
+from emu.generate.prompts import ImageOptions
 from emu.serve.backend import ModelCard
 from emu.serve.errors import ApiError
 from emu.serve.requests import check_limits, image_options
