@@ -1,4 +1,4 @@
-"""A new adapter on a pretrained model: it alone is trained, and the weights beneath are never redrawn."""
+"""A new adapter on a pretrained model: it alone is trained, and the weights beneath never change."""
 
 import json
 from dataclasses import replace

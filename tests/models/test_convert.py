@@ -117,7 +117,7 @@ def test_a_converted_directory_is_whole(golden: Path, tmp_path: Path) -> None:
     prompt, empty = expected["image_embeds_text"]
     assert engine.decoder is not None and engine.config.decoder is not None
     assert engine.config.decoder.image_size == call["height"]
-    picture = engine.decoder.decode(
+    image = engine.decoder.decode(
         prompt[None],
         empty,
         call["height"],
@@ -126,7 +126,7 @@ def test_a_converted_directory_is_whole(golden: Path, tmp_path: Path) -> None:
         call["guidance_scale"],
         initial_latents=expected["decoder_initial_latents"],
     )
-    difference = picture[0].int() - expected["decoder_image_uint8"].int()
+    difference = image[0].int() - expected["decoder_image_uint8"].int()
     assert difference.abs().max() <= 1
     special = engine.config.special
     generation = GenerationConfig.from_pretrained(out)

@@ -270,7 +270,7 @@ def test_the_autoencoder_learns_flat_colours_and_is_standardised() -> None:
 
 
 def test_a_fresh_autoencoder_keeps_what_pale_colours_differ_in() -> None:
-    """As diffusers draws it, pale pictures end nearer together than the noise of their latents."""
+    """With the initial weights of diffusers pale images end nearer together than the noise of their latents."""
     decoder = StableDiffusionDecoder.from_config(replace(SIZES, vae_groups=1), WIDTH, seed=0)
     shades = torch.rand(16, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.7
     posterior = posterior_of(decoder.vae, shades.expand(-1, -1, 16, 16).contiguous())

@@ -1,4 +1,4 @@
-"""How fresh weights are drawn, and that the tiny recipe's let pictures differ from each other."""
+"""Initial weights, and that those of the tiny recipe let the embeddings of images differ."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from emu.train.start import start_tower
 TINY = tiny_config(300)
 
 
-def drawn(config: EmuConfig) -> Emu:
+def initialised(config: EmuConfig) -> Emu:
     model = Emu(config)
     model.init_weights(seed=4)
     return model.eval()
@@ -26,10 +26,10 @@ def test_white_is_white_under_clips_normalisation() -> None:
     assert pytest.approx(white, abs=1e-4) == WHITE
 
 
-def test_the_chosen_deviations_are_drawn() -> None:
+def test_the_chosen_deviations_are_used() -> None:
     config = replace(TINY, init=InitConfig(0.3, 0.08, 0.06, 0.05, query_gain=5.0))
-    state = drawn(config).state_dict()
-    plain = drawn(replace(TINY, init=InitConfig())).state_dict()
+    state = initialised(config).state_dict()
+    plain = initialised(replace(TINY, init=InitConfig())).state_dict()
 
     def std(name: str) -> float:
         return state[name].std().item()
@@ -51,7 +51,7 @@ def test_the_ground_is_taken_from_a_white_patch() -> None:
     side, size = TINY.vision.image_size, TINY.vision.patch_size
     white = torch.tensor(WHITE)[:, None, None].expand(1, 3, side, side)
     for ground in (0.0, 0.75, 1.0):
-        trunk = drawn(replace(TINY, init=InitConfig(ground=ground))).visual.trunk
+        trunk = initialised(replace(TINY, init=InitConfig(ground=ground))).visual.trunk
         without = torch.nn.functional.conv2d(
             white, trunk.patch_embed.proj.weight, stride=size
         ).flatten(2)
@@ -60,15 +60,15 @@ def test_the_ground_is_taken_from_a_white_patch() -> None:
 
 
 def test_the_tower_alone_draws_the_same() -> None:
-    alone, whole = start_tower(TINY, 4, None).state_dict(), drawn(TINY).visual.state_dict()
+    alone, whole = start_tower(TINY, 4, None).state_dict(), initialised(TINY).visual.state_dict()
     assert all(torch.equal(alone[name], whole[name]) for name in whole)
 
 
-def test_tiny_embeddings_differ_between_pictures() -> None:
+def test_tiny_embeddings_differ_between_images() -> None:
     """Pale pages with one coloured square each: at large models' deviations they all look alike."""
 
     def share_between(init: InitConfig) -> float:
-        embeddings_NQD = drawn(replace(TINY, init=init)).encode_images(pale_pages())
+        embeddings_NQD = initialised(replace(TINY, init=init)).encode_images(pale_pages())
         return float(embeddings_NQD.var(dim=0).mean() / embeddings_NQD.square().mean())
 
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_tiny_embeddings_differ_between_pictures() -> None:
 
 
 def pale_pages(number: int = 24) -> Tensor:
-    """Normalised pictures: a pale ground, and on it a square of a tenth of its area."""
+    """Normalised images: a pale background, and on it a square of a tenth of its area."""
     generator = torch.Generator().manual_seed(0)
     side = TINY.vision.image_size
     levels = (0.82 + 0.16 * torch.rand(number, 3, 1, 1, generator=generator)).repeat(

@@ -122,11 +122,11 @@ def test_the_other_parts_are_those_of_the_seed(folder: Path, config: EmuConfig) 
     device = torch.device("cpu")
     started = start_model(config, train, None, device, language_weights=str(folder))
     again = start_model(config, train, None, device, language_weights=str(folder))
-    drawn = start_model(config, train, None, device)
+    initial = start_model(config, train, None, device)
     for name, weight in started.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
         if name.startswith(("visual.", "ln_visual.", "former.")):
-            assert torch.equal(weight, drawn.state_dict()[name]), name
+            assert torch.equal(weight, initial.state_dict()[name]), name
     assert started.language.regress_head.weight.std() > 0.01
     tower = start_tower(config, 4, None)
     assert torch.equal(tower.state_dict()["trunk.pos_embed"], started.visual.trunk.pos_embed)

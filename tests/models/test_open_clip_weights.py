@@ -103,9 +103,9 @@ def test_a_run_starts_from_a_tower(tmp_path: Path) -> None:
     weights = str(tmp_path / "tower.safetensors")
     cpu = torch.device("cpu")
     model = start_model(plan.model, plan.train, None, cpu, weights)
-    drawn = start_model(plan.model, plan.train, None, cpu)
-    assert weights_hash(model.visual) == weights_hash(given) != weights_hash(drawn.visual)
-    assert weights_hash(model.former) == weights_hash(drawn.former)
+    initial = start_model(plan.model, plan.train, None, cpu)
+    assert weights_hash(model.visual) == weights_hash(given) != weights_hash(initial.visual)
+    assert weights_hash(model.former) == weights_hash(initial.former)
     tower = start_tower(plan.model, plan.train.seed, None, weights)
     assert weights_hash(tower) == weights_hash(given)
     options = ["--data", plan.data, "--out", plan.out, "--vision-weights", weights]

@@ -63,7 +63,7 @@ def test_hidden_width_is_exact(width: int) -> None:
     assert encoder.get_parameter("trunk.blocks.0.mlp.fc1.bias").shape == (width * 4 + 3,)
 
 
-def test_wrong_pictures_are_refused() -> None:
+def test_wrong_images_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"shape \(1, 3, 30, 28\), the tower takes \(B, 3, 28, 28\)"
     ):

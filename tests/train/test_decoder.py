@@ -116,8 +116,8 @@ def test_conditions_are_those_that_the_engine_regresses(world: Path) -> None:
 
 def test_every_image_comes_once_an_epoch() -> None:
     rows = shuffled_rows(10, 4, Generator().manual_seed(0))
-    drawn = torch.cat([next(rows) for _ in range(5)])
-    for epoch in (drawn[:10], drawn[10:]):
+    taken = torch.cat([next(rows) for _ in range(5)])
+    for epoch in (taken[:10], taken[10:]):
         assert sorted(epoch.tolist()) == list(range(10))
 
 
