@@ -156,7 +156,7 @@ WORDS = ("user", "assistant")
 
 @torch.no_grad()
 def add_instruct_tokens(model: Emu, tokenizer: EmuTokenizer) -> None:
-    """Adds `[USER]` and `[ASSISTANT]` to a pretrained model; without them it computes the same as before, up to rounding.
+    """Adds `[USER]` and `[ASSISTANT]` to a pretrained model; without them the results stay equal up to rounding.
 
     Their rows start from those of the words "user" and "assistant" (paper section 3.4), in the embedding and in the
     output head; a word of several pieces gives the mean of their rows. `tokenizer` is the model's own, with or

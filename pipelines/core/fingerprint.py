@@ -233,7 +233,12 @@ _code = cache(_Code)
 
 
 class _WithoutProse(ast.NodeTransformer):
-    """Takes out docstrings (of attributes too) and imports that only type checkers see."""
+    """Takes out docstrings (of attributes too), the sentences of reasons, and imports that only type checkers see."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id == "Reason" and node.args:
+            node.args[0] = ast.Constant("")
+        return self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         value = node.value

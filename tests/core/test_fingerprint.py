@@ -67,6 +67,9 @@ def test_code_that_no_stage_reaches_may_change(state: Path) -> None:
     # What a stage reaches may change for people: a comment, docstrings, the form.
     edit(code / "numbers_pipeline.py", "^( +)failed = self", r"\1# A comment.\n\1failed  =  self")
     edit(code / "numbers_pipeline.py", '"""Gives each number its links.*"""', '"""Parses."""')
+    edit(
+        code / "numbers_pipeline.py", "Every 13th number cannot be read", "One in 13 is unreadable"
+    )
     edit(code / "schemas/shard.py", r'\A"""', '"""Another docstring. ')
     job = Job(code)
     before = contents(state / "finished")

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from emu.train.checkpoint import Progress, checkpoints, read_progress, save_checkpoint
-from emu.train.config import OptimConfig
-from emu.train.optim import make_optimizer
 
 from emu.models.emu import Emu
+from emu.recipes import OptimConfig
 from emu.tokenizer import EmuTokenizer
 from emu.train.loop import publish_model
+from emu.train.run_folder import Progress, checkpoints, read_progress, save_checkpoint
+from emu.train.step import make_optimizer
 from emu.weights.atomic_dir import new_directory, restore
 from emu.weights.store import load_model, weights_hash
 from tests.data.small_dataset import small_tokenizer
