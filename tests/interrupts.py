@@ -1,4 +1,4 @@
-"""Ctrl-C as a job sees it: SIGINT to a real process, at a moment that a test chooses."""
+"""Ctrl-C in tests: SIGINT to the process of a job, at a moment that the test chooses."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a process ended: its status, and what it wrote."""
+class EndedProcess:
+    """The exit code of a process, and its output."""
 
-    status: int
+    exit_code: int
     out: str
     error: str
 
@@ -26,8 +26,8 @@ class Ended:
 
 def interrupted(
     repository: Path, is_time: Callable[[], bool], *command: object, to_all: bool = False
-) -> Ended:
-    """A job (module, options) that gets SIGINT as soon as `is_time`; `to_all` as a terminal does, its children too."""
+) -> EndedProcess:
+    """Runs a job (module, options) and interrupts it as soon as `is_time()`, with `to_all` also its children."""
     process = subprocess.Popen(
         [sys.executable, "-m", *map(str, command)],
         cwd=repository,
@@ -50,4 +50,4 @@ def interrupted(
             out, error = process.communicate(timeout=120)
         finally:
             process.kill()
-    return Ended(process.returncode, out, error)
+    return EndedProcess(process.returncode, out, error)

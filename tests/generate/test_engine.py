@@ -35,7 +35,7 @@ def test_every_form_of_an_image_encodes_alike(
 
 
 def test_an_image_follows_its_seed(engine: Engine) -> None:
-    def drawn(seed: int) -> bytes:
+    def png(seed: int) -> bytes:
         return to_png(
             engine.generate_image(
                 "a red circle",
@@ -43,8 +43,8 @@ def test_an_image_follows_its_seed(engine: Engine) -> None:
             )
         )
 
-    assert drawn(1) == drawn(1) != drawn(2)
-    assert Image.open(io.BytesIO(drawn(1))).size == (48, 32)
+    assert png(1) == png(1) != png(2)
+    assert Image.open(io.BytesIO(png(1))).size == (48, 32)
 
 
 def test_an_image_has_the_decoders_size_by_default(engine: Engine) -> None:

@@ -150,10 +150,10 @@ def test_beams_up_to_the_vocabulary(engine: Engine) -> None:
 def test_a_temperature_near_zero_is_greedy(engine: Engine) -> None:
     greedy = engine.generate_ids(["a"], TextOptions(max_new_tokens=6))
     for temperature in (1e-4, 1e-300):
-        drawn = engine.generate_ids(
+        sampled = engine.generate_ids(
             ["a"], TextOptions(max_new_tokens=6, do_sample=True, temperature=temperature)
         )
-        assert drawn == greedy
+        assert sampled == greedy
 
 
 def test_every_stop_string_that_spans_tokens_is_found(engine: Engine) -> None:

@@ -14,19 +14,21 @@ PROMPT = "describe the image"
 
 
 def test_a_seed_repeats_and_another_differs(engine: Engine) -> None:
-    def drawn(seed: int) -> list[str]:
+    def sampled(seed: int) -> list[str]:
         return engine.generate_text(
             [PROMPT], TextOptions(do_sample=True, temperature=3.0, seed=seed)
         )
 
-    assert drawn(5) == drawn(5)
-    assert drawn(5) != drawn(6)
+    assert sampled(5) == sampled(5)
+    assert sampled(5) != sampled(6)
 
 
 def test_small_top_p_is_greedy(engine: Engine) -> None:
     greedy = engine.generate_ids([PROMPT], TextOptions(max_new_tokens=8))
-    drawn = engine.generate_ids([PROMPT], TextOptions(max_new_tokens=8, do_sample=True, top_p=1e-6))
-    assert drawn == greedy
+    sampled = engine.generate_ids(
+        [PROMPT], TextOptions(max_new_tokens=8, do_sample=True, top_p=1e-6)
+    )
+    assert sampled == greedy
 
 
 def test_the_nucleus_holds_just_enough() -> None:

@@ -13,7 +13,7 @@ def test_a_world_that_is_stopped_is_written_by_the_next_run(repository: Path, tm
     command = ("jobs.build_miniworld", "--out", out, "--num-documents", 80)
     is_time = (tmp_path / "w.partial/documents/docs_shard_0_v2.jsonl").exists
     ended = interrupted(repository, is_time, *command)
-    assert (ended.status, ended.last_line) == (
+    assert (ended.exit_code, ended.last_line) == (
         130,
         "stopped; run the same command again to write it",
     )

@@ -63,7 +63,7 @@ def test_a_build_that_is_stopped_goes_on(
     out = tmp_path / "out"
     given = [*options(world, server, out), "--runner", "local"]
     ended = interrupted(repository, (out / moment).exists, "jobs.build_mmc4", *given)
-    assert (ended.status, ended.last_line) == (130, GOES_ON), ended.error
+    assert (ended.exit_code, ended.last_line) == (130, GOES_ON), ended.error
     assert "Traceback" not in ended.error and not (out / "manifest.json").exists()
     assert main(given) == 0
     assert contents(out) == whole
@@ -83,7 +83,7 @@ def test_a_build_on_ray_that_is_stopped_goes_on(
     given = [*options(world, server, out), "--num-cpus", "2"]
     is_time = (out / "shards/mmc4-000001.tar").exists
     ended = interrupted(repository, is_time, "jobs.build_mmc4", *given, to_all=to_all)
-    assert (ended.status, ended.last_line) == (130, GOES_ON), ended.error
+    assert (ended.exit_code, ended.last_line) == (130, GOES_ON), ended.error
     assert "Traceback" not in ended.error and not (out / "manifest.json").exists()
     assert main([*given, "--runner", "local"]) == 0
     assert contents(out) == whole

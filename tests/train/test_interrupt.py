@@ -39,7 +39,7 @@ def stop_and_go_on(repository: Path, data: Path, tmp_path: Path, *options: objec
         lambda: len(list(stopped.glob("features/*.arrow"))) >= 2,
         *("jobs.precompute_features", "--data", stopped, *options),
     )
-    assert (ended.status, ended.last_line) == (130, GOES_ON), ended.error
+    assert (ended.exit_code, ended.last_line) == (130, GOES_ON), ended.error
     assert "Traceback" not in ended.error
     num_done = len(list(stopped.glob("features/*.arrow")))
     assert 2 <= num_done < 20

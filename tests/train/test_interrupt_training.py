@@ -88,7 +88,7 @@ def test_a_run_on_ray_that_is_stopped_goes_on(repository: Path, data: Path, tmp_
     options = options_of(data, stopped, num_workers=1)
     is_time = (stopped / "checkpoints" / "step-00000005").is_dir
     ended = interrupted(repository, is_time, "jobs.train_emu", *options, to_all=True)
-    assert ended.status == 130, ended.error
+    assert ended.exit_code == 130, ended.error
     assert GOES_ON in ended.error and "Traceback" not in ended.error
     assert not (stopped / "model").exists()
     assert train_emu.main(options) == 0
