@@ -28,20 +28,20 @@ _PERIOD_S = 0.2
 
 @dataclass(frozen=True)
 class MemoryBenchmark:
-    """Builds a dataset of N documents and one of N times `growth`, and prints the peaks of memory."""
+    """Builds a dataset of N documents and one of N times `growth`, and prints the peak memory of both."""
 
     runner: Literal["local", "ray"] = "local"
-    """Where the job runs its stages."""
+    """The runner of the build job."""
     num_documents: int = 400
     """Documents of the small build."""
     growth: int = 10
-    """How many times larger the second build is."""
+    """Ratio of the sizes of the two builds."""
     samples_per_shard: int = 100
-    """Documents in a shard: this, and not their number, is what memory depends on."""
+    """Documents per shard: memory depends on this, not on the total number of documents."""
 
 
 def run_benchmark(options: MemoryBenchmark) -> Iterator[dict[str, Any]]:
-    """One record a build: documents, images, seconds, peak by role in MB."""
+    """One record per build: documents, images, seconds, peak memory by role in MB."""
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
         write_mmc4(MiniworldConfig(num_documents=200, num_shards=1, bad_share=0), world)
@@ -73,7 +73,7 @@ def _measure(
             peaks |= _peaks(process.pid)
             time.sleep(_PERIOD_S)
     if process.returncode:
-        raise RuntimeError(f"the build ended with status {process.returncode}: {command}")
+        raise RuntimeError(f"the build ended with exit code {process.returncode}: {command}")
     manifest = json.loads((out / "manifest.json").read_text())
     by_role: dict[str, list[int]] = {}
     for role, peak in peaks.values():
@@ -90,7 +90,7 @@ def _measure(
 
 
 def _peaks(root: int) -> dict[int, tuple[str, int]]:
-    """Role and peak in kB of a process and all below it."""
+    """Role and peak memory in kB of a process and its descendants."""
     parents, found = {}, {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

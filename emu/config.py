@@ -1,6 +1,6 @@
-"""The sizes and choices of an Emu model as frozen dataclasses that travel as JSON.
+"""The sizes and options of an Emu model as frozen dataclasses, saved as JSON (`config.json` of a model folder).
 
-Sizes are those of the released `Emu-14B.json` unless a preset says otherwise. Nothing here imports
+The default sizes are those of the released `Emu-14B.json`; in JSON every size must be given. Nothing here imports
 torch: a configuration can be read, compared and printed anywhere.
 """
 
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Annotated, ClassVar, Literal
 
-T = TypeVar("T")
+from pydantic import Field
+
+from schemas.config import Checked, Complete, ConfigError, from_json
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 IMAGE_START, IMAGE_END, IMAGE = "[IMG]", "[/IMG]", "<image>"
 USER, ASSISTANT, PAD = "[USER]", "[ASSISTANT]", "[PAD]"
@@ -51,168 +55,157 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Complete):
     """EVA-CLIP g/14 (paper section 2.1): pre-norm ViT with fused QKV and no bias on K."""
 
-    image_size: int = 224
-    patch_size: int = 14
-    width: int = 1408
-    layers: int = 40
-    heads: int = 16
-    mlp_hidden: int = 6144
-    embed_dim: int = 1024  # of the CLIP head, which is stored with the weights and never used
+    image_size: Count = 224
+    patch_size: Count = 14
+    width: Count = 1408
+    layers: Count = 40
+    heads: Count = 16
+    mlp_hidden: Count = 6144
+    embed_dim: Count = 1024  # of the CLIP head, which is stored with the weights and never used
 
     def __post_init__(self) -> None:
-        _positive(self)
-        _divides(self, "patch_size", "image_size")
-        _divides(self, "heads", "width")
+        super().__post_init__()
+        _check_multiple(self, "image_size", "patch_size")
+        _check_multiple(self, "width", "heads")
 
     @property
     def num_patches(self) -> int:
-        """Patches of one image, without the class token."""
+        """Patches per image, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that leave the tower for one image: the class token and the patches."""
+        """Output tokens per image: the class token and the patches."""
         return self.num_patches + 1
 
 
 @dataclass(frozen=True)
-class CausalFormerConfig:
+class CausalFormerConfig(Complete):
     """The Causal Transformer: the decoder stack of T5-base over `num_queries` learned queries."""
 
-    d_model: int = 768
-    d_kv: int = 64
-    num_heads: int = 12
-    num_layers: int = 12
-    d_ff: int = 3072
-    num_queries: int = 32
-    dropout: float = 0.1
-    num_buckets: int = 32
-    max_distance: int = 128
-
-    def __post_init__(self) -> None:
-        _positive(self, but=("dropout",))
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"CausalFormerConfig.dropout is {self.dropout}, give 0 <= dropout < 1")
+    d_model: Count = 768
+    d_kv: Count = 64
+    num_heads: Count = 12
+    num_layers: Count = 12
+    d_ff: Count = 3072
+    num_queries: Count = 32
+    dropout: Dropout = 0.1
+    num_buckets: Count = 32
+    max_distance: Count = 128
 
 
 @dataclass(frozen=True)
-class LanguageConfig:
+class LanguageConfig(Complete):
     """LLaMA; `vocab_size` counts the sentencepiece pieces, without the added tokens."""
 
-    hidden_size: int = 5120
-    num_layers: int = 40
-    num_heads: int = 40
-    intermediate_size: int = 13824
-    vocab_size: int = 32000
-    max_positions: int = 2048
-    rms_norm_eps: float = 1e-6
+    hidden_size: Count = 5120
+    num_layers: Count = 40
+    num_heads: Count = 40
+    intermediate_size: Count = 13824
+    vocab_size: Count = 32000
+    max_positions: Count = 2048
+    rms_norm_eps: Positive = 1e-6
 
     def __post_init__(self) -> None:
-        _positive(self)
-        _divides(self, "num_heads", "hidden_size")
+        super().__post_init__()
+        _check_multiple(self, "hidden_size", "num_heads")
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """Choices where the paper is silent; the defaults follow the released masks."""
+class ObjectiveConfig(Checked):
+    """Options where the paper is silent; the defaults follow the released masks."""
 
-    visual_weight: float = 1.0  # Weight of the regression against the cross-entropy.
-    regress_closing: bool = True  # The embedding of [/IMG] is a target too (the 33rd of an image).
-    detach_targets: bool = True  # No gradient flows through the regression's targets.
-    train_image_start: bool = False  # Cross-entropy on [IMG], so that the model may choose to draw.
-
-    def __post_init__(self) -> None:
-        if self.visual_weight < 0:
-            raise ValueError(f"ObjectiveConfig.visual_weight is {self.visual_weight}, give >= 0")
+    visual_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the regression loss relative to the cross-entropy."""
+    regress_closing: bool = True
+    """Regress the embedding of [/IMG] too (the 33rd of an image)."""
+    detach_targets: bool = True
+    """Stop the gradient at the regression targets."""
+    train_image_start: bool = False
+    """Apply cross-entropy to [IMG] too, so that the model can decide to generate an image."""
 
 
 @dataclass(frozen=True)
-class InitConfig:
-    """How fresh weights are drawn; weights that are loaded replace them.
+class InitConfig(Checked):
+    """The random initialisation of weights that are not loaded.
 
-    The defaults are usual for large models. A small one that starts from nothing needs more contrast,
-    or its language model learns to overlook the pictures before it can use them.
+    The defaults are usual for large models. A small model that is trained from scratch needs more contrast,
+    otherwise its language model learns to ignore the images before it can use them (docs/decisions/0030).
     """
 
-    embedding_std: float = 0.02  # of the tokens' input embeddings
-    language_std: float = 0.02  # of the matrices in LLaMA's layers
-    block_std: float = 0.02  # of the matrices in the tower's blocks
-    position_std: float = 0.02  # of the tower's positions
-    query_gain: float = (
-        1.0  # on T5's deviation of the queries that look at patches: above 1, sharper
-    )
-    ground: float = 0.0  # part of a white page that the patch embedding's bias takes away
-
-    def __post_init__(self) -> None:
-        _positive(self, but=("ground",))
-        if not 0 <= self.ground <= 1:
-            raise ValueError(f"InitConfig.ground is {self.ground}, give a number in 0..1")
+    embedding_std: Positive = 0.02
+    """Standard deviation of the token embeddings."""
+    language_std: Positive = 0.02
+    """Standard deviation of the weight matrices in LLaMA's layers."""
+    block_std: Positive = 0.02
+    """Standard deviation of the weight matrices in the visual encoder's blocks."""
+    position_std: Positive = 0.02
+    """Standard deviation of the visual encoder's position embeddings."""
+    query_gain: Positive = 1.0
+    """Factor on T5's deviation of the query projections in cross-attention; above 1 the attention is sharper."""
+    ground: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Fraction of the response to a white patch that the bias of the patch embedding cancels."""
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Complete):
     """LoRA on the self-attention of the language model (Emu-I: rank 16, alpha 16)."""
 
-    rank: int = 16
-    alpha: int = 16
-    dropout: float = 0.05
-    targets: tuple[str, ...] = ATTENTION
-
-    def __post_init__(self) -> None:
-        _positive(self, but=("dropout", "targets"))
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"AdapterConfig.dropout is {self.dropout}, give 0 <= dropout < 1")
-        unknown = sorted(set(self.targets) - set(ATTENTION))
-        if unknown or not self.targets:
-            raise ValueError(
-                f"AdapterConfig.targets is {self.targets}, give some of {list(ATTENTION)}"
-            )
+    rank: Count = 16
+    alpha: Count = 16
+    dropout: Dropout = 0.05
+    targets: Annotated[
+        tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj"], ...], Field(min_length=1)
+    ] = ATTENTION
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Complete):
     """The sizes of the visual decoder: U-Net, autoencoder and noise schedule of SD v1.5."""
 
-    image_size: int = 512
-    latent_channels: int = 4
-    unet_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    unet_attention: tuple[bool, ...] = (True, True, True, False)  # cross-attention a level
-    unet_layers: int = 2
-    unet_heads: int = 8
-    unet_groups: int = 32
-    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
-    vae_layers: int = 2
-    vae_groups: int = 32
-    scaling_factor: float = 0.18215
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    image_size: Count = 512
+    latent_channels: Count = 4
+    unet_channels: tuple[Count, ...] = (320, 640, 1280, 1280)
+    unet_attention: tuple[bool, ...] = (True, True, True, False)  # cross-attention per level
+    unet_layers: Count = 2
+    unet_heads: Count = 8
+    unet_groups: Count = 32
+    vae_channels: tuple[Count, ...] = (128, 256, 512, 512)
+    vae_layers: Count = 2
+    vae_groups: Count = 32
+    scaling_factor: Positive = 0.18215
+    num_train_timesteps: Count = 1000
+    beta_start: Positive = 0.00085
+    beta_end: Positive = 0.012
     kind: str = "stable_diffusion"
     """A name in `emu.decoders.DECODERS`; the sizes are those that this kind reads."""
 
+    optional_in_json: ClassVar = frozenset({"kind"})
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.unet_channels) != len(self.unet_attention):
-            raise ValueError(
+            raise ConfigError(
                 f"DecoderConfig has {len(self.unet_channels)} unet_channels and "
-                f"{len(self.unet_attention)} unet_attention, give one of each a level"
+                f"{len(self.unet_attention)} unet_attention, give one of each per level"
             )
         if self.image_size % self.latent_factor:
-            raise ValueError(
-                f"DecoderConfig.image_size is {self.image_size}, "
-                f"give a multiple of {self.latent_factor} (one halving a level of vae_channels)"
+            raise ConfigError(
+                f"DecoderConfig.image_size is {self.image_size}, give a multiple of {self.latent_factor} "
+                "(every level of vae_channels but the first halves the sides)"
             )
 
     @property
     def latent_factor(self) -> int:
-        """Pixels a latent position covers along one side."""
+        """Pixels per latent position along one side."""
         return 2 ** (len(self.vae_channels) - 1)
 
 
 @dataclass(frozen=True)
-class EmuConfig:
+class EmuConfig(Checked):
     """A whole model; `instruct` adds `[USER]` and `[ASSISTANT]`, `adapter` adds LoRA."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -226,7 +219,7 @@ class EmuConfig:
 
     @property
     def special(self) -> SpecialTokens:
-        """The ids of the special tokens at this vocabulary."""
+        """The ids of the special tokens for this vocabulary."""
         return SpecialTokens.after(self.language.vocab_size, self.instruct)
 
     @property
@@ -244,16 +237,12 @@ class EmuConfig:
 
     @staticmethod
     def from_json(text: str) -> EmuConfig:
-        """The configuration that `to_json` wrote.
+        """The configuration that `to_json` wrote; options may be absent, sizes may not.
 
-        Raises ValueError naming every key that is unknown or missing, and the first of a wrong type. Only
-        choices that have a plain default may be absent (`MAY_BE_ABSENT`), never a size.
+        Raises:
+            ConfigError: naming the path of an unknown or absent key, or of a value that is not allowed.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"the model configuration is not JSON: {error}") from error
-        return _build(EmuConfig, values, "config")
+        return from_json(EmuConfig, text)
 
 
 def llama_1b() -> LanguageConfig:
@@ -290,10 +279,10 @@ def emu_llama_7b_config(instruct: bool = False) -> EmuConfig:
 
 
 def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
-    """Every part of the paper in 1.2 million weights, for one processor core.
+    """Every part of the paper in 1.2 million weights, for one CPU core.
 
-    Sizes, weight of the regression and initial deviations are chosen so that a run of some hundred steps
-    from nothing learns to look at its pictures (docs/decisions/0030).
+    Sizes, regression weight and initialisation are chosen so that a few hundred steps from scratch learn to use
+    the images (docs/decisions/0030).
     """
     return EmuConfig(
         vision=VisionConfig(
@@ -329,65 +318,13 @@ def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
             unet_groups=8,
             vae_channels=(16, 32, 32),
             vae_layers=1,
-            vae_groups=1,  # two channels a group would keep no more of a flat colour than its sign
+            vae_groups=1,  # with two channels per group, a uniform colour would keep no more than its sign
         ),
     )
 
 
-MAY_BE_ABSENT: dict[type, tuple[str, ...]] = {
-    EmuConfig: ("objective", "instruct", "adapter", "decoder", "init"),
-    DecoderConfig: ("kind",),
-    ObjectiveConfig: tuple(entry.name for entry in dataclasses.fields(ObjectiveConfig)),
-    InitConfig: tuple(entry.name for entry in dataclasses.fields(InitConfig)),
-}
-
-
-def _positive(config: Any, but: tuple[str, ...] = ()) -> None:
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if entry.name not in but and value <= 0:
-            name = f"{type(config).__name__}.{entry.name}"
-            raise ValueError(f"{name} is {value}, give a number above 0")
-
-
-def _divides(config: Any, divisor: str, whole: str) -> None:
-    small, large = getattr(config, divisor), getattr(config, whole)
+def _check_multiple(config: object, whole: str, divisor: str) -> None:
+    large, small = getattr(config, whole), getattr(config, divisor)
     if large % small:
         name = f"{type(config).__name__}.{whole}"
-        raise ValueError(f"{name} is {large}, give a multiple of {divisor} = {small}")
-
-
-def _build(kind: type[T], values: Any, where: str) -> T:
-    """A dataclass from nested dictionaries; errors name the place inside the document."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} is {type(values).__name__}, give an object")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(hints)}")
-    missing = [name for name in hints if name not in (*values, *MAY_BE_ABSENT.get(kind, ()))]
-    if missing:
-        raise ValueError(f"{where} lacks the keys {missing}; sizes are never guessed")
-    parts = {name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
-    return kind(**parts)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[Any]", hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} is {value!r}, give a list")
-        return tuple(_value(typing.get_args(hint)[0], item, where) for item in value)
-    return _scalar(hint, value, where)
-
-
-def _scalar(kind: type, value: Any, where: str) -> Any:
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} is {value!r}, give {kind.__name__}")
-    return kind(value)
+        raise ConfigError(f"{name} is {large}, give a multiple of {divisor} = {small}")

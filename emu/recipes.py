@@ -7,108 +7,102 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from emu.config import (
+    Count,
     EmuConfig,
+    Positive,
     emu_14b_config,
     emu_llama_1b_config,
     emu_llama_7b_config,
     tiny_config,
 )
 from emu.data.sequence import SequenceConfig
+from schemas.config import Checked
 
 Precision = Literal["float32", "bfloat16"]
 Normalisation = Literal["global", "micro_batch"]
+Rate = Annotated[float, Field(ge=0)]
+Ratio = Annotated[float, Field(ge=0, le=1, description="a fraction")]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with the paper's groups (section 3.2) and schedule."""
+class OptimConfig(Checked):
+    """AdamW with the paper's parameter groups and schedule (section 3.2)."""
 
-    vision_lr: float = 4e-5
+    vision_lr: Rate = 4e-5
     """Peak learning rate of the visual encoder."""
-    former_lr: float = 1e-4
+    former_lr: Rate = 1e-4
     """Peak learning rate of `ln_visual` and the Causal Former."""
-    language_lr: float = 3e-5
+    language_lr: Rate = 3e-5
     """Peak learning rate of the language model and its heads."""
-    regress_lr: float | None = None
+    regress_lr: Rate | None = None
     """Peak learning rate of the regression head. None: that of the language model."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    """How much of the running means of gradient and squared gradient each step keeps."""
-    eps: float = 1e-6
-    """Added to the root of the squared gradient's mean, against division by zero."""
-    weight_decay: float = 0.05
-    """Part of a weight that a step at rate 1 takes away.
-    Not applied to norms, biases, positions, class token, causal queries and embeddings."""
-    clip_norm: float = 5.0
-    """Largest norm of the gradient over all weights (5.0: Emu2; the paper does not say)."""
-    warmup_ratio: float = 0.2
-    """Part of all steps over which the rate rises linearly; then it falls along a cosine."""
-    visual_wait_ratio: float = 0.0
-    """Part of all steps for which visual encoder, ln_visual and Causal Former wait at rate zero, then warm up.
-    For a language model that starts from nothing: until it knows words, it teaches them to be out of the way."""
-    final_ratio: float = 0.0
-    """Where the cosine ends, as a part of the peak."""
-
-    def __post_init__(self) -> None:
-        for name in ("warmup_ratio", "visual_wait_ratio", "final_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, give a number in 0..1")
-        if self.clip_norm <= 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}, give a number above 0")
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    """Exponential decay rates of the first and second moment estimates."""
+    eps: Positive = 1e-6
+    """Added to the denominator of the update for numerical stability."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled weight decay: each step multiplies a weight by 1 - learning rate * weight decay.
+    Not applied to norms, biases, position embeddings, class token, causal queries and token embeddings."""
+    clip_norm: Positive = 5.0
+    """Maximum norm of the gradient over all weights (5.0: Emu2; the paper does not say)."""
+    warmup_ratio: Ratio = 0.2
+    """Fraction of all steps in which the learning rates rise linearly; a cosine decay follows."""
+    visual_freeze_ratio: Ratio = 0.0
+    """Fraction of all steps with learning rate 0 for visual encoder, ln_visual and Causal Former; then they warm up.
+    For a language model from scratch, whose first gradients would teach the visual parts to output nothing."""
+    final_ratio: Ratio = 0.0
+    """Learning rates at the end of the cosine decay, as a fraction of their peaks."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Length, batches, precision and bookkeeping of a run."""
+class TrainConfig(Checked):
+    """Length, batch sizes, precision and checkpoints of a run."""
 
-    steps: int
-    """Optimizer steps in all; the schedule is laid over them."""
-    batch_size: int
-    """Sequences of one micro-batch on one worker, for corpora not named in `corpus_batch_size`."""
-    corpus_batch_size: Mapping[str, int] = field(default_factory=dict)
-    """The same by corpus, as in: laion 128 mmc4 64. Pairs are short, documents and clips long."""
-    num_micro: int = 1
-    """Micro-batches that are added up into one step on each worker."""
+    steps: Count
+    """Optimizer steps in total; the schedule covers all of them."""
+    batch_size: Count
+    """Sequences per micro-batch and worker, for corpora not named in `corpus_batch_size`."""
+    corpus_batch_size: Mapping[str, Count] = field(default_factory=dict)
+    """The same per corpus, such as: laion 128 mmc4 64. Pairs are short, documents and clips long."""
+    num_micro: Count = 1
+    """Micro-batches per step and worker whose gradients are accumulated."""
     precision: Precision = "float32"
-    """Of matrix products. bfloat16: under autocast; weights, optimizer and losses stay float32."""
+    """Precision of matrix products. bfloat16: under autocast; weights, optimizer state and losses stay float32."""
     normalisation: Normalisation = "global"
-    """global: losses are means over all targets of the step, however it is cut into workers and micro-batches.
-    micro_batch: the mean of each micro-batch, then the mean of those (the released way)."""
+    """global: losses are means over all targets of the step, however it is split into workers and micro-batches.
+    micro_batch: the mean of each micro-batch, then the mean of those (as in the released code)."""
     freeze_vision: bool = False
-    """Keep the visual encoder as it is; needed for precomputed features."""
+    """Keep the visual encoder frozen; required for precomputed features."""
     recompute_activations: bool = False
-    """Keep no activations inside layers but compute them again: slower, in far less memory."""
+    """Activation checkpointing: recompute activations in the backward pass. Slower, with far less memory."""
     seed: int = 0
-    """Of initial weights, order of samples, drawn formats and dropout."""
-    checkpoint_every: int = 100
+    """Seed of initial weights, sample order, sampled sequence formats and dropout masks."""
+    checkpoint_every: Count = 100
     """Steps between checkpoints; one more is written at the end."""
-    keep_checkpoints: int = 2
-    """The newest ones that are kept."""
-    log_every: int = 1
+    keep_checkpoints: Count = 2
+    """Number of newest checkpoints that are kept."""
+    log_every: Count = 1
     """Steps between lines of metrics."""
-    num_threads: int = 2
-    """Threads a worker that decode the next step's images; 0: between the steps."""
-    collapse_variance: float = 1e-6
-    """Alarm when the variance of the regression targets falls below this."""
+    num_threads: Annotated[int, Field(ge=0)] = 2
+    """Threads per worker that decode the images of the next step; 0: the main thread does, between steps."""
+    collapse_variance: Annotated[float, Field(ge=0)] = 1e-6
+    """Raise an alarm if the variance of the regression targets falls below this."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "num_micro", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, give at least 1")
-        if self.keep_checkpoints < 1:
-            raise ValueError(f"keep_checkpoints is {self.keep_checkpoints}, give at least 1")
-
     def batch_size_of(self, corpus: str) -> int:
-        """Sequences of one micro-batch on one worker for a corpus."""
+        """Sequences per micro-batch and worker for a corpus."""
         return self.corpus_batch_size.get(corpus, self.batch_size)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about a run but where its data and its output are."""
+    """Everything about a run except the paths of its data and its output."""
 
     name: str
     model: EmuConfig
@@ -117,9 +111,9 @@ class Recipe:
 
 
 def tiny() -> Recipe:
-    """Every part of the paper in 1.2 million weights; some hundred steps take a minute or two.
+    """Every part of the paper in 1.2 million weights; a few hundred steps take a minute or two.
 
-    Trained from scratch, so its learning rates are higher than those of the paper and its warmup short.
+    Trained from scratch, so its learning rates are higher than the paper's and its warm-up is shorter.
     """
     return Recipe(
         name="tiny",
@@ -133,7 +127,7 @@ def tiny() -> Recipe:
                 former_lr=7e-4,
                 language_lr=2e-3,
                 warmup_ratio=0.1,
-                visual_wait_ratio=0.12,
+                visual_freeze_ratio=0.12,
             ),
         ),
     )
@@ -142,8 +136,8 @@ def tiny() -> Recipe:
 def emu_14b() -> Recipe:
     """The paper's model and pretraining (sections 2 and 3.2): 10k steps on 128 GPUs.
 
-    The batch sizes are those of the paper's table, read as sequences a GPU: only so do 10k steps come to
-    its 82 million samples. The warmup ratio of 0.2 is its 2,000 steps.
+    The batch sizes are those of the paper's table, read as sequences per GPU: only then do 10k steps amount to
+    its 82 million samples. The warm-up ratio of 0.2 is its 2,000 steps.
     """
     return Recipe(
         name="emu_14b",

@@ -1,9 +1,9 @@
 """Text to ids and back, with the segmentation that the released weights were trained on.
 
-Emu uses LLaMA's sentencepiece pieces and a few added tokens. The text between two special tokens is
-stripped at the sides that touch one and encoded on its own, so it starts with a fresh word mark.
-This is the rule of the slow LLaMA tokenizer of transformers 4.29 to 4.31; later versions split the
-same prompts differently, so the rule is written out here and depends on sentencepiece alone.
+Emu uses LLaMA's sentencepiece pieces and a few added tokens. The text between two special tokens is stripped at the
+sides that touch one and encoded separately, so it starts with a word boundary mark. This is the behaviour of the
+slow LLaMA tokenizer of transformers 4.29 to 4.31; later versions split the same prompts differently, so it is
+implemented here on sentencepiece alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BASE_TOKENS = ("<unk>", "<s>", "</s>")
 
 
 class EmuTokenizer:
-    """Encodes prompts and decodes replies; the ids are those of the released models."""
+    """Encodes prompts and decodes replies with the ids of the released models."""
 
     def __init__(self, model: bytes, instruct: bool = False) -> None:
         """Takes the bytes of a sentencepiece model whose first three pieces are LLaMA's."""
@@ -30,10 +30,10 @@ class EmuTokenizer:
         try:
             self._pieces.LoadFromSerializedProto(model)
         except RuntimeError as error:
-            raise ValueError(f"{len(model)} bytes that are no sentencepiece model") from error
+            raise ValueError(f"{len(model)} bytes are not a sentencepiece model") from error
         found = tuple(self._pieces.IdToPiece(i) for i in range(3))
         if found != BASE_TOKENS:
-            raise ValueError(f"the vocabulary starts with {found}, an Emu needs {BASE_TOKENS}")
+            raise ValueError(f"the vocabulary starts with {found}, Emu needs {BASE_TOKENS}")
         self.model_bytes = model
         self.instruct = instruct
         self.num_pieces: int = self._pieces.GetPieceSize()
@@ -62,22 +62,22 @@ class EmuTokenizer:
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
         """The ids of `text`; special tokens written in it become their ids."""
         ids = [self.special.bos] if bos else []
-        parts = self._split.split(text)  # text at even places, special tokens at odd ones
-        for place, part in enumerate(parts):
-            if place % 2:
+        parts = self._split.split(text)  # text at even indices, special tokens at odd ones
+        for index, part in enumerate(parts):
+            if index % 2:
                 ids.append(self._id_of[part])
                 continue
-            part = part.lstrip() if place > 0 else part
-            part = part.rstrip() if place < len(parts) - 1 else part
+            part = part.lstrip() if index > 0 else part
+            part = part.rstrip() if index < len(parts) - 1 else part
             ids.extend(self._pieces.EncodeAsIds(part) if part else [])
         return ids + [self.special.eos] if eos else ids
 
     def encode_text(self, text: str) -> list[int]:
-        """The ids of a text in which special tokens, if they are written there, are plain text."""
+        """The ids of a text; special tokens written in it are plain text."""
         return self._pieces.EncodeAsIds(text) if text else []
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of `ids`; special tokens are left out, or kept with a space on each side."""
+        """The text of `ids`; special tokens are omitted, or kept with a space on each side."""
         texts: list[str] = []
         run: list[int] = []
         for token in map(int, ids):
@@ -93,7 +93,7 @@ class EmuTokenizer:
         return " ".join(texts + [self._text(run)] if run else texts)
 
     def save(self, path: str | Path) -> None:
-        """Writes the sentencepiece model, from which `load` gives the same tokenizer."""
+        """Write the sentencepiece model, from which `load` gives the same tokenizer."""
         Path(path).write_bytes(self.model_bytes)
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -101,10 +101,10 @@ class EmuTokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> None:
-    """Writes a sentencepiece model in LLaMA's conventions, learned from `texts`.
+    """Train a sentencepiece model with LLaMA's conventions on `texts` and write it to `path`.
 
-    BPE with byte fallback, digits apart, identity normalisation. The same texts give the same
-    bytes. `vocab_size` is an upper limit: few texts give fewer pieces.
+    BPE with byte fallback, one piece per digit, identity normalisation. The same texts give the same bytes.
+    `vocab_size` is an upper limit: few texts give fewer pieces.
     """
     minimum = len(BASE_TOKENS) + 256 + 1
     if vocab_size <= minimum:

@@ -14,8 +14,8 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -77,14 +77,29 @@ class BuildOptions(Checked):
             )
 
 
+class OptionError(ValueError):
+    """A wrong option or input, found before any work: exit code 2."""
+
+
+@contextmanager
+def checked_options() -> Iterator[None]:
+    """Turns ValueError and OSError inside the block, which looks at options and inputs, into `OptionError`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise OptionError(str(error)) from error
+
+
 def run_job(
     kind: type[T],
     work: Callable[[T], str],
     arguments: Sequence[str] | None,
     *,
+    default: T | None = None,
     failed: tuple[type[Exception], ...] = (SchemaError, OSError),
     bad_value: tuple[type[Exception], ...] = (ValueError,),
     hint: str = RESUMES,
+    log_level: int = logging.INFO,
 ) -> int:
     """Parse `kind` from the command line, print what `work` returns for it, and return the exit code.
 
@@ -92,16 +107,20 @@ def run_job(
         kind: the dataclass of the options; its docstring is the help.
         work: does the job; returns its summary.
         arguments: of the command line; None takes those of the process.
-        failed: errors that end with exit code 1; looked at before `bad_value`.
+        default: the options that the command line changes; None takes the defaults of `kind`.
+        failed: errors that end with exit code 1; looked at before `bad_value`, after `OptionError`.
         bad_value: errors of options and inputs, exit code 2.
         hint: what to do after Ctrl-C.
+        log_level: the lowest level that is logged.
     """
-    options = parse(kind, arguments)
-    start_logging()
+    options = parse(kind, arguments, default)
+    start_logging(log_level)
     try:
         summary = work(options)
     except KeyboardInterrupt:
         return interrupted(hint)
+    except OptionError as error:
+        return report_error(error, BAD_VALUE)
     except failed as error:
         return report_error(error, FAILED)
     except bad_value as error:
@@ -119,11 +138,13 @@ def build_job(
     return run_job(kind, work, arguments, failed=(EngineError, SchemaError, OSError))
 
 
-def parse(kind: type[T], arguments: Sequence[str] | None) -> T:
+def parse(kind: type[T], arguments: Sequence[str] | None, default: T | None = None) -> T:
     """The options on the command line; ends the process with exit code 2 where one is wrong."""
+    given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         return tyro.cli(
             kind,
+            **given,
             args=arguments,
             description=inspect.getdoc(kind),
             prog=f"jobs/{Path(inspect.getfile(kind)).name}",

@@ -188,7 +188,7 @@ def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, s
             f"--steps={options.feature_steps}",
             "--num-workers=0",  # in one process: workers would take longer to start than to train
             "--use-features",
-            "--train.optim.visual-wait-ratio=0.9",  # the language model learns its words first
+            "--train.optim.visual-freeze-ratio=0.9",  # the language model learns its words first
         )
         _steps(first, options.feature_steps, report)
     with report.part(5, "Train all parts: next token and next visual embedding"):

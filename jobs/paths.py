@@ -1,4 +1,4 @@
-"""Paths as a person gives them on a command line."""
+"""Paths and addresses as they are given on a command line."""
 
 import re
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import fsspec
 
 JOB_FOLDER = "working_dir_files"
-"""A part of the path where Ray unpacks the working directory of a submitted job."""
+"""A component of the path to which Ray unpacks the working directory of a submitted job."""
 
 
 def job_path(text: str) -> str:
-    """A path made absolute, an address as it is.
+    """A path made absolute; an address unchanged.
 
-    Raises ValueError for a relative path in a submitted job: there it would point into a copy of the
-    working directory, which Ray deletes. Also for an address of a kind that cannot be used here, and for an empty path.
+    Raises ValueError for an empty path, for an address of a file system that is not available here, and for a
+    relative path in a submitted job: it would lead into a copy of the working directory, which Ray deletes.
     """
     if not text:
         raise ValueError("a path is empty (''); name a folder, '.' for this one")
@@ -33,25 +33,25 @@ def job_path(text: str) -> str:
 
 
 def folder_path(text: str) -> str:
-    """The path of a file or folder of a model or a run, made absolute as `job_path` does.
+    """The path of a file or folder of a model or a run, made absolute.
 
-    Raises ValueError as `job_path` does, and as `refuse_address`.
+    Raises ValueError as `job_path` and `refuse_address` do.
     """
     refuse_address(text)
     return job_path(text)
 
 
 def refuse_address(text: str) -> None:
-    """Raises ValueError for an address: weights are memory-mapped, and checkpoints are renamed."""
+    """Raise ValueError for an address: weights are memory-mapped and checkpoints renamed, which needs a file system."""
     if "://" in text:
         raise ValueError(
-            f"{text!r} is an address, but models and runs lie on a file system: give a folder that every worker sees "
-            "(data may lie at an address)"
+            f"{text!r} is an address, but models and runs must be on a file system: give a folder that every worker "
+            "sees (only data may be at an address)"
         )
 
 
 def weights_path(text: str | None) -> str | None:
-    """The path of weights made absolute; the tag of pretrained ones, which is no path, as it is."""
+    """The path of weights made absolute; the tag of pretrained weights, which is not a path, unchanged."""
     is_tag = text is None or ("/" not in text and "." not in text and not Path(text).exists())
     return text if is_tag else folder_path(str(text))
 

@@ -8,19 +8,24 @@
 
 Bounds are pydantic's `Field` (`ge`, `gt`, `le`, `lt`, `min_length`); its `description` is the hint of the error.
 Values are checked strictly: nothing is converted, a bool is no number, NaN and infinity are refused.
+
+`from_json` reads a nested configuration from a JSON document and names the path of what it refuses.
 """
 
 import dataclasses
+import difflib
 import functools
 import typing
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+T = TypeVar("T")
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 _KINDS = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
@@ -33,6 +38,14 @@ _KINDS = {
     "string_type": "a string",
     "tuple_type": "a tuple",
 }
+_JSON_KINDS = _KINDS | {
+    "dataclass_type": "an object",
+    "dict_type": "an object",
+    "mapping_type": "an object",
+    "tuple_type": "a list",
+}
+_MAX_SHOWN = 80
+"""Characters of a value that an error repeats."""
 
 
 class ConfigError(ValueError):
@@ -48,40 +61,63 @@ class Checked:
         ConfigError: for the first field whose value its annotation does not allow.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     def __post_init__(self) -> None:
-        for name, field in _fields(type(self)).items():
+        for name, (adapter, hint) in _adapters(type(self)).items():
             value = getattr(self, name)
             try:
-                field.adapter.validate_python(value)
+                adapter.validate_python(value)
             except ValidationError as error:
-                raise ConfigError(f"{name} is {value!r}, {_advice(error, field)}") from None
+                first = error.errors(include_url=False)[0]
+                path = ".".join([name, *map(str, first["loc"])])
+                raise ConfigError(
+                    f"{path} is {first['input']!r}, {_advice(first, hint, _KINDS)}"
+                ) from None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Field:
-    """How one field is checked, and what an error says of it."""
+class Complete(Checked):
+    """A configuration that JSON must give in full, such as the sizes of a model: its defaults are for Python code."""
 
-    adapter: TypeAdapter[Any]
-    info: FieldInfo | None
-    """Its bounds and its hint."""
-    noun: str
-    """What a number of this field is called."""
+    optional_in_json: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may be absent all the same, because older documents lack them."""
+
+
+def from_json(kind: type[T], text: str, name: str = "config") -> T:
+    """The configuration `kind` in a JSON document, nested dataclasses included.
+
+    Keys of fields with a default may be absent, except those of `Complete` configurations.
+
+    Args:
+        kind: a dataclass derived from `Checked`.
+        name: what errors call the document; `NAME.field.field` is the path of a value.
+
+    Raises:
+        ConfigError: for text that is not JSON, unknown keys (with the nearest known one), absent keys, a value of
+            the wrong type or beyond its bounds.
+    """
+    from schemas.strict_json import JsonError, loads
+
+    try:
+        _check_keys(kind, loads(text), name)
+        return _document_adapter(kind).validate_json(text)
+    except JsonError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(_refusal(kind, error, name)) from None
 
 
 @functools.cache
-def _fields(kind: type) -> dict[str, _Field]:
-    """The checks of a dataclass by field; nested dataclasses check themselves."""
-    found: dict[str, _Field] = {}
+def _adapters(kind: type) -> dict[str, tuple[TypeAdapter[Any], Any]]:
+    """The validator and the annotation of each field; nested dataclasses check themselves."""
+    found: dict[str, tuple[TypeAdapter[Any], Any]] = {}
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(typing.cast("Any", kind)):
         hint = hints[field.name]
-        parts = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
-        if any(dataclasses.is_dataclass(part) for part in (parts[0], *typing.get_args(parts[0]))):
+        if _dataclass_in(hint) is not None:
             continue
-        info = next(_field_infos(hint), None)
-        noun = "a number" if _has_float(hint) else "a whole number"
         try:
-            found[field.name] = _Field(TypeAdapter(hint, config=_STRICT), info, noun)
+            found[field.name] = TypeAdapter(hint, config=_STRICT), hint
         except PydanticSchemaGenerationError as error:
             raise TypeError(f"{kind.__name__}.{field.name}: no validator for {hint}") from error
     return found
@@ -95,33 +131,98 @@ def _field_infos(hint: Any) -> Iterator[FieldInfo]:
         yield from _field_infos(part)
 
 
-def _has_float(hint: Any) -> bool:
-    return hint is float or any(_has_float(part) for part in typing.get_args(hint))
+def _dataclass_in(hint: Any) -> Any:
+    """The dataclass of `Inner`, `Inner | None` or `Annotated[Inner, …]`; None for other annotations."""
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    return next((p for p in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(p)), None)
 
 
-def _advice(error: ValidationError, field: _Field) -> str:
-    """What to give instead: the bounds or the choices, and the hint."""
+@functools.cache
+def _document_adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+def _check_keys(kind: Any, document: Any, name: str) -> None:
+    """Raise `ConfigError` for keys that are unknown or absent, in the document and in the objects inside it."""
+    if not isinstance(document, dict):
+        raise ConfigError(f"{name} is {_shown(document)}, give an object")
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+    known = [field.name for field in fields]
+    for key in document:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                f"{name} has the unknown key {key!r}; {hint}Known keys: {', '.join(known)}"
+            )
+    absent = [f.name for f in fields if f.name not in document and _is_required(kind, f, hints)]
+    if absent:
+        raise ConfigError(
+            f"{name} lacks the keys {', '.join(absent)}; give them, they are never guessed"
+        )
+    for key, value in document.items():
+        inner = _dataclass_in(hints[key])
+        if inner is not None and isinstance(value, dict):
+            _check_keys(inner, value, f"{name}.{key}")
+
+
+def _is_required(kind: Any, field: dataclasses.Field[Any], hints: Mapping[str, Any]) -> bool:
+    if (field.default, field.default_factory) == (dataclasses.MISSING,) * 2:
+        return True
+    if issubclass(kind, Complete):
+        return field.name not in kind.optional_in_json
+    hint = hints[field.name]
+    return isinstance(hint, type) and issubclass(hint, Complete)
+
+
+def _refusal(kind: Any, error: ValidationError, name: str) -> str:
+    """What pydantic found first, as a sentence with the path, the value and the limit."""
     first = error.errors(include_url=False)[0]
+    path = ".".join([name, *map(str, first["loc"])])
+    if first["type"] == "value_error":  # a rule between the fields of a dataclass
+        return f"{path}: {first.get('ctx', {}).get('error')}"
+    hint: Any = kind
+    for part in first["loc"]:
+        if (
+            owner := _dataclass_in(hint)
+        ) is None:  # inside a list or mapping, whose annotation has the bounds
+            break
+        hint = typing.get_type_hints(owner, include_extras=True).get(str(part))
+    return f"{path} is {_shown(first['input'])}, {_advice(first, hint, _JSON_KINDS)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
+
+
+def _advice(first: Mapping[str, Any], hint: Any, kinds: Mapping[str, str]) -> str:
+    """What to give instead: the bounds or the choices, and the description of the field."""
+    info = next(_field_infos(hint), None)
     if first["type"] == "literal_error":
         wanted = f"one of {first.get('ctx', {}).get('expected')}"
-    elif first["type"] in _KINDS:
-        wanted = _KINDS[first["type"]]
+    elif first["type"] in kinds:
+        wanted = kinds[first["type"]]
     else:
-        wanted = _range(first, field)
-    info = field.info
-    hint = f" ({info.description})" if info is not None and info.description else ""
-    return f"give {wanted}{hint}"
+        wanted = _range(first, hint, info)
+    described = f" ({info.description})" if info is not None and info.description else ""
+    return f"give {wanted}{described}"
 
 
-def _range(first: Any, field: _Field) -> str:
-    info, noun = field.info, field.noun
+def _range(first: Mapping[str, Any], hint: Any, info: FieldInfo | None) -> str:
     bounds: dict[str, Any] = {}
     for part in info.metadata if info is not None else ():
         bounds |= {n: getattr(part, n) for n in ("ge", "gt", "le", "lt") if hasattr(part, n)}
     if not bounds:
         return first["msg"][:1].lower() + first["msg"][1:]
+    noun = "a number" if _has(hint, float) else "a whole number"
     shown = {name: f"{bound:,}" for name, bound in bounds.items()}
     if "ge" in bounds and "le" in bounds:
         return f"{noun} from {shown['ge']} to {shown['le']}"
     words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
     return f"{noun} " + " and ".join(f"{words[name]} {bound}" for name, bound in shown.items())
+
+
+def _has(hint: Any, kind: type) -> bool:
+    return hint is kind or any(_has(part, kind) for part in typing.get_args(hint))

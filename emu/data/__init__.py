@@ -1,1 +1,1 @@
-"""Shards to batches."""
+"""From shards to batches."""

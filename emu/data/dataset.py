@@ -1,29 +1,26 @@
-"""A published dataset opened for reading: its manifest checked, any sample by shard and row.
+"""A published dataset: its samples by index, and as an endless, shuffled, resumable stream that all ranks share.
 
-Local tars are memory-mapped; on any other fsspec address one range read fetches the members of a sample.
-The index of a shard is read when the shard is first needed and kept for a while, so memory does not
-grow with the dataset.
+`Dataset` checks the manifest and reads single samples. Local tars are memory-mapped; on other fsspec file systems
+one range request fetches the members of a sample. The index of a shard is read when it is first needed and cached,
+so memory does not grow with the dataset.
 
-A shuffled order by arithmetic: no list, any place of it at once.
+`ShardReader` orders the samples. Position n of the stream is sample `n % N` of epoch `n // N`, where N is the size
+of the dataset. The order of an epoch is arithmetic, so any position is found in constant time and the state of a
+reader is two numbers:
 
-A Feistel network permutes the numbers below a power of four; walking its cycle until a number below
-`size` comes out restricts it to 0..size-1 (Black and Rogaway, "Ciphers with Arbitrary Finite
-Domains", 2002). Not a cipher here: only a good, repeatable shuffle.
+1. the shards are permuted, differently in each epoch;
+2. `window` consecutive shards form a window; the samples of a window are permuted.
 
-ShardReader: the endless, shuffled, resumable stream of samples that all ranks share.
+A dataset of up to `window` shards (64: about 64,000 samples) is thus shuffled as a whole. In a larger one a window
+limits how many shards are open at once, so that reads stay local on disks and object stores; a sample still has
+other neighbours in each epoch. Memory: one number per shard.
 
-Place n of the stream is sample `n % N` of epoch `n // N`, N the size of the dataset. The order of an
-epoch is arithmetic, so any place is found at once and the state of a reader is two numbers:
+`Permutation` is a Feistel network over the numbers below a power of four, restricted to 0..size-1 by cycle walking
+(Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). It serves as a repeatable shuffle, not as a
+cipher.
 
-1. the shards are permuted, anew for each epoch;
-2. `window` shards in a row form a window; the samples of a window are permuted among each other.
-
-A dataset of up to `window` shards (64: about 64,000 samples) is thus shuffled as one. In a larger one
-a window bounds how many shards are open at once, so that reads stay near each other on disks and
-object stores; a sample still meets other neighbours in each epoch. Memory: one number a shard.
-
-Ranks do not appear here: at a step, rank r of W reads its part of the places of the global batch
-(`emu/data/stream.py`), and the same state resumes any number of ranks.
+Ranks do not appear here: in a step, rank r of W reads its share of the positions of the global batch
+(`emu/data/stream.py`), so the same state resumes any number of ranks.
 """
 
 from __future__ import annotations
@@ -56,7 +53,7 @@ MASK = (1 << 64) - 1
 
 
 class Permutation:
-    """A bijection of 0..size-1 drawn from a seed: `permutation[i]` in constant time and memory."""
+    """A pseudo-random bijection of 0..size-1: `permutation[i]` in constant time and memory."""
 
     def __init__(self, size: int, *seed: int | str) -> None:
         if size < 1:
@@ -70,10 +67,10 @@ class Permutation:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, place: int) -> int:
-        if not 0 <= place < self.size:
-            raise IndexError(f"place {place} of a permutation of {self.size}")
-        value = self._network(place)
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < self.size:
+            raise IndexError(f"index {index} of a permutation of {self.size}")
+        value = self._network(index)
         while value >= self.size:  # less than 4 times on average: the domain is below 4 * size
             value = self._network(value)
         return value
@@ -86,18 +83,18 @@ class Permutation:
 
 
 def derived_bytes(*parts: int | str) -> bytes:
-    """64 bytes drawn from the parts: equal parts, equal bytes, on every machine and version."""
+    """64 pseudo-random bytes that follow from the parts, the same on every machine and in every version."""
     text = "\0".join(f"{type(part).__name__}:{part}" for part in parts)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed of 63 bits drawn from the parts."""
+    """A seed of 63 bits that follows from the parts."""
     return int.from_bytes(derived_bytes(*parts)[:8]) >> 1
 
 
 def _mixed(value: int) -> int:
-    """The finaliser of splitmix64: every input bit moves about half of the output bits."""
+    """The finaliser of splitmix64: every input bit flips about half of the output bits."""
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
     return value ^ (value >> 31)
@@ -107,12 +104,12 @@ T = TypeVar("T")
 
 
 class DatasetError(ValueError):
-    """A dataset that cannot be read as it is; the message says what to do."""
+    """A dataset that cannot be read; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class OpenShard:
-    """One shard at hand: its index, and a way to cut bytes out of its tar."""
+    """An open shard: its index, and a function that reads a byte range of its tar."""
 
     entry: ShardEntry
     index: pa.Table
@@ -120,10 +117,11 @@ class OpenShard:
 
 
 class Dataset:
-    """The samples of a published dataset, by number of the shard and row in it.
+    """The samples of a published dataset, by shard and row.
 
-    Raises `DatasetError` where the manifest is missing (the build did not finish), of another version,
-    without samples, or where a tar or an index is not what the manifest says.
+    Raises:
+        DatasetError: if the manifest is missing (the build has not finished), of another version or without
+            samples, or if a tar or an index differs from the manifest.
     """
 
     def __init__(self, address: str | Path, num_open: int = 128) -> None:
@@ -149,7 +147,7 @@ class Dataset:
 
     @property
     def is_local(self) -> bool:
-        """True on a file system of this machine, where files can be memory-mapped."""
+        """True on a local file system, where files can be memory-mapped."""
         return isinstance(self._fs, LocalFileSystem)
 
     def path(self, *parts: str) -> str:
@@ -157,11 +155,11 @@ class Dataset:
         return "/".join([self._root.rstrip("/"), *parts])
 
     def read(self, path: str) -> bytes:
-        """The whole of a file."""
+        """The contents of a file."""
         return self._fs.cat_file(path)
 
     def sample(self, shard: int, row: int) -> Sample:
-        """The sample in a row of a shard (numbered as in the manifest)."""
+        """The sample in a row of a shard (shards in the order of the manifest)."""
         opened = self._open[shard]
         members = opened.index["members"][row].as_py()
         start = min(m["offset"] for m in members)
@@ -179,7 +177,7 @@ class Dataset:
         except FileNotFoundError as error:
             raise DatasetError(
                 f"{self.address}: no {MANIFEST_FILE}: not a dataset (is the path right?), or its build has not "
-                "finished; run the build again with the same --out, it goes on where it stopped"
+                "finished; run the build again with the same --out, it resumes where it stopped"
             ) from error
         try:
             return manifest_from_json(text, path)
@@ -228,7 +226,7 @@ class Dataset:
 
 
 class Recent(Generic[T]):
-    """Makes values by number and keeps the most recently used ones; safe to use from threads."""
+    """A thread-safe cache of the most recently used values; makes those that are absent."""
 
     def __init__(self, capacity: int, make: Callable[[int], T]) -> None:
         self._capacity, self._make = capacity, make
@@ -256,7 +254,7 @@ WINDOW = 64
 
 @dataclass(frozen=True)
 class ReaderState:
-    """Where a reader stands, and what it reads: another dataset or seed is refused on load."""
+    """The position of a reader, and what it reads: `load` refuses another dataset or seed."""
 
     epoch: int
     position: int
@@ -269,7 +267,7 @@ class ReaderState:
 
 @dataclass(frozen=True)
 class Visit:
-    """A sample as met in an epoch, and the shard that it lies in."""
+    """A sample in an epoch, with its shard."""
 
     sample: Sample
     shard: int
@@ -279,7 +277,7 @@ class Visit:
 class ShardReader:
     """Iterates over the samples of a published dataset without end; `state` / `load` are exact.
 
-    Raises `DatasetError` for a dataset that is not complete, not readable or without samples.
+    Raises `DatasetError` as `Dataset` does.
     """
 
     def __init__(
@@ -289,8 +287,8 @@ class ShardReader:
         self.seed, self.shuffle, self.window = seed, shuffle, window
         self._sizes = tuple(entry.num_samples for entry in self.dataset.entries)
         self._orders = Recent(4, self._make_order)
-        self.place = 0
-        """Number of the next sample, counted over all epochs."""
+        self.position = 0
+        """Index of the next sample, counted over all epochs."""
 
     def __len__(self) -> int:
         """Samples in one epoch."""
@@ -298,38 +296,38 @@ class ShardReader:
 
     def __iter__(self) -> Iterator[Sample]:
         while True:
-            visit = self.visit(self.place)
-            self.place += 1
+            visit = self.visit(self.position)
+            self.position += 1
             yield visit.sample
 
-    def visit(self, place: int) -> Visit:
-        """The sample at a place of the endless stream; does not move the reader."""
-        epoch, position = divmod(place, len(self.dataset))
-        shard, row = self.locate(epoch, position)
+    def visit(self, position: int) -> Visit:
+        """The sample at a position of the endless stream; does not move the reader."""
+        epoch, index = divmod(position, len(self.dataset))
+        shard, row = self.locate(epoch, index)
         return Visit(self.dataset.sample(shard, row), shard, epoch)
 
-    def locate(self, epoch: int, position: int) -> tuple[int, int]:
-        """Number of the shard and row of a position in an epoch."""
+    def locate(self, epoch: int, index: int) -> tuple[int, int]:
+        """Shard and row of the sample at an index of an epoch."""
         order = self._orders[epoch]
-        window = bisect_right(order.window_starts, position) - 1
+        window = bisect_right(order.window_starts, index) - 1
         start = order.window_starts[window]
-        inside = position - start
+        inside = index - start
         if self.shuffle:
             size = order.window_starts[window + 1] - start
             inside = Permutation(size, self.seed, "samples", epoch, window)[inside]
-        place = start + inside
-        slot = bisect_right(order.shard_starts, place) - 1
-        return order.shards[slot], place - order.shard_starts[slot]
+        shuffled = start + inside
+        slot = bisect_right(order.shard_starts, shuffled) - 1
+        return order.shards[slot], shuffled - order.shard_starts[slot]
 
     def state(self) -> dict[str, Any]:
         """The position as a JSON object of constant size."""
-        epoch, position = divmod(self.place, len(self.dataset))
+        epoch, position = divmod(self.position, len(self.dataset))
         return asdict(
             ReaderState(epoch, position, self.seed, self.shuffle, self.window, self.dataset.digest)
         )
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved position; raises `DatasetError` where it is that of another stream."""
+        """Restore a saved position; raises `DatasetError` if it belongs to another stream."""
         now = self.state()
         for name in ("dataset", "seed", "shuffle", "window"):
             if state[name] != now[name]:
@@ -337,13 +335,13 @@ class ShardReader:
                     f"{self.dataset.address}: the saved position is for {name} {state[name]!r}, "
                     f"here it is {now[name]!r}; the order of the samples would differ"
                 )
-        self.place = state["epoch"] * len(self.dataset) + state["position"]
+        self.position = state["epoch"] * len(self.dataset) + state["position"]
 
     def _make_order(self, epoch: int) -> EpochOrder:
-        shards = [number for number in range(len(self._sizes)) if self._sizes[number]]
+        shards = [number for number, size in enumerate(self._sizes) if size]
         if self.shuffle:
             permutation = Permutation(len(shards), self.seed, "shards", epoch)
-            shards = [shards[permutation[place]] for place in range(len(shards))]
+            shards = [shards[permutation[index]] for index in range(len(shards))]
         ends = list(accumulate(self._sizes[shard] for shard in shards))
         starts = (0, *ends[:-1])
         return EpochOrder(tuple(shards), starts, (*starts[:: self.window], ends[-1]))
@@ -351,9 +349,9 @@ class ShardReader:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The shards in the order of an epoch, and where they and their windows start."""
+    """The shards in the order of an epoch, and the first index of each shard and window."""
 
     shards: tuple[int, ...]
     shard_starts: tuple[int, ...]
     window_starts: tuple[int, ...]
-    """One more than windows: the last is the size of the epoch."""
+    """One more than there are windows: the last is the size of the epoch."""

@@ -1,4 +1,4 @@
-"""FeatureReader: precomputed outputs of the visual encoder, memory-mapped (`schemas/features.py`)."""
+"""Precomputed patch tokens of the visual encoder, memory-mapped (format: `schemas/features.py`)."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class OpenFeatures:
     starts: tuple[int, ...]
     """First row of each record batch."""
     tokens: tuple[np.ndarray, ...]
-    """`[num_images, P * V]` a record batch, views of the file."""
+    """`[num_images, P * V]` per record batch, views of the file."""
     scales: tuple[np.ndarray, ...]
-    """`[num_images, P]` a record batch for int8, else none."""
+    """`[num_images, P]` per record batch for int8, otherwise empty."""
 
     def row(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The tokens and, for int8, the scales of one image."""
+        """The tokens of one image and, for int8, their scales."""
         batch = bisect_right(self.starts, number) - 1
-        place = number - self.starts[batch]
-        scales = self.scales[batch][place] if self.scales else None
-        return self.tokens[batch][place], scales
+        row = number - self.starts[batch]
+        scales = self.scales[batch][row] if self.scales else None
+        return self.tokens[batch][row], scales
 
 
 class FeatureReader:
     """The patch tokens of images of a dataset, by shard, key and segment.
 
-    Raises `DatasetError` where the dataset has no features, or where they were made by an encoder of
-    other weights than `weights_sha256`: training on those would pair a model with inputs that it will
-    never see again.
+    Raises:
+        DatasetError: if the dataset has no features, or features of an encoder with other weights than
+            `weights_sha256`: a model that is trained on those would not fit its own encoder.
     """
 
     def __init__(self, dataset: Dataset, weights_sha256: str) -> None:
@@ -55,7 +55,7 @@ class FeatureReader:
         self._open = Recent(NUM_OPEN, self._open_shard)
 
     def patches(self, shard: int, key: str, segments: Sequence[int]) -> Tensor:
-        """The tokens `NPV` of the images in these segments of a sample; float16, or float32 from int8."""
+        """The patch tokens `NPV` of the images in these segments of a sample; float16, or float32 from int8."""
         opened = self._open[shard]
         try:
             rows = [opened.rows[key, segment] for segment in segments]
@@ -76,7 +76,7 @@ class FeatureReader:
     def _open_shard(self, number: int) -> OpenFeatures:
         table = self._read(self.dataset.entries[number].name)
         keys, segments = table["key"].to_pylist(), table["segment"].to_pylist()
-        rows = {place: row for row, place in enumerate(zip(keys, segments, strict=True))}
+        rows = {image: row for row, image in enumerate(zip(keys, segments, strict=True))}
         chunks = table["tokens"].chunks
         starts = tuple(accumulate((len(chunk) for chunk in chunks[:-1]), initial=0))
         is_int8 = self.info.storage == "int8"

@@ -1,76 +1,74 @@
 """Samples to sequences: token ids with image blocks, in the formats of the paper (section 3.1).
 
-| sample                    | sequence                                                                |
-|---------------------------|-------------------------------------------------------------------------|
-| pair (one image, one text)| `<s> B text </s>` or `<s> text B </s>`, drawn with equal odds           |
-| interleaved, type 1       | a random subsequence of `window_length` positions, its first 5 images   |
-| interleaved, type 2       | 5 drawn images with their sentences, at most `sampled_length` positions |
+| sample                    | sequence                                                                     |
+|---------------------------|------------------------------------------------------------------------------|
+| pair (one image, one text)| `<s> B text </s>` or `<s> text B </s>`, with equal probability               |
+| interleaved, type 1       | a random window of `window_length` positions with at most 5 images           |
+| interleaved, type 2       | 5 sampled images with their sentences, at most `sampled_length` positions    |
 
-B is an image block of `num_queries + 2` positions. Types 1 and 2 are drawn with equal odds. An image
-stands before or after its sentence, drawn with equal odds; its sentence is the text that follows it in
-the sample. Lengths count text and image positions, `<s>` and `</s>` together, and a cut never falls
-inside a block. What is drawn depends on (seed, epoch, key of the sample) alone, so a sequence is the
-same whichever rank makes it, and a new one in each epoch.
+B is an image block of `num_queries + 2` positions. Types 1 and 2 have equal probability. An image stands before or
+after its sentence, with equal probability; its sentence is the text that follows it in the sample. Lengths count
+text and image positions, `<s>` and `</s>` included, and a block is never cut. All random choices follow from
+(seed, epoch, key of the sample), so a sequence does not depend on the rank that makes it, and every epoch has
+another one.
 
-Where the sources are silent: a type 1 subsequence starts at a position drawn so that the length is
-used in full if the document is that long; images after the fifth in it are taken out, and text after
-them moves up. Special tokens written in a text of the corpus are plain characters.
+Where the sources are silent: the start of a type 1 window is random, but not so late that positions stay unused
+while the document is long enough; images after the fifth in the window are removed, and the text after them moves
+up. Special tokens that are written in a text of the corpus are plain characters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from emu.config import EmuConfig
+from emu.config import Count, EmuConfig
 from emu.data.dataset import derived_seed
 from emu.models.objective import text_labels
 from emu.tokenizer import EmuTokenizer
+from schemas.config import Checked
 from schemas.sample import Sample, Segment
+
+Probability = Annotated[float, Field(ge=0, le=1, description="a probability")]
 
 
 class SequenceError(ValueError):
-    """A sample that has no sequence; names the sample and why."""
+    """A sample that cannot become a sequence; names the sample and the reason."""
 
 
 @dataclass(frozen=True)
-class SequenceConfig:
-    """Lengths and odds of the formats; positions count text and images together."""
+class SequenceConfig(Checked):
+    """Lengths and probabilities of the formats; positions count text and images together."""
 
-    pair_length: int = 2048
-    """Positions of a pair at most; longer captions are cut."""
-    window_length: int = 1024
-    """Positions of an interleaved sequence of type 1 (paper: 1024)."""
-    sampled_length: int = 512
-    """Positions of an interleaved sequence of type 2 (paper: 512)."""
-    max_images: int = 5
-    """Images of an interleaved sequence at most (paper: 5)."""
-    window_odds: float = 0.5
-    """Odds of type 1 against type 2."""
-    image_first_odds: float = 0.5
-    """Odds that an image stands before its text."""
-
-    def __post_init__(self) -> None:
-        for name in ("window_odds", "image_first_odds"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, give a number in 0..1")
-        if self.max_images < 1:
-            raise ValueError(f"max_images is {self.max_images}, give at least 1")
+    pair_length: Count = 2048
+    """Maximum positions of a pair; longer captions are cut."""
+    window_length: Count = 1024
+    """Maximum positions of an interleaved sequence of type 1 (paper: 1024)."""
+    sampled_length: Count = 512
+    """Maximum positions of an interleaved sequence of type 2 (paper: 512)."""
+    max_images: Count = 5
+    """Maximum images of an interleaved sequence (paper: 5)."""
+    window_probability: Probability = 0.5
+    """Probability of type 1; otherwise type 2."""
+    image_first_probability: Probability = 0.5
+    """Probability that an image stands before its text."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """An image of a sequence: number of its segment in the sample, and its encoded bytes."""
+    """An image of a sequence: the index of its segment in the sample, and its encoded bytes."""
 
     segment: int
     image: bytes
 
 
 Atom = int | Slot
-"""What a cut never divides: a text token, or a whole image block."""
+"""The unit of cutting: a text token, or a whole image block."""
 
 
 @dataclass(frozen=True)
@@ -81,20 +79,20 @@ class Sequence:
     shard: int
     ids_L: Tensor
     labels_L: Tensor
-    """The ids, -100 where there is no cross-entropy."""
+    """The ids, or -100 at positions without cross-entropy."""
     slots: tuple[Slot, ...]
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A text with the images that belong to it, as they stand before it in the sample."""
+    """A text with its images, which precede it in the sample."""
 
     slots: tuple[Slot, ...]
     text: str
 
 
 class SequenceMaker:
-    """Makes the sequences of one model and one seed from samples of any corpus known so far."""
+    """Makes the sequences of one model and one seed from samples of pairs and interleaved documents."""
 
     def __init__(
         self, config: SequenceConfig, model: EmuConfig, tokenizer: EmuTokenizer, seed: int
@@ -104,17 +102,17 @@ class SequenceMaker:
         if len(tokenizer) != model.num_embeddings:
             raise ValueError(
                 f"the tokenizer has {len(tokenizer)} tokens, the model {model.num_embeddings}; "
-                "give the tokenizer that belongs to the model"
+                "give the tokenizer of the model"
             )
         for name in ("pair_length", "window_length", "sampled_length"):
             self._check_length(name)
 
     def make(self, sample: Sample, epoch: int, shard: int = 0) -> Sequence:
-        """The sequence of a sample in an epoch; raises `SequenceError` where it has none."""
+        """The sequence of a sample in an epoch; raises `SequenceError` for samples without a sequence format."""
         if any(s.role is not None or s.time_s is not None for s in sample.segments):
             raise SequenceError(
                 f"sample '{sample.key}' of corpus '{sample.corpus}' has roles or times; dialogues, "
-                "clips and storyboards have no sequence form in this release"
+                "clips and storyboards have no sequence format in this release"
             )
         rng = Random(derived_seed("sequence", self.seed, epoch, sample.key))
         passages = passages_of(sample.segments)
@@ -129,23 +127,21 @@ class SequenceMaker:
         return [slot, *tokens] if self._image_first(rng) else [*tokens, slot]
 
     def _interleaved(self, passages: list[Passage], rng: Random) -> list[Atom]:
-        if rng.random() < self.config.window_odds:
+        if rng.random() < self.config.window_probability:
             atoms = self._atoms(passages, rng)
             room = self.config.window_length - 2
             return self._cut(atoms, self._start(atoms, room, rng), room)
-        with_image = [
-            (number, slot) for number, passage in enumerate(passages) for slot in passage.slots
-        ]
-        drawn = rng.sample(range(len(with_image)), min(self.config.max_images, len(with_image)))
+        with_image = [(n, slot) for n, passage in enumerate(passages) for slot in passage.slots]
+        sampled = rng.sample(range(len(with_image)), min(self.config.max_images, len(with_image)))
         chosen: dict[int, list[Slot]] = {}
-        for place in sorted(drawn):
-            number, slot = with_image[place]
+        for index in sorted(sampled):
+            number, slot = with_image[index]
             chosen.setdefault(number, []).append(slot)
         kept = [Passage(tuple(slots), passages[n].text) for n, slots in chosen.items()]
         return self._cut(self._atoms(kept or passages, rng), 0, self.config.sampled_length - 2)
 
     def _atoms(self, passages: list[Passage], rng: Random) -> list[Atom]:
-        """Tokens and slots in order, each image on the side of its text that is drawn for it."""
+        """Tokens and slots in order, each image on a random side of its text."""
         atoms: list[Atom] = []
         run: list[str] = []
         for passage in passages:
@@ -173,7 +169,7 @@ class SequenceMaker:
         return rng.randint(0, last)
 
     def _cut(self, atoms: list[Atom], start: int, room: int) -> list[Atom]:
-        """What fits into `room` positions from `start` on, whole blocks only, images capped."""
+        """The atoms that fit into `room` positions from `start` on, with at most `max_images` images."""
         taken: list[Atom] = []
         num_images = 0
         for atom in atoms[start:]:
@@ -202,7 +198,7 @@ class SequenceMaker:
         return self.block_length if isinstance(atom, Slot) else 1
 
     def _image_first(self, rng: Random) -> bool:
-        return rng.random() < self.config.image_first_odds
+        return rng.random() < self.config.image_first_probability
 
     def _check_length(self, name: str) -> None:
         length = getattr(self.config, name)
@@ -215,10 +211,7 @@ class SequenceMaker:
 
 
 def passages_of(segments: tuple[Segment, ...]) -> list[Passage]:
-    """The texts in order, each with the images that stand before it.
-
-    Images after the last text make a passage of their own.
-    """
+    """The texts in order, each with the images before it; images after the last text form a passage of their own."""
     passages: list[Passage] = []
     slots: list[Slot] = []
     for number, segment in enumerate(segments):

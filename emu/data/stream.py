@@ -1,10 +1,10 @@
-"""BatchStream: the batches of one rank, step by step, from the stream that all ranks share.
+"""The batches of one rank, step by step, from the stream of samples that all ranks share.
 
-A step of W ranks takes G = W x num_micro x batch_size places of the reader's stream. Rank r reads the
-r-th G/W of them. After a step every rank stands at the same place, so one state serves all ranks, and a
-run may go on with another number of ranks: with G unchanged the global batches are the same.
+A step of W ranks takes the next G = W x num_micro x batch_size positions of the reader's stream; rank r reads the
+r-th share of G/W of them. After a step every rank is at the same position, so one state serves all ranks, and a
+run can resume with another number of ranks: with G unchanged the global batches are the same.
 
-Sequences to one padded `Batch`, with the pixels or the precomputed tokens of their images.
+`collate` turns sequences into one padded `Batch`, with the pixels or the precomputed patch tokens of their images.
 
 Shapes: B batch, L sequence, N images, C channels, H W pixels, P patches, V vision width.
 """
@@ -47,7 +47,7 @@ def collate(sequences: Rows[Sequence], images: Rows[Tensor], pad: int, are_patch
 
 
 def images_of(sequence: Sequence, side: int, features: FeatureReader | None) -> Tensor:
-    """The images of a sequence: tokens from `features` if given, else pixels of `side` x `side`."""
+    """The images of a sequence: patch tokens from `features` if given, else pixels of `side` x `side`."""
     if features is None:
         return pixels_of([slot.image for slot in sequence.slots], side)
     segments = [slot.segment for slot in sequence.slots]
@@ -56,7 +56,7 @@ def images_of(sequence: Sequence, side: int, features: FeatureReader | None) -> 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of a global batch: that of `rank` among `world_size` ranks."""
+    """The share of a global batch that `rank` among `world_size` ranks reads."""
 
     rank: int = 0
     world_size: int = 1
@@ -64,21 +64,21 @@ class Share:
 
 @dataclass(frozen=True)
 class StepSize:
-    """Sequences of one micro-batch on one rank, and micro-batches of one step."""
+    """Sequences per micro-batch and rank, and micro-batches per step."""
 
     batch_size: int
     num_micro: int = 1
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of one step on one rank."""
+        """Sequences per step and rank."""
         return self.batch_size * self.num_micro
 
 
 class BatchStream:
     """The micro-batches of each step for one rank; `state` / `load` are exact.
 
-    `num_threads` > 0 decodes the next step while the current one is computed.
+    With `num_threads` > 0, threads decode the images of the next step during the current one.
     """
 
     def __init__(
@@ -97,50 +97,50 @@ class BatchStream:
 
     @property
     def global_batch(self) -> int:
-        """Sequences of one step over all ranks."""
+        """Sequences per step over all ranks."""
         return self.size.num_sequences * self.share.world_size
 
     def next_step(self) -> list[Batch]:
         """The micro-batches of this rank for the next step."""
-        places = self._places(self.reader.place)
-        rows = [self._ahead.pop(place, None) or self._begin(place) for place in places]
+        positions = self._positions(self.reader.position)
+        rows = [self._ahead.pop(position, None) or self._start(position) for position in positions]
         made = [row.result() if isinstance(row, Future) else row for row in rows]
-        self.reader.place += self.global_batch
+        self.reader.position += self.global_batch
         if self._pool:
-            for place in self._places(self.reader.place):
-                self._ahead[place] = self._pool.submit(self._make, place)
+            for position in self._positions(self.reader.position):
+                self._ahead[position] = self._pool.submit(self._make, position)
         size = self.size.batch_size
         return [self._batch(made[i : i + size]) for i in range(0, len(made), size)]
 
     def state(self) -> dict[str, Any]:
-        """Where the next step begins, the same on every rank."""
+        """The position of the next step, the same on every rank."""
         return self.reader.state() | {"global_batch": self.global_batch}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved place; raises `DatasetError` for another stream, ValueError for another G."""
+        """Restore a saved position; raises `DatasetError` for another stream, ValueError for another G."""
         if state["global_batch"] != self.global_batch:
             raise ValueError(
-                f"the run was saved with {state['global_batch']} sequences a step over all ranks, here "
-                f"it is {self.global_batch} (ranks x micro-batches x batch size); choose the batch "
-                "size so that the product is the same"
+                f"the run was saved with {state['global_batch']} sequences per step over all ranks, now it has "
+                f"{self.global_batch} (ranks x micro-batches x batch size); choose the batch size so that the "
+                "product is the same"
             )
         self.reader.load(state)
         self._ahead.clear()
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
-    def _places(self, first: int) -> range:
+    def _positions(self, first: int) -> range:
         start = first + self.share.rank * self.size.num_sequences
         return range(start, start + self.size.num_sequences)
 
-    def _begin(self, place: int) -> Future[tuple[Sequence, Tensor]] | tuple[Sequence, Tensor]:
-        return self._pool.submit(self._make, place) if self._pool else self._make(place)
+    def _start(self, position: int) -> Future[tuple[Sequence, Tensor]] | tuple[Sequence, Tensor]:
+        return self._pool.submit(self._make, position) if self._pool else self._make(position)
 
-    def _make(self, place: int) -> tuple[Sequence, Tensor]:
-        visit = self.reader.visit(place)
+    def _make(self, position: int) -> tuple[Sequence, Tensor]:
+        visit = self.reader.visit(position)
         sequence = self.maker.make(visit.sample, visit.epoch, visit.shard)
         side = self.maker.model.vision.image_size
         try:

@@ -1,7 +1,7 @@
-"""Frames of a video as images of a prompt; the one place where decord is imported.
+"""Frames of a video as images of a prompt; the only module that imports decord.
 
-The released code takes 8 frames, spread evenly: the first lies half a step after the start. Each
-frame is a whole image for the model; there is no token for a video.
+The released code takes 8 evenly spaced frames, the first half a step after the start. Each frame is a whole image
+for the model; there is no token for a video.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ NUM_FRAMES = 8
 
 
 class VideoError(ValueError):
-    """A file that is no video that can be read, and why."""
+    """A file that cannot be read as a video, and why."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video as a piece of a prompt: a file, or its encoded bytes, and how many frames are shown."""
+    """A video as a part of a prompt: a file or its encoded bytes, and the number of frames to use."""
 
     source: Path | str | bytes = field(repr=False)
     num_frames: int = NUM_FRAMES
@@ -34,23 +34,25 @@ class Video:
             raise ValueError(f"num_frames is {self.num_frames}, give at least 1")
 
     def frames(self) -> list[Image.Image]:
-        """The frames in order, RGB; as `read_frames`."""
+        """The frames in order, as `read_frames` gives them."""
         return read_frames(self.source, self.num_frames)
 
 
-def frame_places(num_total: int, num_frames: int = NUM_FRAMES) -> list[int]:
-    """Which frames of `num_total` are shown, by the released rule; a short video repeats some."""
+def frame_indices(num_total: int, num_frames: int = NUM_FRAMES) -> list[int]:
+    """The indices of the frames to use out of `num_total`, by the released rule; a short video repeats some."""
     if num_total < 1 or num_frames < 1:
         raise ValueError(f"{num_frames} frames of {num_total}: give at least 1 of at least 1")
     step = (num_total - 1) / num_frames
-    return [int(step / 2) + round(step * place) for place in range(num_frames)]
+    return [int(step / 2) + round(step * number) for number in range(num_frames)]
 
 
 def read_frames(source: Path | str | bytes, num_frames: int = NUM_FRAMES) -> list[Image.Image]:
-    """`num_frames` frames of a video file or of its bytes, evenly spread, as RGB images.
+    """`num_frames` evenly spaced frames of a video file or of its bytes, as RGB images.
 
-    Raises FileNotFoundError for an absent file, `VideoError` for one that cannot be read, and
-    ModuleNotFoundError where decord is not installed.
+    Raises:
+        FileNotFoundError: for an absent file.
+        VideoError: for a file that cannot be read.
+        ModuleNotFoundError: if decord is not installed.
     """
     decord = _decord()
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
@@ -62,12 +64,12 @@ def read_frames(source: Path | str | bytes, num_frames: int = NUM_FRAMES) -> lis
         raise FileNotFoundError(f"no video at {name}")
     try:
         reader = decord.VideoReader(opened, num_threads=1)
-        pictures = reader.get_batch(frame_places(len(reader), num_frames)).asnumpy()
+        frames = reader.get_batch(frame_indices(len(reader), num_frames)).asnumpy()
     except (decord.DECORDError, RuntimeError, ValueError) as error:
         raise VideoError(
-            f"{name}: no video that can be read (damaged, cut short, or of an unknown kind)"
+            f"{name}: cannot be read as a video (damaged, truncated, or of an unknown format)"
         ) from error
-    return [Image.fromarray(picture) for picture in pictures]
+    return [Image.fromarray(frame) for frame in frames]
 
 
 def _decord() -> Any:
@@ -76,7 +78,9 @@ def _decord() -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             "videos need the package decord: pip install decord (its wheels are for Linux x86-64, "
-            "macOS x86-64 and Windows; elsewhere install eva-decord, which has the same name inside)"
+            "macOS x86-64 and Windows; elsewhere install eva-decord, which provides the same module)"
         ) from error
-    decord.logging.set_level(decord.logging.QUIET)  # errors are raised; no lines beside them
+    decord.logging.set_level(
+        decord.logging.QUIET
+    )  # errors are raised; its log lines would repeat them
     return decord

@@ -1,1 +1,1 @@
-"""Training: loop, optimiser, checkpoints, Ray Train."""
+"""Training: loop, optimizer steps, checkpoints, Ray Train."""

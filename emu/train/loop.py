@@ -1,8 +1,8 @@
-"""The training loop: plain PyTorch on one device, alone or as one of several ranks.
+"""The training loop: plain PyTorch on one device, as a single process or as one of several ranks.
 
-A run is a directory: `run.json` (its configuration), `checkpoints/`, `metrics.jsonl`, `curves.svg`,
-and at the end `model/`. Started again it goes on from the newest checkpoint, and on the same machine gives
-the same weights, bit for bit, as if it had never stopped.
+A run is a folder: `run.json` (its configuration), `checkpoints/`, `metrics.jsonl`, `curves.svg`, and at the end
+`model/`. Started again it resumes from the newest checkpoint. On the same machine the resulting weights are
+bit-identical to those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +39,15 @@ from emu.train.run_folder import (
     save_checkpoint,
     write_curves,
 )
-from emu.train.start import start_model
-from emu.train.step import Ranks, Stepper, StepResult, make_optimizer, rate_factor, set_rates
+from emu.train.start import check_init, start_model, start_tower
+from emu.train.step import (
+    Ranks,
+    Stepper,
+    StepResult,
+    make_optimizer,
+    rate_factor,
+    set_learning_rates,
+)
 from emu.weights.atomic_dir import new_directory
 from emu.weights.store import save_model, weights_hash
 
@@ -48,17 +55,17 @@ log = logging.getLogger(__name__)
 
 Resume = Literal["auto", "must", "never"]
 Report = Callable[[Mapping[str, Any], Path | None], None]
-"""Called on every rank after a checkpoint: the newest metrics, and on the first rank its directory."""
+"""Called on every rank after a checkpoint with the newest metrics and, on the first rank, its directory."""
 
 SUMMARY = "summary.json"
 HOUSEKEEPING = {"checkpoint_every", "keep_checkpoints", "log_every", "num_threads"}
 CUTTING = {"batch_size", "corpus_batch_size", "num_micro"}
-"""How a global batch is cut: free to change while the losses are normalised over all of it."""
+"""How a global batch is split: may change on resume if losses are normalised over the whole of it."""
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What to train, on what, and where to; travels to workers."""
+    """Model, data, options and output of a run; sent to workers."""
 
     data: str
     out: str
@@ -67,18 +74,18 @@ class TrainPlan:
     sequence: SequenceConfig
     train: TrainConfig
     init: str | None = None
-    """A model directory to start from; null draws weights from the seed."""
+    """A model folder to start from; None initialises the weights from the seed."""
     vision_weights: str | None = None
-    """A tag of open_clip or a CLIP checkpoint for the visual encoder of a model that is drawn."""
+    """A pretrained tag of open_clip or a CLIP checkpoint for the visual encoder; only without `init`."""
     language_weights: str | None = None
-    """The folder of a LLaMA for the language model of a model that is drawn."""
+    """The folder of a LLaMA for the language model; only without `init`."""
     use_features: bool = False
     resume: Resume = "auto"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run did."""
+    """Counts and last losses of a finished run."""
 
     steps: int
     samples: int
@@ -100,8 +107,10 @@ def train(
 ) -> Summary:
     """Train to the last step of the plan, from the newest checkpoint if there is one.
 
-    Raises `CheckpointError` where the directory holds another run, `DatasetError` for unusable data,
-    `TrainingError` for a loss that is not finite.
+    Raises:
+        CheckpointError: if the output folder holds another run.
+        DatasetError: for unusable data.
+        TrainingError: for a loss that is not finite.
     """
     run = Run(plan, ranks or Ranks(), device or torch.device("cpu"), clock)
     try:
@@ -137,10 +146,10 @@ class Run:
         self._logged = (clock(), dict(self.counts))
 
     def advance(self) -> None:
-        """Take one step and, if it is its turn, write its metrics."""
+        """Take one step; log its metrics if they are due."""
         config = self.plan.train
         batches = self.stream.next_step()
-        set_rates(self.optimizer, self.step, config.steps, config.optim)
+        set_learning_rates(self.optimizer, self.step, config.steps, config.optim)
         result = self.stepper.step(batches, self.step)
         self.step += 1
         self.counts["samples"] += result.num_sequences
@@ -151,7 +160,7 @@ class Run:
             self._log(result)
 
     def checkpoint(self, report: Report) -> None:
-        """Write a checkpoint on the first rank and tell every rank's `report`."""
+        """Write a checkpoint on the first rank; call `report` on every rank."""
         path = None
         if self.ranks.is_first:
             state = Progress(self.step, self.stream.state(), self.counts, configuration(self.plan))
@@ -159,7 +168,7 @@ class Run:
                 self.out, self.model, self.optimizer, state, self.plan.train.keep_checkpoints
             )
             write_curves(self.out)
-        self.ranks.wait()
+        self.ranks.barrier()
         report(dict(self.row) | {"step": self.step}, path)
 
     def finish(self) -> Summary:
@@ -176,12 +185,14 @@ class Run:
             **self.counts,
         )
         if self.ranks.is_first:
-            keep_newest(self.out, self.plan.train.keep_checkpoints)  # a kill may have left one more
+            keep_newest(
+                self.out, self.plan.train.keep_checkpoints
+            )  # a killed run may have left one more
             publish_model(folder, self.model, self.plan.tokenizer)
             write_curves(self.out)
             described = json.dumps(dataclasses.asdict(summary), indent=2)
             (self.out / SUMMARY).write_text(described + "\n")
-        self.ranks.wait()
+        self.ranks.barrier()
         return summary
 
     def _resume(self) -> None:
@@ -226,32 +237,50 @@ class Run:
             log.info("%s", text)
 
     def _watch(self, result: StepResult) -> None:
-        """Alarm, once, when the regression targets have become nearly equal."""
+        """Raise an alarm, once, if the regression targets have become nearly equal."""
         limit = self.plan.train.collapse_variance
         if result.num_visual and result.target_variance < limit and not self.alarms:
             self.alarms.append(
                 f"step {self.step}: variance {result.target_variance:.3g} of the regression targets is "
-                f"under {limit:.3g}: they collapse, and a low visual loss means nothing"
+                f"below {limit:.3g}: they collapse, and a low visual loss is meaningless"
             )
             log.error("alarm %s", self.alarms[-1])
 
 
 def check_resume(plan: TrainPlan) -> None:
-    """Raise `CheckpointError` where the output folder is not what `plan.resume` asks for."""
+    """Raise `CheckpointError` if the output folder does not allow what `plan.resume` asks for."""
     found = checkpoints(Path(plan.out))
     if plan.resume == "must" and not found:
         raise CheckpointError(f"{plan.out}: no checkpoint to resume from; give the --out of a run")
     if plan.resume == "never" and found:
         raise CheckpointError(
-            f"{plan.out}: holds a run with checkpoint {found[-1].name}; give another --out, or let it "
-            "resume"
+            f"{plan.out}: holds a run with checkpoint {found[-1].name}; give another --out, or --resume auto"
         )
     if found:
         check_same_run(read_progress(found[-1]).config, configuration(plan), found[-1])
 
 
+def check_plan(plan: TrainPlan) -> None:
+    """Raise, before any worker starts, if output, weights, features, data or lengths do not fit.
+
+    Of weights only the headers are read, and of the data one step.
+    """
+    check_resume(plan)
+    if plan.init is not None:
+        check_init(plan.model, plan.init)
+    if plan.language_weights is not None:
+        from emu.weights.llama import check_llama
+
+        check_llama(plan.model, plan.language_weights)
+    tower = None
+    if plan.use_features or plan.vision_weights is not None:
+        tower = start_tower(plan.model, plan.train.seed, plan.init, plan.vision_weights)
+    in_this_thread = replace(plan, train=replace(plan.train, num_threads=0))
+    open_stream(in_this_thread, tower, Ranks()).next_step()
+
+
 def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> BatchStream:
-    """The batches of a rank; features only where they are of this very, frozen `tower`."""
+    """The batches of a rank; precomputed features must come from the frozen encoder `tower`."""
     tokenizer = EmuTokenizer.load(plan.tokenizer, plan.model.instruct)
     reader = ShardReader(plan.data, plan.train.seed)
     features = None
@@ -270,7 +299,7 @@ def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> B
 
 
 def configuration(plan: TrainPlan) -> dict[str, Any]:
-    """What determines the weights of a run, as JSON values; the place in the data says the rest."""
+    """The options that determine the weights of a run, as JSON values."""
     free = HOUSEKEEPING | (CUTTING if plan.train.normalisation == "global" else set())
     chosen = {
         name: value for name, value in dataclasses.asdict(plan.train).items() if name not in free

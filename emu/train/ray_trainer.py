@@ -1,8 +1,8 @@
-"""Ray Train around the loop: several workers, restart after a worker is lost. The only file with Ray here.
+"""Ray Train around the loop: several workers, restarted after one is lost. The only module of training with Ray.
 
-Checkpoints are the loop's own atomic directories; Ray Train is told of them (nothing is copied), counts
-failures and starts the workers again, which go on from the newest one. So a run begun here can be
-continued without Ray, and the reverse. `out` must be a folder that every node sees.
+Checkpoints are the loop's own atomic directories. They are reported to Ray Train without copying them; it counts
+failures and restarts the workers, which resume from the newest checkpoint. So a run that was started here can be
+resumed without Ray, and the reverse. `out` must be a folder that every node sees.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from emu.train.run_folder import FOLDER, CheckpointError, checkpoints
 from emu.train.step import Ranks, TrainingError
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of checkpoints in a run's folder; it refuses one of another Ray version."""
+"""Ray Train's list of checkpoints in the folder of a run; it rejects one of another Ray version."""
 
 
 def train_on_ray(
@@ -43,12 +43,13 @@ def train_on_ray(
 ) -> Summary:
     """Train on workers of the connected Ray; a lost worker costs the steps since the last checkpoint.
 
-    Raises `TrainingError` with the words of the first worker's error after `max_failures` failures, and
-    KeyboardInterrupt on Ctrl-C, when the workers have ended.
+    Raises:
+        TrainingError: with the error of the lowest failed rank, after more than `max_failures` failures.
+        KeyboardInterrupt: on Ctrl-C, when the workers have ended.
     """
     check_resume(plan)
     folder = Path(plan.out).absolute() / FOLDER
-    (folder / SNAPSHOT).unlink(missing_ok=True)  # the directories themselves are the truth
+    (folder / SNAPSHOT).unlink(missing_ok=True)  # the directories themselves count
     trainer = TorchTrainer(
         _work,
         train_loop_config={"plan": replace(plan, out=str(folder.parent), resume="auto")},
@@ -71,9 +72,9 @@ def train_on_ray(
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C as everywhere in Python: Ray Train ends the workers, then the whole process with a status of its own.
+    """Make Ctrl-C raise KeyboardInterrupt: Ray Train ends the workers and then exits the process.
 
-    Its handler stays behind when it is done; here the one from before comes back.
+    Ray Train leaves its own signal handler behind; this restores the previous one.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if is_main else None
@@ -87,7 +88,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _reason(error: TrainingFailedError) -> str:
-    """What went wrong on the lowest failed rank, else Ray's own words."""
+    """The error of the lowest failed rank, otherwise Ray's own message."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
         return str(error)
@@ -97,7 +98,7 @@ def _reason(error: TrainingFailedError) -> str:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What every worker does."""
+    """The work of one worker."""
     logging.basicConfig(level=logging.INFO)
     context = ray.train.get_context()
     plan: TrainPlan = config["plan"]

@@ -46,15 +46,21 @@ METRICS, CURVES = "metrics.jsonl", "curves.svg"
 CURVE_FIELDS = ("text_loss", "visual_loss", "target_variance")
 COLOURS = ("#2563eb", "#d97706", "#059669")
 WIDTH, HEIGHT, MARGIN = 720, 180, 46
+RENAMED = {
+    "visual_wait_ratio": "visual_freeze_ratio",
+    "window_odds": "window_probability",
+    "image_first_odds": "image_first_probability",
+}
+"""Options whose names in older checkpoints differ: name there -> name today."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used for this run; says what differs."""
+    """A checkpoint that does not belong to this run or version; names the difference."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: steps done, place in the data, what it has seen, and its configuration."""
+    """The progress of a run: steps done, position in the data, counts of what was processed, and its configuration."""
 
     step: int
     data: Mapping[str, Any]
@@ -78,7 +84,7 @@ def save_checkpoint(
     state |= {"config": dict(progress.config)}
     with new_directory(final, is_replaceable=lambda folder: False) as new:
         save_file(weights, new / WEIGHTS)
-        torch.save(named_moments(optimizer), new / OPTIMIZER)
+        torch.save(optimizer_state(optimizer), new / OPTIMIZER)
         (new / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
     keep_newest(out, keep)
     return final
@@ -99,37 +105,37 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Where the run of a checkpoint stood; raises `CheckpointError` for another version."""
+    """The progress saved in a checkpoint; raises `CheckpointError` for another version."""
     state = json.loads((checkpoint / STATE).read_text())
     if state["version"] != VERSION:
         raise CheckpointError(
             f"{checkpoint}: version {state['version']}, this release reads {VERSION}"
         )
-    return Progress(state["step"], state["data"], state["counts"], state["config"])
+    return Progress(state["step"], state["data"], state["counts"], _renamed(state["config"]))
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Put weights and moments back, exactly; every key has to be there and to fit."""
+    """Restore weights and optimizer state exactly; every key must be present and fit."""
     device = next(model.parameters()).device
     model.load_state_dict(load_file(checkpoint / WEIGHTS, device=str(device)))
-    moments = torch.load(checkpoint / OPTIMIZER, map_location=device, weights_only=True)
-    load_named_moments(optimizer, moments)
+    state = torch.load(checkpoint / OPTIMIZER, map_location=device, weights_only=True)
+    load_optimizer_state(optimizer, state)
 
 
 def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Raise `CheckpointError` naming what a resumed run would do differently."""
+    """Raise `CheckpointError` naming the options in which a resumed run would differ."""
     before, after = _flat(then), _flat(now)
     names = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
     if names:
-        shown = "; ".join(f"{n}: then {before.get(n)!r}, now {after.get(n)!r}" for n in names[:5])
+        shown = "; ".join(f"{n}: was {before.get(n)!r}, now {after.get(n)!r}" for n in names[:5])
         raise CheckpointError(
-            f"{where}: the run there has another configuration: {shown}. Give the same options to go "
-            "on with it, or another --out to begin a new run"
+            f"{where}: the run has another configuration: {shown}. Give the same options to resume it, or "
+            "another --out to start a new run"
         )
 
 
-def named_moments(optimizer: Optimizer) -> dict[str, dict[str, torch.Tensor]]:
-    """The state of an optimizer by weight name, independent of how weights are grouped."""
+def optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, torch.Tensor]]:
+    """The state of an optimizer by weight name, independent of its parameter groups."""
     return {
         name: dict(optimizer.state[weight])
         for group in optimizer.param_groups
@@ -138,24 +144,24 @@ def named_moments(optimizer: Optimizer) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def load_named_moments(
-    optimizer: Optimizer, moments: Mapping[str, Mapping[str, torch.Tensor]]
+def load_optimizer_state(
+    optimizer: Optimizer, state: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> None:
-    """Put back what `named_moments` took; a weight that has none had no gradient so far."""
+    """Restore the state that `optimizer_state` gave; a weight without state has had no gradient so far."""
     weights = {
         name: weight
         for group in optimizer.param_groups
         for name, weight in zip(group["weight_names"], group["params"], strict=True)
     }
-    unknown = sorted(set(moments) - set(weights))
+    unknown = sorted(set(state) - set(weights))
     if unknown:
         raise CheckpointError(f"the optimizer has no weight named {unknown[:3]}")
-    for name, state in moments.items():
-        optimizer.state[weights[name]] = dict(state)
+    for name, values in state.items():
+        optimizer.state[weights[name]] = dict(values)
 
 
 class MetricsFile:
-    """Appends metrics of a run; lines of steps that are done again after a resume are taken out."""
+    """Appends the metrics of a run; after a resume, the lines of steps that are repeated are removed first."""
 
     def __init__(self, out: Path, first_step: int) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -174,7 +180,7 @@ class MetricsFile:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The metrics of a run so far; a last line cut by a kill is left out."""
+    """The metrics of a run so far, without a last line that a kill has truncated."""
     path = out / METRICS
     if not path.is_file():
         return []
@@ -183,7 +189,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def write_curves(out: Path) -> Path:
-    """Draw the losses and the target variance over the steps into `curves.svg`."""
+    """Plot the losses and the target variance over the steps in `curves.svg`."""
     rows = read_metrics(out)
     charts = [
         _chart(name, [(row["step"], row[name]) for row in rows], colour, number * HEIGHT)
@@ -200,19 +206,19 @@ def write_curves(out: Path) -> Path:
 
 
 def _chart(name: str, points: Sequence[tuple[int, float]], colour: str, top: int) -> str:
-    """One curve with its name, its last value and the ends of its axes."""
+    """One curve with its name, its last value and the limits of its axes."""
     if not points:
         return ""
     first, last = points[0][0], points[-1][0]
     low, high = min(value for _, value in points), max(value for _, value in points)
     wide, tall = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN + 16
 
-    def place(step: int, value: float) -> str:
+    def point(step: int, value: float) -> str:
         x = MARGIN + wide * (step - first) / max(1, last - first)
         y = top + MARGIN + tall * (1 - (value - low) / (high - low or 1))
         return f"{x:.1f},{y:.1f}"
 
-    line = " ".join(place(step, value) for step, value in points)
+    line = " ".join(point(step, value) for step, value in points)
     bottom = top + MARGIN + tall
     return (
         f'<text x="{MARGIN}" y="{top + MARGIN - 14}" font-weight="bold">{name.replace("_", " ")}: '
@@ -224,6 +230,12 @@ def _chart(name: str, points: Sequence[tuple[int, float]], colour: str, top: int
         f'<path d="M{MARGIN},{top + MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="#ccc"/>'
         f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
     )
+
+
+def _renamed(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {RENAMED.get(name, name): _renamed(inner) for name, inner in value.items()}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,12 +44,12 @@ PARTS = (
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on, at which step and why."""
+    """Training that cannot continue: the step and the reason."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step measured, over all ranks."""
+    """Measurements of one step, over all ranks."""
 
     text: float
     visual: float
@@ -65,7 +65,7 @@ class StepResult:
 
 
 class LossModule(nn.Module):
-    """A model and its objective as one module: a batch in, its losses out."""
+    """A model and its objective as one module, from a batch to its losses."""
 
     def __init__(self, model: Emu, precision: str) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class LossModule(nn.Module):
     def forward(
         self, batch: Batch, text_weight: Tensor, visual_weight: Tensor
     ) -> tuple[Tensor, ...]:
-        """The weighted sum to differentiate, then text, visual and target variance without gradient."""
+        """The weighted sum to differentiate; then text loss, visual loss and target variance, detached."""
         is_half = self.precision == "bfloat16"
         device = batch.input_ids_BL.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=is_half):
@@ -87,7 +87,7 @@ class LossModule(nn.Module):
 
 
 class Stepper:
-    """Takes optimizer steps on a model; holds what does not change between them."""
+    """Takes optimizer steps on a model."""
 
     def __init__(
         self,
@@ -104,9 +104,12 @@ class Stepper:
         self.weights = [w for group in optimizer.param_groups for w in group["params"]]
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
-        """Move the weights by one step; raises `TrainingError` for a loss that is not finite.
+        """Update the weights once.
 
-        Dropout is drawn from (seed, step, rank), so that a resumed run repeats an uninterrupted one.
+        Dropout masks follow from (seed, step, rank), so that a resumed run repeats an uninterrupted one.
+
+        Raises:
+            TrainingError: for a loss or gradient that is not finite; the weights are unchanged.
         """
         torch.manual_seed(derived_seed("step", self.config.seed, step, self.ranks.share.rank))
         batches = [batch.to(self.device) for batch in batches]
@@ -118,7 +121,7 @@ class Stepper:
         if not (torch.isfinite(norm) and all(map(_is_finite, (text, visual)))):
             raise TrainingError(
                 f"step {step}: text loss {text}, visual loss {visual}, gradient norm {float(norm)}; "
-                "the last checkpoint is before this step: lower the learning rates or use float32"
+                "the last checkpoint is from before this step: lower the learning rates or use float32"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,14 +130,14 @@ class Stepper:
         return StepResult(text, visual, total, variance, float(norm), *numbers)
 
     def _backward(self, batches: list[Batch], counts: Tensor, totals: Tensor) -> Tensor:
-        """Add up gradients; returns this rank's share of text loss, visual loss and variance."""
+        """Accumulate gradients; returns this rank's share of text loss, visual loss and variance."""
         world = self.ranks.share.world_size
         measured = torch.zeros(3, dtype=torch.float64, device=self.device)
         for number, batch in enumerate(batches):
             shares = self._shares(counts[number], totals, len(batches))
             is_last = number == len(batches) - 1
-            with self.ranks.without_exchange(self.module, is_last):
-                # ranks average their gradients; times their number it is the sum
+            with self.ranks.gradient_sync(self.module, enabled=is_last):
+                # DistributedDataParallel averages over ranks; times their number it is the sum
                 total, text, visual, variance = self.module(batch, *(shares * world).float())
                 total.backward()
             parts = torch.stack((text * shares[0], visual * shares[1], variance * shares[1]))
@@ -142,7 +145,7 @@ class Stepper:
         return measured
 
     def _shares(self, counts: Tensor, totals: Tensor, num_micro: int) -> Tensor:
-        """The part of a micro-batch in the text and in the visual loss of the whole step."""
+        """The weights of a micro-batch in the text loss and in the visual loss of the whole step."""
         if self.config.normalisation == "micro_batch":
             return torch.full(
                 (2,), 1 / (num_micro * self.ranks.share.world_size), device=self.device
@@ -150,7 +153,7 @@ class Stepper:
         return counts[:2] / totals[:2].clamp(min=1)
 
     def _counts(self, batch: Batch) -> Tensor:
-        """Text targets, visual targets, images, sequences, positions of a micro-batch."""
+        """The numbers of text targets, visual targets, images, sequences and positions of a micro-batch."""
         predictors, _ = regression_positions(
             batch.input_ids_BL, self.model_config.special, self.model_config.objective
         )
@@ -167,7 +170,7 @@ class Stepper:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world_size` equal ones; one alone needs no process group."""
+    """This process among `world_size` data-parallel ones; a single one needs no process group."""
 
     share: Share = field(default_factory=Share)
 
@@ -178,22 +181,22 @@ class Ranks:
 
     @property
     def is_parallel(self) -> bool:
-        """True where gradients have to be exchanged."""
+        """True if gradients have to be synchronised."""
         return self.share.world_size > 1
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The module with gradients averaged over ranks in the backward pass.
 
-        A batch may hold no image, so weights may be unused in a step; the wrapper looks for them.
+        A batch without images leaves weights unused, so the wrapper searches for unused ones.
         """
         if not self.is_parallel:
             return module
         devices = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
-    def without_exchange(self, module: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-        """Around all micro-batches of a step but the last: gradients are added up locally."""
-        if isinstance(module, DistributedDataParallel) and not is_last:
+    def gradient_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
+        """A context for a backward pass; gradients are synchronised after the last micro-batch of a step only."""
+        if isinstance(module, DistributedDataParallel) and not enabled:
             return module.no_sync()
         return nullcontext()
 
@@ -203,14 +206,14 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def wait(self) -> None:
-        """Until every rank is here."""
+    def barrier(self) -> None:
+        """Block until every rank has reached this call."""
         if self.is_parallel:
             dist.barrier()
 
 
 def part_of(name: str) -> str:
-    """The part of the model whose learning rate a weight takes."""
+    """The part of the model whose learning rate applies to a weight."""
     for prefix, part in PARTS:
         if name.startswith(prefix):
             return part
@@ -218,14 +221,14 @@ def part_of(name: str) -> str:
 
 
 def is_decayed(name: str, weight: torch.Tensor) -> bool:
-    """True for matrices; false for norms, biases, positions, class token, queries, embeddings."""
+    """True for matrices; false for norms, biases, position embeddings, class token, queries, token embeddings."""
     return weight.ndim > 1 and not NO_DECAY.search(name)
 
 
-def weight_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable weights by part and decay, as groups of an optimizer; frozen weights are left out.
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """The parameter groups of an optimizer: trainable weights by part and weight decay.
 
-    Each group names itself and its weights, and carries its peak rate as `peak_lr`.
+    Each group has its `name`, the `weight_names` and the peak learning rate `peak_lr`.
     """
     peaks = {
         "vision": config.vision_lr,
@@ -253,14 +256,14 @@ def weight_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW over the trainable weights of a model, in one pass over them where they have values."""
+    """AdamW over the trainable weights of a model; fused, except on the meta device."""
     is_fused = not any(weight.is_meta for weight in model.parameters())
-    groups = weight_groups(model, config)
+    groups = parameter_groups(model, config)
     return AdamW(groups, betas=config.betas, eps=config.eps, fused=is_fused)
 
 
 def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
-    """The part of the peak rate at a step (from 0): linear up over the warmup, then a cosine down."""
+    """The learning rate at a step (from 0) relative to its peak: linear warm-up, then cosine decay."""
     warmup = round(config.warmup_ratio * steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -270,16 +273,16 @@ def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def visual_factor(step: int, steps: int, config: OptimConfig) -> float:
-    """The part of that rate that vision and former take at a step: 0 while they wait, then rising to 1."""
-    wait = round(config.visual_wait_ratio * steps)
-    if wait == 0:
+    """The factor on the learning rate of visual encoder and Causal Former: 0 while frozen, then a warm-up to 1."""
+    num_frozen = round(config.visual_freeze_ratio * steps)
+    if num_frozen == 0:
         return 1.0
     warmup = max(1, round(config.warmup_ratio * steps))
-    return min(1.0, max(0.0, (step - wait + 1) / warmup))
+    return min(1.0, max(0.0, (step - num_frozen + 1) / warmup))
 
 
-def set_rates(optimizer: Optimizer, step: int, steps: int, config: OptimConfig) -> None:
-    """Give every group its rate for a step."""
+def set_learning_rates(optimizer: Optimizer, step: int, steps: int, config: OptimConfig) -> None:
+    """Set the learning rate of every parameter group for a step."""
     factor = rate_factor(step, steps, config)
     visual = factor * visual_factor(step, steps, config)
     for group in optimizer.param_groups:

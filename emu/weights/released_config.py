@@ -8,7 +8,7 @@ rank 16. What such a section asks for and this model does not do is an error, no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from emu.config import (
@@ -124,7 +124,7 @@ def config_from_released(values: Mapping[str, Any], instruct: bool = False) -> E
         former=CausalFormerConfig(num_queries=_queries(values), **former),
         language=language,
         instruct=instruct,
-        adapter=replace(adapter, targets=tuple(adapter.targets)) if instruct else None,
+        adapter=adapter if instruct else None,
     )
 
 
@@ -179,8 +179,11 @@ def read_section(section: Section, values: Mapping[str, Any]) -> dict[str, Any]:
     for theirs, ours in section.sizes.items():
         if theirs in given:
             where, whole = f"{section.name}.{theirs}", theirs not in FRACTIONS
-            is_list = theirs == "target_modules"
-            read[ours] = given[theirs] if is_list else _number(where, given[theirs], whole)
+            if theirs == "target_modules":
+                names = given[theirs]
+                read[ours] = tuple(names) if isinstance(names, list | tuple) else names
+            else:
+                read[ours] = _number(where, given[theirs], whole)
     return read
 
 

@@ -48,7 +48,7 @@ def rows_of(batches: list[Batch]) -> list[tuple[int, ...]]:
     ]
 
 
-def test_pixels_are_squashed_and_normalised_as_released():
+def test_pixels_are_resized_and_normalised_as_released():
     image = Image.effect_mandelbrot((60, 30), (-2, -1, 1, 1), 50).convert("RGB")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -112,7 +112,7 @@ def test_a_state_saved_by_one_rank_resumes_two_and_threads_change_nothing(
         alone.next_step()
     ranks = [stream_of(dataset, tokenizer, Share(r, 2), StepSize(4), 2) for r in range(2)]
     for rank in ranks:
-        rank.next_step()  # so that something is already read ahead
+        rank.next_step()  # so that something has been read ahead
         rank.load(alone.state())
     for _ in range(5):
         together = itertools.chain.from_iterable(rows_of(rank.next_step()) for rank in ranks)
@@ -123,7 +123,7 @@ def test_a_state_saved_by_one_rank_resumes_two_and_threads_change_nothing(
 
 def test_another_global_batch_is_refused(dataset: Path, tokenizer: EmuTokenizer):
     state = stream_of(dataset, tokenizer, Share(), StepSize(8)).state()
-    with pytest.raises(ValueError, match=r"saved with 8 sequences a step .* here it is 6"):
+    with pytest.raises(ValueError, match=r"saved with 8 sequences per step .* now it has 6"):
         stream_of(dataset, tokenizer, Share(0, 2), StepSize(3)).load(state)
 
 

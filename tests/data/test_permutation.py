@@ -9,7 +9,7 @@ from emu.data.dataset import Permutation, derived_seed
 @settings(max_examples=60, deadline=None)
 def test_every_number_comes_exactly_once(size: int, seed: int, epoch: int):
     permutation = Permutation(size, seed, epoch)
-    assert sorted(permutation[place] for place in range(size)) == list(range(size))
+    assert sorted(permutation[i] for i in range(size)) == list(range(size))
 
 
 def test_another_seed_or_epoch_gives_another_order():
@@ -34,16 +34,16 @@ def test_neighbours_are_spread_over_the_whole_range():
     assert 0.9 < (sum(steps) / len(steps)) / (size / 3) < 1.1  # uniform pairs lie size/3 apart
 
 
-def test_a_place_of_a_huge_permutation_is_found_at_once():
+def test_an_index_of_a_huge_permutation_is_found_at_once():
     size = 10**15
     permutation = Permutation(size, 1)
-    assert len({permutation[place] for place in range(0, size, size // 1000)}) == 1000
+    assert len({permutation[i] for i in range(0, size, size // 1000)}) == 1000
 
 
-@pytest.mark.parametrize("place", [-1, 10])
-def test_a_place_outside_is_refused(place: int):
+@pytest.mark.parametrize("index", [-1, 10])
+def test_an_index_outside_is_refused(index: int):
     with pytest.raises(IndexError, match="permutation of 10"):
-        Permutation(10, 0)[place]
+        Permutation(10, 0)[index]
 
 
 def test_a_permutation_of_nothing_is_refused():

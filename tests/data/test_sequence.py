@@ -32,21 +32,21 @@ def maker_of(
 def shape(ids: list[int], model: EmuConfig) -> str:
     """The sequence as a word: B for a block, t for a run of text, < and > for its ends."""
     special, queries = model.special, model.former.num_queries
-    word, place = "", 0
-    while place < len(ids):
-        if ids[place] == special.image_start:
-            block = ids[place : place + queries + 2]
+    word, index = "", 0
+    while index < len(ids):
+        if ids[index] == special.image_start:
+            block = ids[index : index + queries + 2]
             assert block[1:] == [special.image] * queries + [special.image_end]
-            word, place = word + "B", place + queries + 2
+            word, index = word + "B", index + queries + 2
             continue
-        assert ids[place] not in (special.image, special.image_end, special.pad)
-        letter = {special.bos: "<", special.eos: ">"}.get(ids[place], "t")
+        assert ids[index] not in (special.image, special.image_end, special.pad)
+        letter = {special.bos: "<", special.eos: ">"}.get(ids[index], "t")
         word += letter if word[-1:] != "t" or letter != "t" else ""
-        place += 1
+        index += 1
     return word
 
 
-def test_a_pair_stands_in_both_orders_with_equal_odds(tokenizer: EmuTokenizer, model: EmuConfig):
+def test_a_pair_has_both_orders_with_equal_probability(tokenizer: EmuTokenizer, model: EmuConfig):
     maker = maker_of(tokenizer, model)
     seen = Counter(shape(maker.make(pair(1), e).ids_L.tolist(), model) for e in range(400))
     assert set(seen) == {"<Bt>", "<tB>"}
@@ -72,20 +72,20 @@ def test_labels_leave_out_images_and_nothing_else(tokenizer: EmuTokenizer, model
     assert sequence.labels_L[-1] == special.eos
 
 
-def test_what_is_drawn_depends_on_seed_epoch_and_key(tokenizer: EmuTokenizer, model: EmuConfig):
-    def drawn(seed: int, epoch: int) -> list[list[int]]:
+def test_random_choices_follow_from_seed_epoch_and_key(tokenizer: EmuTokenizer, model: EmuConfig):
+    def sampled(seed: int, epoch: int) -> list[list[int]]:
         maker = maker_of(tokenizer, model, seed=seed)
         return [maker.make(document(n), epoch).ids_L.tolist() for n in range(8)]
 
-    assert drawn(0, 0) == drawn(0, 0)
-    assert drawn(0, 0) != drawn(0, 1) and drawn(0, 0) != drawn(1, 0)
+    assert sampled(0, 0) == sampled(0, 0)
+    assert sampled(0, 0) != sampled(0, 1) and sampled(0, 0) != sampled(1, 0)
 
 
 @given(
     num_images=st.integers(0, 9),
     num_sentences=st.integers(1, 30),
     epoch=st.integers(0, 1000),
-    odds=st.sampled_from([0.0, 1.0]),
+    probability=st.sampled_from([0.0, 1.0]),
     length=st.integers(12, 160),
 )
 @settings(max_examples=150, deadline=None)
@@ -95,10 +95,12 @@ def test_lengths_blocks_and_images_hold_for_any_document(
     num_images: int,
     num_sentences: int,
     epoch: int,
-    odds: float,
+    probability: float,
     length: int,
 ):
-    config = SequenceConfig(128, window_length=length, sampled_length=length, window_odds=odds)
+    config = SequenceConfig(
+        128, window_length=length, sampled_length=length, window_probability=probability
+    )
     sample = document(7, num_images, num_sentences)
     sequence = maker_of(tokenizer, model, config).make(sample, epoch)
     ids = sequence.ids_L.tolist()
@@ -111,7 +113,7 @@ def test_lengths_blocks_and_images_hold_for_any_document(
 
 
 def test_a_window_is_used_in_full_and_starts_anywhere(tokenizer: EmuTokenizer, model: EmuConfig):
-    config = SequenceConfig(128, window_length=64, sampled_length=64, window_odds=1.0)
+    config = SequenceConfig(128, window_length=64, sampled_length=64, window_probability=1.0)
     maker = maker_of(tokenizer, model, config)
     sequences = [maker.make(document(1, 2, 40), epoch) for epoch in range(60)]
     block = model.former.num_queries + 2
@@ -120,9 +122,9 @@ def test_a_window_is_used_in_full_and_starts_anywhere(tokenizer: EmuTokenizer, m
 
 
 def test_sampled_images_keep_their_sentences(tokenizer: EmuTokenizer, model: EmuConfig):
-    config = SequenceConfig(128, 128, sampled_length=1000, max_images=2, window_odds=0.0)
+    config = SequenceConfig(128, 128, sampled_length=1000, max_images=2, window_probability=0.0)
     maker = maker_of(tokenizer, model, config)
-    drawn: Counter[tuple[int, ...]] = Counter()
+    sampled: Counter[tuple[int, ...]] = Counter()
     shapes: Counter[str] = Counter()
     for epoch in range(300):
         sequence = maker.make(document(5, 4, 9), epoch)
@@ -131,9 +133,9 @@ def test_sampled_images_keep_their_sentences(tokenizer: EmuTokenizer, model: Emu
             sentence = {1: 1, 4: 3, 7: 5, 10: 7}[slot.segment]
             assert f"Sentence {sentence} of" in text
         assert text.count("Sentence") == 2
-        drawn[tuple(slot.segment for slot in sequence.slots)] += 1
+        sampled[tuple(slot.segment for slot in sequence.slots)] += 1
         shapes[shape(sequence.ids_L.tolist(), model)] += 1
-    assert len(drawn) == 6 and min(drawn.values()) > 25  # every pair of the four images
+    assert len(sampled) == 6 and min(sampled.values()) > 25  # every pair of the four images
     assert set(shapes) == {"<BtBt>", "<BtB>", "<tBBt>", "<tBtB>"}
 
 

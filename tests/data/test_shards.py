@@ -39,7 +39,7 @@ def test_without_shuffle_the_order_is_that_of_the_shards(dataset: Path):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 36, 37, 50, 111])
-def test_a_saved_position_goes_on_exactly(dataset: Path, stop: int):
+def test_a_saved_position_resumes_exactly(dataset: Path, stop: int):
     reader = ShardReader(dataset, seed=5)
     keys(reader, stop)
     state = json.loads(json.dumps(reader.state()))
@@ -51,7 +51,7 @@ def test_a_saved_position_goes_on_exactly(dataset: Path, stop: int):
 
 def test_small_windows_keep_reads_near_and_still_visit_everything_once(dataset: Path):
     reader = ShardReader(dataset, seed=2, window=1)
-    visits = [reader.visit(place) for place in range(37)]
+    visits = [reader.visit(position) for position in range(37)]
     assert len({visit.sample.key for visit in visits}) == 37
     shards = [shard for shard, _ in itertools.groupby(visit.shard for visit in visits)]
     assert sorted(shards) == [0, 1, 2, 3]  # each shard is read in one go

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu.data.video import Video, VideoError, frame_places, read_frames
+from emu.data.video import Video, VideoError, frame_indices, read_frames
 from emu.generate.engine import Engine
 from emu.generate.prompts import PromptTooLong, TextOptions
 
@@ -31,17 +31,17 @@ def places_seen(frames: list[object]) -> list[int]:
 
 
 def test_the_released_rule_chooses_the_frames(tmp_path: Path) -> None:
-    assert frame_places(20) == [1, 3, 6, 8, 11, 13, 15, 18]
-    assert frame_places(100) == [6, 18, 31, 43, 56, 68, 80, 93]
+    assert frame_indices(20) == [1, 3, 6, 8, 11, 13, 15, 18]
+    assert frame_indices(100) == [6, 18, 31, 43, 56, 68, 80, 93]
     for name in ("clip.mp4", "clip.avi"):
         frames = read_frames(write_video(tmp_path / name, 20))
-        assert places_seen(list(frames)) == frame_places(20)
+        assert places_seen(list(frames)) == frame_indices(20)
         assert frames[0].size == (64, 48) and frames[0].mode == "RGB"
 
 
 @given(st.integers(1, 5000), st.integers(1, 40))
 def test_the_rule_stays_inside_any_video(num_total: int, num_frames: int) -> None:
-    places = frame_places(num_total, num_frames)
+    places = frame_indices(num_total, num_frames)
     assert len(places) == num_frames and places == sorted(places)
     assert places[0] >= 0 and places[-1] < num_total
 
@@ -49,7 +49,7 @@ def test_the_rule_stays_inside_any_video(num_total: int, num_frames: int) -> Non
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 7])
 def test_a_short_video_repeats_its_frames(tmp_path: Path, num_frames: int) -> None:
     frames = read_frames(write_video(tmp_path / "short.mp4", num_frames))
-    assert places_seen(list(frames)) == frame_places(num_frames)
+    assert places_seen(list(frames)) == frame_indices(num_frames)
     assert len(frames) == 8 and set(places_seen(list(frames))) <= set(range(num_frames))
 
 
@@ -62,7 +62,7 @@ def test_bytes_a_path_and_its_name_are_the_same_video(tmp_path: Path) -> None:
 
 def test_an_odd_size_can_be_read(tmp_path: Path) -> None:
     frames = read_frames(write_video(tmp_path / "odd.avi", 12, 63, 47))
-    assert places_seen(list(frames)) == frame_places(12)
+    assert places_seen(list(frames)) == frame_indices(12)
 
 
 def test_a_video_in_a_prompt_is_its_frames(engine: Engine, tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_a_video_in_a_prompt_is_its_frames(engine: Engine, tmp_path: Path) -> No
 def test_what_is_no_video_says_so(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "clip.mp4", 20).read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"<html>not found</html>", whole[:40]):
-        with pytest.raises(VideoError, match=f"{len(damaged)} bytes: no video that can be read"):
+        with pytest.raises(VideoError, match=f"{len(damaged)} bytes: cannot be read as a video"):
             read_frames(damaged)
     (tmp_path / "page.mp4").write_bytes(b"<html>")
-    with pytest.raises(VideoError, match=r"page\.mp4: no video"):
+    with pytest.raises(VideoError, match=r"page\.mp4: cannot be read"):
         read_frames(tmp_path / "page.mp4")
     for missing in (tmp_path / "absent.mp4", tmp_path):
         with pytest.raises(FileNotFoundError, match="no video at"):

@@ -13,7 +13,7 @@ from emu.models.emu import Emu
 from emu.models.objective import Objective
 from emu.recipes import OptimConfig
 from emu.train.start import train_adapter_alone, train_new_adapter
-from emu.train.step import make_optimizer, set_rates
+from emu.train.step import make_optimizer, set_learning_rates
 from emu.weights.layout import CONFIG
 from emu.weights.released import config_from_released, from_released, our_names
 from emu.weights.store import build_model, load_model, save_model, weights_hash
@@ -55,7 +55,7 @@ def test_it_alone_is_trained(pretrained: Emu) -> None:
     objective = Objective(pretrained.config.objective)
     losses = []
     for step in range(5):
-        set_rates(optimizer, step, 5, config)
+        set_learning_rates(optimizer, step, 5, config)
         loss = objective(pretrained.train()(batch), batch).total
         optimizer.zero_grad()
         loss.backward()
@@ -125,8 +125,8 @@ def test_no_weight_is_left_at_random_values(pretrained: Emu, golden: Path, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank": 0}, "rank is 0, give a number above 0"),
-        ({"targets": ("gate",)}, r"targets is \('gate',\), give some of \['q_proj'"),
+        ({"rank": 0}, "rank is 0, give a whole number of at least 1"),
+        ({"targets": ("gate",)}, r"targets.0 is 'gate', give one of 'q_proj'"),
         ({"targets": ()}, r"targets is \(\)"),
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],

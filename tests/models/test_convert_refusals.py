@@ -228,7 +228,7 @@ def test_configuration_and_tokenizer(refused: Refused, state: State, tmp_path: P
     assert "no tokenizer at" in refused(state, tokenizer=tmp_path / "t.model")
     (tmp_path / "t.model").write_bytes(b"rubbish")
     error = refused(state, tokenizer=tmp_path / "t.model")
-    assert "t.model: 7 bytes that are no sentencepiece model" in error
+    assert "t.model: 7 bytes are not a sentencepiece model" in error
 
 
 def test_a_tokenizer_of_another_size(refused: Refused, golden: Path, tmp_path: Path) -> None:

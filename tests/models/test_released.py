@@ -114,7 +114,7 @@ def test_the_released_configuration_is_the_default() -> None:
         ("llama", {"quantization": 4}, r"llama has unknown keys \['quantization'\]; known are"),
         ("llama", {"hidden_size": "many"}, "llama.hidden_size is 'many', give a whole number"),
         ("llama", {"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5, give a whole number"),
-        ("llama", {"vocab_size": 0}, "vocab_size is 0, give a number above 0"),
+        ("llama", {"vocab_size": 0}, "vocab_size is 0, give a whole number of at least 1"),
         ("c_former", {"feed_forward_proj": "gated-gelu"}, "this model has 'relu'"),
         ("c_former", {"num_decoder_layers": 7}, "3 num_layers and 7 num_decoder_layers"),
         ("vision_cfg", {"postnorm": True}, r"vision_cfg asks for \['postnorm'\]"),
@@ -123,7 +123,7 @@ def test_the_released_configuration_is_the_default() -> None:
         ("vision_cfg", {"width": None}, "vision_cfg.width is None, give a whole number"),
         ("vision_cfg", {"mlp_ratio": -1.0}, "vision_cfg.mlp_ratio is -1.0, give a number"),
         ("multimodal_cfg", {"n_causal": 9}, "9 in multimodal_cfg and 8 in vladapter_cfg"),
-        ("lora", {"target_modules": ["gate"]}, r"targets is \['gate'\], give some of"),
+        ("lora", {"target_modules": ["gate"]}, r"targets.0 is 'gate', give one of"),
         ("lora", {"use_dora": True}, "lora.use_dora is True, this model has False"),
     ],
 )

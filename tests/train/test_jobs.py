@@ -1,4 +1,4 @@
-"""The doors: features, then training on them, as a person calls them."""
+"""Command lines end to end: features, then training on them; refusals before any work."""
 
 import json
 import os
@@ -49,7 +49,9 @@ def train_here(*arguments: object) -> list[object]:
     return ["--num-workers", 0, "--steps", 4, "--batch-size", 2, *arguments]
 
 
-def test_the_road_from_features_to_a_model_that_loads(run: Run, data: Path, tmp_path: Path):
+def test_features_then_training_on_them_gives_a_model_that_loads(
+    run: Run, data: Path, tmp_path: Path
+):
     status, shown, _ = run(precompute_features.main, "--data", data, "--num-workers", 0)
     assert status == 0 and "19 images, 65 tokens of width 64" in shown
     again = run(precompute_features.main, "--data", data, "--num-workers", 0)
@@ -79,14 +81,14 @@ def test_features_of_another_seed_are_refused_before_training(run: Run, data: Pa
     assert status == 2 and "--overwrite" in error
 
 
-def test_training_goes_on_and_refuses_another_run(run: Run, data: Path, tmp_path: Path):
+def test_training_resumes_and_refuses_another_run(run: Run, data: Path, tmp_path: Path):
     options = ["--data", data, "--out", tmp_path / "run"]
     assert run(train_emu.main, *options, *train_here())[0] == 0
     before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     assert run(train_emu.main, *options, *train_here())[0] == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
     status, _, error = run(train_emu.main, *options, *train_here("--seed", 9))
-    assert status == 2 and "train.seed: then 0, now 9" in error
+    assert status == 2 and "train.seed: was 0, now 9" in error
     status, _, error = run(train_emu.main, *options, *train_here("--resume", "never"))
     assert status == 2 and "give another --out" in error
 
@@ -95,8 +97,14 @@ def test_training_goes_on_and_refuses_another_run(run: Run, data: Path, tmp_path
     ("options", "message"),
     [
         (["--data", "/nowhere", "--out", "OUT"], "no manifest.json"),
-        (["--data", "DATA", "--out", "OUT", "--num-workers", "-1"], "num_workers=-1"),
-        (["--data", "DATA", "--out", "OUT", "--steps", "0"], "steps is 0, give at least 1"),
+        (
+            ["--data", "DATA", "--out", "OUT", "--num-workers", "-1"],
+            "num_workers is -1, give a whole",
+        ),
+        (
+            ["--data", "DATA", "--out", "OUT", "--steps", "0"],
+            "steps is 0, give a whole number",
+        ),
         (["--data", "DATA", "--out", "OUT", "--recipe", "emu_14b"], "give --tokenizer PATH"),
         (
             ["--data", "DATA", "--out", "OUT", "--tokenizer", "/no.model"],
@@ -116,8 +124,8 @@ def test_training_goes_on_and_refuses_another_run(run: Run, data: Path, tmp_path
 def test_bad_options_are_explained(
     run: Run, data: Path, tmp_path: Path, options: list[str], message: str
 ):
-    places = {"DATA": str(data), "OUT": str(tmp_path / "out")}
-    given = [places.get(option, option) for option in options]
+    paths = {"DATA": str(data), "OUT": str(tmp_path / "out")}
+    given = [paths.get(option, option) for option in options]
     status, _, error = run(train_emu.main, "--num-workers", 0, "--steps", 1, *given)
     assert status == 2 and message in error and "Traceback" not in error
 
@@ -146,7 +154,7 @@ def test_a_run_starts_from_a_llama(run: Run, data: Path, tmp_path: Path, llama: 
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert described["language_weights"] == str(llama)
     status, _, error = run(train_emu.main, *options[:4], *train_here("--tokenizer", llama))
-    assert status == 2 and "language_weights: then" in error
+    assert status == 2 and "language_weights: was" in error
 
 
 def test_a_llama_that_does_not_fit_is_refused_before_training(
@@ -243,5 +251,5 @@ def test_models_and_runs_at_addresses_are_refused(
 ):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) != 0
-    assert "is an address, but models and runs lie on a file system" in capsys.readouterr().err
+    assert "is an address, but models and runs must be on a file system" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

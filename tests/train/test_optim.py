@@ -9,11 +9,11 @@ from emu.models.emu import Emu
 from emu.recipes import RECIPES, OptimConfig, TrainConfig, emu_14b
 from emu.train.step import (
     make_optimizer,
+    parameter_groups,
     part_of,
     rate_factor,
-    set_rates,
+    set_learning_rates,
     visual_factor,
-    weight_groups,
 )
 
 PAPER = OptimConfig()
@@ -39,7 +39,7 @@ def test_the_14b_recipe_builds_its_groups_with_the_papers_rates(large: Emu):
 def test_what_is_not_decayed_is_what_the_choice_lists(large: Emu):
     kept = {
         name
-        for group in weight_groups(large, PAPER)
+        for group in parameter_groups(large, PAPER)
         if group["name"].endswith("no_decay")
         for name in group["weight_names"]
     }
@@ -60,7 +60,7 @@ def test_what_is_not_decayed_is_what_the_choice_lists(large: Emu):
 def test_frozen_weights_are_in_no_group_and_unknown_ones_are_refused():
     model = Emu(tiny_config(300))
     model.visual.requires_grad_(False)
-    parts = {group["name"].partition("/")[0] for group in weight_groups(model, PAPER)}
+    parts = {group["name"].partition("/")[0] for group in parameter_groups(model, PAPER)}
     assert parts == {"former", "language", "regress"}
     with pytest.raises(ValueError, match=r"'decoder\.conv' belongs to no known part"):
         part_of("decoder.conv")
@@ -79,20 +79,20 @@ def test_rates_of_all_groups_move_together():
     model = Emu(tiny_config(300))
     config = OptimConfig(regress_lr=1e-3)
     optimizer = make_optimizer(model, config)
-    set_rates(optimizer, 99, 1000, config)
+    set_learning_rates(optimizer, 99, 1000, config)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates["vision/decay"] == 2e-5 and rates["regress/decay"] == 5e-4
 
 
-def test_vision_and_former_wait_and_then_warm_up_on_their_own():
-    config = OptimConfig(warmup_ratio=0.1, visual_wait_ratio=0.3)
+def test_vision_and_former_are_frozen_and_then_warm_up_on_their_own():
+    config = OptimConfig(warmup_ratio=0.1, visual_freeze_ratio=0.3)
     factors = [visual_factor(step, 100, config) for step in range(100)]
     assert factors[:30] == [0.0] * 30
     assert factors[30:40] == pytest.approx([(n + 1) / 10 for n in range(10)])
     assert factors[40:] == [1.0] * 60
     optimizer = make_optimizer(Emu(tiny_config(300)), config)
     for step, visual_part in ((10, 0.0), (34, 0.5), (60, 1.0)):
-        set_rates(optimizer, step, 100, config)
+        set_learning_rates(optimizer, step, 100, config)
         factor = rate_factor(step, 100, config)
         for group in optimizer.param_groups:
             is_visual = group["name"].startswith(("vision", "former"))
@@ -100,9 +100,9 @@ def test_vision_and_former_wait_and_then_warm_up_on_their_own():
             assert group["lr"] == pytest.approx(wanted), (step, group["name"])
 
 
-def test_without_a_wait_all_parts_start_together():
+def test_without_a_freeze_all_parts_start_together():
     assert {visual_factor(step, 100, PAPER) for step in range(100)} == {1.0}
-    always = OptimConfig(visual_wait_ratio=1.0)
+    always = OptimConfig(visual_freeze_ratio=1.0)
     assert {visual_factor(step, 100, always) for step in range(100)} == {0.0}
 
 
@@ -123,7 +123,7 @@ def test_the_14b_recipe_has_the_papers_numbers():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, "steps is 0, give at least 1"),
+        ({"steps": 0}, "steps is 0, give a whole number of at least 1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"keep_checkpoints": 0}, "keep_checkpoints is 0"),
     ],
@@ -131,5 +131,5 @@ def test_the_14b_recipe_has_the_papers_numbers():
 def test_bad_choices_are_named(values: dict, message: str):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**{"steps": 1, "batch_size": 1} | values)
-    with pytest.raises(ValueError, match="warmup_ratio is 2000"):
+    with pytest.raises(ValueError, match="warmup_ratio is 2000, give a number from 0 to 1"):
         OptimConfig(warmup_ratio=2000)

@@ -51,11 +51,11 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(
     torch.rand(stop)
     summary = train(plan)
     assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
-    moments = [
+    states = [
         torch.load(checkpoints(Path(p.out))[-1] / "optimizer.pt", weights_only=True)
         for p in (plan, whole)
     ]
-    assert all(are_equal(moments[0][name], state) for name, state in moments[1].items())
+    assert all(are_equal(states[0][name], state) for name, state in states[1].items())
     assert json.loads((Path(whole.out) / SUMMARY).read_text())["images"] == summary.images
     timeless = ("step", "loss", "images", "gradient_norm")
     rows = [
@@ -131,14 +131,14 @@ def test_the_model_of_a_run_loads(whole: TrainPlan):
 
 def test_another_configuration_is_refused_and_named(whole: TrainPlan):
     longer = replace(whole, train=replace(whole.train, steps=9))
-    with pytest.raises(CheckpointError, match=r"train\.steps: then 6, now 9.*another --out"):
+    with pytest.raises(CheckpointError, match=r"train\.steps: was 6, now 9.*another --out"):
         train(longer)
     smaller = replace(whole, train=replace(whole.train, batch_size=3))
-    with pytest.raises(ValueError, match="saved with 4 sequences a step"):
+    with pytest.raises(ValueError, match="saved with 4 sequences per step"):
         train(smaller)
 
 
-def test_the_same_global_batch_may_be_cut_otherwise(whole: TrainPlan, tmp_path: Path):
+def test_the_same_global_batch_may_be_split_otherwise(whole: TrainPlan, tmp_path: Path):
     plan = elsewhere(whole, tmp_path / "out")
     stopped_after(plan, 2)
     cut = replace(plan, train=replace(plan.train, batch_size=2, num_micro=2))
@@ -158,6 +158,20 @@ def test_a_checkpoint_of_another_version_is_refused(whole: TrainPlan, tmp_path: 
     state.write_text(state.read_text().replace('"version": 1', '"version": 7'))
     with pytest.raises(CheckpointError, match="version 7, this release reads 1"):
         train(elsewhere(whole, tmp_path / "out"))
+
+
+def test_a_checkpoint_with_earlier_option_names_is_resumed(whole: TrainPlan, tmp_path: Path):
+    plan = elsewhere(whole, tmp_path / "out")
+    stopped_after(plan, 2)
+    path = checkpoints(tmp_path / "out")[-1] / "state.json"
+    state = json.loads(path.read_text())
+    optim, sequence = state["config"]["train"]["optim"], state["config"]["sequence"]
+    optim["visual_wait_ratio"] = optim.pop("visual_freeze_ratio")
+    sequence["window_odds"] = sequence.pop("window_probability")
+    sequence["image_first_odds"] = sequence.pop("image_first_probability")
+    path.write_text(json.dumps(state))
+    train(plan)
+    assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
 
 
 def test_collapsed_targets_raise_an_alarm_once(whole: TrainPlan, tmp_path: Path):
