@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from schemas.config import Checked, Complete, ConfigError, from_json
+from schemas.validation import Checked, Complete, ConfigError, from_json
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]

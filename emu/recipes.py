@@ -21,7 +21,7 @@ from emu.config import (
     tiny_config,
 )
 from emu.data.sequence import SequenceConfig
-from schemas.config import Checked
+from schemas.validation import Checked
 
 Precision = Literal["float32", "bfloat16"]
 Normalisation = Literal["global", "micro_batch"]

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.cli import BuildOptions, build, build_job
-from jobs.paths import job_path
+from jobs.cli import BuildOptions, build, build_job, job_path
 from pipelines.corpora.mmc4 import rules as mmc4
 from pipelines.download.config import FetchConfig
 from pipelines.images.normalise import ImageConfig

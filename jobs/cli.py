@@ -8,10 +8,12 @@
 | 130       | stopped by Ctrl-C (128 + SIGINT, as shells count)          |
 
 What only builds of datasets need is imported when one begins, so that every job may import this module.
+Paths and addresses are taken as a person gives them on a command line; see `job_path`.
 """
 
 import inspect
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,16 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+import fsspec
 import tyro
 from pydantic import Field
 
-from schemas.config import Checked
-from schemas.validation import SchemaError
+from schemas.validation import Checked, SchemaError
 
 if TYPE_CHECKING:
     from pipelines.core.pipeline import Reasons
     from pipelines.download.config import FetchConfig
     from schemas.manifest import Manifest, Tally
+
 
 T = TypeVar("T")
 
@@ -171,7 +174,6 @@ def build(
         fetch: how to fetch.
         options: how to build.
     """
-    from jobs.paths import job_path
     from pipelines.core.run import run
     from pipelines.readers.files import refuse_overlap
     from pipelines.transforms.fetch_links import Prior, has_retryable
@@ -260,3 +262,64 @@ def _drops(dropped: Mapping[str, int], reasons: "Reasons") -> list[str]:
     ranked = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
     meanings = {word: reason.meaning for word, reason in reasons.items()}
     return [f"  {'dropped':<8} {n:>10,}  {word:<24} {meanings.get(word, '')}" for word, n in ranked]
+
+
+JOB_FOLDER = "working_dir_files"
+"""A component of the path to which Ray unpacks the working directory of a submitted job."""
+
+
+def job_path(text: str) -> str:
+    """A path made absolute; an address unchanged.
+
+    Raises ValueError for an empty path, for an address of a file system that is not available here, and for a
+    relative path in a submitted job: it would lead into a copy of the working directory, which Ray deletes.
+    """
+    if not text:
+        raise ValueError("a path is empty (''); name a folder, '.' for this one")
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"the path {text!r} is not UTF-8; choose another, or rename the folder")
+    if "://" in text:
+        _check_scheme(text)
+        return text
+    if Path(text).expanduser().is_absolute():
+        return str(Path(text).expanduser())
+    if JOB_FOLDER in Path.cwd().parts:
+        raise ValueError(
+            f"{text!r} is relative, but a submitted job runs in a copy of its working directory that "
+            "Ray deletes; give an absolute path or an address"
+        )
+    return str(Path(text).absolute())
+
+
+def folder_path(text: str) -> str:
+    """The path of a file or folder of a model or a run, made absolute.
+
+    Raises ValueError as `job_path` and `refuse_address` do.
+    """
+    refuse_address(text)
+    return job_path(text)
+
+
+def refuse_address(text: str) -> None:
+    """Raise ValueError for an address: weights are memory-mapped and checkpoints renamed, which needs a file system."""
+    if "://" in text:
+        raise ValueError(
+            f"{text!r} is an address, but models and runs must be on a file system: give a folder that every worker "
+            "sees (only data may be at an address)"
+        )
+
+
+def weights_path(text: str | None) -> str | None:
+    """The path of weights made absolute; the tag of pretrained weights, which is not a path, unchanged."""
+    is_tag = text is None or ("/" not in text and "." not in text and not Path(text).exists())
+    return text if is_tag else folder_path(str(text))
+
+
+def _check_scheme(address: str) -> None:
+    scheme = address.partition("://")[0].rpartition("::")[2]
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"{address!r} cannot be used here: {error} (in this environment and on every worker)"
+        ) from error

@@ -44,8 +44,7 @@ from emu.weights.plan import (
 from emu.weights.reader import WeightFiles, WeightsError
 from emu.weights.released_config import LORA, config_from_released, config_to_released
 from emu.weights.writer import TensorSpec, write_safetensors, write_torch
-from jobs.cli import BAD_VALUE, COMPLETE, interrupted, report_error
-from jobs.paths import folder_path
+from jobs.cli import BAD_VALUE, COMPLETE, folder_path, interrupted, report_error
 
 if TYPE_CHECKING:
     from emu.decoders.base import DecoderConversion

@@ -41,8 +41,8 @@ from jobs.serve import free_port
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
 from pipelines.miniworld.server import ImageServer
-from schemas.config import Checked
 from schemas.manifest import MANIFEST_FILE, Manifest, manifest_from_json
+from schemas.validation import Checked
 
 RULE = "─" * 78
 NUM_IMAGES = 4  # that the served model is asked about

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 import tyro
 from tqdm import tqdm
 
-from jobs.cli import BAD_VALUE, COMPLETE, FAILED, report_error
-from jobs.paths import job_path
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, job_path, report_error
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.publish.report import size
 from pipelines.publish.shards import read_sample

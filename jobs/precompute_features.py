@@ -19,17 +19,16 @@ from emu.recipes import RECIPES
 from emu.train.start import start_tower
 from emu.weights.layout import load_config
 from emu.weights.store import weights_hash
-from jobs.cli import build_job
+from jobs.cli import build_job, folder_path, job_path, weights_path
 from jobs.cluster import RunnerOnDemand
-from jobs.paths import folder_path, job_path, weights_path
 from pipelines.core.pipeline import Resources
 from pipelines.core.run import extend, finished_manifest
 from pipelines.core.stage_runner import LocalRunner
 from pipelines.core.storage import Storage
 from pipelines.transforms.features import FeatureStage
-from schemas.config import Checked
 from schemas.features import FeatureInfo
 from schemas.manifest import Manifest
+from schemas.validation import Checked
 
 
 @dataclass(frozen=True)

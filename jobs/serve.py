@@ -30,9 +30,8 @@ from emu.serve.app import ServeOptions, build_app
 from emu.serve.requests import Fetch
 from emu.serve.schema import Limits
 from emu.weights.layout import DECODER, read_config
-from jobs.cli import start_logging
+from jobs.cli import refuse_address, start_logging
 from jobs.cluster import ray_session
-from jobs.paths import refuse_address
 from pipelines.download.config import FetchConfig
 from pipelines.download.fetcher import Fetcher
 

@@ -27,8 +27,16 @@ from emu.train.decoder_data import PromptRules
 from emu.train.run_folder import METRICS
 from emu.train.step import TrainingError
 from emu.weights.layout import DECODER
-from jobs.cli import BAD_VALUE, COMPLETE, FAILED, interrupted, report_error, start_logging
-from jobs.paths import folder_path, job_path
+from jobs.cli import (
+    BAD_VALUE,
+    COMPLETE,
+    FAILED,
+    folder_path,
+    interrupted,
+    job_path,
+    report_error,
+    start_logging,
+)
 
 STARTS_AGAIN = "nothing is written; the same command starts again from the beginning"
 PRETRAINED_RATE = 1e-4  # the paper's peak learning rate of the U-Net

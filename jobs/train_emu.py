@@ -27,9 +27,8 @@ from emu.train.run_folder import CURVES, METRICS, read_metrics
 from emu.train.start import check_start, learned_tokenizer
 from emu.train.step import TrainingError
 from emu.weights.layout import load_config
-from jobs.cli import checked_options, run_job
-from jobs.paths import folder_path, job_path, weights_path
-from schemas.config import Checked
+from jobs.cli import checked_options, folder_path, job_path, run_job, weights_path
+from schemas.validation import Checked
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from emu.config import Count, EmuConfig
 from emu.data.dataset import derived_seed
 from emu.models.objective import text_labels
 from emu.tokenizer import EmuTokenizer
-from schemas.config import Checked
 from schemas.sample import Sample, Segment
+from schemas.validation import Checked
 
 Probability = Annotated[float, Field(ge=0, le=1, description="a probability")]
 

@@ -18,9 +18,9 @@ from pydantic import Field
 from emu.config import IMAGE, IMAGE_START, EmuConfig, image_block
 from emu.data.video import Video
 from emu.tokenizer import EmuTokenizer
-from schemas.config import Checked, ConfigError
 from schemas.images import decode_image, to_rgb
 from schemas.sample import Segment
+from schemas.validation import Checked, ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor  # the ingress of the server imports this module and not torch

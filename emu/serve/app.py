@@ -25,7 +25,7 @@ from emu.serve.errors import ErrorResponse
 from emu.serve.requests import Fetch
 from emu.serve.schema import Limits
 from emu.weights.layout import read_config
-from schemas.config import Checked
+from schemas.validation import Checked
 
 INGRESS, REPLICA = "ingress", "engine"
 OpenFetch = Callable[[], Fetch]

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from emu.serve.errors import ApiError, shown, validation_error
-from schemas.config import Checked
+from schemas.validation import Checked
 
 IGNORED = (
     "metadata",

@@ -43,7 +43,7 @@ from emu.train.run_folder import METRICS
 from emu.train.step import TrainingError, rate_factor
 from emu.weights.atomic_dir import check_free, new_directory
 from emu.weights.store import load_model
-from schemas.config import Checked
+from schemas.validation import Checked
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from emu.config import INSTRUCT_TOKENS
 from emu.data.dataset import DatasetError, ShardReader
 from emu.data.sequence import passages_of
 from emu.generate.engine import Engine
-from schemas.config import Checked
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample
+from schemas.validation import Checked
 
 NO_TEXT, TOO_LONG, SPECIAL_TOKEN = "no_text", "prompt_too_long", "special_token_in_prompt"
 _SPECIAL = re.compile("|".join(re.escape(token) for token in INSTRUCT_TOKENS))

@@ -17,7 +17,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipelines.download.urls import literal_address
-from schemas.config import Checked, ConfigError
+from schemas.validation import Checked, ConfigError
 
 MIB = 1 << 20
 MAX_AGENT_LENGTH = 1_000

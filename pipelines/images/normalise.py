@@ -28,9 +28,9 @@ import simplejpeg
 from pydantic import Field
 
 from pipelines.core.pipeline import Reason, Rejected
-from schemas.config import Checked
 from schemas.images import ImageError, OpenedImage, open_image
 from schemas.sample import Sample
+from schemas.validation import Checked
 
 IMAGE_REASONS: Mapping[str, Reason] = MappingProxyType(
     {

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipelines.miniworld.scene import MAX_THINGS
-from schemas.config import Checked, ConfigError
+from schemas.validation import Checked, ConfigError
 
 MAX_SEED = 2**63 - 1
 MAX_DOCUMENTS = 1_000_000

@@ -26,8 +26,8 @@ from pydantic import Field
 
 from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
 from pipelines.readers.files import InputError, InputFiles
-from schemas.config import Checked
 from schemas.shard import shard_name
+from schemas.validation import Checked
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
 MEMBER_SUFFIX = ".jsonl"

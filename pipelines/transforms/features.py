@@ -16,11 +16,11 @@ from pydantic import Field
 
 from pipelines.core.pipeline import Resources, ShardPlan
 from pipelines.core.storage import Storage, read_arrow_schema
-from schemas.config import Checked
 from schemas.features import INFO_KEY, FeatureInfo, feature_info, features_schema
 from schemas.manifest import Manifest, ShardEntry
 from schemas.sample import Sample, canonical_json
 from schemas.shard import FEATURES, SHARDS, read_tar
+from schemas.validation import Checked
 
 SOURCE_KEY = b"emu.features.tar_sha256"
 

@@ -23,7 +23,7 @@ from pipelines.miniworld.link_kinds import IMAGE_HOST, LINK_KINDS
 from pipelines.miniworld.mmc4 import MiniworldSummary, read_summary, read_truth, write_mmc4
 from pipelines.miniworld.mmc4_page import FAULTS, MALFORMED, SIMILARITY_GAP, fault_of, sample_page
 from pipelines.miniworld.scene import COLOURS
-from schemas.config import ConfigError
+from schemas.validation import ConfigError
 
 CONFIG = MiniworldConfig(seed=5, num_documents=60, num_shards=4, bad_share=0.5)
 

@@ -20,9 +20,9 @@ from pipelines.corpora.mmc4 import rules as mmc4
 from pipelines.download.config import FetchConfig
 from pipelines.readers.files import InputError
 from pipelines.readers.jsonl import LINE_REASONS, LineSource, read_lines
-from schemas.config import ConfigError
 from schemas.manifest import Manifest
 from schemas.sample import KEY_PATTERN
+from schemas.validation import ConfigError
 
 
 def zipped(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:

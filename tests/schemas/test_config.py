@@ -10,7 +10,7 @@ import pytest
 import tyro
 from pydantic import Field
 
-from schemas.config import Checked, Complete, ConfigError, from_json
+from schemas.validation import Checked, Complete, ConfigError, from_json
 
 
 @dataclass(frozen=True)

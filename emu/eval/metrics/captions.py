@@ -48,7 +48,7 @@ from emu.eval.metrics.ngrams import (
     rouge_l,
 )
 from emu.eval.metrics.ptb import PtbTokenizer, StanfordTokenizer
-from schemas.config import Checked
+from schemas.validation import Checked
 
 # From captions to their tokens, joined by spaces.
 Tokenize = Callable[[Sequence[str]], Sequence[str]]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from schemas.config import Checked
+from schemas.validation import Checked
 
 # Any hashable; not `Hashable`, since mappings are invariant in their keys.
 Key = Any

@@ -28,7 +28,7 @@ from emu.eval.metrics.metric import (
     require,
     shown,
 )
-from schemas.config import Checked
+from schemas.validation import Checked
 
 NEXTQA_TYPES = ("CW", "CH", "TN", "TP", "TC", "DB", "DC", "DL", "DO")
 

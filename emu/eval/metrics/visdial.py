@@ -29,7 +29,7 @@ from emu.eval.metrics.metric import (
     require,
     shown,
 )
-from schemas.config import Checked
+from schemas.validation import Checked
 
 Ties = Literal["first", "worst"]
 Measure = Literal["ndcg", "mrr", "r@1", "r@5", "r@10", "mean_rank"]

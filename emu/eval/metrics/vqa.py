@@ -36,7 +36,7 @@ from emu.eval.metrics.metric import (
     require,
     shown,
 )
-from schemas.config import Checked
+from schemas.validation import Checked
 
 Mode = Literal["official", "always_normalized", "released", "textvqa"]
 # An answer is fully correct if this many other annotators gave it.

@@ -61,8 +61,8 @@ from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.jsonl import LineSource
 from pipelines.transforms.fetch_links import Prior, fetch_links
-from schemas.config import Checked
 from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json, link_from_row
+from schemas.validation import Checked
 
 CORPUS = "mmc4"
 READER = LineSource
