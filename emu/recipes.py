@@ -20,7 +20,7 @@ from emu.config import (
     emu_llama_7b_config,
     tiny_config,
 )
-from emu.data.sequence import SequenceConfig
+from emu.data.batches import SequenceConfig
 from schemas.validation import Checked
 
 Precision = Literal["float32", "bfloat16"]

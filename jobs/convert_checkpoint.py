@@ -22,14 +22,14 @@ from tqdm import tqdm
 from emu.config import EmuConfig
 from emu.decoders import plan_decoder_conversion
 from emu.tokenizer import EmuTokenizer
-from emu.weights.atomic_dir import check_free, check_space, new_directory
 from emu.weights.layout import (
     CONFIG,
     DECODER,
     TOKENIZER,
+    check_free,
+    check_space,
     load_config,
-    write_generation_config,
-    write_tokenizer,
+    new_directory,
 )
 from emu.weights.plan import (
     Advance,
@@ -43,6 +43,7 @@ from emu.weights.plan import (
 )
 from emu.weights.reader import WeightFiles, WeightsError
 from emu.weights.released_config import LORA, config_from_released, config_to_released
+from emu.weights.store import write_generation_config, write_tokenizer
 from emu.weights.writer import TensorSpec, write_safetensors, write_torch
 from jobs.cli import BAD_VALUE, COMPLETE, folder_path, interrupted, report_error
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from emu.config import EmuConfig
-from emu.models.visual_encoder import pixels_of
+from emu.models.visual import pixels_of
 from emu.recipes import RECIPES
 from emu.train.start import start_tower
 from emu.weights.layout import load_config

@@ -19,7 +19,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from emu.config import Count, ObjectiveConfig
-from emu.data.sequence import SequenceConfig
+from emu.data.batches import SequenceConfig
 from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
 from emu.tokenizer import EmuTokenizer
 from emu.train.loop import Summary, TrainPlan, check_plan, train

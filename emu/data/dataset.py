@@ -20,7 +20,7 @@ other neighbours in each epoch. Memory: one number per shard.
 cipher.
 
 Ranks do not appear here: in a step, rank r of W reads its share of the positions of the global batch
-(`emu/data/stream.py`), so the same state resumes any number of ranks.
+(`emu/data/batches.py`), so the same state resumes any number of ranks.
 """
 
 from __future__ import annotations

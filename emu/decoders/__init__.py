@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emu.weights.atomic_dir import restore
+from emu.weights.layout import restore
 from schemas import strict_json
 
 if TYPE_CHECKING:

@@ -184,7 +184,7 @@ class PromptEncoder:
     def _text_or_pixels(self, piece: Piece, number: int) -> str | Tensor:
         from torch import Tensor
 
-        from emu.models.visual_encoder import normalise
+        from emu.models.visual import normalise
 
         if isinstance(piece, Segment):
             piece = (piece.text if piece.kind == "text" else piece.image) or ""
@@ -226,7 +226,7 @@ class PromptEncoder:
         if not pixels.is_floating_point():
             raise ValueError(
                 f"piece {number} of the prompt is a tensor of {pixels.dtype}; give normalised "
-                "floats (emu.models.visual_encoder.normalise), or the image itself"
+                "floats (emu.models.visual.normalise), or the image itself"
             )
         if not pixels.isfinite().all():
             raise ValueError(f"piece {number} of the prompt is a tensor that holds nan or inf")

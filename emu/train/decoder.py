@@ -41,7 +41,7 @@ from emu.recipes import OptimConfig
 from emu.train.decoder_data import PromptedImages, PromptRules, read_images, regress_conditions
 from emu.train.run_folder import METRICS
 from emu.train.step import TrainingError, rate_factor
-from emu.weights.atomic_dir import check_free, new_directory
+from emu.weights.layout import check_free, new_directory
 from emu.weights.store import load_model
 from schemas.validation import Checked
 

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from emu.config import INSTRUCT_TOKENS
+from emu.data.batches import passages_of
 from emu.data.dataset import DatasetError, ShardReader
-from emu.data.sequence import passages_of
 from emu.generate.engine import Engine
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample

@@ -20,11 +20,10 @@ from typing import Any, Literal
 import torch
 
 from emu.config import EmuConfig
+from emu.data.batches import BatchStream, SequenceConfig, SequenceMaker, StepSize
 from emu.data.dataset import ShardReader
-from emu.data.sequence import SequenceConfig, SequenceMaker
-from emu.data.stream import BatchStream, StepSize
 from emu.models.emu import Emu
-from emu.models.visual_encoder import VisualEncoder
+from emu.models.visual import VisualEncoder
 from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
 from emu.train.run_folder import (
@@ -48,7 +47,7 @@ from emu.train.step import (
     rate_factor,
     set_learning_rates,
 )
-from emu.weights.atomic_dir import new_directory
+from emu.weights.layout import new_directory
 from emu.weights.store import save_model, weights_hash
 
 log = logging.getLogger(__name__)

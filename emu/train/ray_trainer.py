@@ -29,7 +29,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from emu.data.stream import Share
+from emu.data.batches import Share
 from emu.train.loop import SUMMARY, Summary, TrainPlan, check_resume, train
 from emu.train.run_folder import FOLDER, CheckpointError, checkpoints
 from emu.train.step import Ranks, TrainingError

@@ -6,7 +6,7 @@
     metrics.jsonl                                  one line per logged step
     curves.svg                                     losses and target variance over the steps
 
-Checkpoints are written by `emu.weights.atomic_dir`, so a run that is killed while it writes leaves the
+Checkpoints are written by `emu.weights.layout`, so a run that is killed while it writes leaves the
 earlier checkpoints intact. The dropout masks follow from (seed, step, rank) and the
 learning rates from the step, so no generator and no scheduler has a state to save.
 
@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from emu.weights.atomic_dir import new_directory, remove_directory, remove_unfinished
+from emu.weights.layout import new_directory, remove_directory, remove_unfinished
 
 VERSION = 1
 FOLDER = "checkpoints"

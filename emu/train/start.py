@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from emu.config import AdapterConfig, EmuConfig
 from emu.data.dataset import DatasetError, ShardReader
-from emu.models.emu import Emu, add_instruct_tokens
-from emu.models.init import init_weights
+from emu.models.emu import Emu, add_instruct_tokens, init_weights
 from emu.models.language_model import LORA, add_adapter
-from emu.models.visual_encoder import VisualEncoder
+from emu.models.visual import VisualEncoder
 from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer, train_tokenizer
 from emu.weights.layout import TOKENIZER, load_config

@@ -22,11 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from emu.config import EmuConfig
+from emu.data.batches import Share
 from emu.data.dataset import derived_seed
-from emu.data.stream import Share
-from emu.models.batch import Batch
 from emu.models.emu import Emu
-from emu.models.objective import IGNORED, Losses, Objective, regression_positions
+from emu.models.objective import IGNORED, Batch, Losses, Objective, regression_positions
 from emu.recipes import OptimConfig, TrainConfig
 
 NO_DECAY = re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,18 +14,17 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from emu.config import EmuConfig
+from emu.config import INSTRUCT_TOKENS, PRETRAIN_TOKENS, EmuConfig
 from emu.models.emu import Emu
-from emu.tokenizer import EmuTokenizer
+from emu.tokenizer import BASE_TOKENS, EmuTokenizer
 from emu.weights.layout import (
     CONFIG,
-    GENERATION_CONFIG,
     TOKENIZER,
     load_config,
     weight_files,
-    write_generation_config,
-    write_tokenizer,
 )
+
+TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
 
 
 def save_model(
@@ -121,6 +121,49 @@ def check_weights(config: EmuConfig, directory: str | Path) -> None:
     _refuse_misfits(wanted, dict(found))
 
 
+def write_generation_config(directory: Path, config: EmuConfig) -> None:
+    """Writes the special ids and the five beams of the released evaluations in the form of transformers."""
+    special = config.special
+    _write(
+        directory / GENERATION_CONFIG,
+        {
+            "bos_token_id": special.bos,
+            "eos_token_id": special.eos,
+            "pad_token_id": special.pad,
+            "do_sample": False,
+            "num_beams": 5,
+        },
+    )
+
+
+def write_tokenizer(directory: Path, tokenizer: EmuTokenizer, max_positions: int) -> None:
+    """Writes the sentencepiece model, and for transformers the class and the added tokens.
+
+    `EmuTokenizer` needs only the model. Since 4.32 transformers segments prompts with special tokens differently from
+    the released version; the ids of plain texts and of the special tokens are the same.
+    """
+    tokenizer.save(directory / TOKENIZER)
+    added = INSTRUCT_TOKENS if tokenizer.instruct else PRETRAIN_TOKENS
+    ids = dict(enumerate(BASE_TOKENS)) | dict(enumerate(added, tokenizer.num_pieces))
+    unk, bos, eos = BASE_TOKENS
+    _write(
+        directory / TOKENIZER_CONFIG,
+        {
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": True,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "unk_token": unk,
+            "bos_token": bos,
+            "eos_token": eos,
+            "pad_token": added[0],
+            "model_max_length": max_positions,
+            "padding_side": "right",
+            "added_tokens_decoder": {str(i): _token(text) for i, text in ids.items()},
+        },
+    )
+
+
 def _opened(directory: Path) -> Iterator[Any]:
     for file in weight_files(directory):
         with safe_open(file, framework="pt") as tensors:
@@ -154,3 +197,12 @@ def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _token(text: str) -> dict[str, Any]:
+    plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": text, "special": True} | plain
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")

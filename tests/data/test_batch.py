@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 
 from emu.config import EmuConfig, tiny_config
+from emu.data.batches import BatchStream, SequenceConfig, SequenceMaker, Share, StepSize
 from emu.data.dataset import ShardReader
-from emu.data.sequence import SequenceConfig, SequenceMaker
-from emu.data.stream import BatchStream, Share, StepSize
-from emu.models.batch import Batch
-from emu.models.visual_encoder import CLIP_MEAN, CLIP_STD, pixels_of
+from emu.models.objective import Batch
+from emu.models.visual import CLIP_MEAN, CLIP_STD, pixels_of
 from emu.tokenizer import EmuTokenizer
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample, Segment

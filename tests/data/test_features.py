@@ -9,7 +9,7 @@ import torch
 from emu.config import tiny_config
 from emu.data.dataset import Dataset, DatasetError
 from emu.data.features import FeatureReader
-from emu.models.visual_encoder import VisualEncoder, pixels_of
+from emu.models.visual import VisualEncoder, pixels_of
 from emu.train.start import start_tower
 from emu.weights.store import weights_hash
 from pipelines.core.pipeline import EngineError, Resources, StepError

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from emu.config import EmuConfig, LanguageConfig, VisionConfig, tiny_config
-from emu.models.batch import Batch
 from emu.models.emu import Emu
-from emu.models.objective import text_labels
+from emu.models.objective import Batch, text_labels
 
 torch.set_num_threads(1)
 

@@ -5,7 +5,7 @@ import torch
 from transformers.models.t5.modeling_t5 import T5Attention, T5Config, T5Stack
 
 from emu.config import CausalFormerConfig
-from emu.models.causal_former import CausalFormer, distance_buckets
+from emu.models.visual import CausalFormer, distance_buckets
 
 SIZES = CausalFormerConfig(
     d_model=24, d_kv=5, num_heads=3, num_layers=2, d_ff=40, num_queries=40, dropout=0.0

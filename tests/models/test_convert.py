@@ -20,8 +20,8 @@ from emu.config import (
     LanguageConfig,
     VisionConfig,
 )
-from emu.models.batch import Batch
 from emu.models.emu import Emu
+from emu.models.objective import Batch
 from emu.tokenizer import EmuTokenizer
 from emu.weights.layout import load_config, read_index
 from emu.weights.reader import WeightFiles

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from emu.config import AdapterConfig, EmuConfig, tiny_config
-from emu.models.batch import Batch
 from emu.models.emu import Emu
-from emu.models.objective import Objective
+from emu.models.objective import Batch, Objective
 from emu.weights.store import weights_hash
 from tests.models.conftest import make_batch, micro_config
 

@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from emu.config import EmuConfig
-from emu.models.batch import Batch
 from emu.models.emu import Emu
-from emu.models.objective import Objective, text_labels
+from emu.models.objective import Batch, Objective, text_labels
 from emu.weights.released import config_from_released, from_released
 from emu.weights.store import build_model
 

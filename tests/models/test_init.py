@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from emu.config import EmuConfig, InitConfig, tiny_config
-from emu.models.emu import Emu
-from emu.models.init import WHITE
-from emu.models.visual_encoder import CLIP_MEAN, CLIP_STD
+from emu.models.emu import WHITE, Emu
+from emu.models.visual import CLIP_MEAN, CLIP_STD
 from emu.train.start import start_tower
 
 TINY = tiny_config(300)

@@ -5,9 +5,16 @@ import torch
 from torch.nn import functional
 
 from emu.config import ObjectiveConfig, SpecialTokens
-from emu.models.batch import Batch, EmuOutput
 from emu.models.emu import Emu
-from emu.models.objective import Objective, regression_positions, text_labels, text_loss, variance
+from emu.models.objective import (
+    Batch,
+    EmuOutput,
+    Objective,
+    regression_positions,
+    text_labels,
+    text_loss,
+    variance,
+)
 
 SPECIAL = SpecialTokens.after(100, instruct=False)
 PAD, START, END, IMAGE = SPECIAL.pad, SPECIAL.image_start, SPECIAL.image_end, SPECIAL.image

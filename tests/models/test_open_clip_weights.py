@@ -7,11 +7,12 @@ import torch
 from open_clip import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from safetensors.torch import save_file
 
-from emu.models.visual_encoder import VisualEncoder
+from emu.models.visual import VisualEncoder
 from emu.train.start import start_model, start_tower
 from emu.weights.open_clip import MODELS, open_clip_tags, open_clip_tower
 from emu.weights.store import weights_hash
-from jobs import train_emu
+from jobs.cli import parse
+from jobs.train_emu import TrainEmu, plan_of, recipe_defaults
 from tests.models.test_visual_encoder import SMALL, eva_small_for_tests
 from tests.train.plans import mini_plan
 
@@ -109,7 +110,7 @@ def test_a_run_starts_from_a_tower(tmp_path: Path) -> None:
     tower = start_tower(plan.model, plan.train.seed, None, weights)
     assert weights_hash(tower) == weights_hash(given)
     options = ["--data", plan.data, "--out", plan.out, "--vision-weights", weights]
-    made = train_emu.plan_of(train_emu.parse(options))
+    made = plan_of(parse(TrainEmu, options, recipe_defaults(options)))
     assert made.vision_weights == weights
     with pytest.raises(ValueError, match="has a visual encoder; give one of the two"):
         start_model(plan.model, plan.train, "some/model", cpu, weights)

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import emu
-from emu.models.batch import Batch
 from emu.models.emu import Emu
+from emu.models.objective import Batch
 from emu.tokenizer import EmuTokenizer
 from emu.weights.layout import CONFIG, INDEX, WEIGHTS, load_config, read_config
 from emu.weights.store import check_weights, load_model, save_model, weights_hash
@@ -123,9 +123,9 @@ def test_the_hash_sees_values_names_shapes_and_types() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"config\.json: the model configuration is not JSON"),
-        ("{}", r"config\.json: config lacks the keys \['vision', 'former', 'language'\]"),
-        ("[1]", r"config\.json: config is list, give an object"),
+        ("{", r"config\.json: config: not JSON"),
+        ("{}", r"config\.json: config lacks the keys vision, former, language"),
+        ("[1]", r"config\.json: config is \[1\], give an object"),
         ("\udcff", r"config\.json: 'utf-8' codec can't decode byte 0xff"),
     ],
 )

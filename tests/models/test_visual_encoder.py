@@ -5,7 +5,7 @@ from timm.models import register_model
 from timm.models.eva import Eva
 
 from emu.config import VisionConfig
-from emu.models.visual_encoder import VisualEncoder
+from emu.models.visual import VisualEncoder
 
 SMALL = VisionConfig(28, 7, width=36, layers=2, heads=3, mlp_hidden=157, embed_dim=10)
 

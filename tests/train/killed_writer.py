@@ -23,7 +23,7 @@ from emu.tokenizer import EmuTokenizer
 from emu.train.loop import publish_model
 from emu.train.run_folder import Progress, checkpoints, read_progress, save_checkpoint
 from emu.train.step import make_optimizer
-from emu.weights.atomic_dir import new_directory, restore
+from emu.weights.layout import new_directory, restore
 from emu.weights.store import load_model, weights_hash
 from tests.data.small_dataset import small_tokenizer
 from tests.train.plans import mini_config

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from emu.config import EmuConfig, tiny_config
-from emu.data.sequence import SequenceConfig
+from emu.data.batches import SequenceConfig
 from emu.recipes import OptimConfig, TrainConfig
 from emu.train.loop import TrainPlan
 from schemas.sample import Sample

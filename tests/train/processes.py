@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from emu.data.stream import Share
+from emu.data.batches import Share
 from emu.train.loop import TrainPlan, open_stream, train
 from emu.train.start import start_model
 from emu.train.step import Ranks, Stepper, StepResult, make_optimizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import emu
-from emu.weights.atomic_dir import (
+from emu.weights.layout import (
     check_space,
     new_directory,
     remove_directory,

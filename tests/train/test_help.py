@@ -7,7 +7,7 @@ import docstring_parser
 import pytest
 
 from emu.config import ObjectiveConfig, tiny_config
-from emu.data.sequence import SequenceConfig
+from emu.data.batches import SequenceConfig
 from emu.models.emu import Emu
 from emu.recipes import OptimConfig, TrainConfig
 from emu.serve.schema import Limits

@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from emu.models.batch import Batch
 from emu.models.emu import Emu
-from emu.models.objective import Objective
+from emu.models.objective import Batch, Objective
 from emu.train.loop import TrainPlan, open_stream
 from emu.train.start import start_model, start_tower
 from emu.train.step import Ranks, Stepper, StepResult, TrainingError, make_optimizer
