@@ -1,6 +1,7 @@
 """Fixtures that all parts share: sample data, one local Ray a session."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+# A shell starts jobs in the background with SIGINT ignored; tests of Ctrl-C need it, here and in their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # how long an example takes depends on the machine
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -63,7 +63,7 @@ def test_unusual_prompts_are_answered(engine: Engine, photo: Image.Image) -> Non
         ({"seed": "x"}, "seed is 'x'"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"stop": "end"}, "stop is 'end', give a tuple"),
-        ({"stop": (1,)}, r"stop is \(1,\), give a string"),
+        ({"stop": (1,)}, r"stop\.0 is 1, give a string"),
         ({"stop": ("a", "")}, r"stop is \('a', ''\), and an empty string"),
     ],
 )
