@@ -315,13 +315,19 @@ def test_a_world_of_another_version_is_named(world: Path, tmp_path: Path):
             "sentences_per_document.1 is 1000000000000000000, give a whole number from 3 to 1,000",
         ),
         ({"bad_share": math.nan}, "bad_share is nan, give a finite number"),
-        ({"images_per_document": (0, 5)}, "images_per_document.0 is 0, give a whole number from 1 to 100"),
+        (
+            {"images_per_document": (0, 5)},
+            "images_per_document.0 is 0, give a whole number from 1 to 100",
+        ),
         (
             {"images_per_document": (4, 2)},
             "images_per_document is (4, 2), give the fewest before the most",
         ),
         ({"images_per_document": (1, 9)}, "images_per_document is (1, 9), give at most 8 images"),
-        ({"sentences_per_document": (2, 8)}, "sentences_per_document.0 is 2, give a whole number from 3 to 1,000"),
+        (
+            {"sentences_per_document": (2, 8)},
+            "sentences_per_document.0 is 2, give a whole number from 3 to 1,000",
+        ),
         ({"max_things": 9}, "max_things is 9, give a whole number from 1 to 6"),
         ({"bad_share": 1.5}, "bad_share is 1.5, give a number from 0.0 to 1.0"),
     ],
