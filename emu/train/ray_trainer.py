@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -50,9 +51,16 @@ def train_on_ray(
     check_resume(plan)
     folder = Path(plan.out).absolute() / FOLDER
     (folder / SNAPSHOT).unlink(missing_ok=True)  # the directories themselves count
+    packed = pickle.dumps(replace(plan, out=str(folder.parent), resume="auto"))
+
+    def work() -> None:
+        # Pickled by value: otherwise Ray Train's controller imports the model's libraries before it starts workers.
+        from emu.train.ray_trainer import train_as_worker
+
+        train_as_worker(pickle.loads(packed))
+
     trainer = TorchTrainer(
-        _work,
-        train_loop_config={"plan": replace(plan, out=str(folder.parent), resume="auto")},
+        work,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         run_config=RunConfig(
@@ -97,11 +105,10 @@ def _reason(error: TrainingFailedError) -> str:
     return f"worker {rank} of the last attempt: {name}: {failures[rank]}"
 
 
-def _work(config: dict[str, Any]) -> None:
-    """The work of one worker."""
+def train_as_worker(plan: TrainPlan) -> None:
+    """The work of one worker of Ray Train."""
     logging.basicConfig(level=logging.INFO)
     context = ray.train.get_context()
-    plan: TrainPlan = config["plan"]
     reported = ray.train.get_checkpoint()
     if reported is not None and not checkpoints(Path(plan.out)):
         raise CheckpointError(

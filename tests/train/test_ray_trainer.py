@@ -1,4 +1,4 @@
-"""Ray Train: a run begun in one process, taken over by two workers, one of which is killed."""
+"""Ray Train: a run that one process started is resumed by two workers, one of which is killed."""
 
 import time
 from dataclasses import replace
@@ -19,7 +19,7 @@ from tests.train.test_resume import stopped_after
 
 
 def in_two(plan: TrainPlan, out: Path) -> TrainPlan:
-    """The same global batches on two ranks, elsewhere."""
+    """The same global batches on two ranks, in another folder."""
     return replace(plan, out=str(out), train=replace(plan.train, batch_size=2))
 
 
@@ -36,7 +36,7 @@ def workers_of_ray() -> list[psutil.Process]:
 
 
 def kill_a_worker(out: Path, after_step: int, killed: list[int]) -> None:
-    """Kill one worker with signal 9 as soon as a checkpoint beyond a step is there."""
+    """Kill one worker with signal 9 as soon as there is a checkpoint of a later step."""
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         if any(int(path.name[5:]) > after_step for path in checkpoints(out)):
@@ -47,37 +47,40 @@ def kill_a_worker(out: Path, after_step: int, killed: list[int]) -> None:
         time.sleep(0.005)
 
 
-@pytest.fixture
-def begun(tmp_path: Path) -> TrainPlan:
-    plan = mini_plan(tmp_path, steps=60, checkpoint_every=5)
-    stopped_after(plan, 5)
-    return plan
-
-
 @pytest.mark.timeout(600)  # two or four starts of a worker, each of which imports torch
 @pytest.mark.parametrize(
-    "is_killed", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["whole", "one_killed"]
+    ("num_steps", "is_killed"),
+    [(20, False), pytest.param(60, True, marks=pytest.mark.slow)],
+    ids=["whole", "one_killed"],
 )
 def test_two_workers_give_the_weights_of_two_plain_ranks(
-    local_ray: None, begun: TrainPlan, tmp_path: Path, is_killed: bool
+    local_ray: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_steps: int,
+    is_killed: bool,
 ):
+    # Ray Train takes one report of a checkpoint per interval: 2 s each by default.
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    plan = mini_plan(tmp_path, steps=num_steps, checkpoint_every=5)
+    stopped_after(plan, 5)
     for name in ("plain", "ray"):
-        copytree(begun.out, tmp_path / name)
-    ranks = [start(train_rank, r, 2, in_two(begun, tmp_path / "plain")) for r in range(2)]
+        copytree(plan.out, tmp_path / name)
+    ranks = [start(train_rank, r, 2, in_two(plan, tmp_path / "plain")) for r in range(2)]
     killed: list[int] = []
     killer = Thread(target=kill_a_worker, args=(tmp_path / "ray", 5, killed), daemon=True)
     if is_killed:
         killer.start()
-    summary = train_on_ray(in_two(begun, tmp_path / "ray"), num_workers=2)
+    summary = train_on_ray(in_two(plan, tmp_path / "ray"), num_workers=2)
     if is_killed:
         killer.join()
     for rank in ranks:
         rank.join(240)
         assert rank.exitcode == 0
     assert len(killed) == is_killed
-    assert summary.steps == 60 and summary.samples == 240
+    assert summary.steps == num_steps and summary.samples == 4 * num_steps
     steps = [row["step"] for row in read_metrics(tmp_path / "ray")]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, num_steps + 1))
     ours, plain = weights_of(tmp_path / "ray" / "model"), weights_of(tmp_path / "plain" / "model")
     assert are_equal(ours, plain)
 
