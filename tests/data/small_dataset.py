@@ -17,7 +17,7 @@ from schemas.tables import INDEX
 COLOURS = ("red", "green", "blue", "white", "black", "orange", "purple", "yellow")
 
 
-def picture(number: int, side: int = 24, format: str = "PNG") -> bytes:
+def square_image(number: int, side: int = 24, format: str = "PNG") -> bytes:
     """A square in one of the colours, on another one."""
     image = Image.new("RGB", (side, side), COLOURS[number % len(COLOURS)])
     image.paste(COLOURS[(number + 3) % len(COLOURS)], (4, 4, 4 + number % 9, 8))
@@ -27,7 +27,7 @@ def picture(number: int, side: int = 24, format: str = "PNG") -> bytes:
 
 
 def image_segment(number: int) -> Segment:
-    return Segment.of_image(picture(number), "png", 24, 24)
+    return Segment.of_image(square_image(number), "png", 24, 24)
 
 
 def pair(number: int, corpus: str = "pairs") -> Sample:
@@ -39,12 +39,12 @@ def document(number: int, num_images: int = 3, num_sentences: int = 6) -> Sample
     """An interleaved document: sentence 2 i + 1 has image i before it."""
     segments: list[Segment] = []
     matched = []
-    for place in range(num_sentences):
-        if place % 2 == 1 and place // 2 < num_images:
-            segments.append(image_segment(number + place))
-            matched.append(place)
-        colour = COLOURS[(number + place) % len(COLOURS)]
-        segments.append(Segment.of_text(f"Sentence {place} of page {number} is about {colour}."))
+    for index in range(num_sentences):
+        if index % 2 == 1 and index // 2 < num_images:
+            segments.append(image_segment(number + index))
+            matched.append(index)
+        colour = COLOURS[(number + index) % len(COLOURS)]
+        segments.append(Segment.of_text(f"Sentence {index} of page {number} is about {colour}."))
     return Sample(f"doc-{number:05d}", "mmc4", tuple(segments), {"matched_text_index": matched})
 
 

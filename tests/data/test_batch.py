@@ -15,7 +15,7 @@ from emu.models.visual import CLIP_MEAN, CLIP_STD, pixels_of
 from emu.tokenizer import EmuTokenizer
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample, Segment
-from tests.data.small_dataset import document, picture, small_tokenizer, write_dataset
+from tests.data.small_dataset import document, small_tokenizer, square_image, write_dataset
 
 SHORT = SequenceConfig(pair_length=128, window_length=128, sampled_length=96)
 
@@ -62,9 +62,9 @@ def test_bytes_that_are_no_image_or_too_large_are_refused():
     with pytest.raises(ImageError, match="5 bytes that start with b'hello' are not an image"):
         decode_image(b"hello")
     with pytest.raises(ImageError, match="24 x 24 = 576 pixels, the limit is 100"):
-        decode_image(picture(1), max_pixels=100)
+        decode_image(square_image(1), max_pixels=100)
     with pytest.raises(ImageError, match="damaged: it ends too early"):
-        decode_image(picture(1, side=200, format="JPEG")[:-300])
+        decode_image(square_image(1, side=200, format="JPEG")[:-300])
 
 
 def test_batches_are_padded_on_the_right_with_images_in_reading_order(

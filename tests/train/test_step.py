@@ -36,7 +36,7 @@ def with_batches(plan: TrainPlan, batch_size: int, num_micro: int) -> TrainPlan:
 
 
 def test_two_ranks_and_micro_batches_give_the_gradient_of_one_large_batch(tmp_path: Path):
-    plan = mini_plan(tmp_path, dropout=0.0)  # dropout is drawn a rank
+    plan = mini_plan(tmp_path, dropout=0.0)  # dropout masks differ per rank
     whole, result = gradients_after(with_batches(plan, 8, 1), Ranks())
     cut, cut_result = gradients_after(with_batches(plan, 2, 4), Ranks())
     assert largest_difference(whole, cut) < 1e-5
