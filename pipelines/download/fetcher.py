@@ -26,6 +26,7 @@ from pipelines.core.pipeline import Rejected
 from pipelines.download.config import FetchConfig, parse_allowed_hosts
 from pipelines.download.host_queue import ByteBudget, CircuitBreaker, HostQueue, Lease
 from pipelines.download.request import LinkRequest, Received, Trace
+from pipelines.download.response_head import MAX_LINE_BYTES, MAX_LINES, TolerantConnector
 from pipelines.download.urls import (
     GuardedResolver,
     Lookup,
@@ -168,7 +169,7 @@ class Fetcher:
     async def _open(self, sessions: list[aiohttp.ClientSession], accept: str) -> LinkRequest:
         config = self.config
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=TolerantConnector(
                 limit=0,
                 resolver=self._resolver,
                 ssl=_tls_context(config),
@@ -186,6 +187,9 @@ class Fetcher:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_LINES,
         )
         sessions.append(session)
         breaker = CircuitBreaker(config.breaker_failures, config.breaker_pause_s, self._loop.time)

@@ -37,6 +37,8 @@ _BUSY = frozenset({408, 425, 429})
 _FORBIDDEN = frozenset({401, 402, 403, 407, 451})
 _GONE = frozenset({404, 410})
 _WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits: 31 gzip, 15 zlib, -15 raw
+_CODINGS = frozenset({*_WINDOW, "br", "zstd", "compress", "x-compress", "dcb", "dcz", "exi"})
+"""The content codings that are registered (iana.org/assignments/http-parameters), identity aside."""
 
 
 @dataclass(frozen=True)
@@ -292,14 +294,18 @@ async def read_body(response: ClientResponse, max_bytes: int) -> bytes:
 
 
 def _packing(response: ClientResponse) -> str | None:
+    """The content coding of the body; None if it is as it should be.
+
+    Servers also send names that are no coding (`aws-chunked`, `utf-8`, `none`, a media type): they change nothing.
+    """
     values = ",".join(response.headers.getall("Content-Encoding", []))
     names = [name.strip().lower() for name in values.split(",")]
-    named = [name for name in names if name not in ("", "identity")]
-    if not named:
+    codings = [name for name in names if name in _CODINGS]
+    if not codings:
         return None
-    if len(named) > 1 or named[0] not in _WINDOW:
-        raise Rejected("encoding_unsupported", ", ".join(named)[:64])
-    return named[0]
+    if len(codings) > 1 or codings[0] not in _WINDOW:
+        raise Rejected("encoding_unsupported", ", ".join(codings)[:64])
+    return codings[0]
 
 
 def _unpack(chunks: Iterable[bytes], packing: str, max_bytes: int) -> bytes:

@@ -1,8 +1,8 @@
 """Links and addresses: what a link spells, and whether its host may be connected to.
 
-- `parse_url`, `join_redirect`: the text of a link to a canonical address. What a browser forgives (white space
-  around, spaces and letters beyond ASCII, an international host name) is encoded as a browser does; what is
-  already encoded stays, since signed links depend on it. Everything else is a `Rejected`, never another exception.
+- `parse_url`, `join_redirect`: the text of a link to a canonical address, as the URL standard (url.spec.whatwg.org)
+  resolves it, and so as browsers do: by the library ada-url. What is already percent-encoded stays, since signed
+  links depend on it. What is no http or https address is a `Rejected`, never another exception.
 - `refused_address`: only global unicast addresses may be connected to. The tables follow the IANA registries of
   special-purpose addresses (RFC 6890); `ipaddress.is_global` differs between Python versions.
 - `GuardedResolver`: connections are made to the very addresses that were checked, so a name that resolves
@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from urllib.parse import quote, urljoin, urlsplit
+from typing import cast
 
-import idna
+import ada_url
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -27,11 +27,11 @@ from pipelines.core.pipeline import Rejected
 MAX_URL_LENGTH = 8192
 """Characters; beyond this common servers refuse the request line."""
 
-_PORTS = {"http": 80, "https": 443}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\ud800-\udfff]")
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):")
-_HOST = re.compile(r"^[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*$")
-_KEPT = "!#$%&'()*+,-./:;=?@[]_~"
+_PORTS = {"http:": 80, "https:": 443}
+_PARTS = ("href", "protocol", "username", "password", "hostname", "port")
+_IGNORED = "".join(map(chr, range(0x21)))  # around a link: C0 controls and spaces
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(.?)")
+_NO_SCHEME = "no scheme (http:// or https:// must stand in front)"
 
 
 @dataclass(frozen=True)
@@ -52,32 +52,28 @@ class WebAddress:
 
 
 def parse_url(text: str | None) -> WebAddress:
-    """The address that `text` spells.
+    """The address that `text` spells. Fragments are dropped, and the dot that marks a host as complete.
 
     Raises:
         Rejected: url_missing, url_too_long, url_invalid, url_with_credentials or scheme_refused.
     """
-    text = (text or "").strip(" \t\r\n\f\v")
+    text = (text or "").strip(_IGNORED)
     if not text:
         raise Rejected("url_missing")
     if len(text) > MAX_URL_LENGTH:
         raise Rejected("url_too_long", f"{len(text)} characters, limit {MAX_URL_LENGTH}")
-    if _CONTROL.search(text):
-        raise Rejected("url_invalid", "control character")
-    scheme = _scheme_of(text)
     try:
-        parts = urlsplit(text)
-        port = parts.port
+        parts = cast(Mapping[str, str], ada_url.parse_url(text, _PARTS))
     except ValueError:
-        raise Rejected("url_invalid", "host or port cannot be read") from None
-    if "@" in parts.netloc:
+        raise _unreadable(text) from None
+    scheme = parts["protocol"]
+    if scheme not in _PORTS:
+        raise _scheme_rejection(text, scheme)
+    if parts["username"] or parts["password"]:
         raise Rejected("url_with_credentials")
-    if "\\" in parts.netloc:
-        raise Rejected("url_invalid", "backslash in the host")
-    if port == 0:
+    if parts["port"] == "0":
         raise Rejected("url_invalid", "port 0")
-    host, is_literal = _canonical_host(parts.hostname)
-    return _assemble(scheme, host, port or _PORTS[scheme], is_literal, parts.path, parts.query)
+    return _assemble(parts["href"], scheme, parts["hostname"], parts["port"])
 
 
 def join_redirect(base: WebAddress, location: str) -> WebAddress:
@@ -86,64 +82,54 @@ def join_redirect(base: WebAddress, location: str) -> WebAddress:
     Raises:
         Rejected: as `parse_url`; redirect_without_target for an empty location.
     """
-    location = _as_text(location).strip(" \t")
+    location = _as_text(location).strip(_IGNORED)
     if not location:
         raise Rejected("redirect_without_target")
-    if _CONTROL.search(location):
-        raise Rejected("url_invalid", "control character in a redirect")
+    if len(location) > MAX_URL_LENGTH:
+        raise Rejected("url_too_long", f"{len(location)} characters, limit {MAX_URL_LENGTH}")
     try:
-        joined = urljoin(str(base.url), location)
+        joined = ada_url.join_url(str(base.url), location)
     except ValueError:
         raise Rejected("url_invalid", "the target of a redirect cannot be read") from None
     return parse_url(joined)
 
 
-def _scheme_of(text: str) -> str:
+def _unreadable(text: str) -> Rejected:
+    """Why the library refuses `text`."""
+    if not _SCHEME.match(text):
+        return Rejected("url_invalid", _NO_SCHEME)
+    return Rejected("url_invalid", "host or port cannot be read")
+
+
+def _scheme_rejection(text: str, scheme: str) -> Rejected:
+    # `host.example:80/x` reads as a scheme by the letter; a person forgot http://
     found = _SCHEME.match(text)
-    if not found:
-        raise Rejected("url_invalid", "no scheme (http:// or https:// must stand in front)")
-    scheme = found.group(1).lower()
-    if scheme not in _PORTS:
-        # `host.example:80/x` reads as a scheme by the letter; a person forgot http://
-        if "." in scheme or text[found.end() : found.end() + 1].isdigit():
-            raise Rejected("url_invalid", "no scheme (http:// or https:// must stand in front)")
-        raise Rejected("scheme_refused", f"scheme {scheme[:32]}")
-    if not text[found.end() :].startswith("//"):
-        raise Rejected("url_invalid", "no // after the scheme")
-    return scheme
+    if "." in scheme or (found and found.group(2).isdigit()):
+        return Rejected("url_invalid", _NO_SCHEME)
+    return Rejected("scheme_refused", f"scheme {scheme[:-1][:32]}")
 
 
-def _canonical_host(name: str | None) -> tuple[str, bool]:
-    """Host in canonical form, and whether it is a literal address."""
-    if not name:
-        raise Rejected("url_invalid", "no host")
-    host = name if name.isascii() else _ascii_host(name)
-    host = host.lower().removesuffix(".")  # the dot that marks a name as complete
+def _assemble(href: str, scheme: str, hostname: str, port: str) -> WebAddress:
+    host, is_literal = _canonical_host(hostname)
+    href = href.partition("#")[0]
+    if hostname.endswith("."):
+        href = href.replace(hostname, hostname[:-1], 1)
+    url = URL(href, encoded=True)
+    return WebAddress(url, host, int(port) if port else _PORTS[scheme], is_literal)
+
+
+def _canonical_host(hostname: str) -> tuple[str, bool]:
+    """Host in canonical form, and whether it is a literal address; names within the limits of DNS (RFC 1035)."""
+    host = hostname.removesuffix(".")
     try:
         address = literal_address(host)
     except ValueError:
         raise Rejected("url_invalid", "the host is no valid IP address") from None
     if address is not None:
         return address, True
-    if not _HOST.match(host) or len(host) > 253 or any(len(x) > 63 for x in host.split(".")):
+    if len(host) > 253 or any(not 0 < len(label) < 64 for label in host.split(".")):
         raise Rejected("url_invalid", "the host is no valid name")
     return host, False
-
-
-def _ascii_host(name: str) -> str:
-    try:
-        return idna.encode(name, uts46=True, transitional=False).decode("ascii")
-    except (idna.IDNAError, UnicodeError, ValueError, IndexError):
-        raise Rejected("url_invalid", "the host is no valid international name") from None
-
-
-def _assemble(
-    scheme: str, host: str, port: int, is_literal: bool, path: str, query: str
-) -> WebAddress:
-    shown = f"[{host}]" if ":" in host else host
-    authority = shown if port == _PORTS[scheme] else f"{shown}:{port}"
-    target = quote(path or "/", safe=_KEPT) + (f"?{quote(query, safe=_KEPT)}" if query else "")
-    return WebAddress(URL(f"{scheme}://{authority}{target}", encoded=True), host, port, is_literal)
 
 
 def _as_text(location: str) -> str:
