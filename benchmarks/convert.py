@@ -120,7 +120,14 @@ def _round_trip(
         )
     (folder / "Emu.json").write_text(json.dumps(config_to_released(config)))
     model, back = folder / "model", folder / "back"
-    to_emu = ["--weights", str(weights), "--config", str(folder / "Emu.json"), "--out", str(model)]
+    to_emu = [
+        "--weights",
+        str(weights),
+        "--model-config",
+        str(folder / "Emu.json"),
+        "--out",
+        str(model),
+    ]
     to_emu += ["--shard-size-gb", str(options.shard_size_gb), "--dtype", options.dtype]
     yield {
         "what": f"import of {file_format}",

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
     from emu.generate.engine import Engine
 
+__version__ = "0.1.0"
+
 
 def load(directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Engine:
     """The `Engine` of a model directory: prompts in, texts and images out.

@@ -18,6 +18,7 @@ from schemas.validation import Checked, Complete, ConfigError, from_json
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1, description="a probability")]
 
 IMAGE_START, IMAGE_END, IMAGE = "[IMG]", "[/IMG]", "<image>"
 USER, ASSISTANT, PAD = "[USER]", "[ASSISTANT]", "[PAD]"
@@ -243,6 +244,24 @@ class EmuConfig(Checked):
             ConfigError: naming the path of an unknown or absent key, or of a value that is not allowed.
         """
         return from_json(EmuConfig, text)
+
+
+@dataclass(frozen=True)
+class SequenceConfig(Checked):
+    """Lengths and probabilities of the formats of a sequence; positions count text and images together."""
+
+    pair_length: Count = 2048
+    """Maximum positions of a pair; longer captions are cut."""
+    window_length: Count = 1024
+    """Maximum positions of an interleaved sequence of type 1 (paper: 1024)."""
+    sampled_length: Count = 512
+    """Maximum positions of an interleaved sequence of type 2 (paper: 512)."""
+    max_images: Count = 5
+    """Maximum images of an interleaved sequence (paper: 5)."""
+    window_probability: Probability = 0.5
+    """Probability of type 1; otherwise type 2."""
+    image_first_probability: Probability = 0.5
+    """Probability that an image stands before its text."""
 
 
 def llama_1b() -> LanguageConfig:

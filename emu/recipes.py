@@ -1,26 +1,27 @@
-"""Recipes: a training run as a function that returns one frozen dataclass, and the options of such a run.
+"""Recipes: a training run as a function that returns one frozen dataclass, and the options of every training.
 
-Command lines show the docstrings of the fields.
+Command lines show the docstrings of the fields. Nothing here imports torch, so that they answer at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
+from tyro.constructors import PrimitiveConstructorSpec
 
 from emu.config import (
     Count,
     EmuConfig,
     Positive,
+    SequenceConfig,
     emu_14b_config,
     emu_llama_1b_config,
     emu_llama_7b_config,
     tiny_config,
 )
-from emu.data.batches import SequenceConfig
 from schemas.validation import Checked
 
 Precision = Literal["float32", "bfloat16"]
@@ -28,6 +29,25 @@ Normalisation = Literal["global", "micro_batch"]
 Rate = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1, description="a fraction")]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _counts_from_words(words: Sequence[str]) -> dict[str, int]:
+    if len(words) % 2:
+        raise ValueError(f"{' '.join(words)!r}: give pairs of a name and a number")
+    return {name: int(count) for name, count in zip(words[::2], words[1::2], strict=True)}
+
+
+CountPerCorpus = Annotated[
+    Mapping[str, Count],
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[CORPUS INT ...]",
+        instance_from_str=_counts_from_words,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
+    ),
+]
+"""On a command line pairs of words, which replace those of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,7 @@ class TrainConfig(Checked):
     """Optimizer steps in total; the schedule covers all of them."""
     batch_size: Count
     """Sequences per micro-batch and worker, for corpora not named in `corpus_batch_size`."""
-    corpus_batch_size: Mapping[str, Count] = field(default_factory=dict)
+    corpus_batch_size: CountPerCorpus = field(default_factory=dict)
     """The same per corpus, such as: laion 128 mmc4 64. Pairs are short, documents and clips long."""
     num_micro: Count = 1
     """Micro-batches per step and worker whose gradients are accumulated."""
@@ -108,6 +128,48 @@ class Recipe:
     model: EmuConfig
     sequence: SequenceConfig
     train: TrainConfig
+
+
+@dataclass(frozen=True)
+class DecoderTrainConfig(Checked):
+    """Length and learning rates of the two stages; the defaults are for small sizes from scratch."""
+
+    steps: Count = 1000
+    """Optimizer steps of the decoder (paper: 15000)."""
+    autoencoder_steps: Annotated[int, Field(ge=0)] = 300
+    """Optimizer steps of the autoencoder before; not used with pretrained weights."""
+    batch_size: Count = 8
+    """Images per step of the decoder (paper: 1600 over all GPUs)."""
+    autoencoder_batch_size: Count = 4
+    """Images per step of the autoencoder."""
+    learning_rate: Positive = 3e-3
+    """Peak learning rate of the decoder. The paper's, for Stable Diffusion's weights, is 1e-4."""
+    autoencoder_learning_rate: Positive = 2e-3
+    """Peak learning rate of the autoencoder."""
+    warmup_ratio: Ratio = 0.1
+    """Fraction of a stage's steps with linear warm-up; then the rate decays along a cosine to zero."""
+    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    """Decay rates of AdamW's running means of the gradient and its square (the paper's)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of AdamW (the paper's)."""
+    clip_norm: Positive = 1.0
+    """Gradients are clipped to this norm (our choice; the paper does not say)."""
+    drop_probability: Ratio = 0.1
+    """Fraction of the conditions replaced by that of the empty prompt, for guidance."""
+    seed: int = 0
+    """Seed of initial weights, order of images, times and noise."""
+    log_every: Count = 10
+    """Steps between lines of metrics."""
+
+
+@dataclass(frozen=True)
+class PromptRules(Checked):
+    """Which images the visual decoder trains on."""
+
+    max_prompt_length: Count = 150
+    """Maximum length of a prompt in characters; images with longer ones are left out (paper: 150)."""
+    max_images: Count = 20_000
+    """Maximum number of images: they are held in memory, decoded."""
 
 
 def tiny() -> Recipe:

@@ -1,1 +1,62 @@
-"""Entry points: one executable per job."""
+"""The jobs: command-line entry points, each a file that runs alone and a subcommand of `emu`.
+
+A job is a file of this form. At the top it imports what its options need and nothing heavier, so that `--help` and a
+wrong option are answered at once; the work imports torch, transformers or Ray when it begins.
+
+    @dataclass(frozen=True)
+    class CountWords(Checked):
+        '''Counts the words of a dataset.'''  # the help text
+
+        data: str
+        '''Folder or address of a finished dataset.'''
+
+    def count_words(options: CountWords) -> str:
+        from emu.data.dataset import ShardReader
+
+        ...
+        return summary
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        '''Run the job and return its exit code (see `jobs.cli`).'''
+        return run_job(CountWords, count_words, arguments)
+
+    if __name__ == "__main__":
+        sys.exit(main())
+
+and a line of `COMMANDS`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand of `emu`: the module in this folder whose `main` it calls, and a line of help."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "build mmc4": Command(
+        "build_mmc4", "Build a dataset from MMC4 documents: fetch images, write shards"
+    ),
+    "build miniworld": Command(
+        "build_miniworld", "Write a synthetic world as MMC4 documents with images"
+    ),
+    "inspect": Command(
+        "inspect_shards", "Print the counts of a dataset and a sample; verify its files"
+    ),
+    "features": Command(
+        "precompute_features", "Compute the visual encoder's outputs for a dataset"
+    ),
+    "train": Command("train_emu", "Train Emu on a dataset"),
+    "train-decoder": Command("train_decoder", "Train the visual decoder of a trained model"),
+    "convert": Command(
+        "convert_checkpoint", "Import released Emu weights, or export a model to their form"
+    ),
+    "evaluate": Command("evaluate", "Score the outputs of a model against references"),
+    "serve": Command("serve", "Serve a model over HTTP, with a chat page"),
+    "demo": Command("demo", "Run the whole workflow on a synthetic world"),
+}
+"""The subcommands by name, in the order of the workflow."""

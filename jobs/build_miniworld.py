@@ -10,20 +10,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jobs.cli import COMPLETE, FAILED, interrupted, report_error
+from jobs.cli import JobError, run_job
 from pipelines.miniworld.config import MiniworldConfig
-from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
-from pipelines.miniworld.server import ImageServer, serve_until_stopped
+
+if TYPE_CHECKING:
+    from pipelines.miniworld.mmc4 import MiniworldSummary
 
 
 @dataclass(frozen=True)
-class Arguments:
+class BuildMiniworld:
     """Writes a synthetic world of shapes as an MMC4 download.
 
     OUT/documents/ contains the document shards (.jsonl, .jsonl.zip, .jsonl.gz), OUT/images/ the image files,
@@ -31,7 +33,7 @@ class Arguments:
     that a correct build finds. The same settings always give the same bytes.
 
     For example, a world of 200 documents and a server for its images:
-        jobs/build_miniworld.py --out world --num-documents 200 --serve
+        emu build miniworld --out world --num-documents 200 --serve
 
     The links name the host images.miniworld.example, which does not exist: serve OUT/images with --serve, and
     give the build the option --fetch.allow-host that is then printed.
@@ -48,32 +50,32 @@ class Arguments:
     """Port of --serve; 0 selects a free port."""
 
 
-def main(arguments: Arguments) -> int:
-    """Write the world, print its counts, and serve it if requested; 0, 1 on an error, 130 on Ctrl-C."""
+def build_miniworld(options: BuildMiniworld) -> None:
+    """Write the world, print its counts, and serve it if requested."""
+    from pipelines.miniworld.mmc4 import write_mmc4
+
+    print_summary(write_mmc4(options.world, options.out), options.out)
+    if options.serve:
+        serve_images(options)
+
+
+def serve_images(options: BuildMiniworld) -> None:
+    """Serve the images of the world until a signal."""
+    from pipelines.miniworld.server import ImageServer, serve_until_stopped
+
     try:
-        summary = write_mmc4(arguments.world, arguments.out)
-    except KeyboardInterrupt:
-        return interrupted("run the same command again to write it")
-    except OSError as error:
-        return report_error(error, FAILED)
-    print_summary(summary, arguments.out)
-    if arguments.serve:
-        try:
-            server = ImageServer(arguments.out / "images", arguments.port)
-        except (OSError, OverflowError) as error:
-            print(
-                f"error: port {arguments.port}: {error}; give a free port up to 65535, or 0",
-                file=sys.stderr,
-            )
-            return FAILED
-        print(f"serving {arguments.out / 'images'} on http://{server.address}, Ctrl-C stops it")
-        print(
-            f"build with: jobs/build_mmc4.py --documents '{arguments.out}/documents/*' "
-            f"--fetch.allow-host {server.allow_host} --out DATASET",
-            flush=True,
-        )
-        serve_until_stopped(server)
-    return COMPLETE
+        server = ImageServer(options.out / "images", options.port)
+    except (OSError, OverflowError) as error:
+        raise JobError(
+            f"port {options.port}: {error}; give a free port up to 65535, or 0"
+        ) from error
+    print(f"serving {options.out / 'images'} on http://{server.address}, Ctrl-C stops it")
+    print(
+        f"build with: emu build mmc4 --documents '{options.out}/documents/*' "
+        f"--fetch.allow-host {server.allow_host} --out DATASET",
+        flush=True,
+    )
+    serve_until_stopped(server)
 
 
 def print_summary(summary: MiniworldSummary, out: Path) -> None:
@@ -84,5 +86,12 @@ def print_summary(summary: MiniworldSummary, out: Path) -> None:
             print(f"  {name:28} {json.dumps(value)}")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job and return its exit code (see `jobs.cli`)."""
+    return run_job(
+        BuildMiniworld, build_miniworld, arguments, hint="run the same command again to write it"
+    )
+
+
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments)))
+    sys.exit(main())

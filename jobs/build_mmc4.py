@@ -7,19 +7,24 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
+from pydantic import Field
 
-from jobs.cli import BuildOptions, build, build_job, job_path
-from pipelines.corpora.mmc4 import rules as mmc4
+from jobs.building import BuildOptions, build, build_job
+from jobs.paths import job_path
 from pipelines.download.config import FetchConfig
-from pipelines.images.normalise import ImageConfig
+from schemas.validation import Checked
+
+COSINE = (
+    "similarities are cosines: the paper's threshold is 0.32, a value in percent drops everything"
+)
 
 
 @dataclass(frozen=True)
-class BuildMmc4:
+class BuildMmc4(Checked):
     """Builds an MMC4 dataset: fetches the images that the documents link to, and writes shards.
 
     A first try:
-        jobs/build_mmc4.py --documents 'docs_shard_*_v2.jsonl.zip' --out mmc4 --limit 200
+        emu build mmc4 --documents 'docs_shard_*_v2.jsonl.zip' --out mmc4 --limit 200
 
     Every document and every link is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html
     shows the result. A run that was stopped resumes when it is started again with the same options.
@@ -31,29 +36,29 @@ class BuildMmc4:
     A pattern may not reach into OUT."""
     out: str
     """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
-    side: int = 256
+    side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
     """Pixels, 8 to 16384, of the shorter side to which larger images are resized. Smaller ones are never enlarged."""
-    min_similarity: float = 0.32
+    min_similarity: Annotated[float, Field(ge=-1, le=1, description=COSINE)] = 0.32
     """CLIP similarity (-1 to 1) to its sentence below which an image is left out.
     0.32 is the paper's threshold; OpenFlamingo's script uses 0.24, which keeps far more."""
-    max_images: int | None = 256
+    max_images: Annotated[int, Field(ge=1, description="None for no limit")] | None = 256
     """Images to fetch per document at most: the most similar ones. None takes all.
     Real documents have a handful; the default only bounds what one extreme page can cost."""
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)
     fetch: FetchConfig = field(default_factory=FetchConfig)
 
     def __post_init__(self) -> None:
-        self.rules()
+        super().__post_init__()
         job_path(self.out)
-
-    def rules(self) -> mmc4.Rules:
-        """What decides which samples there are."""
-        return mmc4.Rules(self.min_similarity, self.max_images, ImageConfig(side=self.side))
 
 
 def build_mmc4(options: BuildMmc4) -> str:
     """Build, resume or retry the dataset; returns the summary."""
-    rules = options.rules()
+    from pipelines.corpora.mmc4 import rules as mmc4
+    from pipelines.images.normalise import ImageConfig
+
+    image = ImageConfig(side=options.side)
+    rules = mmc4.Rules(options.min_similarity, options.max_images, image)
     return build(mmc4, options.documents, options.out, rules, options.fetch, options.build)
 
 

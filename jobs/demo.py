@@ -7,12 +7,11 @@ Runs the jobs of this folder one after the other on a local Ray, as a user would
 output. Exit code 0 means that every step ran and every count was as expected.
 """
 
-import logging
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +21,11 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-import tyro
 from pydantic import Field
 from tqdm import tqdm
 
 from emu.train.run_folder import METRICS, read_metrics
-from jobs.cli import interrupted
+from jobs.cli import interrupted, run_job
 from jobs.cluster import ray_session
 from jobs.demo_client import (
     ClientError,
@@ -94,7 +92,7 @@ class Report:
         print(f"   {name}: {value}", flush=True)
 
 
-def main(options: Demo) -> int:
+def run_demo(options: Demo) -> int:
     """Runs all steps; returns the exit code: 0 if all of them succeeded, 1 if not, 130 on Ctrl-C."""
     report, out = Report(), options.out.resolve()
     try:
@@ -318,6 +316,10 @@ def _summary(report: Report, out: Path) -> None:
     print(f"\n  serve it: .venv/bin/python jobs/serve.py --model {out / 'run' / 'model'}")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job and return its exit code (see `jobs.cli`)."""
+    return run_job(Demo, run_demo, arguments, log_level="warning")
+
+
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING)
-    sys.exit(main(tyro.cli(Demo)))
+    sys.exit(main())

@@ -4,14 +4,15 @@
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
 import tyro
 from tqdm import tqdm
 
-from jobs.cli import BAD_VALUE, COMPLETE, FAILED, job_path, report_error
+from jobs.cli import BAD_VALUE, COMPLETE, FAILED, report_error, run_job
+from jobs.paths import job_path
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.publish.report import size
 from pipelines.publish.shards import read_sample
@@ -85,9 +86,8 @@ def problems(storage: Storage, shard: ShardEntry) -> Iterator[str]:
         yield f"{shard.name}: {error}"
 
 
-def main(args: list[str] | None = None) -> int:
+def inspect_shards(options: InspectShards) -> int:
     """Print and verify a dataset; returns 0 if it is complete, 1 if not, 2 if there is none."""
-    options = tyro.cli(InspectShards, args=args)
     try:
         storage = Storage(job_path(options.dataset))
         manifest = manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode())
@@ -139,6 +139,11 @@ def _tally(name: str, tally: Tally) -> Iterator[str]:
     yield f"{name:<10} {tally.total:,}, kept {tally.kept:,}"
     for reason, count in sorted(tally.dropped.items(), key=lambda item: (-item[1], item[0])):
         yield f"  dropped  {count:>10,}  {reason}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job and return its exit code (see `jobs.cli`)."""
+    return run_job(InspectShards, inspect_shards, arguments, log_level="warning")
 
 
 if __name__ == "__main__":

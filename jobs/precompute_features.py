@@ -1,34 +1,29 @@
 #!/usr/bin/env python3
 """Computes the visual encoder's outputs for every image of a published dataset."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-import torch
 from pydantic import Field
 
-from emu.config import EmuConfig
-from emu.models.visual import pixels_of
 from emu.recipes import RECIPES
-from emu.train.start import start_tower
-from emu.weights.layout import load_config
-from emu.weights.store import weights_hash
-from jobs.cli import build_job, folder_path, job_path, weights_path
-from jobs.cluster import RunnerOnDemand
-from pipelines.core.pipeline import Resources
-from pipelines.core.run import extend, finished_manifest
-from pipelines.core.stage_runner import LocalRunner
-from pipelines.core.storage import Storage
-from pipelines.transforms.features import FeatureStage
-from schemas.features import FeatureInfo
-from schemas.manifest import Manifest
+from jobs.building import build_job
+from jobs.paths import folder_path, job_path, weights_path
 from schemas.validation import Checked
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from emu.config import EmuConfig
+    from pipelines.transforms.features import FeatureStage
+    from schemas.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -36,8 +31,8 @@ class PrecomputeFeatures(Checked):
     """Computes the visual encoder's outputs for every image of a dataset, and stores them beside it.
 
     Training with --use-features then reads them instead of running the (frozen) encoder. A first try:
-        jobs/precompute_features.py --data mmc4 --recipe tiny
-        jobs/train_emu.py --data mmc4 --recipe tiny --out run --use-features
+        emu features --data mmc4 --recipe tiny
+        emu train --data mmc4 --recipe tiny --out run --use-features
 
     Shard by shard; a run that was stopped resumes where it stopped. The manifest names the features, with
     the hash of the encoder's weights, once all shards have them.
@@ -48,7 +43,7 @@ class PrecomputeFeatures(Checked):
     init: str | None = None
     """A model folder whose visual encoder to use. None: that of --recipe, initialised from --seed."""
     vision_weights: str | None = None
-    """EVA-CLIP instead: a pretrained tag of open_clip or a checkpoint file, as for jobs/train_emu.py."""
+    """EVA-CLIP instead: a pretrained tag of open_clip or a checkpoint file, as for emu train."""
     recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
     """Sizes of the encoder where --init is not given."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
@@ -73,18 +68,31 @@ class TowerEncoder:
     def __init__(
         self, config: EmuConfig, seed: int, init: str | None, vision_weights: str | None = None
     ) -> None:
+        import torch
+
+        from emu.train.start import start_tower
+
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.side = config.vision.image_size
         self.tower = start_tower(config, seed, init, vision_weights).to(self.device)
 
     def __call__(self, images: Sequence[bytes]) -> np.ndarray:
         """Tokens `[images, P, V]` in float32."""
+        import torch
+
+        from emu.models.visual import pixels_of
+
         with torch.inference_mode():
             return self.tower(pixels_of(images, self.side).to(self.device)).float().cpu().numpy()
 
 
 def compute(options: PrecomputeFeatures) -> str:
     """Add the features that are missing; returns the summary."""
+    from jobs.cluster import RunnerOnDemand
+    from pipelines.core.run import extend, finished_manifest
+    from pipelines.core.stage_runner import LocalRunner
+    from pipelines.core.storage import Storage
+
     began, out = time.monotonic(), job_path(options.data)
     finished_manifest(Storage(out))  # before an encoder of many gigabytes is made
     stage = feature_stage(options)
@@ -97,6 +105,13 @@ def compute(options: PrecomputeFeatures) -> str:
 
 def feature_stage(options: PrecomputeFeatures) -> FeatureStage:
     """The stage, with the encoder that the options name."""
+    from emu.train.start import start_tower
+    from emu.weights.layout import load_config
+    from emu.weights.store import weights_hash
+    from pipelines.core.pipeline import Resources
+    from pipelines.transforms.features import FeatureStage
+    from schemas.features import FeatureInfo
+
     init = None if options.init is None else folder_path(options.init)
     config = RECIPES[options.recipe]().model if init is None else load_config(init)
     vision_weights = weights_path(options.vision_weights)

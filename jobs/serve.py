@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Serves a trained model over HTTP: OpenAI's chat completions with text and images, and a chat page.
 
-    python jobs/serve.py --model runs/tiny/model --port 8000
+    emu serve --model runs/tiny/model --port 8000
     curl http://127.0.0.1:8000/v1/models
 
 Starts a local Ray, or uses the cluster under `ray job submit`; runs until Ctrl-C.
@@ -9,7 +9,6 @@ Starts a local Ray, or uses the cluster under `ray job submit`; runs until Ctrl-
 
 from __future__ import annotations
 
-import inspect
 import logging
 import signal
 import socket
@@ -20,20 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tyro
-from ray import serve
-from ray.exceptions import RayError
-
-from emu.decoders import read_image_multiple
-from emu.serve.app import ServeOptions, build_app
-from emu.serve.requests import Fetch
 from emu.serve.schema import Limits
-from emu.weights.layout import DECODER, read_config
-from jobs.cli import refuse_address, start_logging
-from jobs.cluster import ray_session
+from jobs.cli import JobError, checked_options, run_job
+from jobs.paths import refuse_address
 from pipelines.download.config import FetchConfig
-from pipelines.download.fetcher import Fetcher
+
+if TYPE_CHECKING:
+    from emu.serve.app import ServeOptions
+    from emu.serve.requests import Fetch
 
 APPLICATION = "emu"
 log = logging.getLogger("serve")
@@ -43,8 +38,8 @@ log = logging.getLogger("serve")
 class ServeJob:
     """Serves a trained model over HTTP: OpenAI's chat completions with text and images, and a chat page.
 
-    With a model that jobs/train_emu.py trained:
-        jobs/serve.py --model run/model
+    With a model that emu train trained:
+        emu serve --model run/model
 
     Open the printed address in a browser, or use it as the base URL of any OpenAI client (ending in /v1):
         curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
@@ -91,21 +86,18 @@ class ServeJob:
     """Limits and politeness of fetching, with --fetch-images."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until a signal; returns the exit code."""
-    start_logging()
-    job = tyro.cli(
-        ServeJob, args=arguments, description=inspect.getdoc(ServeJob), prog="jobs/serve.py"
-    )
-    try:
+def serve_model(job: ServeJob) -> None:
+    """Serve until a signal."""
+    from emu.decoders import read_image_multiple
+    from emu.weights.layout import DECODER, read_config
+    from jobs.cluster import ray_session
+
+    with checked_options():
         options = serve_options(job)
         read_config(Path(job.model))
         read_image_multiple(Path(job.model) / DECODER)
-    except (ValueError, OSError) as error:
-        print(f"serve: {error}", file=sys.stderr)
-        return 2
     with ray_session():
-        return run(job, options, stop_on_signals())
+        run(job, options, stop_on_signals())
 
 
 def stop_on_signals() -> threading.Event:
@@ -126,6 +118,8 @@ def stop_on_signals() -> threading.Event:
 
 def serve_options(job: ServeJob) -> ServeOptions:
     """The options of the application, from those of the command line."""
+    from emu.serve.app import ServeOptions
+
     refuse_address(job.model)
     if not 0 <= job.port < 65536:
         raise ValueError(f"--port is {job.port}, give 0 to 65535")
@@ -147,6 +141,8 @@ def serve_options(job: ServeJob) -> ServeOptions:
 
 def open_fetcher(config: FetchConfig) -> Fetch:
     """A function that fetches images through the guarded fetcher: bytes, or the reason why there are none."""
+    from pipelines.download.fetcher import Fetcher
+
     fetcher = Fetcher(config)
 
     def fetch(urls: Sequence[str]) -> list[bytes | str]:
@@ -158,8 +154,13 @@ def open_fetcher(config: FetchConfig) -> Fetch:
     return fetch
 
 
-def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> int:
-    """Starts the application, waits for `stop`, deletes the application."""
+def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> None:
+    """Start the application, wait for `stop`, delete the application; raises `JobError` if it does not start."""
+    from ray import serve
+    from ray.exceptions import RayError
+
+    from emu.serve.app import build_app
+
     port = job.port or free_port(job.host)
     app = build_app(options, partial(open_fetcher, job.fetch) if job.fetch_images else None)
     try:
@@ -173,15 +174,15 @@ def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> int:
         print("stopping", flush=True)
     except (RuntimeError, RayError) as error:
         last_line = str(error).strip().splitlines()[-1]
-        print(f"serve: {last_line}", *failures(), sep="\n", file=sys.stderr)
-        return 1
+        raise JobError("; ".join([last_line, *failures()])) from error
     finally:
         serve.delete(APPLICATION)
-    return 0
 
 
 def failures() -> list[str]:
     """The messages of the application's deployments."""
+    from ray import serve
+
     application = serve.status().applications.get(APPLICATION)
     deployments = application.deployments if application else {}
     return [f"{name}: {each.message}" for name, each in deployments.items() if each.message]
@@ -201,6 +202,11 @@ def is_healthy(url: str, timeout_s: float = 10) -> bool:
             return response.status == 200
     except OSError:
         return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job and return its exit code (see `jobs.cli`)."""
+    return run_job(ServeJob, serve_model, arguments, hint="the server has stopped")
 
 
 if __name__ == "__main__":

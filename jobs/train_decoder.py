@@ -1,42 +1,23 @@
 #!/usr/bin/env python3
 """Trains the visual decoder of a trained model: from the embeddings that the model regresses to images."""
 
-import inspect
-import logging
+from __future__ import annotations
+
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import torch
-import tyro
-from tqdm import tqdm
+from emu.recipes import DecoderTrainConfig, PromptRules
+from jobs.cli import checked_options, failing, run_job
+from jobs.paths import folder_path, job_path
 
-from emu.data.dataset import DatasetError
-from emu.train.decoder import (
-    AUTOENCODER,
-    CONDITIONS,
-    Advance,
-    DecoderPlan,
-    DecoderSummary,
-    DecoderTrainConfig,
-    train_decoder,
-)
-from emu.train.decoder_data import PromptRules
-from emu.train.run_folder import METRICS
-from emu.train.step import TrainingError
-from emu.weights.layout import DECODER
-from jobs.cli import (
-    BAD_VALUE,
-    COMPLETE,
-    FAILED,
-    folder_path,
-    interrupted,
-    job_path,
-    report_error,
-    start_logging,
-)
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from emu.train.decoder import Advance, DecoderPlan, DecoderSummary
 
 STARTS_AGAIN = "nothing is written; the same command starts again from the beginning"
 PRETRAINED_RATE = 1e-4  # the paper's peak learning rate of the U-Net
@@ -46,11 +27,11 @@ PRETRAINED_RATE = 1e-4  # the paper's peak learning rate of the U-Net
 class TrainDecoder:
     """Trains the visual decoder, which turns a model's visual embeddings into images.
 
-    A first try, after jobs/train_emu.py has trained a model on the same dataset:
-        jobs/train_decoder.py --model run/model --data mmc4
+    A first try, after emu train has trained a model on the same dataset:
+        emu train-decoder --model run/model --data mmc4
 
     From Stable Diffusion's weights, into a folder of its own:
-        jobs/train_decoder.py --model run/model --data mmc4 --pretrained sd-v1-5 --out decoder
+        emu train-decoder --model run/model --data mmc4 --pretrained sd-v1-5 --out decoder
 
     The model is frozen: from the prompt of each image it regresses the embeddings that the decoder is
     conditioned on; a tenth of them is replaced by those of the empty prompt. Without --pretrained a small
@@ -60,7 +41,7 @@ class TrainDecoder:
     """
 
     model: str
-    """Folder of a trained model, such as OUT/model of jobs/train_emu.py."""
+    """Folder of a trained model, such as OUT/model of emu train."""
     data: str
     """Folder or URL of a finished dataset of images with their texts."""
     out: str | None = None
@@ -86,6 +67,9 @@ class TrainDecoder:
 
 def plan_of(options: TrainDecoder) -> DecoderPlan:
     """The training that the options describe."""
+    from emu.train.decoder import DecoderPlan
+    from emu.weights.layout import DECODER
+
     changes = {
         name: value
         for name in ("steps", "autoencoder_steps", "batch_size", "learning_rate", "seed")
@@ -107,6 +91,10 @@ def plan_of(options: TrainDecoder) -> DecoderPlan:
 @contextmanager
 def progress(plan: DecoderPlan) -> Iterator[Advance]:
     """A progress bar for each stage, on standard error."""
+    from tqdm import tqdm
+
+    from emu.train.decoder import AUTOENCODER, CONDITIONS
+
     totals = {CONDITIONS: None, AUTOENCODER: plan.train.autoencoder_steps}
     interval_s = 0.5 if sys.stderr.isatty() else 10.0  # a log wants fewer lines
     bars: dict[str, tqdm] = {}
@@ -135,6 +123,8 @@ def progress(plan: DecoderPlan) -> Iterator[Advance]:
 
 def summary_text(summary: DecoderSummary, seconds: float) -> str:
     """What the training did, in words for a terminal."""
+    from emu.train.run_folder import METRICS
+
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(summary.left_out.items()))
     lines = ["", f"images     {summary.num_images:,} with {summary.num_prompts:,} prompts"]
     if left_out:
@@ -149,31 +139,27 @@ def summary_text(summary: DecoderSummary, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the job; 0 if the visual decoder is written, 1 if not, 2 if an option or the data is wrong, 130 on Ctrl-C."""
-    start_logging(logging.WARNING)
+def train(options: TrainDecoder) -> str:
+    """Train the visual decoder and write it; returns the summary."""
+    import torch
+
+    from emu.train.decoder import train_decoder
+    from emu.train.step import TrainingError
+
     began = time.monotonic()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        options = tyro.cli(
-            TrainDecoder,
-            args=arguments,
-            description=inspect.getdoc(TrainDecoder),
-            prog="jobs/train_decoder.py",
-        )
+    with checked_options():
         plan = plan_of(options)
-        if options.pretrained is None:
-            print("no pretrained weights given: the visual decoder is trained from scratch")
-        with progress(plan) as advance:
-            summary = train_decoder(plan, device, advance)
-    except KeyboardInterrupt:
-        return interrupted(STARTS_AGAIN)
-    except (ValueError, OSError, DatasetError) as error:
-        return report_error(error, BAD_VALUE)
-    except TrainingError as error:
-        return report_error(error, FAILED)
-    print(summary_text(summary, time.monotonic() - began))
-    return COMPLETE
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.pretrained is None:
+        print("no pretrained weights given: the visual decoder is trained from scratch")
+    with progress(plan) as advance, failing(TrainingError), checked_options():
+        summary = train_decoder(plan, device, advance)
+    return summary_text(summary, time.monotonic() - began)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job and return its exit code (see `jobs.cli`)."""
+    return run_job(TrainDecoder, train, arguments, hint=STARTS_AGAIN, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Trains Emu on a published dataset with Ray Train, or in this process without Ray."""
 
+from __future__ import annotations
+
 import argparse
-import logging
 import os
 import sys
 import time
@@ -11,24 +12,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 import tyro
 from pydantic import Field
-from tqdm import tqdm
 
-from emu.config import Count, ObjectiveConfig
-from emu.data.batches import SequenceConfig
+from emu.config import Count, ObjectiveConfig, SequenceConfig
 from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
-from emu.tokenizer import EmuTokenizer
-from emu.train.loop import Summary, TrainPlan, check_plan, train
-from emu.train.run_folder import CURVES, METRICS, read_metrics
-from emu.train.start import check_start, learned_tokenizer
-from emu.train.step import TrainingError
-from emu.weights.layout import load_config
-from jobs.cli import checked_options, folder_path, job_path, run_job, weights_path
+from jobs.cli import checked_options, failing, run_job
+from jobs.paths import folder_path, job_path, weights_path
 from schemas.validation import Checked
+
+if TYPE_CHECKING:
+    from emu.train.loop import Summary, TrainPlan
 
 
 @dataclass(frozen=True)
@@ -36,15 +32,15 @@ class TrainEmu(Checked):
     """Trains Emu: text by cross-entropy, images by regression of the next visual embedding.
 
     A first try, on a dataset that one of the build jobs wrote (here in the folder mmc4):
-        jobs/train_emu.py --data mmc4 --out run --steps 200
+        emu train --data mmc4 --out run --steps 200
 
     Start from the paper's pretrained parts, or from an existing model:
-        jobs/train_emu.py --recipe emu_llama_7b --vision-weights laion400m_s11b_b41k \\
+        emu train --recipe emu_llama_7b --vision-weights laion400m_s11b_b41k \\
             --language-weights llama-7b --data mmc4 --out run7b
-        jobs/train_emu.py --init run/model --data more --out run2
+        emu train --init run/model --data more --out run2
 
     Show the values of a recipe:
-        jobs/train_emu.py --recipe emu_14b --help
+        emu train --recipe emu_14b --help
 
     Use 8 GPUs of a cluster:
         ray job submit --working-dir . -- python jobs/train_emu.py --data /shared/mmc4 \\
@@ -76,7 +72,7 @@ class TrainEmu(Checked):
     """A sentencepiece tokenizer.model, or the folder that holds one.
     None: that of --init or --language-weights; for tiny, one trained on the texts of the dataset."""
     init: str | None = None
-    """A model folder to start from: OUT/model of a run, or what jobs/convert_checkpoint.py wrote.
+    """A model folder to start from: OUT/model of a run, or what emu convert wrote.
     None initialises the weights from the seed."""
     vision_weights: str | None = None
     """EVA-CLIP weights for the visual encoder; not with --init.
@@ -85,7 +81,7 @@ class TrainEmu(Checked):
     """LLaMA weights for the language model; not with --init.
     A folder in Hugging Face's format, with the sizes of the recipe; its tokenizer.model is used too."""
     use_features: bool = False
-    """Train on features that jobs/precompute_features.py computed; the visual encoder then stays frozen.
+    """Train on features that emu features computed; the visual encoder then stays frozen.
     Features of an encoder with other weights are refused."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
@@ -106,13 +102,18 @@ class TrainEmu(Checked):
 
 def train_emu(options: TrainEmu) -> str:
     """Train, or resume a run; returns the summary for a terminal."""
+    import torch
+
+    from emu.train.loop import check_plan, train
+    from emu.train.step import TrainingError
+
     began = time.monotonic()
     with checked_options():
         plan = plan_of(options)
         check_plan(plan)
         Path(plan.out).mkdir(parents=True, exist_ok=True)
     use_gpu = torch.cuda.is_available()
-    with _progress_bar(plan):
+    with _progress_bar(plan), failing(TrainingError, ValueError):
         if options.num_workers == 0:
             summary = train(plan, device=torch.device("cuda" if use_gpu else "cpu"))
         else:
@@ -127,6 +128,11 @@ def train_emu(options: TrainEmu) -> str:
 
 def plan_of(options: TrainEmu) -> TrainPlan:
     """The run that the options describe; trains the tokenizer of a tiny run if none is given."""
+    from emu.tokenizer import EmuTokenizer
+    from emu.train.loop import TrainPlan
+    from emu.train.start import check_start
+    from emu.weights.layout import load_config
+
     recipe = RECIPES[options.recipe]()
     out, data = folder_path(options.out), job_path(options.data)
     init = None if options.init is None else folder_path(options.init)
@@ -185,9 +191,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         TrainEmu,
         train_emu,
         arguments,
-        default=recipe_defaults(sys.argv[1:] if arguments is None else arguments),
-        failed=(TrainingError, ValueError, OSError),
-        log_level=logging.WARNING,  # a progress bar shows the steps
+        default=recipe_defaults,
+        log_level="warning",  # a progress bar shows the steps
     )
 
 
@@ -211,6 +216,8 @@ def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, start: s
             f"tokenizer=None: recipe {recipe.name} needs LLaMA's tokenizer.model; give --tokenizer PATH, "
             "or --language-weights FOLDER with one"
         )
+    from emu.train.start import learned_tokenizer
+
     path = out / "tokenizer.model"
     learned_tokenizer(data, path, recipe.model.language.vocab_size)
     return str(path)
@@ -219,6 +226,10 @@ def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, start: s
 @contextmanager
 def _progress_bar(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
     """A progress bar over the steps, read from the metrics file that the first worker writes."""
+    from tqdm import tqdm
+
+    from emu.train.run_folder import read_metrics
+
     stop = Event()
 
     def follow() -> None:
@@ -250,6 +261,8 @@ def _progress_bar(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
 
 
 def _summary_text(summary: Summary, plan: TrainPlan, seconds: float) -> str:
+    from emu.train.run_folder import CURVES, METRICS, read_metrics
+
     first = read_metrics(Path(plan.out))[0]
     lines = [
         "",

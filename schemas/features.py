@@ -21,7 +21,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from schemas.sample import KEY_PATTERN, canonical_json
-from schemas.validation import Column, SchemaError, TableSpec, at_least, matches
+from schemas.table_spec import Column, TableSpec, at_least, matches
+from schemas.validation import SchemaError
 
 FEATURES_VERSION = 1
 INFO_KEY = b"emu.features"

@@ -47,7 +47,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from schemas.validation import Column, SchemaError, TableSpec, matches
+from schemas.table_spec import Column, TableSpec, matches
+from schemas.validation import SchemaError
 
 LINK_VERSION = 1
 

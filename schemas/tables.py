@@ -35,7 +35,7 @@ Index, `OUT/index/<shard>.parquet`, version 1: a row a sample, in the order of t
 import pyarrow as pa
 
 from schemas.sample import KEY_PATTERN
-from schemas.validation import Column, TableSpec, at_least, matches, one_of
+from schemas.table_spec import Column, TableSpec, at_least, matches, one_of
 
 KEPT, DROPPED = "kept", "dropped"
 REASON_PATTERN = r"^[a-z0-9_]+$"

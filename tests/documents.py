@@ -5,8 +5,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs import COMMANDS
+
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 JOB = re.compile(r"(?:^|/)jobs/(\w+)\.py$")
+SUBCOMMAND = re.compile(r"(?:^|/)emu$")
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,20 @@ def commands(root: Path) -> list[Command]:
     for page in pages(root):
         for line in (line for block in blocks(page) for line in lines(block)):
             words = [w for w in shlex.split(line, comments=True) if w not in ("&", "…", "...")]
-            for place, word in enumerate(words):
-                if match := JOB.search(word):
-                    rest = words[place + 1 :]
-                    stop = next((n for n, w in enumerate(rest) if w in ("&&", "|", ">", ";")), None)
-                    found.append(Command(page.name, match[1], tuple(rest[:stop])))
-                    break
+            if call := job_called(words):
+                stop = next((n for n, w in enumerate(call[1]) if w in ("&&", "|", ">", ";")), None)
+                found.append(Command(page.name, call[0], tuple(call[1][:stop])))
     return found
+
+
+def job_called(words: list[str]) -> tuple[str, list[str]] | None:
+    """The module of the job that a line calls, as a file or as a subcommand of `emu`, and the words after it."""
+    for place, word in enumerate(words):
+        rest = words[place + 1 :]
+        if match := JOB.search(word):
+            return match[1], rest
+        if SUBCOMMAND.search(word):
+            for length in (2, 1):
+                if command := COMMANDS.get(" ".join(rest[:length])):
+                    return command.module, rest[length:]
+    return None

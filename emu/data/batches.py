@@ -30,48 +30,26 @@ from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from emu.config import Count, EmuConfig
+from emu.config import EmuConfig, SequenceConfig
 from emu.data.dataset import ShardReader, derived_seed
 from emu.models.objective import IGNORED, Batch, text_labels
 from emu.models.visual import pixels_of
 from emu.tokenizer import EmuTokenizer
 from schemas.images import ImageError
 from schemas.sample import Sample, Segment
-from schemas.validation import Checked
 
 if TYPE_CHECKING:
     from emu.data.features import FeatureReader
 
-Probability = Annotated[float, Field(ge=0, le=1, description="a probability")]
-
 
 class SequenceError(ValueError):
     """A sample that cannot become a sequence; names the sample and the reason."""
-
-
-@dataclass(frozen=True)
-class SequenceConfig(Checked):
-    """Lengths and probabilities of the formats; positions count text and images together."""
-
-    pair_length: Count = 2048
-    """Maximum positions of a pair; longer captions are cut."""
-    window_length: Count = 1024
-    """Maximum positions of an interleaved sequence of type 1 (paper: 1024)."""
-    sampled_length: Count = 512
-    """Maximum positions of an interleaved sequence of type 2 (paper: 512)."""
-    max_images: Count = 5
-    """Maximum images of an interleaved sequence (paper: 5)."""
-    window_probability: Probability = 0.5
-    """Probability of type 1; otherwise type 2."""
-    image_first_probability: Probability = 0.5
-    """Probability that an image stands before its text."""
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ from fsspec.implementations.local import LocalFileSystem
 from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, manifest_from_json
 from schemas.sample import Sample
 from schemas.shard import INDEXES, SHARDS, decode_members, read_members
+from schemas.table_spec import check_table
 from schemas.tables import INDEX
-from schemas.validation import SchemaError, check_table
+from schemas.validation import SchemaError
 
 ROUNDS = 4
 MASK = (1 << 64) - 1

@@ -16,7 +16,8 @@ from torch import Tensor
 from emu.data.dataset import Dataset, DatasetError, Recent
 from schemas.features import FeatureInfo, feature_info, features_spec
 from schemas.shard import FEATURES
-from schemas.validation import SchemaError, check_table
+from schemas.table_spec import check_table
+from schemas.validation import SchemaError
 
 NUM_OPEN = 128
 

@@ -36,24 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files_class,
         args=words[1:],
         prog=f"{_PROGRAM} {words[0]}",
-        description=_description(words[0], files_class),
+        description=description_of(words[0], files_class),
     )
     try:
-        output = _checked_output(options)
-        scores = options.scores(words[0])
-        output.write_text(as_json(words[0], options, scores), encoding="utf-8")
+        sys.stdout.write(score_files(words[0], options) + "\n")
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
-    sys.stdout.write(table(scores) + f"scores of all samples: {output}\n")
 
 
-def overview() -> str:
+def score_files(metric: str, options: ScoreFiles) -> str:
+    """Score the files and write the scores of all samples as JSON; returns the table of the scores.
+
+    Raises ValueError, FileNotFoundError or ModuleNotFoundError if the inputs cannot be scored.
+    """
+    output = _checked_output(options)
+    scores = options.scores(metric)
+    output.write_text(as_json(metric, options, scores), encoding="utf-8")
+    return f"{table(scores)}scores of all samples: {output}"
+
+
+def overview(program: str = _PROGRAM) -> str:
     """The command's help: its form and every metric with a line of description."""
     width = max(map(len, METRICS))
     lines = [f"  {name.ljust(width)}  {entry.summary}" for name, entry in METRICS.items()]
     return "\n".join(
         [
-            f"usage: {_PROGRAM} METRIC --predictions FILE --references FILE [OPTIONS]",
+            f"usage: {program} METRIC --predictions FILE --references FILE [OPTIONS]",
             "",
             "Scores the outputs of any model against references, with the numbers of the official scorers.",
             "Prints a table and writes JSON with the score of every sample.",
@@ -61,8 +69,19 @@ def overview() -> str:
             "metrics:",
             *lines,
             "",
-            f"{_PROGRAM} METRIC --help shows the options and the files of a metric; see docs/metrics.md too.",
+            f"{program} METRIC --help shows the options and the files of a metric; see docs/metrics.md too.",
             "",
+        ]
+    )
+
+
+def description_of(metric: str, files_class: type[ScoreFiles]) -> str:
+    """The help of a metric: what it scores, and an example of its files."""
+    return "\n\n".join(
+        [
+            f"{METRICS[metric].summary}. {files_class.__doc__}",
+            f"Predictions: {files_class.predictions_example}",
+            f"References: {files_class.references_example}",
         ]
     )
 
@@ -101,16 +120,6 @@ def as_json(metric: str, options: ScoreFiles, scores: Sequence[Score]) -> str:
         ],
     }
     return json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _description(metric: str, files_class: type[ScoreFiles]) -> str:
-    return "\n\n".join(
-        [
-            f"{METRICS[metric].summary}. {files_class.__doc__}",
-            f"Predictions: {files_class.predictions_example}",
-            f"References: {files_class.references_example}",
-        ]
-    )
 
 
 def _checked_output(options: ScoreFiles) -> Path:

@@ -26,10 +26,9 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -37,13 +36,12 @@ from emu.config import DecoderConfig, EmuConfig
 from emu.decoders import decoder_class, is_decoder, kind_of
 from emu.decoders.base import AutoencoderStage, VisualDecoder
 from emu.generate.engine import Engine
-from emu.recipes import OptimConfig
-from emu.train.decoder_data import PromptedImages, PromptRules, read_images, regress_conditions
+from emu.recipes import DecoderTrainConfig, OptimConfig, PromptRules
+from emu.train.decoder_data import PromptedImages, read_images, regress_conditions
 from emu.train.run_folder import METRICS
 from emu.train.step import TrainingError, rate_factor
 from emu.weights.layout import check_free, new_directory
 from emu.weights.store import load_model
-from schemas.validation import Checked
 
 log = logging.getLogger(__name__)
 
@@ -53,42 +51,6 @@ Advance = Callable[[str, int, float | None], None]
 """Called with the stage, the number of units done since the last call, and the newest loss, for a progress bar."""
 Loss = Callable[[Tensor], Tensor]
 """The loss of the images at some rows."""
-
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-@dataclass(frozen=True)
-class DecoderTrainConfig(Checked):
-    """Length and learning rates of the two stages; the defaults are for small sizes from scratch."""
-
-    steps: Count = 1000
-    """Optimizer steps of the decoder (paper: 15000)."""
-    autoencoder_steps: Annotated[int, Field(ge=0)] = 300
-    """Optimizer steps of the autoencoder before; not used with pretrained weights."""
-    batch_size: Count = 8
-    """Images per step of the decoder (paper: 1600 over all GPUs)."""
-    autoencoder_batch_size: Count = 4
-    """Images per step of the autoencoder."""
-    learning_rate: Rate = 3e-3
-    """Peak learning rate of the decoder. The paper's, for Stable Diffusion's weights, is 1e-4."""
-    autoencoder_learning_rate: Rate = 2e-3
-    """Peak learning rate of the autoencoder."""
-    warmup_ratio: Fraction = 0.1
-    """Fraction of a stage's steps with linear warm-up; then the rate decays along a cosine to zero."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of AdamW's running means of the gradient and its square (the paper's)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay of AdamW (the paper's)."""
-    clip_norm: Rate = 1.0
-    """Gradients are clipped to this norm (our choice; the paper does not say)."""
-    drop_probability: Fraction = 0.1
-    """Fraction of the conditions replaced by that of the empty prompt, for guidance."""
-    seed: int = 0
-    """Seed of initial weights, order of images, times and noise."""
-    log_every: Count = 10
-    """Steps between lines of metrics."""
 
 
 @dataclass(frozen=True)

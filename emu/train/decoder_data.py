@@ -11,34 +11,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
 from emu.config import INSTRUCT_TOKENS
 from emu.data.batches import passages_of
 from emu.data.dataset import DatasetError, ShardReader
 from emu.generate.engine import Engine
+from emu.recipes import PromptRules
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample
-from schemas.validation import Checked
 
 NO_TEXT, TOO_LONG, SPECIAL_TOKEN = "no_text", "prompt_too_long", "special_token_in_prompt"
 _SPECIAL = re.compile("|".join(re.escape(token) for token in INSTRUCT_TOKENS))
-
-
-@dataclass(frozen=True)
-class PromptRules(Checked):
-    """Which images the visual decoder trains on."""
-
-    max_prompt_length: Annotated[int, Field(ge=1)] = 150
-    """Maximum length of a prompt in characters; images with longer ones are left out (paper: 150)."""
-    max_images: Annotated[int, Field(ge=1)] = 20_000
-    """Maximum number of images: they are held in memory, decoded."""
 
 
 @dataclass(frozen=True)

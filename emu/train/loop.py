@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 import torch
 
-from emu.config import EmuConfig
-from emu.data.batches import BatchStream, SequenceConfig, SequenceMaker, StepSize
+from emu.config import EmuConfig, SequenceConfig
+from emu.data.batches import BatchStream, SequenceMaker, StepSize
 from emu.data.dataset import ShardReader
 from emu.models.emu import Emu
 from emu.models.visual import VisualEncoder

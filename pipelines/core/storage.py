@@ -24,7 +24,8 @@ import fsspec.core
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.validation import SchemaError, TableSpec, check_table
+from schemas.table_spec import TableSpec, check_table
+from schemas.validation import SchemaError
 
 T = TypeVar("T")
 TEMPORARY = ".work/tmp"

@@ -63,8 +63,9 @@ from pipelines.core.storage import (
 )
 from schemas.manifest import Fingerprint
 from schemas.sample import CORPUS_PATTERN, canonical_json
+from schemas.table_spec import check_table
 from schemas.tables import LEDGER, REASON_PATTERN, SHARD_PATTERN
-from schemas.validation import SchemaError, check_table
+from schemas.validation import SchemaError
 
 log = logging.getLogger(__name__)
 

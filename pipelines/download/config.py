@@ -16,7 +16,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.download.urls import literal_address
 from schemas.validation import Checked, ConfigError
 
 MIB = 1 << 20
@@ -122,6 +121,10 @@ def parse_allowed_hosts(entries: tuple[str, ...]) -> Mapping[str, tuple[str, int
 
 
 def _parse_entry(entry: str) -> tuple[str, tuple[str, int]]:
+    from pipelines.download.urls import (
+        literal_address,  # brings aiohttp, which a command line need not
+    )
+
     host, equals, target = entry.partition("=")
     ip, colon, port = target.rpartition(":")
     host, ip = host.strip().lower().rstrip("."), ip.strip().removeprefix("[").removesuffix("]")

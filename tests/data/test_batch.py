@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from emu.config import EmuConfig, tiny_config
-from emu.data.batches import BatchStream, SequenceConfig, SequenceMaker, Share, StepSize
+from emu.config import EmuConfig, SequenceConfig, tiny_config
+from emu.data.batches import BatchStream, SequenceMaker, Share, StepSize
 from emu.data.dataset import ShardReader
 from emu.models.objective import Batch
 from emu.models.visual import CLIP_MEAN, CLIP_STD, pixels_of

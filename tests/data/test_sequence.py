@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu.config import EmuConfig, tiny_config
-from emu.data.batches import SequenceConfig, SequenceError, SequenceMaker
+from emu.config import EmuConfig, SequenceConfig, tiny_config
+from emu.data.batches import SequenceError, SequenceMaker
 from emu.tokenizer import IMAGE_BLOCK, EmuTokenizer
 from schemas.sample import Sample, Segment
 from tests.data.small_dataset import document, image_segment, pair, small_tokenizer

@@ -8,6 +8,7 @@ import pytest
 from jobs.build_mmc4 import main
 from pipelines.miniworld.server import ImageServer
 from schemas.manifest import manifest_from_json
+from tests.exit_codes import exit_code
 from tests.mmc4.pages import draw, page, write_pages
 
 
@@ -65,9 +66,8 @@ def test_real_documents_and_photos(
 def test_bad_values_end_with_status_2_and_name_value_limit_and_hint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ):
-    with pytest.raises(SystemExit) as ended:
-        main(["--documents", "x.jsonl", "--out", str(tmp_path / "out"), *options])
-    assert ended.value.code == 2
+    words = ["--documents", "x.jsonl", "--out", str(tmp_path / "out"), *options]
+    assert exit_code(main, words) == 2
     printed = capsys.readouterr()
     shown = " ".join((printed.out + printed.err).replace("│", " ").split())
     assert message in shown and "Traceback" not in shown
@@ -113,8 +113,7 @@ def test_relative_paths_are_those_of_the_caller(
     folder = tmp_path / "runtime_resources/working_dir_files/_ray_pkg_1"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    with pytest.raises(SystemExit):
-        run_job("--documents", "docs/*.gz", "--out", "out")
+    assert exit_code(main, ["--documents", "docs/*.gz", "--out", "out"]) == 2
     assert "absolute path" in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 

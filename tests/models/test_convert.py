@@ -30,7 +30,8 @@ from emu.weights.released_config import config_to_released
 from emu.weights.store import load_model, read_weights, save_model
 from emu.weights.writer import TensorSpec, split_into_shards, write_safetensors
 from jobs import convert_checkpoint
-from jobs.convert_checkpoint import ConvertCheckpoint, convert
+from jobs.conversion import convert
+from jobs.convert_checkpoint import ConvertCheckpoint
 from tests.models.released_forms import FORMS, State, released_config, released_state
 
 FAMILIES = ("pretrain", "instruct")
@@ -38,7 +39,14 @@ FAMILIES = ("pretrain", "instruct")
 
 def convert_to(out: Path, weights: Path, config: Path, golden: Path, *more: str) -> Path:
     tokenizer = golden / "emu1_small" / "tokenizer" / "tokenizer.model"
-    given = ["--weights", str(weights), "--config", str(config), "--tokenizer", str(tokenizer)]
+    given = [
+        "--weights",
+        str(weights),
+        "--model-config",
+        str(config),
+        "--tokenizer",
+        str(tokenizer),
+    ]
     assert convert_checkpoint.main([*given, "--out", str(out), *more]) == 0
     return out
 
@@ -97,7 +105,16 @@ def test_what_was_written_back_is_read_again(golden: Path, tmp_path: Path, famil
         name = f"{part}/diffusion_pytorch_model.safetensors"
         check_equal(load_file(out / name), load_file(small / "decoder" / name))
     again = tmp_path / "again"
-    given = ["--weights", out, "--config", out / "Emu.json", "--tokenizer", out, "--decoder", out]
+    given = [
+        "--weights",
+        out,
+        "--model-config",
+        out / "Emu.json",
+        "--tokenizer",
+        out,
+        "--decoder",
+        out,
+    ]
     assert convert_checkpoint.main([*map(str, given), *pieces, "--out", str(again)]) == 0
     names = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
     assert names == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
@@ -193,7 +210,7 @@ def test_a_killed_conversion_leaves_no_model(golden: Path, tmp_path: Path, after
     options = ConvertCheckpoint(
         weights=str(small / "pretrain.safetensors"),
         out=str(tmp_path / "model"),
-        config=str(released_config(golden, tmp_path)),
+        model_config=str(released_config(golden, tmp_path)),
         tokenizer=str(small / "tokenizer"),
         decoder=str(small / "decoder"),
     )
@@ -215,7 +232,7 @@ def test_a_killed_replacement_leaves_the_old_model(golden: Path, tmp_path: Path)
     options = ConvertCheckpoint(
         weights=str(small / "pretrain.safetensors"),
         out=str(tmp_path / "model"),
-        config=str(released_config(golden, tmp_path)),
+        model_config=str(released_config(golden, tmp_path)),
         tokenizer=str(small / "tokenizer"),
     )
     convert(options)
@@ -259,7 +276,7 @@ def test_architectures_that_nobody_released(
     torch.save({"module": dict(to_released(ours.items(), config))}, tmp_path / "w.pt")
     (tmp_path / "e.json").write_text(json.dumps(config_to_released(config)))
     out = tmp_path / "model"
-    words = ["--weights", tmp_path / "w.pt", "--config", tmp_path / "e.json", "--out", out]
+    words = ["--weights", tmp_path / "w.pt", "--model-config", tmp_path / "e.json", "--out", out]
     assert convert_checkpoint.main([*map(str, words), "--shard-size-gb", "0.00001"]) == 0
     assert load_config(out) == config
     found = dict(read_weights(out))

@@ -26,6 +26,10 @@ Refused = Callable[..., str]
 QKV = "visual.blocks.1.attn.qkv.weight"
 
 
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 @pytest.fixture
 def refused(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs the job on files that it has to refuse; gives the message."""
@@ -37,12 +41,12 @@ def refused(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
             weights = tmp_path / "w.bin"
         options: dict[str, str | Path | None] = {
             "weights": weights,
-            "config": released_config(golden, tmp_path),
+            "model_config": released_config(golden, tmp_path),
             "tokenizer": small / "tokenizer",
             "out": tmp_path / "model",
         }
         options |= given
-        words = [w for n, v in options.items() if v is not None for w in (f"--{n}", str(v))]
+        words = [w for n, v in options.items() if v is not None for w in (option(n), str(v))]
         before = sorted(tmp_path.rglob("*"))
         assert convert_checkpoint.main([*words, *more]) == 2
         error = capsys.readouterr().err.rpartition("\rconvert")[2]
@@ -219,12 +223,12 @@ def test_an_index_that_is_wrong(refused: Refused, state: State, tmp_path: Path) 
 
 def test_configuration_and_tokenizer(refused: Refused, state: State, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
-    assert "config=None: give the released" in refused(state, config=None)
-    assert "no configuration at" in refused(state, config=path)
+    assert "model_config=None: give the released" in refused(state, model_config=None)
+    assert "no configuration at" in refused(state, model_config=path)
     path.write_text("{")
-    assert "other.json is not JSON" in refused(state, config=path)
+    assert "other.json is not JSON" in refused(state, model_config=path)
     path.write_text("[]")
-    assert "holds list, needed is an object" in refused(state, config=path)
+    assert "holds list, needed is an object" in refused(state, model_config=path)
     assert "no tokenizer at" in refused(state, tokenizer=tmp_path / "t.model")
     (tmp_path / "t.model").write_bytes(b"rubbish")
     error = refused(state, tokenizer=tmp_path / "t.model")
@@ -248,7 +252,7 @@ def test_values_that_a_dtype_cannot_hold(
     state["ln_visual.bias"][3] = float("nan")
     torch.save(state, tmp_path / "nan.bin")
     config, out = released_config(golden, tmp_path), tmp_path / "out"
-    words = ["--weights", tmp_path / "nan.bin", "--config", config, "--out", out]
+    words = ["--weights", tmp_path / "nan.bin", "--model-config", config, "--out", out]
     assert convert_checkpoint.main(list(map(str, words))) == 0
     assert "WARNING    ln_visual.bias" in capsys.readouterr().out
 
@@ -264,7 +268,14 @@ def test_a_folder_in_the_way(refused: Refused, golden: Path, tmp_path: Path) -> 
     assert "is no directory of this kind and not empty" in refused(weights, "--overwrite")
     assert "is a mount point" in refused(weights, "--overwrite", out="/proc")
     (taken / "config.json").unlink()
-    words = ["--weights", weights, "--config", released_config(golden, tmp_path), "--out", taken]
+    words = [
+        "--weights",
+        weights,
+        "--model-config",
+        released_config(golden, tmp_path),
+        "--out",
+        taken,
+    ]
     assert convert_checkpoint.main(list(map(str, words))) == 0
     (taken / "notes.txt").write_text("mine")
     assert "exists already; give another --out, or --overwrite" in refused(weights)
@@ -286,7 +297,7 @@ def test_lora_of_another_rank_needs_its_scale(
     path = tmp_path / "ranked.json"
     path.write_text(json.dumps(values | {"lora": {"r": 4, "lora_alpha": 8}}))
     out = tmp_path / "out"
-    words = ["--weights", tmp_path / "w.bin", "--config", path, "--out", out]
+    words = ["--weights", tmp_path / "w.bin", "--model-config", path, "--out", out]
     assert convert_checkpoint.main(list(map(str, words))) == 0
     adapter = json.loads((out / "config.json").read_text())["adapter"]
     assert (adapter["rank"], adapter["alpha"]) == (4, 8)

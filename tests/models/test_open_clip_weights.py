@@ -110,7 +110,7 @@ def test_a_run_starts_from_a_tower(tmp_path: Path) -> None:
     tower = start_tower(plan.model, plan.train.seed, None, weights)
     assert weights_hash(tower) == weights_hash(given)
     options = ["--data", plan.data, "--out", plan.out, "--vision-weights", weights]
-    made = plan_of(parse(TrainEmu, options, recipe_defaults(options)))
+    made = plan_of(parse(TrainEmu, options, recipe_defaults)[0])
     assert made.vision_weights == weights
     with pytest.raises(ValueError, match="has a visual encoder; give one of the two"):
         start_model(plan.model, plan.train, "some/model", cpu, weights)

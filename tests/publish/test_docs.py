@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jobs.build_miniworld import Arguments
+from jobs.build_miniworld import BuildMiniworld
 from jobs.build_mmc4 import BuildMmc4
-from jobs.cli import BuildOptions
+from jobs.building import BuildOptions
 from pipelines.corpora.mmc4 import rules as mmc4
 from pipelines.download.config import FetchConfig
 from pipelines.filters import FILTERS
@@ -27,7 +27,7 @@ def test_every_reason_is_listed_with_its_meaning(repository: Path):
 
 def test_every_option_and_filter_exists(repository: Path):
     text = (repository / "docs/data.md").read_text()
-    kinds = (BuildMmc4, BuildOptions, Arguments, MiniworldConfig)
+    kinds = (BuildMmc4, BuildOptions, BuildMiniworld, MiniworldConfig)
     names = {f.name for kind in kinds for f in fields(kind)}
     known = {"--" + name.replace("_", "-") for name in names} | {"--working-dir"}
     named = set(re.findall(r"--[a-z][a-z-]+", text))

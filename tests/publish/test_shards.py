@@ -10,8 +10,9 @@ from pipelines.core.storage import Storage
 from pipelines.publish.shards import ShardSink
 from schemas.sample import SAMPLES, Sample, Segment
 from schemas.shard import decode_members, read_tar
+from schemas.table_spec import check_table
 from schemas.tables import INDEX
-from schemas.validation import SchemaError, check_table
+from schemas.validation import SchemaError
 
 
 def sample(number: int) -> Sample:

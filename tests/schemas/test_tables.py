@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from schemas.features import FeatureInfo, feature_info, features_schema, features_spec
 from schemas.sample import LINK_TYPE, SAMPLES, SEGMENT_TYPE, Link, link_from_row
+from schemas.table_spec import VERSION_KEY, TableSpec, check_table
 from schemas.tables import INDEX, LEDGER
-from schemas.validation import VERSION_KEY, SchemaError, TableSpec, check_table
+from schemas.validation import SchemaError
 
 INFO = FeatureInfo("eva", "ab" * 32, num_tokens=3, width=4)
 HALVES = FeatureInfo("eva", "ab" * 32, num_tokens=3, width=4, storage="int8")

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from jobs.serve import main
+from tests.exit_codes import exit_code
 from tests.serve.conftest import Caller, error_of, parts
 from tests.servers.web import WebServer, response
 
@@ -47,9 +48,8 @@ def test_the_guide_names_options_that_exist(
 
 
 def test_a_wrong_limit_is_named(tiny_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["--model", str(tiny_dir), "--limits.timeout-s", "0"])
-    assert ended.value.code == 2 and "timeout_s is 0" in capsys.readouterr().err
+    assert exit_code(main, ["--model", tiny_dir, "--limits.timeout-s", "0"]) == 2
+    assert "timeout_s is 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from emu.config import EmuConfig, tiny_config
-from emu.data.batches import SequenceConfig
+from emu.config import EmuConfig, SequenceConfig, tiny_config
 from emu.recipes import OptimConfig, TrainConfig
 from emu.train.loop import TrainPlan
 from schemas.sample import Sample

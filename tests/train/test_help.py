@@ -6,14 +6,12 @@ from collections.abc import Callable
 import docstring_parser
 import pytest
 
-from emu.config import ObjectiveConfig, tiny_config
-from emu.data.batches import SequenceConfig
+from emu.config import ObjectiveConfig, SequenceConfig, tiny_config
 from emu.models.emu import Emu
-from emu.recipes import OptimConfig, TrainConfig
+from emu.recipes import DecoderTrainConfig, OptimConfig, PromptRules, TrainConfig
 from emu.serve.schema import Limits
-from emu.train.decoder import DecoderTrainConfig
-from emu.train.decoder_data import PromptRules
 from jobs import convert_checkpoint, serve, train_decoder, train_emu
+from tests.documents import job_called
 
 JOBS: dict[str, Callable[[list[str]], int]] = {
     "train_emu": train_emu.main,
@@ -51,10 +49,11 @@ def test_the_examples_name_jobs_and_options_that_exist(
         name: set(OPTION.findall(help_of(name, capsys).partition("-h, --help")[2])) for name in JOBS
     }
     above = help_of(job, capsys).partition("-h, --help")[0].replace("\\\n", " ")
-    examples = re.findall(r"jobs/(\w+)\.py (.*)", above)
+    lines = [line.split() for line in above.splitlines() if re.match(r" +(emu|ray job) ", line)]
+    examples = [call for line in lines if (call := job_called(line))]
     assert any(name == job for name, _ in examples), "an example of the job itself"
     for name, rest in examples:
-        unknown = set(OPTION.findall(rest)) - known.get(name, set()) - {"--help"}
+        unknown = set(OPTION.findall(" ".join(rest))) - known.get(name, set()) - {"--help"}
         assert name in JOBS and not unknown, (name, unknown)
 
 

@@ -16,7 +16,7 @@ from emu.tokenizer import EmuTokenizer, train_tokenizer
 from emu.train.run_folder import read_metrics
 from emu.weights.store import load_model
 from jobs import convert_checkpoint, precompute_features, serve, train_decoder, train_emu
-from jobs.cli import job_path
+from jobs.paths import job_path
 from tests.data.small_dataset import document, write_dataset
 from tests.models.llama_folders import write_llama
 

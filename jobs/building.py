@@ -1,0 +1,164 @@
+"""Building datasets, whatever their corpus: the options, the run and its summary."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from jobs.cli import failing, run_job
+from jobs.paths import job_path
+from schemas.validation import Checked
+
+if TYPE_CHECKING:
+    from pipelines.core.pipeline import Reasons
+    from pipelines.download.config import FetchConfig
+    from schemas.manifest import Manifest, Tally
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BuildOptions(Checked):
+    """How a dataset is built, whatever its corpus."""
+
+    samples_per_shard: Annotated[
+        int, Field(ge=1, le=100_000, description="a shard is held in memory; 1,000 is a good size")
+    ] = 1000
+    """Records per shard, 1 to 100000: the unit of work and of resuming, held in memory (1000 take about 100 MB)."""
+    limit: Annotated[int, Field(ge=1, le=10**12, description="None reads all records")] | None = (
+        None
+    )
+    """Records to read at most, for a trial. None reads all."""
+    hash_inputs: bool = False
+    """Recognise the input files by their contents, not by size and modification time, when a build is resumed.
+    Reads them once more at each start; a copy or a `touch` then changes nothing. Keep it the same for one OUT."""
+    retry_failed: bool = False
+    """Fetch again, in a finished dataset, the links that failed for a reason that may have passed:
+    timeouts, 429, 5xx, lost connections. What was kept stays, byte for byte.
+    --fetch.* may differ from the first run."""
+    overwrite: bool = False
+    """Start over: delete the dataset in OUT, whatever options or inputs made it.
+    Only what a build wrote is deleted; a folder that holds other files among the shards is refused."""
+    fail_on_alarm: bool = False
+    """End with an error, instead of a warning, where a rule drops more than 90% of what it sees."""
+    runner: Literal["ray", "local"] = "ray"
+    """ray: on the cluster that the job was submitted to, else on a local Ray that the job starts.
+    local: in this process."""
+    num_cpus: Annotated[int, Field(ge=1, le=10_000, description="None takes all cores")] | None = (
+        None
+    )
+    """Cores for a Ray that the job starts itself. None takes all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.retry_failed and self.overwrite:
+            raise ValueError(
+                "retry_failed and overwrite exclude each other: keep the dataset, or start over"
+            )
+
+
+def build_job(
+    kind: type[T], work: Callable[[T], str | int | None], arguments: Sequence[str] | None = None
+) -> int:
+    """`run_job` for a job that builds a dataset or adds to one."""
+
+    def guarded(options: T) -> str | int | None:
+        from pipelines.core.pipeline import EngineError
+
+        with failing(EngineError):
+            return work(options)
+
+    return run_job(kind, guarded, arguments)
+
+
+def build(
+    corpus: Any,
+    inputs: Sequence[str],
+    out: str,
+    rules: Any,
+    fetch: "FetchConfig",
+    options: BuildOptions,
+) -> str:
+    """Build, resume or retry a dataset; returns the summary for a terminal.
+
+    Args:
+        corpus: a module of `pipelines.corpora.CORPORA`.
+        inputs: paths, patterns or addresses of its input files.
+        out: folder or address of the dataset.
+        rules: its `Rules`.
+        fetch: how to fetch.
+        options: how to build.
+    """
+    from pipelines.core.run import run
+    from pipelines.readers.files import refuse_overlap
+    from pipelines.transforms.fetch_links import Prior, has_retryable
+
+    began, where = time.monotonic(), job_path(out)
+    cut = {"samples_per_shard": options.samples_per_shard, "limit": options.limit}
+    source = corpus.READER(inputs, **cut, base=str(Path.cwd()), hash_inputs=options.hash_inputs)
+    refuse_overlap(source.patterns, source.base, where, corpus.CORPUS)
+    prior = Prior(where) if options.retry_failed else None
+    pipeline = corpus.pipeline(source, rules, fetch, extra=cut, prior=prior)
+    with ExitStack() as sessions:
+        manifest = run(
+            pipeline,
+            where,
+            _runner(options, sessions),
+            redo=has_retryable(pipeline.reasons) if options.retry_failed else None,
+            overwrite=options.overwrite,
+            fail_on_alarm=options.fail_on_alarm,
+        )
+    noun = f"{corpus.REPORT.record_word}s"
+    return build_summary(manifest, pipeline.reasons, noun, out, time.monotonic() - began)
+
+
+def build_summary(
+    manifest: "Manifest", reasons: "Reasons", noun: str, out: str, seconds: float
+) -> str:
+    """What was built, in words for a terminal; `noun` names the records."""
+    from pipelines.publish.report import REPORT_FILE, size
+    from schemas.shard import LEDGERS, SHARDS
+
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    lines = [
+        "",
+        *_tally(noun, manifest.records, reasons),
+        "",
+        *_tally("links", manifest.links, reasons),
+        "",
+        *(f"ALARM      {alarm}" for alarm in manifest.alarms),
+        f"shards     {len(manifest.shards):,} in {out}/{SHARDS} ({size(num_bytes)})",
+        f"ledger     {out}/{LEDGERS}",
+        f"report     {out}/{REPORT_FILE}",
+        f"time       {seconds:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
+def _runner(options: BuildOptions, sessions: ExitStack) -> Any:
+    if options.runner == "local":
+        from pipelines.core.stage_runner import LocalRunner
+
+        return LocalRunner()
+    from jobs.cluster import RunnerOnDemand
+
+    return RunnerOnDemand(sessions, options.num_cpus)
+
+
+def _tally(noun: str, tally: "Tally", reasons: "Reasons") -> list[str]:
+    share = f" ({100 * tally.kept / tally.total:.1f} %)" if tally.total else ""
+    return [
+        f"{noun:<10} {tally.total:>10,}",
+        f"  kept     {tally.kept:>10,}{share}",
+        *_drops(tally.dropped, reasons),
+    ]
+
+
+def _drops(dropped: Mapping[str, int], reasons: "Reasons") -> list[str]:
+    ranked = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    meanings = {word: reason.meaning for word, reason in reasons.items()}
+    return [f"  {'dropped':<8} {n:>10,}  {word:<24} {meanings.get(word, '')}" for word, n in ranked]
