@@ -27,6 +27,7 @@ import tyro
 
 from jobs import COMMANDS
 from jobs.config_file import arguments_of, as_yaml
+from jobs.progress import Status
 from schemas.validation import SchemaError
 
 T = TypeVar("T")
@@ -114,7 +115,8 @@ def run_job(
     start_logging(common.log_level or log_level)
     share_cores()
     try:
-        summary = work(options)
+        with Status("starting"):
+            summary = work(options)
     except KeyboardInterrupt:
         return interrupted(hint)
     except OptionError as error:

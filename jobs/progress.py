@@ -1,0 +1,85 @@
+"""What a job is doing: a line when that changes, and at least every ten seconds.
+
+Long work has a progress bar. What comes before and between bars (imports, reading weights, the start of Ray) says so with
+`say`. A bar that has not moved for ten seconds is printed again, so that a log shows that the job is alive.
+"""
+
+import sys
+import time
+from contextvars import ContextVar
+from threading import Event, Thread
+from typing import Any, Self, TextIO
+
+INTERVAL_S, FIRST_S = 10.0, 2.0
+POLL_S = 0.5
+
+
+def say(text: str) -> None:
+    """Say what the running job does from now on; without a running job nothing happens."""
+    status = _running.get()
+    if status is not None:
+        status.say(text)
+
+
+class Status:
+    """Writes lines such as `[  12 s] starting Ray` while its block runs; a job of two seconds stays silent."""
+
+    def __init__(
+        self,
+        text: str,
+        stream: TextIO | None = None,
+        interval_s: float = INTERVAL_S,
+        first_s: float = FIRST_S,
+        poll_s: float = POLL_S,
+    ) -> None:
+        self._text, self._stream = text, stream
+        self._interval_s, self._poll_s = interval_s, poll_s
+        self._began = time.monotonic()
+        self._due = self._began + first_s
+        self._stop = Event()
+        self._thread = Thread(target=self._repeat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._token = _running.set(self)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _running.reset(self._token)
+        self._stop.set()
+        self._thread.join()
+
+    def say(self, text: str) -> None:
+        """Write what the job does from now on."""
+        self._text = text
+        self._write()
+
+    def _repeat(self) -> None:
+        while not self._stop.wait(self._poll_s):
+            bars = _bars()
+            for bar in bars:
+                if time.time() - bar.last_print_t >= self._interval_s:
+                    bar.refresh()
+                    bar.last_print_t = time.time()
+            if bars:
+                self._due = time.monotonic() + self._interval_s
+            elif time.monotonic() >= self._due:
+                self._write()
+
+    def _write(self) -> None:
+        now = time.monotonic()
+        self._due = now + self._interval_s
+        line = f"[{now - self._began:4.0f} s] {self._text}"
+        print(line, file=self._stream or sys.stderr, flush=True)
+
+
+_running: ContextVar[Status | None] = ContextVar("running", default=None)
+
+
+def _bars() -> list[Any]:
+    """The progress bars that are shown."""
+    module = sys.modules.get("tqdm.std")
+    if module is None:
+        return []
+    with module.tqdm.get_lock():
+        return [bar for bar in getattr(module.tqdm, "_instances", ()) if not bar.disable]
