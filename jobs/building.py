@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from jobs.cli import failing, run_job
+from jobs.cli import JobError, failing, run_job
 from jobs.paths import job_path
 from schemas.validation import Checked
 
@@ -113,7 +113,48 @@ def build(
             fail_on_alarm=options.fail_on_alarm,
         )
     noun = f"{corpus.REPORT.record_word}s"
-    return build_summary(manifest, pipeline.reasons, noun, out, time.monotonic() - began)
+    summary = build_summary(manifest, pipeline.reasons, noun, out, time.monotonic() - began)
+    if manifest.records.kept == 0:
+        raise JobError(nothing_kept(manifest, noun), summary)
+    return summary
+
+
+HINTS = {
+    "host_not_found": "check the network and its name server; --retry-failed fetches them again",
+    "dns_failed": "check the network and its name server; --retry-failed fetches them again",
+    "connect_refused": "check that the host runs, and the port; --retry-failed fetches them again",
+    "connect_timeout": "check the network and its proxy; --retry-failed fetches them again",
+    "address_refused": "--fetch.allow-host HOST=IP:PORT permits a host of your own",
+    "tls_untrusted": "--fetch.ca-file names further certificates",
+    "rate_limited": "lower --fetch.per-host, and fetch them again with --retry-failed",
+    "robots_refused": "the hosts forbid this use; --fetch.no-respect-robots-tag is your responsibility",
+    "low_similarity": "--min-similarity sets the threshold",
+    "no_image_wanted": "--min-similarity sets the threshold",
+    "input_truncated": "the file is damaged: download it again, then --overwrite",
+    "input_corrupt": "the file is damaged: download it again, then --overwrite",
+    "malformed_json": "check that --documents names files of this corpus",
+    "missing_field": "check that --documents names files of this corpus",
+}
+"""What to do about the commonest reasons, where a build kept nothing."""
+
+
+DAMAGED = ("input_truncated", "input_corrupt")
+"""Reasons that stand for all the records that follow in their file."""
+
+
+def nothing_kept(manifest: "Manifest", noun: str) -> str:
+    """Why a dataset is empty: the commonest reason, of links where any were to be fetched, with a hint."""
+    records, links = manifest.records, manifest.links
+    if not records.total:
+        return f"no {noun} were found in the inputs, so the dataset is empty; check the inputs"
+    tally, name = (links, "links") if links.total and not links.kept else (records, noun)
+    damaged = {word: n for word, n in records.dropped.items() if word in DAMAGED}
+    if damaged:
+        tally, name = records, noun
+    reason, count = max((damaged or tally.dropped).items(), key=lambda item: item[1])
+    share = f"all {count:,}" if count == tally.total else f"{count:,} of {tally.total:,}"
+    hint = HINTS.get(reason, "the ledger has a row for each")
+    return f"no {noun} were kept, so the dataset is empty; {share} {name}: {reason} ({hint})"
 
 
 def build_summary(

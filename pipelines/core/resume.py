@@ -7,7 +7,8 @@
 | a finished dataset, same fingerprint | leaves it as it is   | deletes it and starts    | remakes the chosen shards  |
 | either of another fingerprint        | is refused           | deletes it and starts    | is refused                 |
 | an unfinished retry (`redo`)         | is refused           | deletes it and starts    | resumes                    |
-| files that no build wrote            | is refused           | is refused               | is refused                 |
+| files in the places of a dataset     | is refused           | is refused               | is refused                 |
+| other files, and no dataset          | starts               | is refused               | is refused                 |
 
 Overwriting deletes only where a build of this project left its mark, and only what such a build wrote. The marks,
 each naming its shards:
@@ -26,7 +27,7 @@ A file in `shards/`, `index/` or `ledger/` that belongs to no such shard stops t
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -221,6 +222,12 @@ def _start(request: RunRequest) -> BuildPlan:
     found = occupants(storage)
     if found and request.overwrite:
         return _start_over(request)
+    others = sorted({*storage.list("")} - {WORK, *_SUFFIXES})
+    if others and request.overwrite:
+        raise EngineError(
+            f"'{storage.root}' holds {_some(others)}, and no dataset that could be overwritten; "
+            "nothing was deleted: choose another folder, or leave out --overwrite"
+        )
     if found:
         hint = START_OVER if find_traces(storage).marks else ELSEWHERE
         raise EngineError(
@@ -309,7 +316,7 @@ def _refuse_foreign_files(storage: Storage, traces: Traces) -> None:
         foreign += [p for p in occupants(storage) if not p.startswith(_PUBLISHED)]
     if not foreign:
         return
-    shown = ", ".join(foreign[:_SHOWN]) + (" …" if len(foreign) > _SHOWN else "")
+    shown = _some(foreign)
     if traces.marks:
         found = f"'{storage.root}' holds, beside a dataset, files that no build wrote: {shown}"
     else:
@@ -318,6 +325,10 @@ def _refuse_foreign_files(storage: Storage, traces: Traces) -> None:
             f"{MANIFEST_FILE} or {PLAN_FILE} of ours, or ledgers)"
         )
     raise EngineError(f"{found}; nothing was deleted: {ELSEWHERE}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")
 
 
 def _foreign_files(storage: Storage, traces: Traces) -> Iterator[str]:

@@ -104,10 +104,19 @@ def test_what_lies_beside_a_dataset_stays(tmp_path: Path) -> None:
 
 
 def test_an_empty_or_new_folder_may_be_overwritten(tmp_path: Path) -> None:
-    mine = write(tmp_path, "photos/me.jpg")
-    assert build(tmp_path, overwrite=True).records.total == 10
-    assert contents(tmp_path).items() >= mine.items()
+    (tmp_path / "empty").mkdir()
+    assert build(tmp_path / "empty", overwrite=True).records.total == 10
     assert build(tmp_path / "new", overwrite=True).records.total == 10
+
+
+def test_a_folder_of_other_files_without_a_dataset_is_not_overwritten(tmp_path: Path) -> None:
+    mine = write(tmp_path, "photos/me.jpg")
+    with pytest.raises(EngineError, match="holds photos, and no dataset that could be overwritten"):
+        build(tmp_path, overwrite=True)
+    assert contents(tmp_path).items() >= mine.items()
+    build(tmp_path)  # beside other files without the wish to overwrite, and then again with it
+    assert build(tmp_path, 7, overwrite=True).records.total == 7
+    assert contents(tmp_path).items() >= mine.items()
 
 
 def test_shards_on_another_disk_are_deleted_there(tmp_path: Path) -> None:

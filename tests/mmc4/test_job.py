@@ -80,12 +80,56 @@ def test_missing_documents_and_strange_folders(tmp_path: Path, capsys: pytest.Ca
     documents = write_pages(tmp_path / "d.jsonl", [page(["a"], ["red"], [[0.1]])])
     assert run_job("--documents", documents, "--out", out, "--retry-failed") == 1
     assert "no finished dataset" in capsys.readouterr().err
-    assert run_job("--documents", documents, "--out", out) == 0
+    assert run_job("--documents", documents, "--out", out) == 1
+    assert "all 1 links: low_similarity (--min-similarity" in capsys.readouterr().err
     assert run_job("--documents", documents, "--out", out, "--side", 128) == 1
     assert "differs in the configuration" in capsys.readouterr().err
-    assert run_job("--documents", documents, "--out", out, "--side", 128, "--overwrite") == 0
+    overwriting = ("--out", out, "--side", 128, "--overwrite")
+    assert run_job("--documents", documents, *overwriting) == 1
+    assert "no documents were kept" in capsys.readouterr().err
+    assert json.loads((out / "manifest.json").read_text())["config"]["image"]["side"] == 128
     assert run_job("--documents", documents, "--out", tmp_path / "d.jsonl" / "out") == 1
     assert "is a file" in capsys.readouterr().err
+
+
+def test_overwriting_a_folder_of_other_files_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    documents = write_pages(tmp_path / "d.jsonl", [page(["a"], ["red"], [[0.1]])])
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "guide.md").write_text("mine")
+    assert run_job("--documents", documents, "--out", docs, "--overwrite") == 1
+    assert "holds guide.md, and no dataset that could be overwritten" in capsys.readouterr().err
+    assert [p.name for p in docs.iterdir() if p.name != ".work"] == ["guide.md"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (gzip.compress(b'{"text_list": []}\n' * 2000)[:-60], "input_truncated (the file is damaged"),
+        (b"", "input_truncated (the file is damaged"),
+    ],
+)
+def test_a_damaged_input_of_which_nothing_is_kept_fails_with_a_hint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], body: bytes, message: str
+):
+    (tmp_path / "d.jsonl.gz").write_bytes(body)
+    assert run_job("--documents", tmp_path / "d.jsonl.gz", "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: no documents were kept") and message in error
+
+
+def test_a_host_that_does_not_exist_is_named_as_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rows = [page(["a"], ["red"], [[0.9]])] * 3
+    documents = write_pages(tmp_path / "d.jsonl", rows)
+    fast = ("--fetch.retries", 0, "--fetch.deadline-s", 20)
+    assert run_job("--documents", documents, "--out", tmp_path / "out", *fast) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "all 3 links: " in error and ("host_not_found" in error or "dns_failed" in error)
+    assert "--retry-failed" in error
 
 
 def test_an_alarm_can_end_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -94,7 +138,8 @@ def test_an_alarm_can_end_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert run_job(*options, "--fail-on-alarm") == 1
     assert not (tmp_path / "out/manifest.json").exists()
     assert "error:" in capsys.readouterr().err
-    assert run_job(*options) == 0
+    assert run_job(*options) == 1
+    assert (tmp_path / "out/manifest.json").exists()
     assert "ALARM" in capsys.readouterr().out
 
 
