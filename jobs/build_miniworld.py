@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jobs.cli import JobError, run_job
+from jobs.cli import JobError, checked_options, run_job
+from jobs.paths import check_port
 from pipelines.miniworld.config import MiniworldConfig
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def build_miniworld(options: BuildMiniworld) -> None:
     """Write the world, print its counts, and serve it if requested."""
     from pipelines.miniworld.mmc4 import write_mmc4
 
+    if options.serve:
+        with checked_options():
+            check_port("127.0.0.1", options.port)
     print_summary(write_mmc4(options.world, options.out), options.out)
     if options.serve:
         serve_images(options)

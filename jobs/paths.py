@@ -1,6 +1,7 @@
-"""Paths and addresses as they are given on a command line."""
+"""Paths, addresses and ports as they are given on a command line."""
 
 import re
+import socket
 from pathlib import Path
 
 JOB_FOLDER = "working_dir_files"
@@ -63,4 +64,28 @@ def _check_scheme(address: str) -> None:
     except (ImportError, ValueError) as error:
         raise ValueError(
             f"{address!r} cannot be used here: {error} (in this environment and on every worker)"
+        ) from error
+
+
+def free_port(host: str) -> int:
+    """A port that is not in use."""
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        return listener.getsockname()[1]
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ValueError for a port that is no port, or that a server cannot listen on."""
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port is {port}, give 0 to 65535 (0 chooses a free one)")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen()
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on {host}, port {port}: {error.strerror or error}; give another --port (0 chooses a "
+            "free one)"
         ) from error

@@ -1,7 +1,7 @@
 """What a job is doing: a line when that changes, and at least every ten seconds.
 
-Long work has a progress bar. What comes before and between bars (imports, reading weights, the start of Ray) says so with
-`say`. A bar that has not moved for ten seconds is printed again, so that a log shows that the job is alive.
+Long work has a progress bar. What comes before and between bars (imports, reading weights, the start of Ray) says so
+with `say`. A bar that has not moved for ten seconds is printed again, so that a log shows that the job is alive.
 """
 
 import sys

@@ -10,8 +10,8 @@ Starts a local Ray, or uses the cluster under `ray job submit`; runs until Ctrl-
 from __future__ import annotations
 
 import logging
+import os
 import signal
-import socket
 import sys
 import threading
 import urllib.request
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from emu.serve.schema import Limits
 from jobs.cli import JobError, checked_options, run_job
-from jobs.paths import refuse_address
+from jobs.paths import check_port, free_port, refuse_address
 from pipelines.download.config import FetchConfig
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def serve_model(job: ServeJob) -> None:
         options = serve_options(job)
         read_config(Path(job.model))
         read_image_multiple(Path(job.model) / DECODER)
+        if "RAY_ADDRESS" not in os.environ:  # on a cluster, Ray Serve may listen there already
+            check_port(job.host, job.port)
     with ray_session():
         run(job, options, stop_on_signals())
 
@@ -121,8 +123,6 @@ def serve_options(job: ServeJob) -> ServeOptions:
     from emu.serve.app import ServeOptions
 
     refuse_address(job.model)
-    if not 0 <= job.port < 65536:
-        raise ValueError(f"--port is {job.port}, give 0 to 65535")
     if job.device != "cpu" and job.num_gpus == 0:
         raise ValueError(f"--device {job.device} with --num-gpus 0: Ray hides GPUs not asked for")
     return ServeOptions(
@@ -186,13 +186,6 @@ def failures() -> list[str]:
     application = serve.status().applications.get(APPLICATION)
     deployments = application.deployments if application else {}
     return [f"{name}: {each.message}" for name, each in deployments.items() if each.message]
-
-
-def free_port(host: str) -> int:
-    """A port that is not in use."""
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return listener.getsockname()[1]
 
 
 def is_healthy(url: str, timeout_s: float = 10) -> bool:

@@ -11,7 +11,7 @@ Imports neither Ray nor torch: a `Backend` generates the replies.
 | 415 | a body that is not declared as `application/json`, or that is compressed |
 | 422 | an image that cannot be decoded |
 | 500 | an internal error of the server |
-| 503 | all replicas are busy and the queue is full |
+| 503 | all replicas are busy and the queue is full; for `/health`: no replica has loaded the model |
 | 504 | no complete reply within the time limit |
 """
 
@@ -44,7 +44,7 @@ from schemas.strict_json import JsonError
 log = logging.getLogger(__name__)
 
 PAGE_POLICY = (
-    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+    "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'"
 )
 MAX_DIGITS = 100
@@ -69,6 +69,7 @@ def build_api(
     """The application; `fetch` downloads images from the web, without it web addresses are refused."""
     api = FastAPI(title="Emu", docs_url=None, redoc_url=None, openapi_url=None)
     page = (files("emu.serve") / "page" / "index.html").read_text("utf-8")
+    icon = (files("emu.serve") / "page" / "icon.svg").read_bytes()
 
     @api.post("/v1/chat/completions")
     async def complete(http: Request) -> Response:
@@ -94,9 +95,19 @@ def build_api(
             raise unknown_model(name, card)
         return model_entry(card, limits)
 
+    @api.get("/health")
     @api.get("/healthz")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> JSONResponse:
+        if await backend.is_ready():
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "starting"}, 503, headers={"Retry-After": "2"})
+
+    @api.get("/favicon.ico")
+    @api.get("/icon.svg")
+    async def page_icon() -> Response:
+        return Response(
+            icon, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"}
+        )
 
     @api.get("/", response_class=HTMLResponse)
     async def index() -> HTMLResponse:

@@ -6,6 +6,7 @@ are busy, and a large upload or a slow image host occupies no accelerator.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from emu.generate.prompts import TextOptions
 from emu.serve.api import build_api
 from emu.serve.backend import Event, GenerationRequest, LocalBackend, ModelCard
 from emu.serve.errors import ErrorResponse
@@ -70,7 +72,8 @@ def build_app(options: ServeOptions, open_fetch: OpenFetch | None = None) -> ser
     def build_ingress() -> FastAPI:
         handle = serve.get_deployment_handle(REPLICA)
         fetch = open_fetch() if open_fetch else None
-        return build_api(ReplicaBackend(handle), card, options.limits, fetch)
+        backend = ReplicaBackend(handle, serve.get_replica_context().app_name)
+        return build_api(backend, card, options.limits, fetch)
 
     replica = serve.deployment(
         name=REPLICA,
@@ -103,6 +106,7 @@ class EngineReplica:
         engine = emu.load(options.model, options.device, options.dtype)
         max_pixels = options.limits.max_image_pixels
         self._backend = LocalBackend(engine, options.requests_per_replica, max_pixels)
+        engine.generate_text([""], TextOptions(max_new_tokens=1))  # ready means: it has answered
 
     async def events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """As `LocalBackend.events`."""
@@ -119,6 +123,7 @@ class ReplicaBackend:
     """The backend that sends a request to a replica with free capacity."""
 
     handle: DeploymentHandle
+    application: str
 
     async def events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         """The events of the replica; its failures become an `ErrorResponse`."""
@@ -135,3 +140,18 @@ class ReplicaBackend:
             yield ErrorResponse(503, "the replica was lost, try again soon", code="replica_lost")
         finally:
             events.cancel()
+
+    async def is_ready(self) -> bool:
+        """Whether a replica runs; a busy one counts. The controller of Ray Serve knows."""
+        try:
+            return await asyncio.to_thread(_has_running_replica, self.application)
+        except (RayError, RayServeException):
+            log.exception("controller=failed")
+            return False
+
+
+def _has_running_replica(application: str) -> bool:
+    found = serve.status().applications.get(application)
+    replica = None if found is None else found.deployments.get(REPLICA)
+    states = {} if replica is None else replica.replica_states
+    return any(state == "RUNNING" and count > 0 for state, count in states.items())

@@ -62,6 +62,10 @@ class Backend(Protocol):
         """Pieces of text as they are generated, at last a `Reply` or an `ErrorResponse`; may be closed at any time."""
         ...
 
+    async def is_ready(self) -> bool:
+        """Whether a model is loaded that answers requests, now or when it has finished others."""
+        ...
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -123,6 +127,10 @@ class LocalBackend:
         finally:
             is_closed.set()
             running.cancel()  # removes it from the queue if no thread has started it
+
+    async def is_ready(self) -> bool:
+        """True: the engine is in this process."""
+        return True
 
     def _generate(self, request: GenerationRequest, is_closed: threading.Event) -> Iterator[Event]:
         try:

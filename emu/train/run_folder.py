@@ -24,6 +24,7 @@ learning rates from the step, so no generator and no scheduler has a state to sa
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -43,9 +44,16 @@ FOLDER = "checkpoints"
 NAME = re.compile(r"^step-(\d{8,})$")
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 METRICS, CURVES = "metrics.jsonl", "curves.svg"
-CURVE_FIELDS = ("text_loss", "visual_loss", "target_variance")
-COLOURS = ("#2563eb", "#d97706", "#059669")
-WIDTH, HEIGHT, MARGIN = 720, 180, 46
+CURVES_SHOWN = {
+    "text_loss": ("text loss", "#2563eb"),
+    "visual_loss": ("visual loss", "#d97706"),
+    "target_variance": ("variance of the regression targets", "#059669"),
+    "rate_factor": ("learning rate, relative to its peak", "#7c3aed"),
+}
+"""The fields of the metrics that are plotted, each with its title and colour."""
+WIDTH, HEIGHT = 720, 240
+LEFT, RIGHT, TOP, BOTTOM = 84, 24, 46, 36
+"""Pixels around a chart. Letters of 19 in 720 are legible at a width of 420."""
 RENAMED = {
     "visual_wait_ratio": "visual_freeze_ratio",
     "window_odds": "window_probability",
@@ -189,47 +197,87 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def write_curves(out: Path) -> Path:
-    """Plot the losses and the target variance over the steps in `curves.svg`."""
+    """Plot losses, target variance and learning rate over the steps in `curves.svg`.
+
+    Losses and variance have a logarithmic axis where they span more than a factor of ten.
+    """
     rows = read_metrics(out)
     charts = [
-        _chart(name, [(row["step"], row[name]) for row in rows], colour, number * HEIGHT)
-        for number, (name, colour) in enumerate(zip(CURVE_FIELDS, COLOURS, strict=True))
+        _chart(title, [(row["step"], row[name]) for row in rows if name in row], colour, number)
+        for number, (name, (title, colour)) in enumerate(CURVES_SHOWN.items())
     ]
-    height = HEIGHT * len(charts)
-    path = out / CURVES
+    path, height = out / CURVES, HEIGHT * len(charts)
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        f'style="max-width: 100%; height: auto" font-family="sans-serif" font-size="12">'
+        'style="max-width: 100%; height: auto" font-family="sans-serif" font-size="19">'
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>{"".join(charts)}</svg>\n'
     )
     return path
 
 
-def _chart(name: str, points: Sequence[tuple[int, float]], colour: str, top: int) -> str:
-    """One curve with its name, its last value and the limits of its axes."""
+def _chart(title: str, points: Sequence[tuple[int, float]], colour: str, number: int) -> str:
+    """One curve with its grid, its last value and the labels of its axes."""
+    points = [(step, value) for step, value in points if math.isfinite(value)]
     if not points:
         return ""
-    first, last = points[0][0], points[-1][0]
-    low, high = min(value for _, value in points), max(value for _, value in points)
-    wide, tall = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN + 16
-
-    def point(step: int, value: float) -> str:
-        x = MARGIN + wide * (step - first) / max(1, last - first)
-        y = top + MARGIN + tall * (1 - (value - low) / (high - low or 1))
-        return f"{x:.1f},{y:.1f}"
-
-    line = " ".join(point(step, value) for step, value in points)
-    bottom = top + MARGIN + tall
-    return (
-        f'<text x="{MARGIN}" y="{top + MARGIN - 14}" font-weight="bold">{name.replace("_", " ")}: '
-        f"{points[-1][1]:.4g}</text>"
-        f'<text x="{MARGIN - 6}" y="{top + MARGIN + 4}" text-anchor="end" fill="#666">{high:.3g}</text>'
-        f'<text x="{MARGIN - 6}" y="{bottom + 4}" text-anchor="end" fill="#666">{low:.3g}</text>'
-        f'<text x="{MARGIN}" y="{bottom + 16}" fill="#666">step {first}</text>'
-        f'<text x="{WIDTH - MARGIN}" y="{bottom + 16}" text-anchor="end" fill="#666">{last}</text>'
-        f'<path d="M{MARGIN},{top + MARGIN}V{bottom}H{WIDTH - MARGIN}" fill="none" stroke="#ccc"/>'
-        f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+    values = [value for _, value in points]
+    is_log = min(values) > 0 and max(values) / min(values) > 10
+    x = _Axis(points[0][0], max(points[-1][0], points[0][0] + 1), LEFT, WIDTH - RIGHT)
+    y = _Axis(
+        min(values), max(values), (number + 1) * HEIGHT - BOTTOM, number * HEIGHT + TOP, is_log
     )
+    line = " ".join(f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in points)
+    scale = ", logarithmic" if is_log else ""
+    return (
+        f'<text x="{LEFT}" y="{y.end - 14:.0f}" font-weight="bold">{title}: {values[-1]:.3g}'
+        f'<tspan font-weight="normal" fill="#666">{scale}</tspan></text>'
+        + "".join(
+            f'<path d="M{LEFT},{y.at(tick):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>'
+            f'<text x="{LEFT - 8}" y="{y.at(tick) + 6:.1f}" text-anchor="end" fill="#555">{tick:.3g}</text>'
+            for tick in y.ticks(4)
+        )
+        + "".join(
+            f'<path d="M{x.at(tick):.1f},{y.end:.1f}V{y.start:.1f}" stroke="#eee"/>'
+            f'<text x="{x.at(tick):.1f}" y="{y.start + 21:.0f}" text-anchor="middle" fill="#555">'
+            f"{tick:,.0f}</text>"
+            for tick in x.ticks(5)
+            if tick == round(tick)
+        )
+        + f'<text x="{WIDTH - RIGHT}" y="{y.end - 14:.0f}" text-anchor="end" fill="#555">steps</text>'
+        f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
+    )
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """The values from `low` to `high` along the pixels from `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    is_log: bool = False
+
+    def at(self, value: float) -> float:
+        """The pixel of a value."""
+        low, high, value = (self._scaled(v) for v in (self.low, self.high, value))
+        return self.start + (self.end - self.start) * (value - low) / ((high - low) or 1)
+
+    def ticks(self, number: int) -> list[float]:
+        """About `number` round values between the limits."""
+        if self.is_log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            every = [m * 10.0**p for p in powers for m in (1, 2, 5)]
+            inside = [v for v in every if self.low <= v <= self.high]
+            return inside[:: max(1, len(inside) // number)]
+        rough = (self.high - self.low) / number or abs(self.high) or 1.0
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.7 * rough)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [n * step for n in range(first, last + 1)]
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self.is_log else value
 
 
 def _renamed(value: Any) -> Any:

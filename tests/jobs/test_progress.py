@@ -35,7 +35,10 @@ def test_it_speaks_at_a_change_and_again_and_again() -> None:
 
 def test_a_bar_that_stands_still_is_printed_again_and_takes_the_place_of_the_line() -> None:
     stream, shown = io.StringIO(), io.StringIO()
-    with Status("loading", stream, **FAST), tqdm(total=3, desc="shards", file=shown, mininterval=60):
+    with (
+        Status("loading", stream, **FAST),
+        tqdm(total=3, desc="shards", file=shown, mininterval=60),
+    ):
         before = stream.getvalue()
         wait_for("shards", shown, 4)
         assert stream.getvalue() == before

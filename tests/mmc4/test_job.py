@@ -107,7 +107,10 @@ def test_overwriting_a_folder_of_other_files_is_refused(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (gzip.compress(b'{"text_list": []}\n' * 2000)[:-60], "input_truncated (the file is damaged"),
+        (
+            gzip.compress(b'{"text_list": []}\n' * 2000)[:-60],
+            "input_truncated (the file is damaged",
+        ),
         (b"", "input_truncated (the file is damaged"),
     ],
 )

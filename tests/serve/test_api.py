@@ -107,7 +107,16 @@ def test_the_model_list_has_what_the_page_needs(caller: Caller) -> None:
     assert model["emu"]["positions_per_image"] == 10
     assert caller.client.get("/v1/models/tiny").json() == model
     assert error_of(caller.client.get("/v1/models/other"))[0] == 404
-    assert caller.client.get("/healthz").json() == {"status": "ok"}
+    for path in ("/health", "/healthz"):
+        assert caller.client.get(path).json() == {"status": "ok"}
+
+
+def test_the_page_has_an_icon(caller: Caller) -> None:
+    page = caller.client.get("/")
+    assert 'rel="icon"' in page.text and "img-src 'self'" in page.headers["Content-Security-Policy"]
+    for path in ("/favicon.ico", "/icon.svg"):
+        icon = caller.client.get(path)
+        assert icon.status_code == 200 and icon.headers["content-type"] == "image/svg+xml"
 
 
 def test_the_page_needs_nothing_from_elsewhere(caller: Caller) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from jobs import build_miniworld
 from jobs.serve import main
 from tests.exit_codes import exit_code
 from tests.serve.conftest import Caller, error_of, parts
@@ -69,6 +71,22 @@ def test_wrong_arguments_are_named(
 ) -> None:
     assert main(["--model", str(tiny_dir), *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_busy_port_is_said_in_a_line_before_anything_starts(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--model", str(tiny_dir), "--port", str(port)]) == 2
+        error = capsys.readouterr().err
+        world = ["--out", str(tmp_path / "world"), "--serve", "--port", str(port)]
+        assert build_miniworld.main(world) == 2
+    assert error.startswith(
+        f"error: cannot listen on 127.0.0.1, port {port}: Address already in use"
+    )
+    assert error.count("\n") == 1 and "--port" in error
+    assert not (tmp_path / "world").exists()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,24 @@ def test_caption_question_and_image(served: Caller, engine: Engine, photo_png: b
     )
 
 
+def test_health_is_not_ready_before_a_replica_has_the_model(served: Caller, tiny_dir: Path) -> None:
+    from ray import serve
+    from ray.serve.api import RunTarget, run_many
+
+    application = build_app(ServeOptions(tiny_dir, num_cpus=10_000))  # more than there is: it waits
+    target = RunTarget(application, name="waiting", route_prefix="/waiting")
+    run_many([target], wait_for_applications_running=False)
+    try:
+        end = time.monotonic() + 60
+        while (response := served.client.get("/waiting/health")).status_code == 404:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        assert (response.status_code, response.json()) == (503, {"status": "starting"})
+        assert served.client.get("/health").json() == {"status": "ok"}
+    finally:
+        serve.delete("waiting")
+
+
 def test_a_stream_comes_in_pieces(served: Caller) -> None:
     body = {"messages": [{"role": "user", "content": "describe"}], "stream": True, **LONG}
     arrivals: list[float] = []

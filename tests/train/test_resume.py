@@ -179,5 +179,5 @@ def test_collapsed_targets_raise_an_alarm_once(whole: TrainPlan, tmp_path: Path)
     summary = train(replace(plan, train=replace(plan.train, collapse_variance=1e9)))
     assert len(summary.alarms) == 1 and summary.alarms[0].startswith("step 1: variance")
     curves = (tmp_path / "out" / "curves.svg").read_text()
-    assert curves.count("<polyline") == 3 and "visual loss" in curves
+    assert curves.count("<polyline") == 4 and "visual loss" in curves and "learning rate" in curves
     assert "max-width: 100%" in curves  # so that it fits a narrow window
