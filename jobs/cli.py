@@ -115,7 +115,7 @@ def run_job(
     start_logging(common.log_level or log_level)
     share_cores()
     try:
-        with Status("starting"):
+        with Status("starting: importing libraries"):
             summary = work(options)
     except KeyboardInterrupt:
         return interrupted(hint)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from emu.serve.schema import Limits
 from jobs.cli import JobError, checked_options, run_job
 from jobs.paths import check_port, free_port, refuse_address
+from jobs.progress import say
 from pipelines.download.config import FetchConfig
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def serve_model(job: ServeJob) -> None:
         read_image_multiple(Path(job.model) / DECODER)
         if "RAY_ADDRESS" not in os.environ:  # on a cluster, Ray Serve may listen there already
             check_port(job.host, job.port)
+    say("starting Ray")
     with ray_session():
+        say("loading the model")
         run(job, options, stop_on_signals())
 
 

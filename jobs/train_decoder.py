@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from emu.recipes import DecoderTrainConfig, PromptRules
 from jobs.cli import checked_options, failing, run_job
 from jobs.paths import folder_path, job_path
+from jobs.progress import say
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -150,6 +151,7 @@ def train(options: TrainDecoder) -> str:
     with checked_options():
         plan = plan_of(options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    say("loading the model and the images")
     if options.pretrained is None:
         print("no pretrained weights given: the visual decoder is trained from scratch")
     with progress(plan) as advance, failing(TrainingError), checked_options():

@@ -21,6 +21,7 @@ from emu.config import Count, ObjectiveConfig, SequenceConfig
 from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
 from jobs.cli import checked_options, failing, run_job
 from jobs.paths import folder_path, job_path, weights_path
+from jobs.progress import say
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
@@ -104,12 +105,16 @@ def train_emu(options: TrainEmu) -> str:
     """Train, or resume a run; returns the summary for a terminal."""
     import torch
 
-    from emu.train.loop import check_plan, train
+    from emu.train.loop import check_plan, finished_summary, train
     from emu.train.step import TrainingError
 
     began = time.monotonic()
+    say("reading the dataset and the weights' headers")
     with checked_options():
         plan = plan_of(options)
+        if finished := finished_summary(plan):
+            print(f"the run in {plan.out} has finished before; nothing is left to do")
+            return _summary_text(finished, plan, time.monotonic() - began)
         check_plan(plan)
         Path(plan.out).mkdir(parents=True, exist_ok=True)
     use_gpu = torch.cuda.is_available()
@@ -121,6 +126,7 @@ def train_emu(options: TrainEmu) -> str:
             from jobs.cluster import ray_session
 
             num_cpus = options.num_cpus or max(options.num_workers, os.cpu_count() or 1)
+            say("starting Ray")
             with ray_session(num_cpus):
                 summary = train_on_ray(plan, options.num_workers, use_gpu, options.max_failures)
     return _summary_text(summary, plan, time.monotonic() - began)

@@ -47,7 +47,7 @@ from emu.train.step import (
     rate_factor,
     set_learning_rates,
 )
-from emu.weights.layout import new_directory
+from emu.weights.layout import CONFIG, new_directory
 from emu.weights.store import save_model, weights_hash
 
 log = logging.getLogger(__name__)
@@ -257,6 +257,26 @@ def check_resume(plan: TrainPlan) -> None:
         )
     if found:
         check_same_run(read_progress(found[-1]).config, configuration(plan), found[-1])
+
+
+def finished_summary(plan: TrainPlan) -> Summary | None:
+    """The summary of a run that has taken all steps of the plan and written its model; None if work is left.
+
+    Raises `CheckpointError` as `check_resume` does.
+    """
+    check_resume(plan)
+    out = Path(plan.out)
+    found = checkpoints(out)
+    is_done = bool(found) and read_progress(found[-1]).step >= plan.train.steps
+    if not (is_done and (out / SUMMARY).is_file() and (out / "model" / CONFIG).is_file()):
+        return None
+    return read_summary(out)
+
+
+def read_summary(out: Path) -> Summary:
+    """The summary that the first rank wrote at the end of a run."""
+    values = json.loads((out / SUMMARY).read_text())
+    return Summary(**values | {"alarms": tuple(values["alarms"])})
 
 
 def check_plan(plan: TrainPlan) -> None:

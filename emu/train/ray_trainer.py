@@ -7,7 +7,6 @@ resumed without Ray, and the reverse. `out` must be a folder that every node see
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import signal
@@ -31,7 +30,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from emu.data.batches import Share
-from emu.train.loop import SUMMARY, Summary, TrainPlan, check_resume, train
+from emu.train.loop import Summary, TrainPlan, check_resume, read_summary, train
 from emu.train.run_folder import FOLDER, CheckpointError, checkpoints
 from emu.train.step import Ranks, TrainingError
 
@@ -74,8 +73,7 @@ def train_on_ray(
             trainer.fit()
     except TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
-    summary = json.loads((folder.parent / SUMMARY).read_text())
-    return Summary(**summary | {"alarms": tuple(summary["alarms"])})
+    return read_summary(folder.parent)
 
 
 @contextmanager

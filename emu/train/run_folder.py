@@ -134,12 +134,23 @@ def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], where: Path)
     """Raise `CheckpointError` naming the options in which a resumed run would differ."""
     before, after = _flat(then), _flat(now)
     names = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
+    if names == ["train.steps"]:
+        raise CheckpointError(_other_length(before[names[0]], after[names[0]], where.parents[1]))
     if names:
         shown = "; ".join(f"{n}: was {before.get(n)!r}, now {after.get(n)!r}" for n in names[:5])
         raise CheckpointError(
             f"{where}: the run has another configuration: {shown}. Give the same options to resume it, or "
             "another --out to start a new run"
         )
+
+
+def _other_length(then: int, now: int, out: Path) -> str:
+    """Why a run cannot be given another length, and which options train on."""
+    return (
+        f"{out}: the learning rate of this run is scheduled over {then} steps, so its length cannot become {now}. "
+        f"Resume it with --steps {then}; to train a finished run further, start another from its model: "
+        f"--init {out / 'model'} --out ANOTHER_FOLDER --steps {max(1, now - then)}"
+    )
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, torch.Tensor]]:

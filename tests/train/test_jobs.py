@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -85,8 +86,14 @@ def test_training_resumes_and_refuses_another_run(run: Run, data: Path, tmp_path
     options = ["--data", data, "--out", tmp_path / "run"]
     assert run(train_emu.main, *options, *train_here())[0] == 0
     before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
-    assert run(train_emu.main, *options, *train_here())[0] == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
+    was_there = ray.is_initialized()
+    status, shown, _ = run(train_emu.main, *options, *train_here("--num-workers", 2))
+    assert status == 0 and "has finished before" in shown and "steps      4 (8 samples" in shown
+    assert ray.is_initialized() == was_there, "a finished run starts no Ray"
+    status, _, error = run(train_emu.main, *options, *train_here("--steps", 9))
+    assert status == 2 and "cannot become 9. Resume it with --steps 4" in error
+    assert f"--init {tmp_path / 'run' / 'model'} --out ANOTHER_FOLDER --steps 5" in error
     status, _, error = run(train_emu.main, *options, *train_here("--seed", 9))
     assert status == 2 and "train.seed: was 0, now 9" in error
     status, _, error = run(train_emu.main, *options, *train_here("--resume", "never"))
