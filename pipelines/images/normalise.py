@@ -14,7 +14,6 @@ returned to the system each time, and their pages are faulted in again: up to 0.
 of 0.3 megapixels took from link to JPEG.
 """
 
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import simplejpeg
 from pydantic import Field
 
 from pipelines.core.pipeline import Reason, Rejected
+from schemas import jpeg
 from schemas.images import ImageError, OpenedImage, open_image
 from schemas.sample import Sample
 from schemas.validation import Checked
@@ -56,10 +56,6 @@ _KEPT_BYTES = 32 << 20
 """Larger arrays are allocated when needed and freed afterwards."""
 
 _local = threading.local()
-
-_TURBO_COLORSPACES = frozenset({"YCbCr", "RGB", "Gray"})
-_STRAY_BYTES = re.compile(r"^Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9$")
-_HARMLESS_STRAY_BYTES = 16
 
 _FORMATS: dict[str, Literal["jpg", "png", "webp"]] = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 
@@ -143,8 +139,8 @@ def normalise_image(data: bytes, config: ImageConfig) -> NormalisedImage:
     """The image in `data` as it is published.
 
     Plain 8-bit RGB files (JPEG, PNG, WebP; upright, still, opaque) whose shorter side is not above
-    `side` keep their bytes, once they have been decoded as a check. Everything else becomes a JPEG of the
-    pixels that `schemas.images` defines.
+    `side` keep their bytes, once they have been decoded as a check; faults that lose no pixel and the metadata of
+    PNGs are removed. Everything else becomes a JPEG of the pixels that `schemas.images` defines.
 
     Raises:
         Rejected: with a reason of `IMAGE_REASONS`.
@@ -158,15 +154,16 @@ def normalise_image(data: bytes, config: ImageConfig) -> NormalisedImage:
 
 
 def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
-    colorspace = turbo_colorspace(image)
     width, height = _fitted(image.width, image.height, config.side)
     is_small = (width, height) == (image.width, image.height)
-    is_plain = image.is_plain and (bool(colorspace) or image.format != "jpeg")
+    is_plain = image.is_plain and (
+        image.jpeg_header is None or image.jpeg_header.colorspace == "RGB"
+    )
     # A file that keeps its bytes is only checked, which is much cheaper at the smallest scale of a JPEG.
     if is_small and is_plain and image.orientation == 1:
-        decode(image, colorspace, 1, 1)
-        return NormalisedImage(image.data, _FORMATS[image.format], width, height, width, height)
-    pixels = decode(image, colorspace, width, height)
+        _, data = decode(image, 1, 1)
+        return NormalisedImage(data, _FORMATS[image.format], width, height, width, height)
+    pixels, _ = decode(image, width, height)
     if pixels.shape[:2] != (height, width):
         pixels = _shrunk(pixels, width, height)
     upright = np.ascontiguousarray(_turned(pixels, image.orientation))
@@ -177,40 +174,25 @@ def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
     return NormalisedImage(encoded, "jpg", width, height, *source)
 
 
-def turbo_colorspace(image: OpenedImage) -> str:
-    """The colour space of a JPEG as libjpeg-turbo sees it; empty if it cannot decode the image.
-
-    Raises:
-        ImageError: image_corrupt.
-    """
-    if image.format != "jpeg":
-        return ""
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(image.data)
-    except ValueError:
-        return ""
-    if (width, height) != (image.width, image.height):
-        raise ImageError("image_corrupt", "two different sizes in the header")
-    return colorspace if colorspace in _TURBO_COLORSPACES else ""
-
-
-def decode(image: OpenedImage, colorspace: str, min_width: int, min_height: int) -> np.ndarray:
+def decode(image: OpenedImage, min_width: int, min_height: int) -> tuple[np.ndarray, bytes]:
     """Pixels (height, width, 3), uint8; of a JPEG, the smallest scale that is at least as large as asked.
 
-    They hold until the next call in the same thread.
+    They hold until the next call in the same thread. Beside them the bytes of the image, without harmless faults.
 
     Args:
         image: the opened image.
-        colorspace: of `turbo_colorspace`.
         min_width: pixels.
         min_height: pixels.
 
     Raises:
         ImageError: image_truncated, image_corrupt or image_format_unsupported.
     """
-    if colorspace:
-        return _decode_turbo(image.data, *_scaled(image, min_width, min_height))
-    return np.asarray(image.decode_stored((min_width, min_height)))
+    header = image.jpeg_header
+    if header is not None and header.colorspace == "RGB":
+        width, height = _scaled(image, min_width, min_height)
+        buffer = _scratch("decoded", width * height * 3)
+        return jpeg.decode(image.data, header, width, height, buffer)
+    return np.asarray(image.decode_stored((min_width, min_height))), image.data
 
 
 def _scratch(name: str, num_bytes: int) -> np.ndarray:
@@ -228,26 +210,6 @@ def _scaled(image: OpenedImage, min_width: int, min_height: int) -> tuple[int, i
     sizes = ((-(-image.width // n), -(-image.height // n)) for n in (8, 4, 2))
     fits = (size for size in sizes if size[0] >= min_width and size[1] >= min_height)
     return next(fits, (image.width, image.height))
-
-
-def _decode_turbo(data: bytes, width: int, height: int) -> np.ndarray:
-    """Pixels at the scale that has exactly this size."""
-    buffer = _scratch("decoded", width * height * 3)
-
-    def turbo(is_strict: bool) -> np.ndarray:
-        return simplejpeg.decode_jpeg(
-            data, "RGB", min_height=height, min_width=width, buffer=buffer, strict=is_strict
-        )
-
-    try:
-        return turbo(True)
-    except ValueError as error:
-        stray = _STRAY_BYTES.match(str(error))
-        if stray and int(stray.group(1)) <= _HARMLESS_STRAY_BYTES:
-            return turbo(False)
-        if str(error).startswith("Premature end"):
-            raise ImageError("image_truncated") from None
-        raise ImageError("image_corrupt") from None
 
 
 def _check_shape(image: OpenedImage, config: ImageConfig) -> None:
