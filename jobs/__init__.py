@@ -31,32 +31,40 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand of `emu`: the module in this folder whose `main` it calls, and a line of help."""
+    """A subcommand of `emu`."""
 
     module: str
+    """In this folder; its `main` is called."""
     summary: str
+    """A line of help."""
+    extra: str
+    """Of `pip install 'emu-platform[EXTRA]'`: what its work imports."""
 
 
 COMMANDS = {
     "build mmc4": Command(
-        "build_mmc4", "Build a dataset from MMC4 documents: fetch images, write shards"
+        "build_mmc4", "Build a dataset from MMC4 documents: fetch images, write shards", "data"
     ),
     "build miniworld": Command(
-        "build_miniworld", "Write a synthetic world as MMC4 documents with images"
+        "build_miniworld", "Write a synthetic world as MMC4 documents with images", "data"
     ),
     "inspect": Command(
-        "inspect_shards", "Print the counts of a dataset and a sample; verify its files"
+        "inspect_shards", "Print the counts of a dataset and a sample; verify its files", "data"
     ),
     "features": Command(
-        "precompute_features", "Compute the visual encoder's outputs for a dataset"
+        "precompute_features", "Compute the visual encoder's outputs for a dataset", "data"
     ),
-    "train": Command("train_emu", "Train Emu on a dataset"),
-    "train-decoder": Command("train_decoder", "Train the visual decoder of a trained model"),
+    "train": Command("train_emu", "Train Emu on a dataset", "train"),
+    "train-decoder": Command(
+        "train_decoder", "Train the visual decoder of a trained model", "train"
+    ),
     "convert": Command(
-        "convert_checkpoint", "Import released Emu weights, or export a model to their form"
+        "convert_checkpoint",
+        "Import released Emu weights, or export a model to their form",
+        "train",
     ),
-    "evaluate": Command("evaluate", "Score the outputs of a model against references"),
-    "serve": Command("serve", "Serve a model over HTTP, with a chat page"),
-    "demo": Command("demo", "Run the whole workflow on a synthetic world"),
+    "evaluate": Command("evaluate", "Score the outputs of a model against references", "eval"),
+    "serve": Command("serve", "Serve a model over HTTP, with a chat page", "serve"),
+    "demo": Command("demo", "Run the whole workflow on a synthetic world", "all"),
 }
 """The subcommands by name, in the order of the workflow."""

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from jobs import COMMANDS
+from jobs import COMMANDS, Command
 
-BAD_VALUE = 2
+FAILED, BAD_VALUE = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +27,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for length in (2, 1):
         name = " ".join(words[:length])
         if len(words) >= length and name in COMMANDS:
-            return import_module(f"jobs.{COMMANDS[name].module}").main(words[length:])
+            return run(COMMANDS[name], words[length:])
     print(refusal(words), file=sys.stderr)
     return BAD_VALUE
+
+
+def run(command: Command, words: Sequence[str]) -> int:
+    """Run the job of a subcommand; 1 if a package that its module imports is not installed."""
+    try:
+        job = import_module(f"jobs.{command.module}")
+    except ModuleNotFoundError as error:
+        hint = f"install it with pip install 'emu-platform[{command.extra}]'"
+        print(f"error: {error}; {hint}", file=sys.stderr)
+        return FAILED
+    return job.main(words)
 
 
 def overview() -> str:

@@ -125,6 +125,8 @@ def run_job(
         if error.summary is not None:
             print(error.summary)
         return report_error(error, FAILED)
+    except ModuleNotFoundError as error:
+        return report_error(missing_package(error, inspect.getfile(kind)), FAILED)
     except failed as error:
         return report_error(error, FAILED)
     except ValueError as error:
@@ -175,6 +177,12 @@ def program_of(file: str) -> str:
     is_subcommand = Path(sys.argv[0]).name in ("emu", "__main__.py")
     names = [name for name, command in COMMANDS.items() if f"{command.module}.py" == file]
     return f"emu {names[0]}" if is_subcommand and names else f"jobs/{file}"
+
+
+def missing_package(error: ModuleNotFoundError, file: str) -> str:
+    """What to install for the job in `file`, whose work imports a package that is not there."""
+    extras = [c.extra for c in COMMANDS.values() if f"{c.module}.py" == Path(file).name]
+    return f"{error}; install it with pip install 'emu-platform[{(extras or ['all'])[0]}]'"
 
 
 def report_error(error: BaseException | str, exit_code: int) -> int:
