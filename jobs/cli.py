@@ -115,7 +115,7 @@ def run_job(
     start_logging(common.log_level or log_level)
     share_cores()
     try:
-        with Status("starting: importing libraries"):
+        with Status("starting"):
             summary = work(options)
     except KeyboardInterrupt:
         return interrupted(hint)
@@ -168,6 +168,9 @@ def parse(
         )
     except ValueError as error:
         raise OptionError(str(error)) from error
+    except BrokenPipeError:  # the reader of the help has gone: `emu train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(COMPLETE)
     return found.options, found.common
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jobs.cli import checked_options, run_job
+from jobs.progress import say_importing
 
 STARTS_AGAIN = "nothing is written; the same command starts again from the beginning"
 
@@ -71,6 +72,7 @@ class ConvertCheckpoint:
 
 def convert_checkpoint(options: ConvertCheckpoint) -> str:
     """Convert as the options say; returns the summary."""
+    say_importing("torch")
     from jobs.conversion import convert, summary_text
 
     began = time.monotonic()

@@ -16,6 +16,7 @@ from pydantic import Field
 from emu.recipes import RECIPES
 from jobs.building import build_job
 from jobs.paths import folder_path, job_path, weights_path
+from jobs.progress import say, say_importing
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ def compute(options: PrecomputeFeatures) -> str:
 
     began, out = time.monotonic(), job_path(options.data)
     finished_manifest(Storage(out))  # before an encoder of many gigabytes is made
+    say_importing("torch")
     stage = feature_stage(options)
+    say("starting the workers")
     with ExitStack() as sessions:
         on_ray = RunnerOnDemand(sessions, gpu_per_worker=True)
         runner = on_ray if options.num_workers else LocalRunner()

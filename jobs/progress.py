@@ -21,6 +21,12 @@ def say(text: str) -> None:
         status.say(text)
 
 
+def say_importing(package: str) -> None:
+    """Say that a large package is imported, unless it is already: an import may hold up all threads."""
+    if package not in sys.modules:
+        say(f"importing {package}")
+
+
 class Status:
     """Writes lines such as `[  12 s] starting Ray` while its block runs; a job of two seconds stays silent."""
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from emu.serve.schema import Limits
 from jobs.cli import JobError, checked_options, run_job
 from jobs.paths import check_port, free_port, refuse_address
-from jobs.progress import say
+from jobs.progress import say, say_importing
 from pipelines.download.config import FetchConfig
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class ServeJob:
 
 def serve_model(job: ServeJob) -> None:
     """Serve until a signal."""
+    say_importing("ray")
     from emu.decoders import read_image_multiple
     from emu.weights.layout import DECODER, read_config
     from jobs.cluster import ray_session

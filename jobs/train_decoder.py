@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from emu.recipes import DecoderTrainConfig, PromptRules
 from jobs.cli import checked_options, failing, run_job
 from jobs.paths import folder_path, job_path
-from jobs.progress import say
+from jobs.progress import say, say_importing
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -142,6 +142,7 @@ def summary_text(summary: DecoderSummary, seconds: float) -> str:
 
 def train(options: TrainDecoder) -> str:
     """Train the visual decoder and write it; returns the summary."""
+    say_importing("torch")
     import torch
 
     from emu.train.decoder import train_decoder

@@ -21,7 +21,7 @@ from emu.config import Count, ObjectiveConfig, SequenceConfig
 from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
 from jobs.cli import checked_options, failing, run_job
 from jobs.paths import folder_path, job_path, weights_path
-from jobs.progress import say
+from jobs.progress import say, say_importing
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class TrainEmu(Checked):
 
 def train_emu(options: TrainEmu) -> str:
     """Train, or resume a run; returns the summary for a terminal."""
+    say_importing("torch")
     import torch
 
     from emu.train.loop import check_plan, finished_summary, train
