@@ -6,10 +6,12 @@ pipeline run, and the manifest is written last.
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
+from threading import Event, Thread
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -38,10 +40,13 @@ from pipelines.core.workspace import PLAN_FILE, BuildPlan, Workspace, check_pipe
 from schemas.manifest import MANIFEST_FILE, Manifest, Tally
 from schemas.shard import LEDGERS
 from schemas.tables import LEDGER
+from schemas.validation import SchemaError
 
 log = logging.getLogger(__name__)
 
 CHECK_THREADS = 8
+FOLLOW_S = 10.0
+"""Seconds between looks at how far shards have come, while none is finished."""
 
 
 def run(
@@ -116,9 +121,9 @@ def extend(
         open_work = partial(ExtensionWork, extension, storage)
         operator = Operator(extension.name, extension.resources, open_work, is_stateful=True)
         results = (runner or LocalRunner()).run([operator], plans) if plans else iter(())
-        total = len(admitted.shards)
-        done = total - len(plans)
-        for name in with_progress(results, extension.name, done, total, progress):
+        shards = {e.name: e.num_samples for e in admitted.shards}
+        left = [e.name for e in pending]
+        for name in with_progress(results, extension.name, shards, left, progress):
             log.debug("shard=%s stages=%r status=done", name, extension.name)
         lost = [e.name for e in pending if not extension.is_done(storage, e)]
         if lost:
@@ -198,13 +203,24 @@ class _Build:
         chosen = operators(self.pipeline, self.workspace)[first - 1 : last]
         label = " > ".join(o.name for o in chosen)
         results = self.runner.run(chosen, pending)
-        done = len(active) - len(pending)
-        for name in with_progress(results, label, done, len(active), self.progress):
+        shards = {s.name: s.num_records for s in active}
+        left = [s.name for s in pending]
+        reached = partial(self._reached, first, [o.name for o in chosen], shards)
+        for name in with_progress(results, label, shards, left, self.progress, reached):
             log.debug("shard=%s stages=%r status=done", name, label)
         reached = self.workspace.survey()
         lost = [s.name for s in pending if reached.get(s.name, 0) < last]
         if lost:
             raise EngineError(f"the runner ended without shards {lost[:5]} ({len(lost)} in all)")
+
+    def _reached(self, first: int, names: Sequence[str], shards: Mapping[str, int]) -> str:
+        """How many records have passed each stage but the last, such as `parse 2,000, fetch 1,000`."""
+        levels = self.workspace.survey()
+        passed = {
+            name: sum(n for shard, n in shards.items() if levels.get(shard, 0) >= level)
+            for level, name in enumerate(names[:-1], first)
+        }
+        return ", ".join(f"{name} {num_records:,}" for name, num_records in passed.items())
 
     def _plan_barrier(self, level: int) -> None:
         stages = self.pipeline.stages
@@ -261,27 +277,73 @@ def _summed(tallies: list[Tally]) -> Tally:
 
 
 def with_progress(
-    results: Iterable[tuple[str, int]], label: str, done: int, total: int, is_shown: bool
+    results: Iterable[tuple[str, int]],
+    label: str,
+    shards: Mapping[str, int],
+    pending: Collection[str],
+    is_shown: bool,
+    reached: Callable[[], str] = str,
 ) -> Iterator[str]:
-    """Yield the names of shards as they are done, with a progress bar of samples per second on standard error.
+    """Yield the names of shards as they are done, with a progress bar of records on standard error.
 
     Where that is no terminal (the log of a job), a line at most every ten seconds.
+
+    Args:
+        results: the shards as they are done.
+        label: what is done to them.
+        shards: all of them, with their numbers of records.
+        pending: those that are not done yet.
+        is_shown: whether there is a bar.
+        reached: how far the shards that are not done have come, in words; asked while the bar waits.
     """
-    interval_s = 0.2 if sys.stderr.isatty() else 10.0
-    num_records = 0
+    interval_s = 0.5 if sys.stderr.isatty() else 10.0
+    left = sum(shards[name] for name in pending)
     with tqdm(
         desc=label,
-        initial=done,
-        total=total,
-        unit="shard",
+        initial=sum(shards.values()) - left,
+        total=sum(shards.values()),
+        unit=" records",
         mininterval=interval_s,
         maxinterval=interval_s,
         disable=not is_shown,
     ) as bar:
-        for name, count in results:
-            num_records += count
-            elapsed_s = bar.format_dict["elapsed"] if is_shown else 0
-            rate = num_records / elapsed_s if elapsed_s else 0
-            bar.set_postfix_str(f"{rate:,.0f} samples/s", refresh=False)
-            bar.update()
-            yield name
+        num_done = len(shards) - len(pending)
+
+        def show() -> None:
+            words = [f"{num_done:,}/{len(shards):,} shards", reached()]
+            bar.set_postfix_str("; ".join(filter(None, words)), refresh=False)
+            bar.refresh()
+
+        with _repeated(show, FOLLOW_S if is_shown else None):
+            for name, _ in results:
+                num_done += 1
+                bar.set_postfix_str(f"{num_done:,}/{len(shards):,} shards", refresh=False)
+                bar.update(shards[name])
+                yield name
+
+
+@contextmanager
+def _repeated(action: Callable[[], None], interval_s: float | None) -> Iterator[None]:
+    """Call `action` in another thread every `interval_s` while the block runs; None never does."""
+    if interval_s is None:
+        yield
+        return
+    over = Event()
+
+    def repeat() -> None:
+        while not over.wait(interval_s):
+            try:
+                action()
+            except (
+                OSError,
+                SchemaError,
+            ):  # the storage is busy or away; the build itself will say so
+                log.debug("progress=unknown", exc_info=True)
+
+    follower = Thread(target=repeat, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()
