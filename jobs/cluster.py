@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address(os.environ)
     if address:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     else:
@@ -45,6 +45,20 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_address(environment: Mapping[str, str]) -> str | None:
+    """The cluster to connect to by `RAY_ADDRESS`; None if it is not set.
+
+    Raises ValueError for the address of a dashboard, which `ray job submit` takes from the same variable.
+    """
+    address = environment.get("RAY_ADDRESS")
+    if address and address.lower().startswith(("http://", "https://")):
+        raise ValueError(
+            f"RAY_ADDRESS is {address}, the dashboard to which `ray job submit` sends jobs; a job that is started "
+            "directly connects to HOST:6379 (or auto, on a machine of the cluster): set that, or submit the job"
+        )
+    return address
 
 
 @dataclass(frozen=True)

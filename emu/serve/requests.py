@@ -36,7 +36,9 @@ IMAGE_SYSTEM_MESSAGE = (
 )
 MAX_STOPS = 4  # OpenAI's limit
 MAX_STOP_LENGTH = 1000  # characters; a stop string is searched for after every token
-DATA_URL = re.compile(r"data:(?P<kind>[\w.+/-]*)(?:;[\w=.-]+)*?;base64,", re.IGNORECASE)
+# RFC 2397: a media type, parameters whose values may be quoted, and `;base64`; as in browsers with spaces around it
+DATA_URL = re.compile(r'data:[^;,"]*(?:;(?:[^;,"]|"[^"]*")*)*?; *base64 *,', re.IGNORECASE)
+MAX_DATA_URL_HEAD = 4096
 NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]|=(?!=?$)")
 URL_SAFE = "write + and / for - and _"
 
@@ -170,7 +172,7 @@ def is_web_url(url: str) -> bool:
 
 def data_of_url(url: str, param: str, limits: Limits) -> bytes:
     """The bytes of a `data:…;base64,` URL; raises `ApiError` naming `param`."""
-    match = DATA_URL.match(url)
+    match = DATA_URL.match(url, 0, MAX_DATA_URL_HEAD)
     if match is None:
         begin = f"starts with {url[:30]!r}" if url else "is empty"
         message = f"{param} {begin}; give data:image/png;base64,… or an http(s) URL"

@@ -13,8 +13,8 @@
 | `num_beams`, `image` | ours: beam search; size and sampler of a generated image |
 
 Fields of OpenAI's schema that do not affect the reply (`IGNORED`) are accepted. Those that would affect it and are not
-supported (`NEUTRAL`) are accepted only with the value that changes nothing. Any other field is an error, so that a
-misspelt one is not ignored silently.
+supported (`NEUTRAL`) are accepted only with the value that changes nothing. In a part of a message, null counts as
+absent. Any other field is an error, so that a misspelt one is not ignored silently.
 """
 
 from __future__ import annotations
@@ -213,7 +213,16 @@ def _without_neutral(message: Any, number: int) -> Any:
         return message
     message = dict(message)
     _remove_neutral(message, NEUTRAL_IN_MESSAGES, f"messages.{number}.")
+    if isinstance(message.get("content"), list):
+        message["content"] = [_without_nulls(part) for part in message["content"]]
     return message
+
+
+def _without_nulls(value: Any) -> Any:
+    """A part without its null fields: rows of tables have all columns, with null where there is nothing."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_nulls(field) for name, field in value.items() if field is not None}
 
 
 def _remove_neutral(

@@ -107,6 +107,27 @@ def located(name: str, base: str) -> tuple[Any, str]:
     return LocalFileSystem(), str(Path(base, Path(name).expanduser()).absolute())
 
 
+def as_pattern(pattern: str, base: str) -> str:
+    """The absolute pattern of one as written, where what leads to its files is a folder and not a pattern.
+
+    Brackets, stars and question marks in `base` stand for themselves, and so do brackets in the leading folders of the
+    pattern that exist.
+    """
+    filesystem, path = located(pattern, base)
+    if not isinstance(filesystem, LocalFileSystem):
+        return path
+    is_relative = not Path(pattern).expanduser().is_absolute()
+    num_fixed = len(Path(base).absolute().parts) if is_relative else 0
+    folder, *parts = Path(path).parts
+    for number, part in enumerate(parts[:-1]):
+        is_folder = number + 1 < num_fixed or not re.search(r"[*?]", part)
+        if not is_folder or not Path(folder, part).is_dir():
+            break
+        folder = str(Path(folder, part))
+        parts[number] = _MAGIC.sub(lambda found: f"[{found[0]}]", part)
+    return "/" + "/".join(parts)
+
+
 def refuse_overlap(patterns: Sequence[str], base: str, out: str, corpus: str) -> None:
     """Raise `InputError` for the first pattern that matches what a build of the corpus in `out` writes.
 
@@ -139,7 +160,9 @@ def _matches(pattern: str, base: str) -> list[str]:
     """The names of the files that a pattern stands for."""
     try:
         filesystem, path = located(pattern, base)
-        found = [path] if filesystem.exists(path) else sorted(map(str, filesystem.glob(path)))
+        found = [path]
+        if not filesystem.exists(path):
+            found = sorted(map(str, filesystem.glob(as_pattern(pattern, base))))
         folders = [p for p in found if filesystem.isdir(p)]
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"'{pattern}': cannot be looked up: {error}") from error
@@ -181,8 +204,9 @@ def _contents(name: str, base: str) -> str:
 def _first_match(pattern: str, base: str, out: str, corpus: str) -> str | None:
     try:
         (system, path), (other, root) = located(pattern, base), located(out, base)
-        if not _MAGIC.search(path) or type(system) is not type(other) or system.exists(path):
+        if not _MAGIC.search(pattern) or type(system) is not type(other) or system.exists(path):
             return None
+        path = as_pattern(pattern, os.path.realpath(base))
     except (OSError, ValueError, ImportError):
         return None  # it is named where the inputs are looked up, or the output is made
     if isinstance(system, LocalFileSystem):

@@ -13,6 +13,7 @@ from emu import __version__
 from jobs import COMMANDS
 from jobs.__main__ import main as emu
 from jobs.cli import parse
+from jobs.cluster import cluster_address
 from jobs.train_emu import TrainEmu, recipe_defaults
 from tests.exit_codes import exit_code
 
@@ -165,3 +166,14 @@ def test_torch_waits_without_spinning_and_the_person_may_say_otherwise() -> None
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment
         )
         assert done.stdout.strip() == wanted, done.stderr
+
+
+def test_the_address_of_a_dashboard_is_explained() -> None:
+    assert cluster_address({}) is None
+    assert cluster_address({"RAY_ADDRESS": "10.0.0.1:6379"}) == "10.0.0.1:6379"
+    for address in ("http://127.0.0.1:8265", "HTTPS://ray.example"):
+        with pytest.raises(
+            ValueError, match=r"(?i)RAY_ADDRESS is http.*dashboard.*HOST:6379"
+        ) as raised:
+            cluster_address({"RAY_ADDRESS": address})
+        assert address in str(raised.value)

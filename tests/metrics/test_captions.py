@@ -111,3 +111,15 @@ def test_an_unknown_variant_is_named():
 def test_an_order_outside_bleus_range_is_named(order: int):
     with pytest.raises(ValueError, match=f"order is {order}, give a whole number from 1 to 4"):
         Bleu(already_tokens, order)
+
+
+def test_cider_over_one_image_warns_that_it_is_0(caplog: pytest.LogCaptureFixture) -> None:
+    one, two = {"a": "a dog runs"}, {"a": "a dog runs", "b": "a cat sits"}
+    (cider,) = [s for s in score_captions(one, {"a": ["a dog runs"]}) if s.name == "CIDEr"]
+    assert cider.value == 0
+    assert [r.getMessage() for r in caplog.records if "CIDEr" in r.getMessage()] == [
+        "CIDEr over 1 image is 0 by definition: n-grams of every image have no weight; give at least 2 images"
+    ]
+    caplog.clear()
+    score_captions(two, {key: [text] for key, text in two.items()})
+    assert not caplog.records

@@ -18,7 +18,7 @@ from pipelines.core.pipeline import FingerprintError
 from pipelines.core.run import run
 from pipelines.corpora.mmc4 import rules as mmc4
 from pipelines.download.config import FetchConfig
-from pipelines.readers.files import InputError
+from pipelines.readers.files import InputError, refuse_overlap
 from pipelines.readers.jsonl import LINE_REASONS, LineSource, read_lines
 from schemas.manifest import Manifest
 from schemas.sample import KEY_PATTERN
@@ -195,6 +195,27 @@ def test_fsspec_addresses():
     assert [r["line"] for r in rows(LineSource([exact]))] == ["1", "2"]
     assert LineSource([pattern]).files.names() == ["memory:///lines/x.jsonl.gz"]
     assert [r["line"] for r in rows(LineSource([pattern]))] == ["1", "2"]
+
+
+def test_folders_with_brackets_are_no_patterns(tmp_path: Path):
+    folder = tmp_path / "[ff]" / "a*b"
+    folder.mkdir(parents=True)
+    (tmp_path / "f").mkdir()
+    for path in (folder / "x.jsonl", folder.parent / "y.jsonl", tmp_path / "f" / "z.jsonl"):
+        path.write_text("1\n")
+
+    def names(pattern: str, base: Path) -> list[str]:
+        return LineSource([pattern], base=str(base)).files.names()
+
+    assert names("*.jsonl", folder) == names("x.jsonl", folder) == ["x.jsonl"]
+    assert names("*.jsonl", folder.parent) == ["y.jsonl"]
+    assert names("*/*.jsonl", folder.parent) == ["a*b/x.jsonl"]
+    assert names("[ff]/*.jsonl", tmp_path) == ["[ff]/y.jsonl"]
+    assert names(f"{tmp_path}/[ff]/*.jsonl", Path("/")) == [f"{tmp_path}/[ff]/y.jsonl"]
+    assert names("[fg]/*.jsonl", tmp_path) == ["f/z.jsonl"]
+    with pytest.raises(InputError, match="which this build writes"):
+        refuse_overlap(["*"], str(folder), str(folder / "out"), "mmc4")
+    refuse_overlap(["*"], str(folder), str(tmp_path / "out"), "mmc4")
 
 
 def test_errors_name_the_pattern_and_a_hint(tmp_path: Path):

@@ -1,15 +1,18 @@
 """Request bodies: what JSON readers accept silently is refused with its field."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from emu.generate.sampling import to_png
 from emu.serve.api import MAX_DIGITS, decode_json
 from emu.serve.errors import ApiError, shown
 from emu.serve.requests import text_options
 from emu.serve.schema import KNOWN, Limits, parse_request
-from tests.serve.conftest import CHAT, Caller, error_of
+from tests.serve.conftest import CHAT, Caller, error_of, image_part
 
 JSON_TYPE = {"Content-Type": "application/json"}
 ASK = '"messages": [{"role": "user", "content": "a"}]'
@@ -186,3 +189,21 @@ def test_a_million_wrong_values_are_refused_at_once(caller: Caller) -> None:
     assert (status, param) == (400, "messages.0")
     status, param, _ = error_of(caller.ask([{"type": "text"}] * 100_000))
     assert (status, param) == (400, "messages.0.content.0.text")
+
+
+def test_null_fields_of_parts_count_as_absent(caller: Caller, repository: Path) -> None:
+    """Rows of Arrow tables have every column."""
+    body = json.loads((repository / "tests/bug_cases/arrow_null_keys.json").read_text())
+    assert body["messages"][0]["content"][0]["image_url"] is None
+    text = body["messages"][0]["content"][0]["text"]
+    assert caller.send(body).json()["choices"] == caller.ask(text, max_tokens=4).json()["choices"]
+    nulls = {"text": None, "video": None}
+    data = image_part(to_png(Image.new("RGB", (8, 8))))
+    with_nulls = {**data, **nulls, "image_url": {**data["image_url"], "detail": None}}
+    assert caller.text([with_nulls], max_tokens=2) == caller.text([data], max_tokens=2)
+    for part, missing in (
+        ({"type": "text", "text": None}, "text"),
+        ({"type": "image_url", "image_url": {"url": None}}, "image_url.url"),
+    ):
+        found, _, message = refusal(json.dumps({"messages": [{"role": "user", "content": [part]}]}))
+        assert found == f"messages.0.content.0.{missing}" and "is missing" in message

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -65,6 +66,38 @@ def test_the_bytes_and_not_the_declared_type_decide(caller: Caller) -> None:
         assert caller.text([image_part(data, kind)], max_tokens=4) == said
     status, param, text = error_of(caller.ask([image_part(b"%PDF-1.4 ...", "image/png")]))
     assert (status, param) == (422, URL) and "JPEG, PNG" in text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "image/png;charset=utf-8;base64",
+        "image/png;name=a%20b.png;base64",
+        'image/png;name="a, b;c.png";base64',
+        ";a=b;base64",
+        "image/svg+xml;q=1;x=!#$&'*+-.^_`|~;base64",
+        "image/png; base64 ",
+        "image/png;BASE64",
+        ";base64",
+    ],
+)
+def test_data_urls_take_parameters(caller: Caller, head: str) -> None:
+    data = to_png(ramp())
+    url = f"data:{head},{base64.b64encode(data).decode()}"
+    said = caller.text([{"type": "image_url", "image_url": {"url": url}}], max_tokens=4)
+    assert said == caller.text([image_part(data)], max_tokens=4)
+
+
+def test_recorded_images_of_bug_reports_are_read(caller: Caller, repository: Path) -> None:
+    cases = repository / "tests" / "bug_cases"
+    paths = [path for path in sorted(cases.iterdir()) if path.suffix in (".jpg", ".png", ".tif")]
+    assert len(paths) == 6
+    for path in paths:
+        assert caller.text([image_part(path.read_bytes())], max_tokens=2)
+    photo = (cases / "control.jpg").read_bytes()
+    for damaged in (photo[:5000], photo[:5000] + bytes(900) + photo[5900:]):
+        status, param, message = error_of(caller.ask([image_part(damaged)]))
+        assert (status, param) == (422, URL) and "JPEG image is damaged" in message
 
 
 @pytest.mark.parametrize(

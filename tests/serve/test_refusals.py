@@ -35,7 +35,7 @@ def message(content: Any) -> dict[str, Any]:
         (message([{"type": "video"}]), 400, f"{PART}.type", '"video"'),
         (message([{"text": "a"}]), 400, f"{PART}.type", "missing"),
         (message([{"type": "text"}]), 400, f"{PART}.text", "missing"),
-        (message([{"type": "text", "text": None}]), 400, f"{PART}.text", "null"),
+        (message([{"type": "text", "text": None}]), 400, f"{PART}.text", "missing"),
         (
             message([{"type": "image_url", "image_url": "x"}]),
             400,

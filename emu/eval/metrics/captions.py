@@ -11,6 +11,7 @@ pairs as lengths.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,6 +50,8 @@ from emu.eval.metrics.ngrams import (
 )
 from emu.eval.metrics.ptb import PtbTokenizer, StanfordTokenizer
 from schemas.validation import Checked
+
+_log = logging.getLogger(__name__)
 
 # From captions to their tokens, joined by spaces.
 Tokenize = Callable[[Sequence[str]], Sequence[str]]
@@ -213,7 +216,12 @@ class Cider(Checked):
         return self.score(tokenize_captions(predictions, references, self.tokenize))
 
     def score(self, captions: TokenizedCaptions) -> Score:
-        """The score of tokenized captions."""
+        """The score of tokenized captions; warns where it says nothing."""
+        if len(captions.keys) == 1:
+            _log.warning(
+                "%s over 1 image is 0 by definition: n-grams of every image have no weight; give at least 2 images",
+                self.variant,
+            )
         samples = cider(captions, clipped=self.variant != "CIDEr-unclipped")
         return mean_score(
             self.variant, dict(zip(captions.keys, samples.tolist(), strict=True)), self.bootstrap
