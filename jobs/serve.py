@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from emu.serve.requests import Fetch
 
 APPLICATION = "emu"
+PROXY_START = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+"""Seconds that Ray Serve's proxy may take to start; Ray's 5 are too few on a busy machine."""
 log = logging.getLogger("serve")
 
 
@@ -101,6 +103,7 @@ def serve_model(job: ServeJob) -> None:
         if "RAY_ADDRESS" not in os.environ:  # on a cluster, Ray Serve may listen there already
             check_port(job.host, job.port)
     say("starting Ray")
+    os.environ.setdefault(PROXY_START, "60")
     with ray_session():
         say("loading the model")
         run(job, options, stop_on_signals())
