@@ -26,7 +26,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from jobs import COMMANDS
-from jobs.config_file import arguments_of, as_yaml
 from jobs.progress import Status
 from schemas.validation import SchemaError
 
@@ -110,6 +109,8 @@ def run_job(
     except OptionError as error:
         return report_error(error, BAD_VALUE)
     if common.print_config:
+        from jobs.config_file import as_yaml
+
         print(as_yaml(options), end="")
         return COMPLETE
     start_logging(common.log_level or log_level)
@@ -152,6 +153,8 @@ def parse(
     program = program or program_of(inspect.getfile(kind))
     path = _option_value("--config", words)
     if path is not None:
+        from jobs.config_file import arguments_of
+
         with checked_options():
             words = arguments_of(path, kind, f"{program} --help", words) + words
     given: dict[str, Any] = {}

@@ -302,7 +302,7 @@ def with_progress(
         desc=label,
         initial=sum(shards.values()) - left,
         total=sum(shards.values()),
-        unit=" records",
+        unit="record",
         mininterval=interval_s,
         maxinterval=interval_s,
         disable=not is_shown,
