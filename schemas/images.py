@@ -5,7 +5,8 @@
 
 - The format follows from the first bytes, never from a claimed type or a file name: JPEG, PNG, WebP, GIF, BMP, TIFF.
 - Width and height are limited before decoding, and so is the number of scans of a JPEG.
-- A file is damaged if pixels are lost; what only deviates from its format is removed (`schemas.jpeg`, `schemas.png`).
+- A file is damaged if pixels are lost; what only deviates from its format is removed (`schemas.jpeg_faults`,
+  `schemas.image_files`).
 - Pixels are 8-bit RGB: grey of 12 and 16 bits is scaled (its largest value becomes 255), transparency is composited on
   white, of an animation the first frame is taken. ICC profiles are not applied: pixels are taken as sRGB, as CLIP was
   trained. Signed and float samples are refused by name, since their black and white are not known.
@@ -29,8 +30,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from schemas import jpeg, png
-from schemas.image_errors import ImageError, damaged, format_of, too_large
+from schemas import jpeg
+from schemas.image_files import ImageError, damaged, format_of, read_png, too_large
 
 __all__ = ["MAX_PIXELS", "ImageError", "OpenedImage", "decode_image", "open_image", "to_rgb"]
 
@@ -137,7 +138,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
         image = OpenedImage(data, kind, *size, header.is_plain, header)
         _check_size(image, max_pixels)
         return image
-    file = png.read(data) if kind == "png" else None
+    file = read_png(data) if kind == "png" else None
     data = file.data if file else data
     if kind == "webp" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         raise damaged("webp", "image_truncated", "shorter than its header says")

@@ -14,7 +14,7 @@ from typing import Any
 
 import simplejpeg
 
-from schemas.image_errors import ImageError, damaged
+from schemas.image_files import ImageError, damaged
 from schemas.jpeg_faults import (
     EXIF,
     PROGRESSIVE,

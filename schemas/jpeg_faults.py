@@ -17,7 +17,7 @@ from typing import Any
 
 import simplejpeg
 
-from schemas.image_errors import damaged
+from schemas.image_files import damaged
 
 EXIF, SCAN = 0xE1, 0xDA
 _JFIF, _PROFILE, _ADOBE, _INTERVAL, _END_CODE = 0xE0, 0xE2, 0xEE, 0xDD, 0xD9
