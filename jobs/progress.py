@@ -83,9 +83,9 @@ _running: ContextVar[Status | None] = ContextVar("running", default=None)
 
 
 def _bars() -> list[Any]:
-    """The progress bars that are shown."""
-    module = sys.modules.get("tqdm.std")
-    if module is None:
+    """The progress bars that are shown; none while tqdm is not imported, or not to its end."""
+    tqdm = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    if tqdm is None:
         return []
-    with module.tqdm.get_lock():
-        return [bar for bar in getattr(module.tqdm, "_instances", ()) if not bar.disable]
+    with tqdm.get_lock():
+        return [bar for bar in getattr(tqdm, "_instances", ()) if not bar.disable]

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from tqdm import tqdm
 
 from jobs.progress import Status, say
@@ -31,6 +33,13 @@ def test_it_speaks_at_a_change_and_again_and_again() -> None:
     size = len(stream.getvalue())
     say("over")
     assert len(stream.getvalue()) == size
+
+
+def test_it_speaks_while_tqdm_is_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm.std", ModuleType("tqdm.std"))
+    stream = io.StringIO()
+    with Status("importing", stream, **FAST):
+        wait_for("importing", stream, 2)
 
 
 def test_a_bar_that_stands_still_is_printed_again_and_takes_the_place_of_the_line() -> None:
