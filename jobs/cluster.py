@@ -1,13 +1,23 @@
-"""The Ray that a job runs on: the cluster it was submitted to, or a local one of its own."""
+"""The Ray that a job runs on: the cluster it was submitted to, or a local one of its own.
+
+What Ray writes to standard error by itself goes to a log file, which is named at the end. Failures of Ray itself are
+one line with a hint.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from jobs.progress import say
 
 if TYPE_CHECKING:
     from pipelines.core.pipeline import ShardPlan
@@ -15,14 +25,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+START_VARIABLE = "EMU_RAY_START_S"
+START_S = 300.0
+"""Seconds that a local Ray may take to start. Ray itself waits 30, which a busy machine exceeds."""
+
+
+class ClusterError(ConnectionError):
+    """Ray could not be started or reached, or was lost; one line with a hint."""
+
 
 @contextmanager
-def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(num_cpus: int | None = None, start_s: float | None = None) -> Iterator[None]:
     """Connect to Ray for the duration of the block.
 
     Inside `ray job submit`, or where `RAY_ADDRESS` is set, that cluster is used and left running. Otherwise
     a local Ray is started (with `num_cpus`, by default all cores) and stopped at the end. A process that is
     already connected keeps its connection.
+
+    Args:
+        num_cpus: of a local Ray.
+        start_s: seconds that its start may take; None: `EMU_RAY_START_S`, else `START_S`.
+
+    Raises:
+        ClusterError: Ray could not be started or reached, or was lost.
+        ValueError: as of `cluster_address`.
     """
     import ray  # takes a second, and jobs in one process do not need it
 
@@ -30,21 +56,15 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     address = cluster_address(os.environ)
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    log.info("ray address=%s cpus=%s", address or "local", ray.cluster_resources().get("CPU"))
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    start_s = _start_s() if start_s is None else start_s
+    with _ray_log() as path, _explained(address, start_s, path):
+        say(f"connecting to Ray at {address}" if address else "starting a local Ray")
+        _connect(address, num_cpus, start_s)
+        log.info("ray address=%s cpus=%s", address or "local", ray.cluster_resources().get("CPU"))
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def cluster_address(environment: Mapping[str, str]) -> str | None:
@@ -59,6 +79,145 @@ def cluster_address(environment: Mapping[str, str]) -> str | None:
             "directly connects to HOST:6379 (or auto, on a machine of the cluster): set that, or submit the job"
         )
     return address
+
+
+def _connect(address: str | None, num_cpus: int | None, start_s: float) -> None:
+    import ray
+
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        return
+    with patient_start(start_s):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+
+
+def _start_s() -> float:
+    text = os.environ.get(START_VARIABLE, "")
+    try:
+        return float(text) if text else START_S
+    except ValueError as error:
+        raise ClusterError(f"{START_VARIABLE} is {text!r}, give a number of seconds") from error
+
+
+@contextmanager
+def patient_start(seconds: float) -> Iterator[None]:
+    """Let the processes of a local Ray take so long to start.
+
+    Ray gives each of them 30 seconds: its head by an environment variable, the agents of a node by another (the raylet
+    then aborts), and the raylet without any option.
+    """
+    import psutil  # comes with Ray
+    from ray._private import services
+
+    get_node, deadline = cast(Any, services).get_node, time.monotonic() + seconds
+
+    def patient(gcs_address: str, node_id: str) -> Any:
+        while True:
+            try:
+                return get_node(gcs_address, node_id)
+            except RuntimeError:  # not registered yet
+                children = psutil.Process().children()
+                is_dead = any(c.name() == "raylet" and c.status() == "zombie" for c in children)
+                if is_dead or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
+
+    waits = {
+        "RAY_gcs_server_port_wait_time_s": str(max(30, int(seconds))),
+        "RAY_agent_register_timeout_ms": str(max(30_000, int(1000 * seconds))),
+        "RAY_raylet_start_wait_time_s": str(max(30, int(seconds))),
+    }
+    added = {name: value for name, value in waits.items() if name not in os.environ}
+    os.environ.update(added)
+    services.get_node = patient
+    try:
+        yield
+    finally:
+        services.get_node = get_node
+        for name in added:
+            del os.environ[name]
+
+
+@contextmanager
+def _explained(address: str | None, start_s: float, path: Path) -> Iterator[None]:
+    """Turn failures of Ray itself inside the block into `ClusterError`."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except (ClusterError, KeyboardInterrupt):
+        raise
+    except (RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        is_rays = isinstance(error, RayError) or _comes_from_ray(error)
+        if not is_rays or (ray.is_initialized() and not isinstance(error, RayError)):
+            raise
+        raise ClusterError(f"{_words(error, address, start_s)}; Ray's own log: {path}") from error
+    except Exception as error:
+        # Ray raises a plain Exception where a node does not start in time.
+        if type(error) is not Exception or not _comes_from_ray(error):
+            raise
+        raise ClusterError(f"{_words(error, address, start_s)}; Ray's own log: {path}") from error
+
+
+def _comes_from_ray(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("ray")
+
+
+def _words(error: BaseException, address: str | None, start_s: float) -> str:
+    lines = str(error).strip().splitlines()
+    first = f"{type(error).__name__}: {lines[0] if lines else ''}".removeprefix("Exception: ")
+    if address:
+        return f"no Ray at RAY_ADDRESS={address} ({first}); start the cluster, or unset RAY_ADDRESS"
+    if "timed out" in first.lower() or "startup" in first or "node" in first.lower():
+        return (
+            f"Ray did not start within {start_s:g} s ({first}); the machine is busy: end other work, or wait "
+            f"longer with {START_VARIABLE}=SECONDS, or use --runner local where the job has it"
+        )
+    return (
+        f"Ray failed ({first}); started again, the job resumes where it stopped. If it happens again, look whether "
+        "memory or disk ran out"
+    )
+
+
+@contextmanager
+def _ray_log() -> Iterator[Path]:
+    """Send what libraries write to file descriptor 2 to a file, and keep `sys.stderr` and the log where they are."""
+    handle, name = tempfile.mkstemp(prefix="emu-ray-", suffix=".log")
+    path, before, stderr = Path(name), os.dup(2), sys.stderr
+    try:
+        is_plain = stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        is_plain = False
+    shown = os.fdopen(os.dup(2), "w", buffering=1, errors="replace") if is_plain else stderr
+    handlers = [h for h in logging.getLogger().handlers if getattr(h, "stream", None) is stderr]
+    stderr.flush()
+    sys.stderr = shown
+    for handler in handlers:
+        handler.setStream(shown)  # type: ignore[attr-defined]
+    os.dup2(handle, 2)
+    os.close(handle)
+    try:
+        yield path
+    finally:
+        sys.stderr = stderr
+        for handler in handlers:
+            handler.setStream(stderr)  # type: ignore[attr-defined]
+        os.dup2(before, 2)
+        os.close(before)
+        if path.stat().st_size:
+            log.info("ray_log=%s", path)
+        else:
+            path.unlink()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # on a busy machine
+# Ray gives its workers the lowest priority but four: on a busy machine they take minutes to start.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # A shell starts jobs in the background with SIGINT ignored; tests of Ctrl-C need it, here and in their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -82,14 +84,17 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray for the whole session of tests, with logical CPUs to spare."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="warning",
-        namespace="tests",
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-    )
+    from jobs.cluster import START_S, patient_start
+
+    with patient_start(START_S):
+        ray.init(
+            address="local",
+            num_cpus=8,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+            namespace="tests",
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+        )
     yield
     ray.shutdown()

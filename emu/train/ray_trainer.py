@@ -11,12 +11,14 @@ import logging
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 from ray.train import (
@@ -28,12 +30,16 @@ from ray.train import (
     TrainingFailedError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util import placement_group_table
 
 from emu.data.batches import Share
 from emu.train.loop import Summary, TrainPlan, check_resume, read_summary, train
 from emu.train.run_folder import FOLDER, CheckpointError, checkpoints
 from emu.train.step import Ranks, TrainingError
 
+log = logging.getLogger(__name__)
+
+NOTICE_S = 10.0
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints in the folder of a run; it rejects one of another Ray version."""
 
@@ -69,11 +75,42 @@ def train_on_ray(
         ),
     )
     try:
-        with _interruptible():
+        with _interruptible(), _waiting_told(num_workers, use_gpu):
             trainer.fit()
     except TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
     return read_summary(folder.parent)
+
+
+@contextmanager
+def _waiting_told(num_workers: int, use_gpu: bool, notice_s: float = NOTICE_S) -> Iterator[None]:
+    """Log every `notice_s` what the workers wait for, while Ray cannot place them."""
+    known, done, began = set(placement_group_table()), threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not done.wait(notice_s):
+            groups = placement_group_table()
+            if any(g["state"] == "PENDING" for name, g in groups.items() if name not in known):
+                kind = "GPU" if use_gpu else "CPU"
+                free = ray.available_resources().get(kind, 0)
+                total = ray.cluster_resources().get(kind, 0)
+                log.warning(
+                    "waiting for %d %ss, one per worker, since %.0f s: %g of %g in the cluster are free. Training "
+                    "begins when other work ends or nodes are added; --num-workers asks for fewer",
+                    num_workers,
+                    kind,
+                    time.monotonic() - began,
+                    free,
+                    total,
+                )
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ The metadata of the table's schema names the shard (`shard_of(table)`).
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -130,6 +130,10 @@ class Resources:
     """Workers at most; null leaves it to the cluster."""
 
 
+Ask = Callable[[Any], Awaitable[Any]]
+"""Sends a message to the object that the workers of a stage share, and returns its reply."""
+
+
 @dataclass(frozen=True)
 class Construct:
     """A transform that is made on the worker, once: a class that loads a model or opens a session.
@@ -141,6 +145,9 @@ class Construct:
     args: tuple[Any, ...] = ()
     reasons: Reasons = field(default_factory=dict)
     """The reasons that what is made may set, known without making it."""
+    shared: Callable[[], Callable[[Any], Any]] | None = None
+    """Makes what all workers of the stage share: a function of messages. `make` then gets an argument `ask: Ask`. A
+    runner of one worker leaves both out."""
 
     @property
     def name(self) -> str:

@@ -119,7 +119,7 @@ def extend(
         pending = [e for e in admitted.shards if not extension.is_done(storage, e)]
         plans = [ShardPlan(e.name, e.num_samples, ({"sha256": e.sha256},)) for e in pending]
         open_work = partial(ExtensionWork, extension, storage)
-        operator = Operator(extension.name, extension.resources, open_work, is_stateful=True)
+        operator = Operator(extension.name, extension.resources, open_work)
         results = (runner or LocalRunner()).run([operator], plans) if plans else iter(())
         shards = {e.name: e.num_samples for e in admitted.shards}
         left = [e.name for e in pending]

@@ -1,45 +1,50 @@
-"""The stages of a pipeline on Ray Data: one block is one shard's name, one operator is one stage.
+"""The stages of a pipeline on Ray: workers are actors, and a scheduler in the driver hands them shards.
 
-Only the plan of a shard (its name, where its source lies) travels between workers; records go through
-storage, where they are committed anyway. So a lost worker costs one shard of one stage and no more, the
-object store never fills, and both runners give the same bytes because they run the same code.
+Only the plan of a shard (its name, where its source lies) travels to a worker; records go through storage, where they
+are committed anyway. So a lost worker costs one shard of one stage and no more, the object store never fills, and both
+runners give the same bytes because they run the same code.
+
+Consecutive stages that need the same resources have the same workers, and a worker takes a shard through all of them.
+Later stages go first, and no shard is started while `IN_FLIGHT` shards per worker are unfinished, so the work folder
+holds a few shards per worker, whatever the size of the dataset. Workers start as CPUs become free; one is enough.
 """
 
-import json
 import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy, DataContext, Dataset
-from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
-from pipelines.core.pipeline import EngineError, ShardPlan, StepError
+from pipelines.core.pipeline import EngineError, Resources, ShardPlan, StepError
 from pipelines.core.stage_runner import Operator, ShardWork
 from pipelines.core.storage import StorageError
-from pipelines.core.workspace import shard_from_dict, shard_to_dict
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+IN_FLIGHT = 2
+POLL_S = 1.0
+CLOSE_S = 10.0
 NAMED = 5  # shards in an error
+LOST = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 
 
 @dataclass(frozen=True)
 class RayRunner:
-    """Stages as operators of Ray Data on the connected cluster.
+    """Stages on the connected cluster.
 
-    Stages that construct their transforms are pools of actors, the others tasks. Workers that fail are
-    replaced and their shard is started over; an exception of a step ends the run.
+    Workers that fail are replaced and their shard is started over; an exception of a step ends the run.
     """
 
     max_worker_failures: int = 8
-    """How often one actor of a stage, or the task of one shard, may fail before the run ends: a shard that
-    kills its worker every time (out of memory, a crash in a decoder) must not be retried for ever."""
+    """How often the worker of one shard may fail before the run ends: a shard that kills its worker every time (out
+    of memory, a crash in a decoder) must not be retried for ever."""
+    notice_s: float = 10.0
+    """Seconds between two lines that say what is waited for while no worker can start."""
 
     def run(
         self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
@@ -47,109 +52,306 @@ class RayRunner:
         """Yield each shard when it is done, in the order of completion."""
         if not ray.is_initialized():
             raise EngineError("Ray is not connected: call ray.init() before the run")
-        rows = [{"shard": json.dumps(shard_to_dict(s)), "num_records": 0} for s in shards]
-        dataset = _from_items(rows)
-        scale = _cpu_scale(operators, ray.cluster_resources().get("CPU", 1.0))
-        for operator in operators:
-            dataset = self._mapped(dataset, operator, scale)
-        left = dict.fromkeys(shard.name for shard in shards)
+        schedule = _Schedule(self, _pools(operators), shards)
         try:
-            for row in dataset.iter_rows():
-                name = json.loads(row["shard"])["name"]
-                del left[name]
-                yield name, row["num_records"]
-        except Exception as error:
-            raise _cause(error, list(left), self.max_worker_failures) from error
+            yield from schedule.results()
+        except RayError as error:
+            raise _cause(error, schedule.left, self.max_worker_failures) from error
+        finally:
+            schedule.end()
 
-    def _mapped(self, dataset: Dataset, operator: Operator, scale: float) -> Dataset:
-        needs = operator.resources
-        options: dict[str, Any] = {"num_cpus": needs.num_cpus * scale}
-        failures = self.max_worker_failures
-        if needs.num_gpus:
-            options["num_gpus"] = needs.num_gpus
+
+@ray.remote
+class _Worker:
+    """A worker of one pool: opens its stages when they are first needed, and keeps them open."""
+
+    def __init__(self, operators: Sequence[Operator], asks: Sequence[Sequence["_Ask"]]) -> None:
+        self._operators, self._asks = operators, asks
+        self._works: dict[int, ShardWork] = {}
+
+    def ready(self) -> None:
+        """Returns when the worker runs."""
+
+    def run(self, shard: ShardPlan) -> int:
+        """Take a shard through the stages; returns its records after the last."""
+        num_records = 0
+        for number in range(len(self._operators)):
+            num_records = self._work(number)(shard)
+        return num_records
+
+    def close(self) -> None:
+        """Release what the stages hold."""
+        for work in self._works.values():
+            work.close()
+
+    def _work(self, number: int) -> ShardWork:
+        if number not in self._works:
+            self._works[number] = self._operators[number].open(*self._asks[number])
+        return self._works[number]
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class _Shared:
+    """What the workers of a stage share."""
+
+    def __init__(self, make: Any) -> None:
+        self._answer = make()
+
+    def ask(self, message: Any) -> Any:
+        """The reply to a message."""
+        return self._answer(message)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """An `Ask` by way of the actor that holds what is shared."""
+
+    shared: Any
+
+    async def __call__(self, message: Any) -> Any:
+        return await self.shared.ask.remote(message)
+
+
+@dataclass
+class _Pool:
+    """Workers for consecutive stages, and the shards that wait for them."""
+
+    operators: Sequence[Operator]
+    resources: Resources
+    waiting: deque[ShardPlan] = field(default_factory=deque)
+    idle: list[Any] = field(default_factory=list)
+    num_starting: int = 0
+    num_running: int = 0
+    asks: Sequence[Sequence[_Ask]] = ()
+    shared: list[Any] = field(default_factory=list)
+    num_cpus: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The names of its stages."""
+        return " > ".join(o.name for o in self.operators)
+
+    @property
+    def num_ready(self) -> int:
+        """Workers that have started."""
+        return len(self.idle) + self.num_running
+
+    def start(self) -> Any:
+        """A new worker; it waits in Ray until what it needs is free."""
+        needs = self.resources
+        options: dict[str, Any] = {"num_cpus": self.num_cpus, "num_gpus": needs.num_gpus}
         if needs.memory_bytes:
             options["memory"] = needs.memory_bytes
-        if operator.is_stateful:
-            pool = ActorPoolStrategy(min_size=1, max_size=needs.concurrency)
-            actor: Any = _ShardActor
-            options |= {"max_restarts": failures, "max_task_retries": failures}
-            with _unnamed_options_allowed():
-                return dataset.map(actor, fn_constructor_args=(operator,), compute=pool, **options)
-        options["max_retries"] = failures
-        with _unnamed_options_allowed():
-            return dataset.map(_shard_task(operator), concurrency=needs.concurrency, **options)
+        self.num_starting += 1
+        return _Worker.options(**options).remote(self.operators, self.asks)
+
+    def share(self) -> None:
+        """Make what the workers share."""
+        made = [[_Shared.remote(make) for make in o.shared] for o in self.operators]
+        self.shared = [actor for actors in made for actor in actors]
+        self.asks = [[_Ask(actor) for actor in actors] for actors in made]
 
 
-@contextmanager
-def _unnamed_options_allowed() -> Iterator[None]:
-    """Ray (until 2.63) warns of options without a parameter of their own, but has no other bound on failures."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        yield
+def _pools(operators: Sequence[Operator]) -> list[_Pool]:
+    """One pool for each run of stages with equal needs; CPUs are scaled down where not all pools would fit at once."""
+    pools = [_Pool(list(some), needs) for needs, some in groupby(operators, lambda o: o.resources)]
+    scale = _cpu_scale([p.resources.num_cpus for p in pools])
+    for pool in pools:
+        pool.num_cpus = pool.resources.num_cpus * scale
+    return pools
 
 
-class _ShardActor:
-    """An operator kept on an actor of Ray Data.
-
-    It is opened with the first shard: an exception is then handled as that of a step, while one in the
-    constructor of the actor would be retried and be reported as a failure of the actor.
-    """
-
-    def __init__(self, operator: Operator) -> None:
-        self._operator = operator
-        self._work: ShardWork | None = None
-
-    def __call__(self, row: Row) -> Row:
-        self._work = self._work or self._operator.open()
-        return _done(row, self._work)
-
-    def __del__(self) -> None:
-        # Ray Data deletes the object when the pool ends; there is no other call at the end.
-        if self._work is not None:
-            self._work.close()
-
-
-def _shard_task(operator: Operator) -> Callable[[Row], Row]:
-    def run_shard(row: Row) -> Row:
-        with closing(operator.open()) as work:
-            return _done(row, work)
-
-    run_shard.__name__ = operator.name
-    return run_shard
-
-
-def _done(row: Row, work: ShardWork) -> Row:
-    num_records = work(shard_from_dict(json.loads(row["shard"])))
-    return {"shard": row["shard"], "num_records": num_records}
-
-
-def _from_items(rows: Sequence[Row]) -> Dataset:
-    context = DataContext.get_current().copy()
-    # The bar of the engine counts shards; Ray's own bars would write over it.
-    context.enable_progress_bars = False
-    # It warns that it has none, once a run.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True
-    # A shard of slow downloads may take longer than any bound; links have their own deadlines.
-    context.execution_no_progress_timeout_s = -1
-    with DataContext.current(context):
-        return ray.data.from_items(list(rows), override_num_blocks=len(rows))
-
-
-def _cpu_scale(operators: Sequence[Operator], num_cpus: float) -> float:
-    """What to multiply each stage's CPUs by, so that one worker of each fits on the cluster at once.
-
-    Pools of actors hold their CPUs for the whole run; on a machine with fewer cores than stages the
-    later ones would never start.
-    """
-    held = sum(o.resources.num_cpus for o in operators if o.is_stateful)
-    passing = max((o.resources.num_cpus for o in operators if not o.is_stateful), default=0.0)
-    if held + passing <= num_cpus:
+def _cpu_scale(needs: Sequence[float]) -> float:
+    """What to multiply CPUs by, so that one worker of each pool fits into what is free."""
+    wanted, free = sum(needs), _free("CPU")
+    if wanted <= free or len(needs) == 1:
         return 1.0
-    scale = num_cpus / (held + passing)
-    log.warning("cpus=%g wanted=%g scale=%.3f", num_cpus, held + passing, scale)
+    total = ray.cluster_resources().get("CPU", 0.0)
+    fits = free or (total if 0 < total < wanted else wanted)
+    scale = min(1.0, fits / wanted)
+    if scale < 1.0:
+        log.warning("cpus_free=%g wanted=%g scale=%.3f", free, wanted, scale)
     return scale
+
+
+def _free(resource: str) -> float:
+    return ray.available_resources().get(resource, 0.0)
+
+
+class _Schedule:
+    """Which worker does which shard: the state of one run."""
+
+    def __init__(
+        self, runner: RayRunner, pools: Sequence[_Pool], shards: Sequence[ShardPlan]
+    ) -> None:
+        self._runner, self._pools = runner, pools
+        self._unstarted = deque(shards)
+        self._unfinished = dict.fromkeys(s.name for s in shards)
+        self._starting: dict[Any, tuple[_Pool, Any]] = {}
+        self._running: dict[Any, tuple[int, Any, ShardPlan]] = {}
+        self._failures: Counter[str] = Counter()
+        self._looked_at = 0.0
+        self._waiting_since: float | None = None
+        self._noticed_at = 0.0
+
+    @property
+    def left(self) -> list[str]:
+        """The shards that are not done."""
+        return list(self._unfinished)
+
+    def results(self) -> Iterator[tuple[str, int]]:
+        """Yield each shard when the last stage is done with it."""
+        for pool in self._pools:
+            pool.share()
+        while self._unfinished:
+            self._grow()
+            self._assign()
+            refs = [*self._running, *self._starting]
+            done, _ = ray.wait(refs, timeout=POLL_S)
+            if done:
+                done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+            for ref in done:
+                if ref in self._starting:
+                    self._started(ref)
+                else:
+                    yield from self._finished(ref)
+            self._notice()
+
+    def end(self) -> None:
+        """Close idle workers and end all."""
+        idle = [worker for pool in self._pools for worker in pool.idle]
+        busy = [worker for _, worker in self._starting.values()]
+        busy += [worker for _, worker, _ in self._running.values()]
+        if not ray.is_initialized():
+            return
+        if not busy or not self._unfinished:
+            ray.wait([w.close.remote() for w in idle], num_returns=len(idle), timeout=CLOSE_S)
+        for worker in [*idle, *busy, *(s for pool in self._pools for s in pool.shared)]:
+            ray.kill(worker)
+
+    def _grow(self) -> None:
+        """Start further workers while shards are left for them, as many as are free, but at least one to wait."""
+        now = time.monotonic()
+        if now - self._looked_at < POLL_S and any(p.num_ready for p in self._pools):
+            return
+        self._looked_at = now
+        for number, pool in enumerate(self._pools):
+            left = len(pool.waiting) + pool.num_running + (0 if number else len(self._unstarted))
+            most = min(left, pool.resources.concurrency or left)
+            at_once = min(self._num_free(pool), max(2, pool.num_ready))
+            while pool.num_ready + pool.num_starting < most and (
+                pool.num_starting < max(1, at_once)
+            ):
+                worker = pool.start()
+                self._starting[worker.ready.remote()] = (pool, worker)
+
+    def _num_free(self, pool: _Pool) -> int:
+        by_cpu = int(_free("CPU") / max(pool.num_cpus, 0.1))
+        gpus = pool.resources.num_gpus
+        return min(by_cpu, int(_free("GPU") / gpus)) if gpus else by_cpu
+
+    def _assign(self) -> None:
+        """Give shards to idle workers: later stages first, and new shards within the bound."""
+        for pool in reversed(self._pools):
+            while pool.idle and pool.waiting:
+                self._submit(pool, pool.waiting.popleft())
+        first = self._pools[0]
+        bound = IN_FLIGHT * sum(p.num_ready for p in self._pools)
+        while first.idle and self._unstarted and self._num_in_flight < bound:
+            self._submit(first, self._unstarted.popleft())
+        self._make_room()
+
+    @property
+    def _num_in_flight(self) -> int:
+        return len(self._unfinished) - len(self._unstarted)
+
+    def _submit(self, pool: _Pool, shard: ShardPlan) -> None:
+        worker = pool.idle.pop()
+        pool.num_running += 1
+        ref = worker.run.remote(shard)
+        self._running[ref] = (self._pools.index(pool), worker, shard)
+
+    def _make_room(self) -> None:
+        """End idle workers where shards wait for a pool that has none: they may hold what it needs."""
+        if all(pool.num_ready for pool in self._pools if pool.waiting):
+            return
+        for pool in self._pools:
+            if not pool.waiting:
+                for worker in pool.idle:
+                    ray.kill(worker)
+                pool.idle.clear()
+
+    def _started(self, ref: Any) -> None:
+        pool, worker = self._starting.pop(ref)
+        pool.num_starting -= 1
+        try:
+            ray.get(ref)
+        except LOST as error:
+            self._failed(f"a worker of {pool.label}", error)
+            return
+        pool.idle.append(worker)
+
+    def _finished(self, ref: Any) -> Iterator[tuple[str, int]]:
+        number, worker, shard = self._running.pop(ref)
+        pool = self._pools[number]
+        pool.num_running -= 1
+        try:
+            num_records: int = ray.get(ref)
+        except LOST as error:
+            self._failed(shard.name, error)
+            pool.waiting.appendleft(shard)
+            return
+        pool.idle.append(worker)
+        if number + 1 < len(self._pools):
+            self._pools[number + 1].waiting.append(shard)
+            return
+        del self._unfinished[shard.name]
+        yield shard.name, num_records
+
+    def _failed(self, what: str, error: RayError) -> None:
+        self._failures[what] += 1
+        log.warning("lost=%r times=%d cause=%s", what, self._failures[what], type(error).__name__)
+        is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
+        if is_hopeless or self._failures[what] > self._runner.max_worker_failures:
+            raise error
+
+    def _notice(self) -> None:
+        """Say what is waited for, where shards wait for workers that cannot start."""
+        now = time.monotonic()
+        stuck = [p for p in self._pools if not p.num_ready and p.num_starting]
+        if not stuck or self._running:
+            self._waiting_since = None
+            return
+        self._waiting_since = self._waiting_since or now
+        if now - max(self._waiting_since, self._noticed_at) < self._runner.notice_s:
+            return
+        self._noticed_at = now
+        log.warning(
+            "waiting for a worker of '%s' since %.0f s: it needs %s; %s",
+            stuck[0].label,
+            now - self._waiting_since,
+            _needs(stuck[0]),
+            free_resources(),
+        )
+
+
+def free_resources() -> str:
+    """In words, how much of the cluster is free, for a person whose job waits."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    kinds = [k for k in ("CPU", "GPU") if total.get(k)] or ["CPU"]
+    found = ", ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}s" for k in kinds)
+    return (
+        f"{found} of the cluster are free. The job goes on when other work ends or nodes are added; if enough are "
+        "free, the machine is busy and the worker's process is still starting"
+    )
+
+
+def _needs(pool: _Pool) -> str:
+    needs = pool.resources
+    found = [f"{pool.num_cpus:g} CPU"]
+    found += [f"{needs.num_gpus:g} GPU"] if needs.num_gpus else []
+    found += [f"{needs.memory_bytes:,} bytes of memory"] if needs.memory_bytes else []
+    return " and ".join(found)
 
 
 def _cause(error: BaseException, left: Sequence[str], max_worker_failures: int) -> BaseException:
@@ -164,7 +366,7 @@ def _cause(error: BaseException, left: Sequence[str], max_worker_failures: int) 
         current = inner if isinstance(inner, BaseException) else current.__cause__
     some = ", ".join(left[:NAMED]) + (f" and {len(left) - NAMED} more" if len(left) > NAMED else "")
     words = f"{type(error).__name__}: {error}"
-    if isinstance(error, RayActorError | WorkerCrashedError | OutOfMemoryError):
+    if isinstance(error, LOST):
         words = f"a worker failed more than {max_worker_failures} times, {words}"
     return EngineError(
         f"Ray gave up with {len(left)} shards not done ({some}): {words.strip()}\n"

@@ -38,6 +38,7 @@ from pipelines.core.contracts import (
 from pipelines.core.pipeline import (
     RECORD_DROPPED,
     SHARD_KEY,
+    Ask,
     Barrier,
     Construct,
     Extension,
@@ -79,9 +80,10 @@ class Operator:
 
     name: str
     resources: Resources
-    open: Callable[[], ShardWork]
-    is_stateful: bool = False
-    """True if opening it is costly (it constructs its transforms), so that a worker keeps it open."""
+    open: Callable[..., ShardWork]
+    """Without arguments, or with one `Ask` for each of `shared`."""
+    shared: tuple[Callable[[], Callable[[Any], Any]], ...] = ()
+    """What all workers of the stage share, of each of its steps that share something (see `Construct`)."""
 
 
 class Runner(Protocol):
@@ -231,25 +233,33 @@ def operators(pipeline: Pipeline, workspace: Workspace) -> list[Operator]:
         for level, stage in enumerate(pipeline.stages, 1)
     ]
     publish = partial(SinkWork, workspace, pipeline.source, pipeline.sink)
-    return [*found, Operator(PUBLISH, Resources(), publish)]
+    before = found[-1].resources if found else Resources()
+    # On the workers of the stage before it, unless these hold what it does not need.
+    needs = Resources() if before.num_gpus or before.concurrency else before
+    return [*found, Operator(PUBLISH, needs, publish)]
 
 
 def _operator(stage: Stage | Barrier, level: int, source: Source, workspace: Workspace) -> Operator:
     if isinstance(stage, Barrier):
         open_barrier = partial(BarrierWork, workspace, source, stage, level)
-        return Operator(stage.name, stage.resources, open_barrier, is_stateful=True)
-    is_stateful = any(isinstance(step, Construct) for step in stage.steps)
+        return Operator(stage.name, stage.resources, open_barrier)
+    made = [step for step in stage.steps if isinstance(step, Construct)]
     open_stage = partial(StageWork, workspace, source, stage, level)
-    return Operator(stage.name, stage.resources, open_stage, is_stateful)
+    shared = tuple(step.shared for step in made if step.shared is not None)
+    return Operator(stage.name, stage.resources, open_stage, shared)
 
 
 class StageWork:
     """A stage on one shard after another; its transforms are constructed once."""
 
-    def __init__(self, workspace: Workspace, source: Source, stage: Stage, level: int) -> None:
+    def __init__(
+        self, workspace: Workspace, source: Source, stage: Stage, level: int, *asks: Ask
+    ) -> None:
         self._workspace, self._source, self._stage, self._level = workspace, source, stage, level
+        left = iter(asks)
         self._steps = [
-            Step(step_name(s), _constructed(s, stage.name), reasons_of(s)) for s in stage.steps
+            Step(step_name(s), _constructed(s, stage.name, left), reasons_of(s))
+            for s in stage.steps
         ]
 
     def __call__(self, shard: ShardPlan) -> int:
@@ -368,8 +378,12 @@ def _applied(barrier: Barrier, value: Any, table: pa.Table) -> pa.Table:
     return barrier.apply(table, value)
 
 
-def _constructed(step: Transform | Construct | Filter, stage: str) -> Transform | Filter:
+def _constructed(
+    step: Transform | Construct | Filter, stage: str, asks: Iterator[Ask]
+) -> Transform | Filter:
+    """The step ready to run; one that shares something takes the next of `asks`, if there are any."""
     if not isinstance(step, Construct):
         return step
+    ask = next(asks, None) if step.shared is not None else None
     with ErrorContext(stage, "(all)", f"constructing '{step.name}'").explained():
-        return step.make(*step.args)
+        return step.make(*step.args) if ask is None else step.make(*step.args, ask=ask)

@@ -309,7 +309,7 @@ def read_arrow(storage: Storage, path: str, spec: TableSpec | None = None) -> pa
 
 def read_arrow_schema(storage: Storage, path: str) -> pa.Schema:
     """The schema of an Arrow IPC file with its metadata, without the data."""
-    with storage.open(path) as file, pa.ipc.open_file(file) as reader:
+    with _native(storage, path) as file, pa.ipc.open_file(file) as reader:
         return reader.schema
 
 
@@ -350,13 +350,13 @@ def read_parquet(
 
 def read_parquet_metadata(storage: Storage, path: str) -> dict[bytes, bytes]:
     """The metadata of the schema of a Parquet file, without the data."""
-    with storage.open(path) as file:
+    with _native(storage, path) as file:
         return dict(pq.read_schema(file).metadata or {})
 
 
 def _read_parquet(storage: Storage, path: str, columns: Sequence[str] | None) -> pa.Table:
     try:
-        with storage.open(path) as file:
+        with _native(storage, path) as file:
             return pq.read_table(file, columns=None if columns is None else list(columns))
     except pa.ArrowInvalid as error:
         raise SchemaError(f"{storage.address(path)}: not a Parquet file: {error}") from error
@@ -372,6 +372,19 @@ def _named(storage: Storage, path: str, table: pa.Table, spec: TableSpec) -> pa.
 def _with_metadata(checked: pa.Table, original: pa.Table) -> pa.Table:
     both = {**(original.schema.metadata or {}), **(checked.schema.metadata or {})}
     return checked.replace_schema_metadata(both)
+
+
+def _native(storage: Storage, path: str) -> pa.NativeFile:
+    """A file that Arrow reads by itself.
+
+    Given a Python file, Arrow's own threads call Python and drop their reference to it when they come to that. If the
+    process ends in that moment, Python ends the thread inside C++, which aborts: "terminate called without an active
+    exception".
+    """
+    if storage.is_local:
+        with storage.explained(path):
+            return pa.OSFile(str(storage.local_path(path)), "rb")
+    return pa.BufferReader(storage.read_bytes(path))
 
 
 def _source(storage: Storage, path: str) -> pa.NativeFile:

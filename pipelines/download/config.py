@@ -31,11 +31,12 @@ class FetchConfig(Checked):
     ] = 64
     """Links in flight in one process. 64 keep a core busy where servers take 0.2 s to respond."""
     per_host: Annotated[int, Field(ge=1, le=4096, description="requests in flight")] = 8
-    """Requests in flight to one host, per worker. Small web servers suffer above a handful."""
+    """Requests in flight to one host, of all workers together. Small web servers suffer above a handful."""
     per_host_rate: Annotated[
         float, Field(ge=0.0, le=1e6, description="requests per second; 0 sets no limit")
     ] = 0.0
-    """Requests per second to one host, per worker; 0 sets no limit, since `per_host` already slows a crawl down."""
+    """Requests per second to one host, of all workers together; 0 sets none, since `per_host` already slows a crawl
+    down."""
     deadline_s: Annotated[float, Field(ge=0.01, le=86400.0, description="seconds per link")] = 30.0
     """Seconds for one link, with all its redirects, retries and waits. Waiting for our own limits does not count."""
     connect_timeout_s: Annotated[float, Field(ge=0.01, le=3600.0, description="seconds")] = 10.0
@@ -44,6 +45,11 @@ class FetchConfig(Checked):
     """Seconds without a byte after which an attempt fails (it is retried while the deadline allows)."""
     max_bytes: Annotated[int, Field(ge=1, le=1 << 40, description="bytes of one body")] = 16 * MIB
     """Bytes of one body, as sent and as unpacked. Photos on the web rarely reach 10 MB."""
+    max_shard_bytes: Annotated[
+        int, Field(ge=1, le=1 << 40, description="bytes of what the links of one shard give")
+    ] = 512 * MIB
+    """Bytes of what the links of one shard give, after which its other links are dropped (`shard_full`). A worker needs
+    about four times as much memory. 1,000 documents take about 100 MB; smaller shards leave room for larger ones."""
     max_redirects: Annotated[int, Field(ge=0, le=50, description="redirects; 0 follows none")] = 5
     """Redirects followed per link. Browsers allow 20; honest image hosts need one or two."""
     retries: Annotated[int, Field(ge=0, le=100, description="retries; 0 makes one attempt")] = 2
@@ -51,13 +57,16 @@ class FetchConfig(Checked):
     backoff_s: Annotated[
         float, Field(ge=0.0, le=3600.0, description="seconds before the first retry")
     ] = 0.5
-    """Seconds before the first retry, plus or minus a half; doubled each time. Retry-After takes precedence."""
-    breaker_failures: Annotated[
-        int, Field(ge=1, le=1_000_000, description="failed connections in a row")
-    ] = 5
-    """Failed connections in a row after which the circuit breaker stops requests to a host."""
+    """Seconds before the first retry, plus or minus a half; doubled each time. After 429 or 503 the whole host is
+    paused: for Retry-After, or for so long without one."""
+    breaker_failures: Annotated[int, Field(ge=1, le=1_000_000, description="failures in a row")] = 5
+    """Failed connections, timeouts or responses of 429 and 503 in a row after which a host gets no requests."""
     breaker_pause_s: Annotated[float, Field(ge=0.0, le=1e7, description="seconds")] = 300.0
-    """Seconds for which the circuit breaker stops requests; the links get the reason of the host's last failure."""
+    """Seconds for which such a host gets no requests (longer with a longer Retry-After); its links get the reason of
+    its last failure."""
+    host_budget_s: Annotated[float, Field(ge=0.0, le=1e7, description="seconds")] = 300.0
+    """Seconds that one host may cost a shard, in pauses and in links that timed out (divided by `per_host`); after that
+    its other links get the reason of its last failure."""
     user_agent: str = "EmuPlatform/0.1 (builds image datasets)"
     """The header User-Agent. Its first word is the agent that an X-Robots-Tag may name. Put a contact here."""
     respect_robots_tag: bool = True

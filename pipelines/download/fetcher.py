@@ -14,17 +14,20 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar, overload
 
 import aiohttp
 import certifi
 
-from pipelines.core.pipeline import Rejected
+from pipelines.core.pipeline import Ask, Rejected
+from pipelines.download.breaker import CircuitBreaker, PausePolicy
 from pipelines.download.config import FetchConfig, parse_allowed_hosts
-from pipelines.download.host_queue import ByteBudget, CircuitBreaker, HostQueue, Lease
+from pipelines.download.host_leases import LeaseClient
+from pipelines.download.host_queue import ByteBudget, HostQueue, Lease
 from pipelines.download.request import LinkRequest, Received, Trace
 from pipelines.download.response_head import MAX_LINE_BYTES, MAX_LINES, TolerantConnector
 from pipelines.download.urls import (
@@ -81,6 +84,7 @@ class Fetcher:
         lookup: where the addresses of host names come from; None asks the operating system.
         refusal: which addresses are refused.
         now: seconds since 1970, for dates in Retry-After.
+        ask: reaches the `LeaseTable` of all workers; without it, limits per host are those of this fetcher.
     """
 
     def __init__(
@@ -90,13 +94,17 @@ class Fetcher:
         lookup: Lookup | None = None,
         refusal: Refusal = refused_address,
         now: Callable[[], float] = time.time,
+        ask: Ask | None = None,
     ) -> None:
         self.config = config
         self._one_call = asyncio.Lock()  # also holds until an interrupted call has been unwound
         self._dns_threads = ThreadPoolExecutor(_DNS_THREADS, "fetch-dns")
         self._convert_threads = ThreadPoolExecutor(config.convert_threads, "fetch-convert")
         self._budget = ByteBudget(config.body_budget_bytes)
-        self._queue: HostQueue[int] = HostQueue(config.per_host, config.per_host_rate)
+        self._queue: HostQueue[int] = HostQueue(
+            config.per_host, config.per_host_rate, _pause_policy(config), is_leased=ask is not None
+        )
+        self._leases = None if ask is None else LeaseClient(self._queue, ask)
         self._resolver = GuardedResolver(
             lookup or system_lookup(self._dns_threads),
             parse_allowed_hosts(config.allow_host),
@@ -223,14 +231,28 @@ class Fetcher:
                         self._queue.leave(trace.host)
 
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self._leased(), asyncio.TaskGroup() as group:
                 for _ in range(min(self.config.concurrency, len(addresses))):
                     group.create_task(work())
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            raise _first(errors) from None
         finally:
             self._queue.clear()
         return [results[index] for index in range(len(urls))]
+
+    @asynccontextmanager
+    async def _leased(self) -> AsyncIterator[None]:
+        """Keep the leases of hosts for the block, and give them back after it."""
+        if self._leases is None:
+            yield
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                keeping = group.create_task(self._leases.keep())
+                yield
+                keeping.cancel()
+        finally:
+            await self._leases.release()
 
     async def _fetch_one(
         self,
@@ -299,6 +321,21 @@ def _arrived(
 
 def _failed(url: str, rejected: Rejected, num_attempts: int) -> Fetched[Any]:
     return Fetched(url, None, rejected.reason, rejected.detail, None, None, num_attempts)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _pause_policy(config: FetchConfig) -> PausePolicy:
+    return PausePolicy(
+        first_s=config.backoff_s,
+        longest_s=config.deadline_s,
+        max_in_row=config.breaker_failures,
+        closed_s=config.breaker_pause_s,
+        budget_s=config.host_budget_s,
+    )
 
 
 def _tls_context(config: FetchConfig) -> ssl.SSLContext:

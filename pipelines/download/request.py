@@ -14,14 +14,9 @@ import aiohttp
 from aiohttp import ClientResponse
 
 from pipelines.core.pipeline import Rejected
+from pipelines.download.breaker import HOST_FAILURES, CircuitBreaker, CircuitOpen, Origin
 from pipelines.download.config import FetchConfig, agent_token, forbidding_directive
-from pipelines.download.host_queue import (
-    NO_CONNECTION,
-    CircuitBreaker,
-    CircuitOpen,
-    HostQueue,
-    Lease,
-)
+from pipelines.download.host_queue import HostQueue, Lease
 from pipelines.download.reasons import (
     FAILURES,
     RETRYABLE,
@@ -34,6 +29,7 @@ from pipelines.download.urls import GuardedResolver, WebAddress, join_redirect
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GOOD = frozenset({200, 203})
 _BUSY = frozenset({408, 425, 429})
+_OVERLOAD = frozenset({429, 503})
 _FORBIDDEN = frozenset({401, 402, 403, 407, 451})
 _GONE = frozenset({404, 410})
 _WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits: 31 gzip, 15 zlib, -15 raw
@@ -59,6 +55,8 @@ class Trace:
     num_attempts: int = 0
     visited: set[str] = field(default_factory=set)
     """Addresses requested in the current attempt."""
+    requesting: Origin | None = None
+    """Where a request is in flight."""
 
 
 class Deadline:
@@ -92,12 +90,20 @@ class Deadline:
             raise
 
 
-class RetryAfter(Rejected):
-    """A response of 408, 425, 429 or 5xx with the seconds to wait (the header Retry-After)."""
+class Overloaded(Rejected):
+    """A response of 429 or 503, or of 408, 425 or 5xx with the header Retry-After: the host is to be left alone.
 
-    def __init__(self, reason: str, detail: str | None, wait_s: float = 0.0) -> None:
+    Args:
+        reason: rate_limited or server_error.
+        detail: the status.
+        asked_s: seconds of Retry-After; None without one.
+    """
+
+    def __init__(self, reason: str, detail: str | None, asked_s: float | None = None) -> None:
         super().__init__(reason, detail)
-        self.wait_s = wait_s
+        self.asked_s = asked_s
+        self.wait_s = 0.0
+        """Seconds for which the host is paused."""
 
 
 class LinkRequest:
@@ -130,7 +136,12 @@ class LinkRequest:
             Rejected: with a word of `FETCH_REASONS`.
         """
         deadline = Deadline(self._config.deadline_s)
-        return await deadline.run(lambda: self._with_retries(address, trace, lease, deadline))
+        try:
+            return await deadline.run(lambda: self._with_retries(address, trace, lease, deadline))
+        except Rejected as rejected:
+            if rejected.reason == "timeout":
+                self._blame(trace, address, rejected)
+            raise
 
     async def _with_retries(
         self, address: WebAddress, trace: Trace, lease: Lease, deadline: Deadline
@@ -148,14 +159,22 @@ class LinkRequest:
                 wait_s = self._wait_s(rejected, trace, address)
                 if wait_s >= deadline.left_s:
                     raise
-                if isinstance(rejected, RetryAfter):
-                    self._queue.pause(trace.host, wait_s)
+                if isinstance(rejected, Overloaded):
+                    # Others may try the host first; the queue says when this link may.
+                    self._queue.leave(trace.host)
+                    trace.host = ""
             await asyncio.sleep(wait_s)
 
     def _wait_s(self, rejected: Rejected, trace: Trace, address: WebAddress) -> float:
-        if isinstance(rejected, RetryAfter):
+        if isinstance(rejected, Overloaded):
             return rejected.wait_s
         return backoff_s(self._config.backoff_s, trace.num_attempts, str(address.url))
+
+    def _blame(self, trace: Trace, address: WebAddress, rejected: Rejected) -> None:
+        """Counts a deadline that has passed against the host that was being waited for."""
+        if trace.requesting is not None:
+            self._breaker.failed(trace.requesting, rejected)
+            self._queue.timed_out(trace.requesting[0], self._config.deadline_s, rejected)
 
     async def _follow(
         self, address: WebAddress, trace: Trace, lease: Lease, deadline: Deadline
@@ -164,11 +183,12 @@ class LinkRequest:
         for _ in range(self._config.max_redirects + 1):
             await self._enter_host(address, trace, deadline)
             self._resolver.check_literal(address)
-            self._breaker.check(address.origin)
+            self._check_host(address, trace)
             if not trace.visited:
                 trace.num_attempts += 1
             trace.visited.add(str(address.url))
-            found = await self._hop(address, lease, deadline)
+            trace.requesting = address.origin
+            found = await self._hop(address, trace, lease, deadline)
             if isinstance(found, Received):
                 return found
             if str(found.url) in trace.visited:
@@ -181,38 +201,69 @@ class LinkRequest:
         has_requested = trace.num_attempts > 0
         if address.host == trace.host and not (self._config.per_host_rate and has_requested):
             return
-        self._queue.leave(trace.host)
-        trace.host = ""
+        if trace.host:
+            self._queue.leave(trace.host)
+            trace.host = ""
         await deadline.untimed(self._queue.enter(address.host))
         trace.host = address.host
 
+    def _check_host(self, address: WebAddress, trace: Trace) -> None:
+        """Nothing, if the host may be asked; raises `CircuitOpen` after giving back the slot unused."""
+        try:
+            self._queue.check(address.host)
+            self._breaker.check(address.origin)
+        except CircuitOpen:
+            self._queue.leave(trace.host, has_requested=False)
+            trace.host = ""
+            raise
+
     async def _hop(
-        self, address: WebAddress, lease: Lease, deadline: Deadline
+        self, address: WebAddress, trace: Trace, lease: Lease, deadline: Deadline
     ) -> Received | WebAddress:
         """The response, or the address to which it redirects."""
-        is_connected = False
+        is_connected, started_at = False, asyncio.get_running_loop().time()
         try:
             async with self._request(address) as response:
                 is_connected = True
-                self._breaker.succeeded(address.origin)
                 if response.status in _REDIRECTS:
-                    return join_redirect(address, response.headers.get("Location", ""))
-                self._check(response)
-                return await self._receive(response, address, lease, deadline)
+                    found = join_redirect(address, response.headers.get("Location", ""))
+                else:
+                    self._check(response)
+                    found = await self._receive(response, address, lease, deadline)
         except FAILURES as error:
             rejected = rejection_of(error, is_connected)
-            self._count(address, rejected, is_connected)
+            trace.requesting = None
+            self._count(address, rejected, is_connected, started_at)
             raise rejected from None
         except Rejected as rejected:
-            self._count(address, rejected, is_connected)
+            trace.requesting = None
+            self._count(address, rejected, is_connected, started_at)
             raise
+        trace.requesting = None
+        self._queue.succeeded(address.host)
+        self._breaker.succeeded(address.origin)
+        return found
 
     def _request(self, address: WebAddress) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         return self._session.get(address.url, allow_redirects=False)
 
-    def _count(self, address: WebAddress, rejected: Rejected, is_connected: bool) -> None:
-        if not is_connected and rejected.reason in NO_CONNECTION:
+    def _count(
+        self, address: WebAddress, rejected: Rejected, is_connected: bool, started_at: float
+    ) -> None:
+        """Remembers what a request without a good response says about its host."""
+        if rejected.reason in HOST_FAILURES:
             self._breaker.failed(address.origin, rejected)
+        elif is_connected:
+            self._breaker.succeeded(address.origin)
+        if rejected.reason == "read_timeout":
+            self._queue.timed_out(address.host, self._config.read_timeout_s, rejected)
+        elif isinstance(rejected, Overloaded):
+            plain = Rejected(rejected.reason, rejected.detail)
+            rejected.wait_s = self._queue.overloaded(
+                address.host, started_at, rejected.asked_s, plain
+            )
+        elif is_connected:
+            self._queue.succeeded(address.host)
 
     def _check(self, response: aiohttp.ClientResponse) -> None:
         """Nothing, if status and headers permit to read the body."""
@@ -228,9 +279,9 @@ class LinkRequest:
         reason = "status_unexpected"
         if status in _BUSY or 500 <= status <= 599:
             reason = "rate_limited" if status in _BUSY else "server_error"
-            wait_s = retry_after_s(headers, self._now())
-            if wait_s is not None:
-                return RetryAfter(reason, f"status {status}", wait_s)
+            asked_s = retry_after_s(headers, self._now())
+            if asked_s is not None or status in _OVERLOAD:
+                return Overloaded(reason, f"status {status}", asked_s)
         elif status in _FORBIDDEN:
             reason = "forbidden"
         elif status in _GONE:

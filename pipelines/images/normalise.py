@@ -27,6 +27,7 @@ import simplejpeg
 from pydantic import Field
 
 from pipelines.core.pipeline import Reason, Rejected
+from pipelines.images.metadata import without_metadata
 from schemas import jpeg
 from schemas.images import ImageError, OpenedImage, open_image
 from schemas.sample import Sample
@@ -49,6 +50,10 @@ IMAGE_REASONS: Mapping[str, Reason] = MappingProxyType(
 
 PILLOW_MAX_PIXELS = 89_478_485
 """Where Pillow begins to warn of decompression bombs; `max_pixels` stays below it."""
+
+KEPT_BYTES_PER_PIXEL = 4
+"""Raw RGB takes 3, and a PNG of noise hardly more."""
+KEPT_PROFILE_BYTES = 1 << 16
 
 _LINEAR_BELOW = 1.4
 
@@ -127,6 +132,10 @@ class ImageContent:
         """The image in the form in which it is published; raises `Rejected`."""
         return vars(normalise_image(body, self.config))
 
+    def num_bytes(self, value: Mapping[str, Any]) -> int:
+        """Bytes of an encoded image."""
+        return len(value["data"])
+
     def published(self, sample: Sample) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """The images of a published sample, each with the slot of its link."""
         slots = sample.meta.get("image_slot") or range(len(sample.images))
@@ -139,8 +148,9 @@ def normalise_image(data: bytes, config: ImageConfig) -> NormalisedImage:
     """The image in `data` as it is published.
 
     Plain 8-bit RGB files (JPEG, PNG, WebP; upright, still, opaque) whose shorter side is not above
-    `side` keep their bytes, once they have been decoded as a check; faults that lose no pixel and the metadata of
-    PNGs are removed. Everything else becomes a JPEG of the pixels that `schemas.images` defines.
+    `side` keep their bytes, once they have been decoded as a check, without the faults that lose no pixel and without
+    metadata (`pipelines.images.metadata`), unless they have more than `max_kept_bytes`. Everything else becomes a JPEG
+    of the pixels that `schemas.images` defines.
 
     Raises:
         Rejected: with a reason of `IMAGE_REASONS`.
@@ -162,7 +172,9 @@ def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
     # A file that keeps its bytes is only checked, which is much cheaper at the smallest scale of a JPEG.
     if is_small and is_plain and image.orientation == 1:
         _, data = decode(image, 1, 1)
-        return NormalisedImage(data, _FORMATS[image.format], width, height, width, height)
+        kept = without_metadata(data, image.format)
+        if kept is not None and len(kept) <= max_kept_bytes(width, height):
+            return NormalisedImage(kept, _FORMATS[image.format], width, height, width, height)
     pixels, _ = decode(image, width, height)
     if pixels.shape[:2] != (height, width):
         pixels = _shrunk(pixels, width, height)
@@ -172,6 +184,11 @@ def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
     source = (image.height, image.width) if is_turned else (image.width, image.height)
     height, width = upright.shape[:2]
     return NormalisedImage(encoded, "jpg", width, height, *source)
+
+
+def max_kept_bytes(width: int, height: int) -> int:
+    """Bytes above which a file does not keep its bytes: more than its pixels and a colour profile can need."""
+    return KEPT_BYTES_PER_PIXEL * width * height + KEPT_PROFILE_BYTES
 
 
 def decode(image: OpenedImage, min_width: int, min_height: int) -> tuple[np.ndarray, bytes]:

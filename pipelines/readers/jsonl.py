@@ -16,7 +16,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
 from typing import Annotated, Any, BinaryIO, cast
@@ -26,6 +28,7 @@ from pydantic import Field
 
 from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
 from pipelines.readers.files import InputError, InputFiles
+from pipelines.readers.sequential import OpenReaders, SequentialReader
 from schemas.shard import shard_name
 from schemas.validation import Checked
 
@@ -296,13 +299,9 @@ class LineSource(Checked):
                     yield name, stems[name], line
 
     def _read_part(self, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        name, first = part["file"], part["first_line"]
-        start = (first, part["offset"]) if name.endswith(".jsonl") else (1, 0)
-        with self.files.open(name) as file:
-            lines = read_lines(file, name, self.max_line_bytes, *start)
-            wanted = (line for line in lines if line.number >= first)
-            num_read = 0
-            for line in islice(wanted, part["num_records"]):
+        name, first, num_read = part["file"], part["first_line"], 0
+        with self._from_line(name, first, part["offset"]) as lines:
+            for line in islice(lines, part["num_records"]):
                 num_read += 1
                 yield _row(line, name, part["stem"])
         if num_read != part["num_records"]:
@@ -310,6 +309,24 @@ class LineSource(Checked):
                 f"'{name}' has changed: {part['num_records']} records were there from line {first} "
                 f"when the shards were planned, now {num_read}; build into another folder"
             )
+
+    @contextmanager
+    def _from_line(self, name: str, first: int, offset: int) -> Iterator[Iterator[Line]]:
+        """The lines of a file from one on: found by its offset in a plain file, else where the last shard ended."""
+        if name.endswith(".jsonl"):
+            with self.files.open(name) as file:
+                yield read_lines(file, name, self.max_line_bytes, first, offset)
+            return
+        reader = self._open_readers.take(name, first)
+        if reader is None:
+            file = self.files.open(name)
+            reader = SequentialReader(name, file, read_lines(file, name, self.max_line_bytes))
+        yield reader.lines_from(first)
+        self._open_readers.keep(reader)
+
+    @cached_property
+    def _open_readers(self) -> OpenReaders[Line]:
+        return OpenReaders()
 
 
 def _parts(lines: Iterator[tuple[str, str, Line]]) -> list[dict[str, Any]]:

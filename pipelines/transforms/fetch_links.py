@@ -8,20 +8,29 @@ number of the link in its record, and the fields of the content. A link that fai
 A run that retries a published dataset takes from it what is already known of its links (`Prior`).
 """
 
+import heapq
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.pipeline import Construct, Reason, shard_of
+from pipelines.core.pipeline import Ask, Construct, Reason, shard_of
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.download.fetcher import FetchConfig, Fetched, Fetcher
+from pipelines.download.host_leases import LeaseTable
 from pipelines.download.reasons import FETCH_REASONS
 from schemas.sample import LINK_TYPE, Link, Sample, link_from_row
 from schemas.shard import INDEXES, LEDGERS, SHARDS, decode_members
 from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
+
+SHARD_FULL = "shard_full"
+SHARD_REASONS: Mapping[str, Reason] = {
+    SHARD_FULL: Reason("What the links before it gave fills the shard (`max_shard_bytes`).")
+}
 
 Value = Mapping[str, Any]
 """One value: the fields of a `Content` by name."""
@@ -52,6 +61,10 @@ class Content(Protocol):
 
     def convert(self, body: bytes) -> Value:
         """The value of a body; raises `Rejected` with one of `reasons`."""
+        ...
+
+    def num_bytes(self, value: Value) -> int:
+        """What a value counts towards the bytes of its shard."""
         ...
 
     def published(self, sample: Sample) -> Iterator[tuple[int, Value]]:
@@ -108,7 +121,7 @@ class Prior:
 
 
 def _final_reasons(content: Content) -> set[str]:
-    reasons = {**FETCH_REASONS, **content.reasons}
+    reasons = {**FETCH_REASONS, **content.reasons, **SHARD_REASONS}
     return {word for word, reason in reasons.items() if not reason.retryable}
 
 
@@ -125,24 +138,38 @@ def _samples(storage: Storage, shard: str) -> Iterator[Sample]:
 
 def fetch_links(fetch: FetchConfig, content: Content, prior: Prior | None = None) -> Construct:
     """The step that constructs `FetchLinks` on its worker, with the reasons of fetching and of the content."""
-    return Construct(FetchLinks, (fetch, content, prior), {**FETCH_REASONS, **content.reasons})
+    return Construct(
+        FetchLinks,
+        (fetch, content, prior),
+        {**FETCH_REASONS, **content.reasons, **SHARD_REASONS},
+        shared=partial(LeaseTable, fetch.per_host),
+    )
 
 
 class FetchLinks:
     """Transform with one fetcher as long as its worker runs: adds the column of values, marks failed links.
 
-    A link that occurs several times in a shard is fetched once.
+    A link that occurs several times in a shard is fetched once. In the order of the links, once what they gave exceeds
+    `max_shard_bytes`, all others are dropped: neither a worker's memory nor a shard grows without bound.
 
     Args:
         fetch: limits and politeness of fetching.
         content: what the links lead to.
         prior: a published dataset; what it knows of a link is not fetched again.
+        ask: reaches the table of limits per host that all workers share.
     """
 
-    def __init__(self, fetch: FetchConfig, content: Content, prior: Prior | None = None) -> None:
+    def __init__(
+        self,
+        fetch: FetchConfig,
+        content: Content,
+        prior: Prior | None = None,
+        ask: Ask | None = None,
+    ) -> None:
         self.content = content
         self.prior = prior
-        self.fetcher = Fetcher(fetch, accept=content.accept)
+        self.max_bytes = fetch.max_shard_bytes
+        self.fetcher = Fetcher(fetch, accept=content.accept, ask=ask)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with the column of values, and with reasons in `links`."""
@@ -156,8 +183,15 @@ class FetchLinks:
             if link.is_alive and (key, link.slot) not in known
         )
         values, links = [], []
+        num_bytes = 0
         for key, record in zip(keys, records, strict=True):
-            settled = [_settle(link, known.get((key, link.slot)), fetched) for link in record]
+            settled = []
+            for link in record:
+                found = _settle(
+                    link, known.get((key, link.slot)), fetched, self.max_bytes - num_bytes
+                )
+                num_bytes += 0 if found[1] is None else self.content.num_bytes(found[1])
+                settled.append(found)
             values.append([value for _, value in settled if value is not None])
             links.append([link.as_row() for link, _ in settled])
         index = table.schema.get_field_index("links")
@@ -169,16 +203,53 @@ class FetchLinks:
         """Closes the connections."""
         self.fetcher.close()
 
-    def _fetch(self, urls: Iterable[str]) -> dict[str, Fetched[Value]]:
+    def _fetch(self, urls: Iterable[str]) -> dict[str, Fetched["_Held"]]:
         unique = list(dict.fromkeys(urls))
-        found = self.fetcher.fetch_many(unique, lambda _, body: self.content.convert(body))
+        held = HeldValues(self.content, self.max_bytes)
+        found = self.fetcher.fetch_many(unique, held.convert)
         return dict(zip(unique, found, strict=True))
 
 
+@dataclass
+class _Held:
+    """A value, until values of earlier links fill the shard."""
+
+    value: Value | None
+
+
+class HeldValues:
+    """The values of a shard as they arrive, in any order; lets go of those that are certain not to fit.
+
+    A value is certain not to fit once those of earlier links, which are all that can come before it, fill the shard.
+    So at most the bound and one value more are held, and what is let go does not depend on the order of arrival.
+    """
+
+    def __init__(self, content: Content, max_bytes: int) -> None:
+        self._content, self._max_bytes = content, max_bytes
+        self._lock = threading.Lock()
+        self._latest: list[tuple[int, int, _Held]] = []
+        """A heap by negative index: bytes and values held."""
+        self.num_bytes = 0
+
+    def convert(self, index: int, body: bytes) -> _Held:
+        """The value of a body, held."""
+        held = _Held(self._content.convert(body))
+        assert held.value is not None
+        with self._lock:
+            num_bytes = self._content.num_bytes(held.value)
+            heapq.heappush(self._latest, (-index, num_bytes, held))
+            self.num_bytes += num_bytes
+            while self.num_bytes - self._latest[0][1] >= self._max_bytes:
+                _, num_bytes, last = heapq.heappop(self._latest)
+                self.num_bytes -= num_bytes
+                last.value = None
+        return held
+
+
 def _settle(
-    link: Link, known: Known | None, fetched: Mapping[str, Fetched[Value]]
+    link: Link, known: Known | None, fetched: Mapping[str, Fetched[_Held]], bytes_left: int
 ) -> tuple[Link, Value | None]:
-    """The link with what became of it, and its value if it has one."""
+    """The link with what became of it, and its value if it has one that fits."""
     if not link.is_alive:
         return link, None
     if known is not None:
@@ -189,4 +260,6 @@ def _settle(
     if result.reason is not None:
         return link.dropped(result.reason, result.detail), None
     assert result.value is not None, link
-    return link, {"slot": link.slot, **result.value}
+    if result.value.value is None or bytes_left <= 0:
+        return link.dropped(SHARD_FULL), None
+    return link, {"slot": link.slot, **result.value.value}

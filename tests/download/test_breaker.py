@@ -1,7 +1,7 @@
 import pytest
 
 from pipelines.core.pipeline import Rejected
-from pipelines.download.host_queue import MAX_REMEMBERED, CircuitBreaker, CircuitOpen
+from pipelines.download.breaker import MAX_REMEMBERED, CircuitBreaker, CircuitOpen
 
 ORIGIN = ("a.example", 80)
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.download.breaker import Pause
 from pipelines.download.host_queue import ByteBudget, HostQueue, Lease
 
 
@@ -69,7 +70,7 @@ def test_hosts_are_served_round_robin() -> None:
 def test_a_pause_holds_a_host_back_and_no_other() -> None:
     async def scenario() -> list[str]:
         queue: HostQueue[int] = HostQueue(per_host=1, rate=0.0)
-        queue.pause("a", 0.05)
+        queue.set_pause("a", Pause(asyncio.get_running_loop().time() + 0.05))
         queue.add("a", 0)
         queue.add("b", 1)
         return [item[0] for item in (await queue.take(), await queue.take()) if item]

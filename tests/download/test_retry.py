@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.download.host_queue import NO_CONNECTION
+from pipelines.download.breaker import HOST_FAILURES
 from pipelines.download.reasons import FETCH_REASONS, RETRYABLE, backoff_s, retry_after_s
 
 NOW = datetime(1994, 11, 15, 11, tzinfo=UTC).timestamp()
@@ -53,7 +53,7 @@ def test_backoff_doubles_within_its_jitter_and_repeats() -> None:
 
 
 def test_every_word_is_in_the_table_of_reasons() -> None:
-    assert set(FETCH_REASONS) >= RETRYABLE | NO_CONNECTION
+    assert set(FETCH_REASONS) >= RETRYABLE | HOST_FAILURES
     assert all(FETCH_REASONS[word].retryable for word in RETRYABLE)
     assert all(word.replace("_", "").isalnum() and word.islower() for word in FETCH_REASONS)
     assert all(reason.meaning.endswith((".", "…")) for reason in FETCH_REASONS.values())

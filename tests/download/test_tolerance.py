@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.build_mmc4 import BuildMmc4, build_mmc4
-from jobs.cli import BuildOptions
+from jobs.building import BuildOptions
 from pipelines.core.pipeline import Rejected
 from pipelines.download.fetcher import FetchConfig, Fetched, Fetcher
 from pipelines.download.response_head import MAX_HEAD_BYTES, tidied

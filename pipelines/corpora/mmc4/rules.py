@@ -113,7 +113,8 @@ def pipeline(
         prior: the published dataset to take images from where only failures are fetched again.
         fetch_resources: what a worker that fetches needs.
     """
-    limits = {"respect_robots_tag": fetch.respect_robots_tag, "max_bytes": fetch.max_bytes}
+    names = ("respect_robots_tag", "max_bytes", "max_shard_bytes")
+    limits = {name: getattr(fetch, name) for name in names}
     return Pipeline(
         corpus=CORPUS,
         source=source,

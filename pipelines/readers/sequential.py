@@ -1,0 +1,75 @@
+"""Compressed inputs that are read once from start to end, though shard after shard asks for a part of them.
+
+The shards of a file come to a worker in their order, each behind the one before, so a worker that keeps the file open
+unpacks it once. Opened for every shard, it would be unpacked half as often as it has shards.
+"""
+
+from collections.abc import Iterator
+from typing import BinaryIO, Generic, Protocol, TypeVar
+
+MAX_OPEN = 4
+"""Files kept open between shards."""
+
+
+class Numbered(Protocol):
+    """A line or row with its number in the file."""
+
+    @property
+    def number(self) -> int:
+        """From 1, rising."""
+        ...
+
+
+L = TypeVar("L", bound=Numbered)
+
+
+class SequentialReader(Generic[L]):
+    """The lines of an open file, given out in pieces that follow each other.
+
+    Args:
+        name: of the file.
+        file: is closed with the reader.
+        lines: all its lines.
+    """
+
+    def __init__(self, name: str, file: BinaryIO, lines: Iterator[L]) -> None:
+        self.name = name
+        self.next_number = 1
+        self._file = file
+        self._lines = lines
+
+    def lines_from(self, first: int) -> Iterator[L]:
+        """The lines from number `first` on, which must not be behind."""
+        assert first >= self.next_number, (self.name, first, self.next_number)
+        for line in self._lines:
+            self.next_number = line.number + 1
+            if line.number >= first:
+                yield line
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class OpenReaders(Generic[L]):
+    """The readers that this process keeps between shards; copies in other processes begin empty."""
+
+    def __init__(self) -> None:
+        self._readers: dict[str, SequentialReader[L]] = {}
+
+    def __reduce__(self) -> tuple[type["OpenReaders[L]"], tuple[()]]:
+        return type(self), ()
+
+    def take(self, name: str, first: int) -> SequentialReader[L] | None:
+        """The reader of a file, unless it has passed the line `first`."""
+        reader = self._readers.pop(name, None)
+        if reader is not None and reader.next_number > first:
+            reader.close()
+            return None
+        return reader
+
+    def keep(self, reader: SequentialReader[L]) -> None:
+        """Keep a reader for the next shard; of more than `MAX_OPEN` the one kept longest is closed."""
+        self._readers[reader.name] = reader
+        while len(self._readers) > MAX_OPEN:
+            self._readers.pop(next(iter(self._readers))).close()
