@@ -108,6 +108,8 @@ def run_job(
         options, common = parse(kind, arguments, default, program, description)
     except OptionError as error:
         return report_error(error, BAD_VALUE)
+    except ModuleNotFoundError as error:  # of the check of a value
+        return report_error(missing_package(error, inspect.getfile(kind)), FAILED)
     if common.print_config:
         from jobs.config_file import as_yaml
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -76,3 +77,21 @@ def test_issue_templates_are_forms() -> None:
     assert len(forms) >= 2
     for form in forms:
         assert {"name", "description", "body"} <= set(yaml.safe_load(form.read_text())), form.name
+
+
+@pytest.mark.parametrize(
+    ("words", "package", "extra"),
+    [
+        ("build mmc4 --documents x --out y --fetch.allow-host a=127.0.0.1:1", "yarl", "data"),
+        ("inspect x", "pyarrow", "data"),
+        ("serve --model x", "ray", "serve"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    words: str, package: str, extra: str
+) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from jobs.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert package in done.stderr and f"pip install 'emu-platform[{extra}]'" in done.stderr
