@@ -1,4 +1,4 @@
-"""Image files before they are decoded: their format, the error for those that cannot be used, the chunks of PNGs.
+"""Image files before they are decoded: their format, the error for those that cannot be used, chunks of PNG and WebP.
 
 Of PNGs, metadata is left out: decoders fail on much of it (Pillow on more than 1 MiB), and it is not published. An
 ancillary chunk whose CRC is wrong is left out too, as libpng does. Where the CRC of pixel data is wrong or the end is
@@ -146,6 +146,27 @@ def read_png(data: bytes) -> Png:
     body = b"".join(data[start:end] for start, end in pixels)
     whole = _joined(before, [_chunk(b"IDAT", body)], after)
     return Png(whole, is_still, body, is_cut=not has_end)
+
+
+def whole_webp(data: bytes) -> bytes:
+    """The WebP; where it is cut behind its pixels, without the metadata that are not whole.
+
+    Raises:
+        ImageError: image_truncated if pixels are missing.
+    """
+    if len(data) >= 8 + int.from_bytes(data[4:8], "little"):
+        return data
+    position, has_pixels = 12, False
+    while position + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, position)
+        if position + 8 + length > len(data):
+            break
+        has_pixels |= name in (b"VP8 ", b"VP8L")
+        position += 8 + length + length % 2
+    if not has_pixels:
+        raise damaged("webp", "image_truncated", "shorter than its header says")
+    body = data[8:position].ljust(position - 8, b"\0")
+    return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

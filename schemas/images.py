@@ -31,7 +31,7 @@ from PIL import (
 )
 
 from schemas import jpeg
-from schemas.image_files import ImageError, damaged, format_of, read_png, too_large
+from schemas.image_files import ImageError, damaged, format_of, read_png, too_large, whole_webp
 
 __all__ = ["MAX_PIXELS", "ImageError", "OpenedImage", "decode_image", "open_image", "to_rgb"]
 
@@ -139,9 +139,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
         _check_size(image, max_pixels)
         return image
     file = read_png(data) if kind == "png" else None
-    data = file.data if file else data
-    if kind == "webp" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
-        raise damaged("webp", "image_truncated", "shorter than its header says")
+    data = file.data if file else whole_webp(data) if kind == "webp" else data
     opened = _open(data, kind)
     is_plain = (file is None or file.is_still) and _is_plain(opened, data)
     image = OpenedImage(data, kind, *opened.size, is_plain, _opened=opened)

@@ -254,6 +254,18 @@ def test_a_bomb_with_a_wrong_crc_is_not_inflated_to_its_end() -> None:
     assert outcome(data)[0] == "image_corrupt"
 
 
+def test_webps_cut_behind_their_pixels_are_kept(control: bytes) -> None:
+    image = Image.open(io.BytesIO(control))
+    for options in ({"quality": 80}, {"lossless": True}):
+        data = encoded(image, "WEBP", exif=b"Exif\0\0" + bytes(101), **options)
+        end = data.index(b"EXIF")
+        for length in (len(data) - 1, len(data) - 60, end + 3, end):
+            reason, pixels = outcome(data[:length])
+            assert reason is None and (pixels == pillow_pixels(data)).all()
+        for length in (end - 3, end // 2, 40, 20):
+            assert outcome(data[:length])[0] == "image_truncated"
+
+
 def tiff(order: str, values: np.ndarray, bits: int, photometric: int, sample_format: int) -> bytes:
     """An uncompressed TIFF of one strip, from packed rows."""
     height, width = values.shape
