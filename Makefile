@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= demo_out
+MINUTES ?= 6
 # Prints the path of a Python that fits, or an error that says which ones do.
 FIND_PYTHON := for p in "$(PYTHON)" python3.11 python3.12 python3 python; do \
 	  [ -n "$$p" ] && "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
@@ -30,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  "$$uv" pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP) ## Run the pipeline end to end on a synthetic world: documents to a served response
-	@$(BIN)/python -m jobs.demo --out $(OUT)
+demo: $(STAMP) ## Run the whole workflow on a synthetic world (MINUTES=30 trains longer)
+	@$(BIN)/python -m jobs.demo --out $(OUT) --minutes $(MINUTES)
 
 test: $(STAMP) ## The default tests
 	@$(BIN)/python -m pytest

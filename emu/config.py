@@ -18,6 +18,7 @@ from schemas.validation import Checked, Complete, ConfigError, from_json
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 Probability = Annotated[float, Field(ge=0, le=1, description="a probability")]
 
 IMAGE_START, IMAGE_END, IMAGE = "[IMG]", "[/IMG]", "<image>"
@@ -183,8 +184,15 @@ class DecoderConfig(Complete):
     beta_end: Positive = 0.012
     kind: str = "stable_diffusion"
     """A name in `emu.decoders.DECODERS`; the sizes are those that this kind reads."""
+    prediction: Prediction = "epsilon"
+    """What the U-Net predicts: the noise (paper), v (arXiv 2202.00512) or the clean image."""
+    snr_gamma: Positive | None = None
+    """Bound of the signal-to-noise ratio in the weights of the loss (min-SNR, arXiv 2303.09556); None weights all
+    times of the chosen prediction alike, as in the paper."""
+    noise_shift: Positive = 1.0
+    """Factor on the ratio of noise to signal at every time; above 1 a small image is decided later in the schedule."""
 
-    optional_in_json: ClassVar = frozenset({"kind"})
+    optional_in_json: ClassVar = frozenset({"kind", "prediction", "snr_gamma", "noise_shift"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,8 +240,10 @@ class EmuConfig(Checked):
     def to_json(self) -> str:
         """The configuration as indented JSON."""
         values = dataclasses.asdict(self)
-        if self.decoder is not None and self.decoder.kind == DecoderConfig.kind:
-            del values["decoder"]["kind"]  # as it was before there were several kinds
+        if self.decoder is not None:  # without the fields that older releases do not know
+            for name in DecoderConfig.optional_in_json:
+                if getattr(self.decoder, name) == getattr(DecoderConfig, name):
+                    del values["decoder"][name]
         return json.dumps(values, indent=2) + "\n"
 
     @staticmethod
@@ -298,21 +308,21 @@ def emu_llama_7b_config(instruct: bool = False) -> EmuConfig:
 
 
 def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
-    """Every part of the paper in 1.2 million weights, for one CPU core.
+    """Every part of the paper in 1.3 million weights, for one CPU core.
 
     Sizes, regression weight and initialisation are chosen so that a few hundred steps from scratch learn to use
     the images (docs/decisions/0030).
     """
     return EmuConfig(
         vision=VisionConfig(
-            image_size=64, patch_size=8, width=64, layers=3, heads=4, mlp_hidden=192, embed_dim=64
+            image_size=64, patch_size=16, width=128, layers=2, heads=4, mlp_hidden=256, embed_dim=64
         ),
         former=CausalFormerConfig(
             d_model=96, d_kv=24, num_heads=4, num_layers=2, d_ff=192, num_queries=8, dropout=0.0
         ),
         language=LanguageConfig(
             hidden_size=128,
-            num_layers=3,
+            num_layers=2,
             num_heads=4,
             intermediate_size=344,
             vocab_size=vocab_size,
@@ -323,21 +333,22 @@ def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
             embedding_std=0.3,
             language_std=0.08,
             block_std=0.06,
-            position_std=0.05,
+            position_std=0.3,
             query_gain=5.0,
             ground=0.75,
         ),
         instruct=instruct,
         decoder=DecoderConfig(
+            kind="pixel_diffusion",
             image_size=64,
-            unet_channels=(32, 64),
-            unet_attention=(True, True),
+            unet_channels=(32, 64, 64),
+            unet_attention=(False, False, True),
             unet_layers=1,
             unet_heads=4,
             unet_groups=8,
-            vae_channels=(16, 32, 32),
-            vae_layers=1,
-            vae_groups=1,  # with two channels per group, a uniform colour would keep no more than its sign
+            vae_channels=(16, 32, 32),  # here only their number counts: 4 x 4 pixels are a position
+            prediction="sample",
+            noise_shift=2.0,
         ),
     )
 

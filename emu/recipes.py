@@ -16,6 +16,7 @@ from emu.config import (
     Count,
     EmuConfig,
     Positive,
+    Prediction,
     SequenceConfig,
     emu_14b_config,
     emu_llama_1b_config,
@@ -121,6 +122,32 @@ class TrainConfig(Checked):
 
 
 @dataclass(frozen=True)
+class VisualTrainConfig(Checked):
+    """Length, batch size and learning rate; the defaults are those of the tiny recipe."""
+
+    steps: Count = 1500
+    """Optimizer steps."""
+    batch_size: Count = 32
+    """Image-text pairs per step."""
+    learning_rate: Positive = 2e-3
+    """Peak learning rate of AdamW."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.07
+    """Fraction of the steps with linear warm-up; a cosine decay to zero follows."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Weight decay of AdamW."""
+    clip_norm: Positive = 5.0
+    """Gradients are clipped to this norm."""
+    common_share: Annotated[float, Field(gt=0, le=1, description="a fraction")] = 0.9
+    """Tokens in more than this share of the captions are not predicted."""
+    seed: int = 0
+    """Seed of initial weights and sample order."""
+    num_threads: Annotated[int, Field(ge=0)] = 2
+    """Threads that decode the images of the next step; 0: the main thread does, between steps."""
+    log_every: Count = 10
+    """Steps between lines of metrics."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything about a run except the paths of its data and its output."""
 
@@ -142,7 +169,7 @@ class DecoderTrainConfig(Checked):
     """Images per step of the decoder (paper: 1600 over all GPUs)."""
     autoencoder_batch_size: Count = 4
     """Images per step of the autoencoder."""
-    learning_rate: Positive = 3e-3
+    learning_rate: Positive = 1e-3
     """Peak learning rate of the decoder. The paper's, for Stable Diffusion's weights, is 1e-4."""
     autoencoder_learning_rate: Positive = 2e-3
     """Peak learning rate of the autoencoder."""
@@ -156,6 +183,13 @@ class DecoderTrainConfig(Checked):
     """Gradients are clipped to this norm (our choice; the paper does not say)."""
     drop_probability: Ratio = 0.1
     """Fraction of the conditions replaced by that of the empty prompt, for guidance."""
+    prediction: Prediction | None = None
+    """What a U-Net from scratch predicts: the noise (epsilon, the paper), v, or the clean image (sample).
+    None: as in the model's configuration."""
+    snr_gamma: Positive | None = None
+    """Bound of the signal-to-noise ratio in the weights of the loss (min-SNR). None: as in the configuration."""
+    noise_shift: Positive | None = None
+    """Factor on the ratio of noise to signal at every time. None: as in the model's configuration."""
     seed: int = 0
     """Seed of initial weights, order of images, times and noise."""
     log_every: Count = 10
@@ -173,7 +207,7 @@ class PromptRules(Checked):
 
 
 def tiny() -> Recipe:
-    """Every part of the paper in 1.2 million weights; a few hundred steps take a minute or two.
+    """Every part of the paper in 1.3 million weights; a few hundred steps take a minute or two.
 
     Trained from scratch, so its learning rates are higher than the paper's and its warm-up is shorter.
     """

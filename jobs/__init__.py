@@ -48,11 +48,17 @@ COMMANDS = {
     "build miniworld": Command(
         "build_miniworld", "Write a synthetic world as MMC4 documents with images", "data"
     ),
+    "build pairs": Command(
+        "build_pairs", "Build a dataset of synthetic image-text pairs, without a download", "data"
+    ),
     "inspect": Command(
         "inspect_shards", "Print the counts of a dataset and a sample; verify its files", "data"
     ),
     "features": Command(
         "precompute_features", "Compute the visual encoder's outputs for a dataset", "data"
+    ),
+    "train-visual": Command(
+        "train_visual", "Pretrain the visual encoder of a small model from captions", "train"
     ),
     "train": Command("train_emu", "Train Emu on a dataset", "train"),
     "train-decoder": Command(

@@ -15,6 +15,7 @@ from schemas.validation import Checked
 
 if TYPE_CHECKING:
     from pipelines.core.pipeline import Reasons
+    from pipelines.core.stage_runner import Runner
     from pipelines.download.config import FetchConfig
     from schemas.manifest import Manifest, Tally
 
@@ -107,7 +108,7 @@ def build(
         manifest = run(
             pipeline,
             where,
-            _runner(options, sessions),
+            build_runner(options.runner, options.num_cpus, sessions),
             redo=has_retryable(pipeline.reasons) if options.retry_failed else None,
             overwrite=options.overwrite,
             fail_on_alarm=options.fail_on_alarm,
@@ -180,14 +181,17 @@ def build_summary(
     return "\n".join(lines)
 
 
-def _runner(options: BuildOptions, sessions: ExitStack) -> Any:
-    if options.runner == "local":
+def build_runner(
+    name: Literal["ray", "local"], num_cpus: int | None, sessions: ExitStack
+) -> "Runner":
+    """The runner of that name; `sessions` ends the Ray that it starts when it is first used."""
+    if name == "local":
         from pipelines.core.stage_runner import LocalRunner
 
         return LocalRunner()
     from jobs.cluster import RunnerOnDemand
 
-    return RunnerOnDemand(sessions, options.num_cpus)
+    return RunnerOnDemand(sessions, num_cpus)
 
 
 def _tally(noun: str, tally: "Tally", reasons: "Reasons") -> list[str]:

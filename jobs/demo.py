@@ -1,11 +1,7 @@
 #!/usr/bin/env python3
-"""The pipeline end to end on a synthetic world: documents, shards, features, training steps, a served reply.
+"""The pipeline end to end on a synthetic world: documents, shards, features, training, a served model, its exam."""
 
-    make demo
-
-Runs the jobs of this folder one after the other on a local Ray, as a user would, and verifies the counts of each
-output. Exit code 0 means that every step ran and every count was as expected.
-"""
+from __future__ import annotations
 
 import os
 import subprocess
@@ -16,34 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
 from pydantic import Field
-from tqdm import tqdm
 
-from emu.train.run_folder import METRICS, read_metrics
 from jobs.cli import interrupted, run_job
-from jobs.cluster import ray_session
-from jobs.demo_client import (
-    ClientError,
-    count_correct_words,
-    held_out_image,
-    request_replies,
-    wait_until_healthy,
-    write_replies,
-)
-from jobs.serve import free_port
-from pipelines.miniworld.config import MiniworldConfig
-from pipelines.miniworld.mmc4 import MiniworldSummary, write_mmc4
-from pipelines.miniworld.server import ImageServer
-from schemas.manifest import MANIFEST_FILE, Manifest, manifest_from_json
 from schemas.validation import Checked
 
+if TYPE_CHECKING:
+    from pipelines.miniworld.mmc4 import MiniworldSummary
+    from schemas.manifest import Manifest
+
 RULE = "─" * 78
-NUM_IMAGES = 4  # that the served model is asked about
+NUM_SCENES = 64  # of the exam
+FIXED_MINUTES = 1.9  # what does not depend on the lengths of the trainings, on two cores
+MINUTES = 6.0
+STEPS = {"visual": 1400, "features": 40, "emu": 1600, "decoder": 1100}
+"""Optimizer steps at MINUTES."""
+MAX_PAIRS = 200_000
 
 
 class DemoError(RuntimeError):
@@ -52,22 +38,37 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Demo(Checked):
-    """Builds a synthetic world, a dataset, features and a model, and sends requests to the served model."""
+    """Builds a synthetic world, datasets, features and a model, serves the model and examines it on new scenes.
+
+    Runs the jobs one after the other on a local Ray, as a user would, and verifies the counts of each output:
+
+        emu demo --out demo_out
+        emu demo --out demo_out_30 --minutes 30
+
+    The trained model is OUT/run/model, the page at the end OUT/replies.html. Exit code 0 means that every step
+    ran and every count was as expected.
+    """
 
     out: Path = Path("demo_out")
     """Folder for all outputs; finished steps found there are not repeated."""
+    minutes: Annotated[float, Field(ge=0.5, le=1440)] = MINUTES
+    """About how long it takes on two cores, installation not counted. The trainings get the time that is left
+    after the other steps; the more, the better the model. 6 is enough for captions, answers and colours."""
     num_documents: Annotated[int, Field(ge=3, description="they are in three files")] = 240
     """Documents of the synthetic world, at least 3 (they are in three files)."""
-    feature_steps: Annotated[int, Field(ge=1)] = 40
-    """Optimizer steps on the precomputed features, with the visual encoder frozen."""
-    steps: Annotated[int, Field(ge=1)] = 500
-    """Optimizer steps on the images, with all parts trained."""
-    decoder_steps: Annotated[int, Field(ge=1)] = 250
-    """Optimizer steps of the visual decoder's U-Net."""
-    num_workers: Annotated[int, Field(ge=1)] = 2
-    """Workers of Ray Train in the training of all parts."""
-    seed: int = 7
-    """Of the world and of the training."""
+    num_scenes: Annotated[int, Field(ge=1, le=1000)] = NUM_SCENES
+    """New scenes that the served model is examined on."""
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 7
+    """Of the world, of the trainings and of the exam."""
+
+    def steps(self, name: str) -> int:
+        """Optimizer steps of a training, in proportion to the time that is left for trainings."""
+        scale = max(0.02, (self.minutes - FIXED_MINUTES) / (MINUTES - FIXED_MINUTES))
+        return max(2, round(STEPS[name] * (1 if name == "features" else scale)))
+
+    def num_pairs(self, name: str) -> int:
+        """Image-text pairs for a training: each is seen about twice."""
+        return min(MAX_PAIRS, max(500, self.steps(name) * 32 // 2))
 
 
 @dataclass
@@ -78,10 +79,11 @@ class Report:
     lines: list[tuple[str, str]] = field(default_factory=list)
 
     @contextmanager
-    def part(self, number: int, title: str) -> Iterator[None]:
+    def part(self, title: str) -> Iterator[None]:
         """A step of the pipeline, with its heading and its duration."""
-        print(f"\n{RULE}\n{number}. {title}\n{RULE}", flush=True)
+        print(f"\n{RULE}\n{len(self.seconds) + 1}. {title}\n{RULE}", flush=True)
         start = time.monotonic()
+        self.seconds[title] = 0.0
         yield
         self.seconds[title] = time.monotonic() - start
         print(f"   {self.seconds[title]:.1f} s", flush=True)
@@ -92,19 +94,54 @@ class Report:
         print(f"   {name}: {value}", flush=True)
 
 
+@dataclass(frozen=True)
+class Jobs:
+    """Runs the jobs as a user would, with their output on the terminal."""
+
+    environment: Mapping[str, str]
+
+    def run(self, name: str, *arguments: str, all_cores: bool = False) -> None:
+        """Run a job to its end; raises `DemoError` if it fails."""
+        self.finish(name, self.start(name, *arguments, all_cores=all_cores))
+
+    def start(self, name: str, *arguments: str, all_cores: bool = False) -> subprocess.Popen[bytes]:
+        """Start a job, for `finish`."""
+        print(f"   $ jobs/{name}.py {' '.join(arguments)}", flush=True)
+        environment = dict(self.environment)
+        if all_cores:  # a training in one process
+            environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+        command = [sys.executable, "-m", f"jobs.{name}", *arguments]
+        return subprocess.Popen(command, env=environment)
+
+    def finish(self, name: str, job: subprocess.Popen[bytes]) -> None:
+        """Wait for a job; raises `DemoError` if it failed."""
+        if job.wait():
+            raise DemoError(
+                f"jobs/{name}.py ended with exit code {job.returncode}; its output is above"
+            )
+
+
 def run_demo(options: Demo) -> int:
     """Runs all steps; returns the exit code: 0 if all of them succeeded, 1 if not, 130 on Ctrl-C."""
+    import ray
+
+    from jobs.cluster import ray_session
+    from jobs.demo_client import ClientError
+    from jobs.progress import say
+
     report, out = Report(), options.out.resolve()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        summary = _synthesize(options, out, report)
-        with ray_session(num_cpus=max(4, options.num_workers + 2)):
-            environment = dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
-            manifest = _build(summary, out, report, environment)
-            _features(manifest, out, report, environment)
-            _train(options, out, report, environment)
-            _decoder(options, out, report, environment)
-            _serve(options, out, report, environment)
+        with ray_session(num_cpus=max(4, os.cpu_count() or 1)):
+            say("")  # the jobs say what they do
+            jobs = Jobs(dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address))
+            manifest = _documents(options, out, report, jobs)
+            _pairs(options, out, report, jobs)
+            _visual(options, out, report, jobs)
+            _features(manifest, out, report, jobs)
+            _train(options, out, report, jobs)
+            _decoder(options, out, report, jobs)
+            _exam(options, out, report, jobs)
     except KeyboardInterrupt:
         return interrupted()
     except (ClientError, DemoError, OSError, ValueError) as error:
@@ -114,8 +151,12 @@ def run_demo(options: Demo) -> int:
     return 0
 
 
-def _synthesize(options: Demo, out: Path, report: Report) -> MiniworldSummary:
-    with report.part(1, "Write a synthetic world, as MMC4 documents"):
+def _documents(options: Demo, out: Path, report: Report, jobs: Jobs) -> Manifest:
+    from pipelines.miniworld.config import MiniworldConfig
+    from pipelines.miniworld.mmc4 import write_mmc4
+    from pipelines.miniworld.server import ImageServer
+
+    with report.part("Web documents with links: fetch, clean, write shards"):
         config = MiniworldConfig(
             seed=options.seed,
             num_documents=options.num_documents,
@@ -124,48 +165,82 @@ def _synthesize(options: Demo, out: Path, report: Report) -> MiniworldSummary:
             max_things=1,
         )
         summary = write_mmc4(config, out / "world")
-        report.say(
-            "world",
-            f"{summary.num_records} documents, {summary.num_links} links, some of them broken",
-        )
-    return summary
-
-
-def _build(
-    summary: MiniworldSummary, out: Path, report: Report, environment: Mapping[str, str]
-) -> Manifest:
-    with report.part(2, "Fetch, clean, write shards"):
         with ImageServer(out / "world" / "images", retry_after_s=0) as server:
-            _job(
+            jobs.run(
                 "build_mmc4",
-                environment,
                 f"--documents={out / 'world' / 'documents'}/*",
                 f"--out={out / 'mmc4'}",
                 "--samples-per-shard=150",
                 f"--fetch.allow-host={server.allow_host}",
             )
-        manifest = _manifest(out)
-        _expect("records", manifest.records.total, summary.num_records)
-        _expect("documents kept", manifest.records.kept, summary.num_documents_kept)
-        _expect("links", manifest.links.total, summary.num_links)
-        _expect("images", manifest.num_images, summary.num_images_kept)
-        _expect("rows of the index", _index_rows(out), manifest.num_samples)
+        manifest = _manifest(out / "mmc4")
+        _check_dataset(manifest, summary, out / "mmc4")
         dropped = sum(manifest.links.dropped.values())
         report.say(
-            "dataset",
+            "documents",
             f"{manifest.num_samples} documents, {manifest.num_images} images in "
             f"{len(manifest.shards)} shards; {dropped} links dropped, each with its reason",
         )
     return manifest
 
 
-def _features(
-    manifest: Manifest, out: Path, report: Report, environment: Mapping[str, str]
-) -> None:
-    with report.part(3, "Precompute features of the visual encoder"):
-        _job("precompute_features", environment, f"--data={out / 'mmc4'}", "--recipe=tiny")
-        features = _manifest(out).features or {}
-        num_rows = sum(_feature_rows(f) for f in sorted((out / "mmc4/features").glob("*.arrow")))
+def _check_dataset(manifest: Manifest, summary: MiniworldSummary, dataset: Path) -> None:
+    import pyarrow.parquet as pq
+
+    rows = sum(pq.read_metadata(file).num_rows for file in sorted(dataset.glob("index/*")))
+    _expect("records", manifest.records.total, summary.num_records)
+    _expect("documents kept", manifest.records.kept, summary.num_documents_kept)
+    _expect("links", manifest.links.total, summary.num_links)
+    _expect("images", manifest.num_images, summary.num_images_kept)
+    _expect("rows of the index", rows, manifest.num_samples)
+
+
+def _pairs(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
+    with report.part("Image-text pairs: captions, and questions with their answers"):
+        parts = (("captions", "visual", 0.0), ("questions", "emu", 0.7))
+        builds = [
+            jobs.start(
+                "build_pairs",
+                f"--out={out / name}",
+                f"--num-pairs={options.num_pairs(training)}",
+                f"--question-share={share}",
+                f"--seed={options.seed + (name == 'questions')}",
+            )
+            for name, training, share in parts
+        ]
+        for build in builds:  # both at once, each on a core
+            jobs.finish("build_pairs", build)
+        for name, training, _ in parts:
+            num_pairs = options.num_pairs(training)
+            _expect(f"pairs of {name}", _manifest(out / name).num_samples, num_pairs)
+            report.say(name, f"{num_pairs:,} pairs")
+
+
+def _visual(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
+    with report.part("Pretrain the visual encoder and the Causal Former from captions"):
+        jobs.run(
+            "train_visual",
+            f"--data={out / 'captions'}",
+            f"--out={out / 'run_visual'}",
+            f"--steps={options.steps('visual')}",
+            f"--seed={options.seed}",
+            all_cores=True,
+        )
+        rows = _rows(out / "run_visual" / "model", options.steps("visual"))
+        report.say("caption tokens predicted", f"{rows[-1]['former_recall']:.1%}")
+
+
+def _features(manifest: Manifest, out: Path, report: Report, jobs: Jobs) -> None:
+    import pyarrow as pa
+
+    with report.part("Precompute features of the documents' images"):
+        model = out / "run_visual" / "model"
+        jobs.run("precompute_features", f"--data={out / 'mmc4'}", f"--init={model}")
+        features = _manifest(out / "mmc4").features or {}
+        num_rows = 0
+        for path in sorted((out / "mmc4/features").glob("*.arrow")):
+            with pa.memory_map(str(path)) as file:
+                num_rows += pa.ipc.open_file(file).read_all().num_rows
         _expect("features", num_rows, manifest.num_images)
         report.say(
             "features",
@@ -174,127 +249,120 @@ def _features(
         )
 
 
-def _train(options: Demo, out: Path, report: Report, environment: Mapping[str, str]) -> None:
-    shared = (f"--data={out / 'mmc4'}", "--recipe=tiny")
-    with report.part(4, "Train on the features, the visual encoder frozen"):
-        first = out / "run_features"
-        _job(
+def _train(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
+    first, run = out / "run_documents", out / "run"
+    with report.part("Train on the documents' features, the visual encoder frozen"):
+        jobs.run(
             "train_emu",
-            environment,
-            *shared,
+            f"--data={out / 'mmc4'}",
             f"--out={first}",
-            f"--steps={options.feature_steps}",
-            "--num-workers=0",  # in one process: workers would take longer to start than to train
+            f"--init={out / 'run_visual' / 'model'}",
+            f"--steps={options.steps('features')}",
+            "--num-workers=0",
             "--use-features",
-            "--train.optim.visual-freeze-ratio=0.9",  # the language model learns its words first
+            all_cores=True,
         )
-        _steps(first, options.feature_steps, report)
-    with report.part(5, "Train all parts: next token and next visual embedding"):
-        run = out / "run"
-        _job(
+        _rows(first, options.steps("features"))
+    with report.part("Train all parts: next token and next visual embedding"):
+        jobs.run(
             "train_emu",
-            environment,
-            *shared,
+            f"--data={out / 'questions'}",
             f"--out={run}",
-            f"--steps={options.steps}",
-            f"--num-workers={options.num_workers}",
             f"--init={first / 'model'}",
+            f"--steps={options.steps('emu')}",
+            "--num-workers=0",  # one process with all cores: workers would take longer to start
+            "--train.batch-size=16",
+            "--train.num-micro=2",
+            "--train.optim.vision-lr=3e-4",
+            "--train.optim.former-lr=5e-4",
+            "--train.optim.language-lr=2e-3",
+            "--train.optim.visual-freeze-ratio=0",
+            "--train.optim.warmup-ratio=0.05",
+            "--sequence.image-first-probability=0.6",
+            "--train.log-every=20",
+            "--train.checkpoint-every=500",
+            all_cores=True,
         )
-        _steps(run, options.steps, report)
+        rows = _rows(run, options.steps("emu"))
+        for name in ("text_loss", "visual_loss"):
+            start, end = rows[0][name], fmean(row[name] for row in rows[-5:])
+            report.say(f"{name}", f"{start:.3f} at the start, {end:.3f} at the end")
+        if not rows[-1]["text_loss"] < rows[0]["text_loss"]:
+            raise DemoError(f"the text loss of {run} did not fall")
 
 
-def _steps(run: Path, steps: int, report: Report) -> None:
+def _decoder(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
+    model = out / "run" / "model"
+    with report.part("Train the visual decoder on the model's own embeddings"):
+        jobs.run(
+            "train_decoder",
+            f"--model={model}",
+            f"--data={out / 'captions'}",
+            f"--steps={options.steps('decoder')}",
+            "--rules.max-images=20000",
+            all_cores=True,
+        )
+        if not (model / "decoder" / "unet").is_dir():
+            raise DemoError(f"{model / 'decoder'} holds no U-Net")
+        _rows(model / "decoder", options.steps("decoder"))
+
+
+def _exam(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
+    from tqdm import tqdm
+
+    from jobs.demo_client import held_out_pair, request_reply, wait_until_healthy
+    from jobs.demo_scores import score, verdict, write_page
+    from jobs.serve import free_port
+    from pipelines.miniworld.config import PairsConfig
+
+    with report.part(f"Serve the model and examine it on {options.num_scenes} new scenes"):
+        port = free_port("127.0.0.1")
+        command = [sys.executable, "-m", "jobs.serve", f"--model={out / 'run' / 'model'}"]
+        server = subprocess.Popen([*command, f"--port={port}"], env=jobs.environment)
+        config = PairsConfig(seed=options.seed)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until_healthy(address, lambda: server.poll() is None)
+            scenes = tqdm(range(options.num_scenes), desc="new scenes", mininterval=5)
+            replies = [
+                request_reply(address, held_out_pair(config, n), n, config.side_px) for n in scenes
+            ]
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+        scores = score(replies)
+        for group in (scores.captions, scores.answers, scores.images):
+            report.say(group[0].name, f"{group[0].share:.0%} (by guessing {group[0].chance:.2g})")
+            report.say("  of these", ", ".join(map(str, group[1:])))
+        report.say("verdict", verdict(scores))
+        page = write_page(replies, scores, out, _remark(options))
+        report.say("page", str(page))
+
+
+def _remark(options: Demo) -> str:
+    steps = {name: f"{options.steps(name):,}" for name in STEPS}
+    return (
+        f"Trained from random weights on two kinds of synthetic data: {steps['visual']} optimizer steps of the "
+        f"visual parts, {steps['emu']} of the whole model, {steps['decoder']} of the visual decoder."
+    )
+
+
+def _rows(run: Path, steps: int) -> list[dict[str, Any]]:
+    """The metrics of a run; raises `DemoError` if it did not take its steps."""
+    from emu.train.run_folder import METRICS, read_metrics
+
     rows = read_metrics(run)
     if not rows:
         raise DemoError(f"{run / METRICS} is empty: no optimizer step was taken")
     _expect("optimizer steps", rows[-1]["step"], steps)
-    for name in ("text_loss", "visual_loss"):
-        start, end = rows[0][name], fmean(row[name] for row in rows[-10:])
-        report.say(
-            f"{run.name} {name}", f"{start:.3f} in the first step, {end:.3f} over the last ten"
-        )
-        if name == "text_loss" and not end < start:
-            raise DemoError(f"{name} of {run.name} did not fall: {start} to {end}")
+    return rows
 
 
-def _decoder(options: Demo, out: Path, report: Report, environment: Mapping[str, str]) -> None:
-    with report.part(6, "Train the visual decoder on the model's own embeddings"):
-        model = out / "run" / "model"
-        _job(
-            "train_decoder",
-            # a single process uses all cores. Idle threads sleep: if they spin, as by default, a step takes
-            # 30 times longer as soon as other processes use the cores, too
-            {
-                **environment,
-                "OMP_NUM_THREADS": str(os.cpu_count() or 1),
-                "OMP_WAIT_POLICY": "PASSIVE",
-            },
-            f"--model={model}",
-            f"--data={out / 'mmc4'}",
-            f"--steps={options.decoder_steps}",
-            "--autoencoder-steps=200",
-        )
-        if not (model / "decoder" / "unet").is_dir():
-            raise DemoError(f"{model / 'decoder'} holds no U-Net")
+def _manifest(dataset: Path) -> Manifest:
+    from schemas.manifest import MANIFEST_FILE, manifest_from_json
 
-
-def _serve(options: Demo, out: Path, report: Report, environment: Mapping[str, str]) -> None:
-    with report.part(7, "Serve the model, request a caption, an answer and an image"):
-        port = free_port("127.0.0.1")
-        command = [sys.executable, "-m", "jobs.serve", f"--model={out / 'run' / 'model'}"]
-        server = subprocess.Popen([*command, f"--port={port}"], env=environment)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            wait_until_healthy(address, lambda: server.poll() is None)
-            replies = []
-            for number in tqdm(range(1, NUM_IMAGES + 1), desc="held-out images"):
-                image = held_out_image(options.seed + number)
-                replies.append(request_replies(address, image, number))
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
-        for each in replies:
-            report.say("caption", f"“{each.caption}” (the image shows {each.true_caption})")
-        first = replies[0]
-        report.say("answer", f"“{first.answer}” to “{first.question}” ({first.true_answer})")
-        num_correct, total = count_correct_words(replies)
-        report.say(
-            "held-out words", f"{num_correct} of {total} that describe the {len(replies)} images"
-        )
-        page = write_replies(replies, out / "images", _remark(options))
-        report.say("images", f"{len(replies)} generated, beside the replies: {page}")
-
-
-def _remark(options: Demo) -> str:
-    return (
-        f"The model has had {options.feature_steps + options.steps} optimizer steps, its visual decoder "
-        f"{options.decoder_steps}: enough to recognise backgrounds and some colours and to generate blots on a "
-        "background, not yet to recognise shapes, to count, or to generate what the prompt describes."
-    )
-
-
-def _job(name: str, environment: Mapping[str, str], *arguments: str) -> None:
-    """Runs a job as a user would; its output goes to the terminal."""
-    print(f"   $ jobs/{name}.py {' '.join(arguments)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", f"jobs.{name}", *arguments], env=environment)
-    if done.returncode:
-        raise DemoError(
-            f"jobs/{name}.py ended with exit code {done.returncode}; its output is above"
-        )
-
-
-def _manifest(out: Path) -> Manifest:
-    path = out / "mmc4" / MANIFEST_FILE
+    path = dataset / MANIFEST_FILE
     return manifest_from_json(path.read_text(), str(path))
-
-
-def _index_rows(out: Path) -> int:
-    return sum(pq.read_metadata(f).num_rows for f in sorted((out / "mmc4/index").glob("*")))
-
-
-def _feature_rows(path: Path) -> int:
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all().num_rows
 
 
 def _expect(name: str, found: Any, wanted: Any) -> None:
@@ -311,9 +379,9 @@ def _summary(report: Report, out: Path) -> None:
         print(f"  {name:24} {value}")
     print(f"\n  dataset report           {out / 'mmc4' / 'report.html'}")
     print(f"  loss curves              {out / 'run' / 'curves.svg'}")
-    print(f"  replies and images       {out / 'images' / 'replies.html'}")
+    print(f"  replies to new scenes    {out / 'replies.html'}")
     print(f"  the model                {out / 'run' / 'model'}")
-    print(f"\n  serve it: .venv/bin/python jobs/serve.py --model {out / 'run' / 'model'}")
+    print(f"\n  serve it: .venv/bin/emu serve --model {out / 'run' / 'model'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

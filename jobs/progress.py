@@ -15,7 +15,10 @@ POLL_S = 0.5
 
 
 def say(text: str) -> None:
-    """Say what the running job does from now on; without a running job nothing happens."""
+    """Say what the running job does from now on; without a running job nothing happens.
+
+    An empty text is silence, for a job that runs others which say it.
+    """
     status = _running.get()
     if status is not None:
         status.say(text)
@@ -75,6 +78,8 @@ class Status:
     def _write(self) -> None:
         now = time.monotonic()
         self._due = now + self._interval_s
+        if not self._text:
+            return
         line = f"[{now - self._began:4.0f} s] {self._text}"
         print(line, file=self._stream or sys.stderr, flush=True)
 

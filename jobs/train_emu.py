@@ -58,7 +58,7 @@ class TrainEmu(Checked):
     out: str
     """Folder of the run. With workers on several nodes, one that all of them see."""
     recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
-    """Sizes, lengths and learning rates. tiny: every part of the paper in 1.2 million weights, minutes on two cores.
+    """Sizes, lengths and learning rates. tiny: every part of the paper in 1.3 million weights, minutes on two cores.
     The others: the paper's visual encoder and Causal Former with a LLaMA of 1.3, 7 or 13 billion weights.
     With --init, the sizes are those of that model."""
     steps: Count | None = None

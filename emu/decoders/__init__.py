@@ -84,7 +84,18 @@ DECODERS: dict[str, DecoderEntry] = {
         files=("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"),
         read_image_multiple=stable_diffusion_multiple,
         conversion="emu.decoders.conversion:plan_conversion",
-    )
+    ),
+    "pixel_diffusion": DecoderEntry(
+        implementation="emu.decoders.pixel_diffusion:PixelDiffusionDecoder",
+        schedulers=("ddim", "dpm++", "euler"),
+        files=(
+            "decoder.json",
+            "unet/config.json",
+            "scheduler/scheduler_config.json",
+            "conditions.safetensors",
+        ),
+        read_image_multiple=read_multiple_of_file,
+    ),
 }
 """Visual decoders by kind."""
 

@@ -84,6 +84,10 @@ class VisualDecoder(Protocol):
         """The network that `loss` trains, and the name of this stage in the metrics."""
         ...
 
+    def fit_conditions(self, conditions_UQD: Tensor) -> None:
+        """Takes the statistics of the conditions of a training before its first step; may do nothing."""
+        ...
+
     def autoencoder_stage(self) -> AutoencoderStage | None:
         """The stage before, for a decoder with random weights; None where there is none."""
         ...
@@ -174,3 +178,17 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     if problems:
         raise ValueError(f"the {kind.__name__} in {folder} does not fit: " + "; ".join(problems))
     return network
+
+
+def check_conditions(
+    condition_BQD: Tensor, null_condition_QD: Tensor | None, condition_width: int
+) -> None:
+    """Raises ValueError for conditions of another width, or a null condition of another shape."""
+    shape = tuple(condition_BQD.shape)
+    if len(shape) != 3 or shape[2] != condition_width:
+        raise ValueError(
+            f"condition_BQD has shape {shape}, the decoder reads (B, Q, {condition_width})"
+        )
+    if null_condition_QD is not None and tuple(null_condition_QD.shape) != shape[1:]:
+        null = tuple(null_condition_QD.shape)
+        raise ValueError(f"null_condition_QD has shape {null}, needed is {shape[1:]}")

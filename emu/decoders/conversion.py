@@ -18,8 +18,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPConfig
 
 from emu.config import DecoderConfig
+from emu.decoders.diffusion import unet_sizes
 from emu.decoders.safety import CHECKER, PROCESSOR
-from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, unet_sizes, vae_sizes
+from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, vae_sizes
 from emu.weights.plan import Advance, ConversionWarnings, Plan, plan_renaming, renamed, tensors_of
 from emu.weights.reader import INDEX, SAFETENSORS, WeightFiles, WeightsError
 from emu.weights.writer import TensorSpec, write_safetensors

@@ -15,18 +15,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    PNDMScheduler,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 
 from emu.config import DecoderConfig
 from emu.decoders.autoencoder import (
@@ -36,16 +27,19 @@ from emu.decoders.autoencoder import (
     posterior_of,
     standardise_latents,
 )
-from emu.decoders.base import AutoencoderStage, load_part
+from emu.decoders.base import AutoencoderStage, check_conditions, load_part
+from emu.decoders.diffusion import (
+    denoising_loss,
+    drop_conditions,
+    guided_latents,
+    noise_schedule,
+    schedule_options,
+    unet_sizes,
+    with_condition_width,
+)
 from emu.decoders.safety import SafetyChecker
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
-SCHEDULERS: dict[str, Any] = {
-    "pndm": PNDMScheduler,  # released: 50 steps
-    "ddim": DDIMScheduler,
-    "dpm++": DPMSolverMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-}
 
 
 class StableDiffusionDecoder(nn.Module):
@@ -59,12 +53,14 @@ class StableDiffusionDecoder(nn.Module):
         vae: AutoencoderKL,
         schedule: PNDMScheduler,
         safety: SafetyChecker | None = None,
+        snr_gamma: float | None = None,
     ) -> None:
         super().__init__()
         self.unet = unet
         self.vae = vae.requires_grad_(False)
         self.schedule = schedule
         self.safety = safety
+        self.snr_gamma = snr_gamma
 
     @property
     def condition_width(self) -> int:
@@ -89,15 +85,8 @@ class StableDiffusionDecoder(nn.Module):
             unet = UNet2DConditionModel(**unet_sizes(config, condition_width))
             vae = AutoencoderKL(**vae_sizes(config))
         initialise_autoencoder(vae)
-        schedule = PNDMScheduler(
-            num_train_timesteps=config.num_train_timesteps,
-            beta_start=config.beta_start,
-            beta_end=config.beta_end,
-            beta_schedule="scaled_linear",
-            skip_prk_steps=True,
-            steps_offset=1,
-        )
-        return cls(unet, vae, schedule)
+        schedule = PNDMScheduler(**schedule_options(config), skip_prk_steps=True)
+        return cls(unet, vae, schedule, snr_gamma=config.snr_gamma)
 
     @classmethod
     def load(
@@ -127,19 +116,7 @@ class StableDiffusionDecoder(nn.Module):
         Raises ValueError where anything else does not fit.
         """
         source = cls.load(directory)
-        sizes = dict(source.unet.config) | {"cross_attention_dim": condition_width}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            unet: Any = UNet2DConditionModel.from_config(sizes)
-        weights = {
-            name: tensor
-            for name, tensor in source.unet.state_dict().items()
-            if not reads_condition(name)
-        }
-        missing = [name for name in unet.state_dict() if name not in weights]
-        if not all(reads_condition(name) for name in missing):
-            raise ValueError(f"the U-Net in {directory} lacks {missing}")
-        unet.load_state_dict(unet.state_dict() | weights)
+        unet = with_condition_width(source.unet, condition_width, seed)
         return cls(unet, source.vae, source.schedule, source.safety)
 
     def save(self, directory: str | Path) -> None:
@@ -156,6 +133,9 @@ class StableDiffusionDecoder(nn.Module):
     def trained_network(self) -> tuple[str, nn.Module]:
         """The U-Net."""
         return "unet", self.unet
+
+    def fit_conditions(self, conditions_UQD: Tensor) -> None:
+        """Nothing: the cross-attentions read the embeddings as they are (released code)."""
 
     def autoencoder_stage(self) -> AutoencoderStage | None:
         """The autoencoder, where there is no pretrained one."""
@@ -174,22 +154,17 @@ class StableDiffusionDecoder(nn.Module):
     ) -> Tensor:
         """Mean squared error of the predicted noise (paper: epsilon prediction); pixels in [-1, 1].
 
+        A decoder from a configuration may predict v or the clean latents and weight the times (`DecoderConfig`).
         Without a null condition nothing is dropped.
         """
-        self._check(condition_BQD, null_condition_QD)
-        size, device = len(condition_BQD), condition_BQD.device
-        if null_condition_QD is not None:
-            uniform = _uniform(size, generator, device)
-            dropped = (uniform < drop_probability)[:, None, None]
-            condition_BQD = torch.where(dropped, null_condition_QD.to(condition_BQD), condition_BQD)
+        check_conditions(condition_BQD, null_condition_QD, self.condition_width)
+        condition_BQD = drop_conditions(
+            condition_BQD, null_condition_QD, drop_probability, generator
+        )
         latents = self.encode(pixels_BCHW, generator)
-        noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
-        schedule: Any = DDPMScheduler.from_config(self.schedule.config)
-        num_times = schedule.config["num_train_timesteps"]
-        times = (_uniform(size, generator, device) * num_times).long()
-        noisy = schedule.add_noise(latents, noise, times)
-        predicted = self.unet(noisy, times, condition_BQD.to(noisy.dtype)).sample
-        return functional.mse_loss(predicted.float(), noise.float())
+        return denoising_loss(
+            self.unet, self.schedule, latents, condition_BQD, generator, self.snr_gamma
+        )
 
     @torch.no_grad()
     def encode(self, pixels_BCHW: Tensor, generator: Generator | None = None) -> Tensor:
@@ -217,34 +192,15 @@ class StableDiffusionDecoder(nn.Module):
         The null condition stands for "no prompt": the embeddings regressed from the empty one
         (released pipeline). A guidance scale of 1 leaves it out.
         """
-        self._check(condition_BQD, null_condition_QD)
+        check_conditions(condition_BQD, null_condition_QD, self.condition_width)
         steps = noise_schedule(scheduler, self.schedule, num_inference_steps)
         latents = self._initial_latents(
             len(condition_BQD), height, width, generator, initial_latents
         )
-        latents = latents * steps.init_noise_sigma
-        guided = guidance_scale != 1
-        conditions = condition_BQD
-        if guided:
-            null = null_condition_QD.to(condition_BQD).expand_as(condition_BQD)
-            conditions = torch.cat([null, condition_BQD])
-        conditions = conditions.to(self.unet.dtype)
-        for time in steps.timesteps.to(latents.device):
-            inputs = steps.scale_model_input(torch.cat([latents] * 2) if guided else latents, time)
-            noise = self.unet(inputs, time, conditions).sample
-            if guided:
-                without, with_it = noise.chunk(2)
-                noise = without + guidance_scale * (with_it - without)
-            latents = steps.step(noise, time, latents).prev_sample
+        latents = guided_latents(
+            self.unet, steps, latents, condition_BQD, null_condition_QD, guidance_scale
+        )
         return self._images(latents)
-
-    def _check(self, condition_BQD: Tensor, null_condition_QD: Tensor | None) -> None:
-        shape, width = tuple(condition_BQD.shape), self.condition_width
-        if len(shape) != 3 or shape[2] != width:
-            raise ValueError(f"condition_BQD has shape {shape}, the decoder reads (B, Q, {width})")
-        if null_condition_QD is not None and tuple(null_condition_QD.shape) != shape[1:]:
-            null = tuple(null_condition_QD.shape)
-            raise ValueError(f"null_condition_QD has shape {null}, needed is {shape[1:]}")
 
     def _initial_latents(
         self,
@@ -274,46 +230,6 @@ class StableDiffusionDecoder(nn.Module):
         return images_BHWC if self.safety is None else self.safety(images_BHWC)
 
 
-def noise_schedule(name: str | None, schedule: PNDMScheduler, num_inference_steps: int) -> Any:
-    """A new scheduler of diffusers by name, set to its steps (it keeps state, so one per call)."""
-    name = name or next(iter(SCHEDULERS))
-    if name not in SCHEDULERS:
-        raise ValueError(f"no scheduler {name!r}; there are {sorted(SCHEDULERS)}")
-    num_times = schedule.config["num_train_timesteps"]
-    if not 1 <= num_inference_steps <= num_times:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}, give 1 to {num_times}")
-    options = {"clip_sample": False} if name == "ddim" else {}  # latents are not in [-1, 1]
-    steps = SCHEDULERS[name].from_config(schedule.config, **options)
-    steps.set_timesteps(num_inference_steps)
-    return steps
-
-
-def reads_condition(name: str) -> bool:
-    """Whether a U-Net weight takes the condition: the K and V of a cross-attention."""
-    return name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
-
-
-def unet_sizes(config: DecoderConfig, condition_width: int) -> dict[str, Any]:
-    """The arguments of diffusers' U-Net; the defaults of the configuration give SD v1.5."""
-    attends = config.unet_attention
-    return {
-        "sample_size": config.image_size // config.latent_factor,
-        "in_channels": config.latent_channels,
-        "out_channels": config.latent_channels,
-        "block_out_channels": config.unet_channels,
-        "down_block_types": tuple(
-            "CrossAttnDownBlock2D" if here else "DownBlock2D" for here in attends
-        ),
-        "up_block_types": tuple(
-            "CrossAttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)
-        ),
-        "layers_per_block": config.unet_layers,
-        "attention_head_dim": config.unet_heads,  # diffusers' name; it counts heads in SD v1.5
-        "norm_num_groups": config.unet_groups,
-        "cross_attention_dim": condition_width,
-    }
-
-
 def vae_sizes(config: DecoderConfig) -> dict[str, Any]:
     """The arguments of diffusers' autoencoder; the defaults of the configuration give SD v1.5."""
     levels = len(config.vae_channels)
@@ -327,8 +243,3 @@ def vae_sizes(config: DecoderConfig) -> dict[str, Any]:
         "norm_num_groups": config.vae_groups,
         "scaling_factor": config.scaling_factor,
     }
-
-
-def _uniform(size: int, generator: Generator | None, device: torch.device) -> Tensor:
-    source = device if generator is None else generator.device
-    return torch.rand(size, generator=generator, device=source).to(device)

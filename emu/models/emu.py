@@ -23,6 +23,7 @@ from emu.models.objective import (
     EmuOutput,
     Objective,
     Scores,
+    predicts_target,
     regression_positions,
     text_labels,
 )
@@ -76,8 +77,12 @@ class Emu(nn.Module):
         flat = embeddings_NQD.flatten(0, 1).to(inputs_BLD.dtype)
         return inputs_BLD.masked_scatter(places_BL.unsqueeze(-1), flat)
 
-    def forward(self, batch: Batch) -> EmuOutput:
-        """One pass that serves the cross-entropy and the regression."""
+    def forward(self, batch: Batch, logits_at_targets: bool = False) -> EmuOutput:
+        """One pass that serves the cross-entropy and the regression.
+
+        With `logits_at_targets` the output head is applied only where the next token is a target: in training, most
+        positions of an image and of the padding are not.
+        """
         embeddings_NQD = None
         if batch.patches_NPV is not None:
             embeddings_NQD = self.encode_patches(batch.patches_NPV)
@@ -88,8 +93,11 @@ class Emu(nn.Module):
         predictors_BL, targets_BL = regression_positions(
             batch.input_ids_BL, self.config.special, self.config.objective
         )
+        predicts_BL = predicts_target(batch.labels_BL) if logits_at_targets else None
         return EmuOutput(
-            logits_BLV=self.language.head(hidden_BLD),
+            logits_BLV=self.language.head(
+                hidden_BLD if predicts_BL is None else hidden_BLD[predicts_BL]
+            ),
             hidden_BLD=hidden_BLD,
             inputs_BLD=inputs_BLD,
             regressed_ND=self.language.regress(hidden_BLD[predictors_BL]),

@@ -66,7 +66,9 @@ class Batch:
 class EmuOutput:
     """What one forward gives; regressions in reading order."""
 
-    logits_BLV: Tensor
+    logits_BLV: (
+        Tensor  # or TV: only at the T positions whose next token is a target, in reading order
+    )
     hidden_BLD: Tensor  # after the final norm
     inputs_BLD: Tensor  # what the language model was fed
     regressed_ND: Tensor  # predicted next visual embeddings; N counts regression positions here
@@ -122,14 +124,22 @@ class Objective:
 
 
 def text_loss(logits_BLW: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of each label given what stands before it, and the number of labels."""
-    labels = labels_BL[:, 1:]
-    logits = logits_BLW[:, :-1].float()
-    num_labels = (labels != IGNORED).sum()
-    total = functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    """Mean cross-entropy of each label given what stands before it, and the number of labels.
+
+    The logits are those of all positions, `BLW`, or only of those that predict a label, `TW`.
+    """
+    is_label_BL = labels_BL[:, 1:] != IGNORED
+    labels_T = labels_BL[:, 1:][is_label_BL]
+    logits_TW = logits_BLW if logits_BLW.dim() == 2 else logits_BLW[:, :-1][is_label_BL]
+    total = functional.cross_entropy(logits_TW.float(), labels_T, reduction="sum")
+    num_labels = is_label_BL.sum()
     return total / num_labels.clamp(min=1), num_labels
+
+
+def predicts_target(labels_BL: Tensor) -> Tensor:
+    """A mask `BL` of the positions whose next token is a target of the cross-entropy."""
+    edge = torch.zeros_like(labels_BL[:, :1], dtype=torch.bool)
+    return torch.cat([labels_BL[:, 1:] != IGNORED, edge], dim=1)
 
 
 def text_labels(input_ids_BL: Tensor, special: SpecialTokens, config: ObjectiveConfig) -> Tensor:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def train_decoder(
         lambda number: advance(CONDITIONS, number, None),
     )
     null_QD = engine.regress_image([""])[0].clone()
+    decoder.fit_conditions(conditions_UQD)
     stage = decoder.autoencoder_stage() if plan.pretrained is None else None
     with new_directory(folder, is_decoder, overwrite=True) as new:
         trainer = StageTrainer(plan.train, images, new / METRICS, device, advance)
@@ -124,7 +125,17 @@ def train_decoder(
 def initial_decoder(plan: DecoderPlan, config: EmuConfig) -> VisualDecoder:
     """The visual decoder before its training: random weights at the model's sizes, or pretrained ones."""
     width, seed = config.language.hidden_size, plan.train.seed
+    changes = {
+        name: value
+        for name in ("prediction", "snr_gamma", "noise_shift")
+        if (value := getattr(plan.train, name)) is not None
+    }
     if plan.pretrained is not None:
+        if changes:
+            raise ValueError(
+                f"train.{next(iter(changes))} is {next(iter(changes.values()))!r}, but pretrained weights keep the "
+                "prediction and the noise that they were trained with; leave it out, or train from scratch"
+            )
         kind = kind_of(Path(plan.pretrained))
         return decoder_class(kind).from_pretrained(plan.pretrained, width, seed)
     if config.decoder is None:
@@ -132,7 +143,8 @@ def initial_decoder(plan: DecoderPlan, config: EmuConfig) -> VisualDecoder:
             f"the model in {plan.model} has no sizes of a visual decoder in its configuration; train "
             "a recipe that has them, or give pretrained weights to start from"
         )
-    return decoder_class(config.decoder.kind).from_config(config.decoder, width, seed)
+    sizes = replace(config.decoder, **changes)
+    return decoder_class(sizes.kind).from_config(sizes, width, seed)
 
 
 def image_side(config: EmuConfig, decoder: VisualDecoder) -> int:

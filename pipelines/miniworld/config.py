@@ -57,3 +57,17 @@ class MiniworldConfig(Checked):
                 f"images_per_document is {self.images_per_document}, give at most {most_sentences} images "
                 f"(each needs a sentence, and sentences_per_document is {self.sentences_per_document})"
             )
+
+
+@dataclass(frozen=True)
+class PairsConfig(Checked):
+    """Number, size and texts of synthetic pairs; determines every byte of the dataset."""
+
+    num_pairs: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
+    """Pairs of an image and a text. 20,000 take about 60 MB and 20 seconds of one core."""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    """Seed of the random generator; the same seed gives the same pairs."""
+    question_share: Annotated[float, Field(ge=0, le=1, description="a fraction of the pairs")] = 0.0
+    """Share of the texts, 0 to 1, that ask and answer questions; the others are captions alone."""
+    side_px: Annotated[int, Field(ge=16, le=1024, description="pixels")] = 64
+    """Pixels along a side of the square images."""

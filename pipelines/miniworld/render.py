@@ -103,7 +103,7 @@ def _add_thing(pixels: np.ndarray, thing: Thing, shorter_side_px: int) -> None:
     left, top = max(int(x - pad), 0), max(int(y - pad), 0)
     right, bottom = min(int(x + pad) + 1, width), min(int(y + pad) + 1, height)
     box = pixels[top:bottom, left:right]
-    mask = _mask(thing, radius, x - left, y - top, box.shape[:2])
+    mask = shape_mask(thing.shape, thing.turn_deg, radius, x - left, y - top, box.shape[:2])
     drop = radius * 0.08
     shift = np.asarray([[1, 0, drop], [0, 1, drop * 1.5]], np.float32)
     shadow = cv2.warpAffine(mask, shift, (mask.shape[1], mask.shape[0]))
@@ -112,14 +112,19 @@ def _add_thing(pixels: np.ndarray, thing: Thing, shorter_side_px: int) -> None:
     box += (np.asarray(COLOURS[thing.colour], np.float32) - box) * mask[:, :, None]
 
 
-def _mask(thing: Thing, radius: float, x: float, y: float, shape: tuple[int, ...]) -> np.ndarray:
-    """The fraction of each pixel that the thing covers, float32 from 0 to 1."""
-    turn = np.deg2rad(thing.turn_deg)
+def shape_mask(
+    shape: str, turn_deg: float, radius: float, x: float, y: float, size: tuple[int, ...]
+) -> np.ndarray:
+    """The fraction of each pixel that a shape covers: float32 from 0 to 1, `size` is (height, width).
+
+    Radius and centre are in pixels.
+    """
+    turn = np.deg2rad(turn_deg)
     rotation = np.asarray([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    points = _outline(thing.shape) @ rotation * radius + (x, y)
-    fine = np.zeros((shape[0] * _OVERSAMPLING, shape[1] * _OVERSAMPLING), np.uint8)
+    points = _outline(shape) @ rotation * radius + (x, y)
+    fine = np.zeros((size[0] * _OVERSAMPLING, size[1] * _OVERSAMPLING), np.uint8)
     cv2.fillPoly(fine, [np.rint(points * _OVERSAMPLING).astype(np.int32)], 255)
-    mask = cv2.resize(fine, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+    mask = cv2.resize(fine, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     return mask.astype(np.float32) / 255
 
 

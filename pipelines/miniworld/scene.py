@@ -110,8 +110,10 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
-def sample_scene(rng: np.random.Generator, max_things: int = 5) -> Scene:
-    """A scene of one or two groups and at most `max_things` things that do not overlap.
+def sample_scene(
+    rng: np.random.Generator, max_things: int = 5, aspects: Sequence[float] = ASPECTS
+) -> Scene:
+    """A scene of one or two groups and at most `max_things` things that do not overlap; `aspects` to choose from.
 
     Raises:
         ValueError: `max_things` is not within 1 to 6; more things would not fit.
@@ -121,7 +123,7 @@ def sample_scene(rng: np.random.Generator, max_things: int = 5) -> Scene:
             f"max_things={max_things} is not within 1 to {MAX_THINGS}: more things would not fit"
         )
     background = pick(rng, list(BACKGROUNDS))
-    aspect = pick(rng, ASPECTS)
+    aspect = pick(rng, aspects)
     groups = _sample_groups(rng, max_things)
     positions = _sample_positions(rng, groups, aspect)
     kinds = [group for group in groups for _ in range(group.count)]

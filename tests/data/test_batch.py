@@ -88,6 +88,17 @@ def test_batches_are_padded_on_the_right_with_images_in_reading_order(
     assert torch.equal(batch.pixels_NCHW, pixels_of(images, model.vision.image_size))
 
 
+def test_micro_batches_hold_rows_of_similar_length(dataset: Path, tokenizer: EmuTokenizer):
+    whole = stream_of(dataset, tokenizer, Share(), StepSize(12))
+    cut = stream_of(dataset, tokenizer, Share(), StepSize(3, 4))
+    for _ in range(3):
+        [batch], parts = whole.next_step(), cut.next_step()
+        lengths = [part.attention_mask_BL.sum(1).tolist() for part in parts]
+        flat = list(itertools.chain.from_iterable(lengths))
+        assert flat == sorted(batch.attention_mask_BL.sum(1).tolist())
+        assert sum(p.input_ids_BL.numel() for p in parts) < batch.input_ids_BL.numel()
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_together_read_the_same_global_batches(
     dataset: Path, tokenizer: EmuTokenizer, world_size: int
@@ -99,7 +110,8 @@ def test_ranks_together_read_the_same_global_batches(
     ]
     for _ in range(9):  # beyond two epochs
         together = itertools.chain.from_iterable(rows_of(rank.next_step()) for rank in ranks)
-        assert list(together) == rows_of(alone.next_step())
+        # micro-batches hold rows of similar length, so their order depends on the share of a rank
+        assert sorted(together) == sorted(rows_of(alone.next_step()))
     assert all(rank.state() == alone.state() for rank in ranks)
 
 
@@ -115,7 +127,8 @@ def test_a_state_saved_by_one_rank_resumes_two_and_threads_change_nothing(
         rank.load(alone.state())
     for _ in range(5):
         together = itertools.chain.from_iterable(rows_of(rank.next_step()) for rank in ranks)
-        assert list(together) == rows_of(alone.next_step())
+        # micro-batches hold rows of similar length, so their order depends on the share of a rank
+        assert sorted(together) == sorted(rows_of(alone.next_step()))
     for rank in ranks:
         rank.close()
 

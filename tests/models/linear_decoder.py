@@ -82,6 +82,9 @@ class LinearDecoder(nn.Module):
     def trained_network(self) -> tuple[str, nn.Module]:
         return "colours", self.colours
 
+    def fit_conditions(self, conditions_UQD: Tensor) -> None:
+        """Nothing."""
+
     def autoencoder_stage(self) -> AutoencoderStage | None:
         return None
 

@@ -12,7 +12,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from emu.config import DecoderConfig, tiny_config
+from emu.config import DecoderConfig
 from emu.decoders import (
     DECODERS,
     decoder_class,
@@ -23,8 +23,9 @@ from emu.decoders import (
 )
 from emu.decoders.autoencoder import autoencoder_loss, pixels_of, posterior_of, standardise_latents
 from emu.decoders.base import VisualDecoder
+from emu.decoders.diffusion import SCHEDULERS, reads_condition
 from emu.decoders.safety import SafetyChecker
-from emu.decoders.stable_diffusion import SCHEDULERS, StableDiffusionDecoder, reads_condition
+from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.weights.store import weights_hash
 from tests.models import linear_decoder
 
@@ -226,8 +227,7 @@ def test_stable_diffusion_weights_stay_but_for_keys_and_values(golden: Path) -> 
 
 
 def test_sixty_steps_learn_a_fixed_batch() -> None:
-    config = tiny_config().decoder
-    assert config is not None
+    config = replace(SIZES, unet_channels=(32, 64), unet_groups=8)
     decoder = StableDiffusionDecoder.from_config(config, WIDTH, seed=0)
     generator = torch.Generator().manual_seed(0)
     condition = torch.randn(2, 8, WIDTH, generator=generator)

@@ -66,7 +66,7 @@ def test_images_and_places_must_agree(model: Emu, batch: Batch) -> None:
 def test_patches_of_another_size_are_refused(model: Emu) -> None:
     width = model.config.vision.width
     with pytest.raises(
-        ValueError, match=rf"patches have shape \(1, 4, 5\), needed is \(N, 65, {width}\)"
+        ValueError, match=rf"patches have shape \(1, 4, 5\), needed is \(N, 17, {width}\)"
     ):
         model.encode_patches(torch.zeros(1, 4, 5))
 
@@ -86,8 +86,8 @@ def test_initial_weights_are_sensible(model: Emu, batch: Batch) -> None:
     former = model.config.former
     queries = state["former.blocks.0.self_attention.q.weight"].std().item()
     assert queries == pytest.approx((former.d_model * former.d_kv) ** -0.5, rel=0.1)
-    first, third = (state[f"visual.trunk.blocks.{i}.mlp.fc2.weight"].std() for i in (0, 2))
-    assert (first / third).item() == pytest.approx(3**0.5, rel=0.1)
+    first, second = (state[f"visual.trunk.blocks.{i}.mlp.fc2.weight"].std() for i in (0, 1))
+    assert (first / second).item() == pytest.approx(2**0.5, rel=0.1)
     assert not state["language.lm.model.embed_tokens.weight"][model.config.special.pad].any()
     assert all(weight.isfinite().all() for weight in state.values())
     losses = Objective(model.config.objective)(model(batch), batch)

@@ -15,7 +15,8 @@ from emu.config import (
     emu_llama_7b_config,
     tiny_config,
 )
-from emu.decoders.stable_diffusion import reads_condition, unet_sizes, vae_sizes
+from emu.decoders.diffusion import reads_condition, unet_sizes
+from emu.decoders.stable_diffusion import vae_sizes
 from emu.models.emu import Emu
 from emu.recipes import RECIPES
 from jobs.precompute_features import PrecomputeFeatures

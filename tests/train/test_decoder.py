@@ -12,7 +12,8 @@ from torch import Generator
 
 from emu.config import DecoderConfig
 from emu.data.dataset import DatasetError
-from emu.decoders.stable_diffusion import StableDiffusionDecoder, reads_condition
+from emu.decoders.diffusion import reads_condition
+from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.generate.engine import Engine
 from emu.generate.prompts import ImageOptions
 from emu.models.emu import Emu

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import emu
-from emu.config import DecoderConfig, EmuConfig, tiny_config
+from emu.config import DecoderConfig, EmuConfig, emu_14b_config, tiny_config
 from emu.decoders import DECODERS, plan_decoder_conversion
 from emu.generate.engine import Engine
 from emu.generate.prompts import ImageOptions
@@ -112,12 +112,15 @@ def test_the_server_asks_the_registry_for_sizes_and_schedulers(model: Path) -> N
 def test_the_configuration_names_the_kind(model: Path) -> None:
     config = EmuConfig.from_json((model / "config.json").read_text())
     assert config.decoder == SIZES
-    values = json.loads(tiny_config().to_json())
-    assert "kind" not in values["decoder"], "configurations before there were kinds stay equal"
-    assert EmuConfig.from_json(json.dumps(values)) == tiny_config()
+    paper = emu_14b_config()
+    values = json.loads(paper.to_json())
+    added = {"kind", "prediction", "snr_gamma", "noise_shift"}
+    assert not added & set(values["decoder"]), "as it was before there were these fields"
+    assert EmuConfig.from_json(json.dumps(values)) == paper
+    assert EmuConfig.from_json(tiny_config().to_json()) == tiny_config()
     broken = replace(config, decoder=dataclasses.replace(SIZES, kind="crayon"))
     (model / "config.json").write_text(broken.to_json())
-    with pytest.raises(ValueError, match=r"no visual decoder 'crayon'; there are \['linear', 'sta"):
+    with pytest.raises(ValueError, match=r"no visual decoder 'crayon'; there are \['linear', 'pix"):
         train(model)
 
 
