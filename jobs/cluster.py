@@ -132,6 +132,8 @@ def patient_start(seconds: float) -> Iterator[None]:
         "RAY_gcs_server_port_wait_time_s": str(max(30, int(seconds))),
         "RAY_agent_register_timeout_ms": str(max(30_000, int(1000 * seconds))),
         "RAY_raylet_start_wait_time_s": str(max(30, int(seconds))),
+        # Workers of a Ray of our own are the work: at Ray's low priority they starve on a busy machine.
+        "RAY_worker_niceness": "0",
     }
     added = {name: value for name, value in waits.items() if name not in os.environ}
     os.environ.update(added)

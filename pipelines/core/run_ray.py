@@ -326,12 +326,23 @@ class _Schedule:
         if now - max(self._waiting_since, self._noticed_at) < self._runner.notice_s:
             return
         self._noticed_at = now
+        _check_node()
         log.warning(
             "waiting for a worker of '%s' since %.0f s: it needs %s; %s",
             stuck[0].label,
             now - self._waiting_since,
             _needs(stuck[0]),
             free_resources(),
+        )
+
+
+def _check_node() -> None:
+    """Raise `EngineError` if the node of the driver is dead: then nothing can start any more."""
+    own = ray.get_runtime_context().get_node_id()
+    if not any(node["Alive"] for node in ray.nodes() if node["NodeID"] == own):
+        raise EngineError(
+            "Ray's node on this machine was lost (its raylet has ended, perhaps for lack of memory); start the job "
+            "again, it resumes where it stopped"
         )
 
 

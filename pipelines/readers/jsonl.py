@@ -11,8 +11,10 @@ other member takes one line, which says so, except those that macOS adds (`__MAC
 
 import errno
 import gzip
+import logging
 import lzma
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +33,8 @@ from pipelines.readers.files import InputError, InputFiles
 from pipelines.readers.sequential import OpenReaders, SequentialReader
 from schemas.shard import shard_name
 from schemas.validation import Checked
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
 MEMBER_SUFFIX = ".jsonl"
@@ -240,6 +244,8 @@ def _corrupt(error: Exception, where: str = "") -> Broken:
 
 LINE_SCHEMA = pa.schema([*RECORD_FIELDS, pa.field("line", pa.large_string())])
 MAX_LINE_BYTES = 64 << 20
+TOLD_S = 10.0
+"""Seconds between two log lines while inputs are counted."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +280,7 @@ class LineSource(Checked):
 
     def plan(self, corpus: str) -> list[ShardPlan]:
         """The shards, from streaming through all inputs once; a shard may cross files."""
-        lines = islice(self._lines(), self.limit)
+        lines = islice(_told(self._lines()), self.limit)
         shards: list[ShardPlan] = []
         while parts := _parts(islice(lines, self.samples_per_shard)):
             num_records = sum(p["num_records"] for p in parts)
@@ -327,6 +333,16 @@ class LineSource(Checked):
     @cached_property
     def _open_readers(self) -> OpenReaders[Line]:
         return OpenReaders()
+
+
+def _told(lines: Iterator[tuple[str, str, Line]]) -> Iterator[tuple[str, str, Line]]:
+    """The same, with a log line every `TOLD_S` on how far the inputs are counted."""
+    due = time.monotonic() + TOLD_S
+    for num_records, (name, stem, line) in enumerate(lines, 1):
+        if time.monotonic() >= due:
+            log.info("counting=%r line=%d records=%d", name, line.number, num_records)
+            due = time.monotonic() + TOLD_S
+        yield name, stem, line
 
 
 def _parts(lines: Iterator[tuple[str, str, Line]]) -> list[dict[str, Any]]:

@@ -72,6 +72,16 @@ def test_any_order_gives_the_same_lines(tmp_path: Path, opened: list[str]) -> No
     )  # plan[2] after plan[0], and plan[5] after plan[2], lie ahead
 
 
+def test_counting_the_inputs_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = LineSource([write(tmp_path, "gz")], samples_per_shard=7)
+    monkeypatch.setattr("pipelines.readers.jsonl.TOLD_S", 0.0)
+    with caplog.at_level("INFO"):
+        source.plan("mmc4")
+    assert "x.jsonl.gz' line=61 records=60" in caplog.records[-1].getMessage()
+
+
 def test_few_files_stay_open(tmp_path: Path, opened: list[str]) -> None:
     names = [write(tmp_path, "gz", f"f{n}") for n in range(MAX_OPEN + 2)]
     source = LineSource(names, samples_per_shard=45)
