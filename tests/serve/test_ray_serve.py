@@ -57,6 +57,7 @@ def test_caption_question_and_image(served: Caller, engine: Engine, photo_png: b
     )
 
 
+@pytest.mark.slow
 def test_health_is_not_ready_before_a_replica_has_the_model(served: Caller, tiny_dir: Path) -> None:
     from ray import serve
     from ray.serve.api import RunTarget, run_many
