@@ -235,7 +235,9 @@ def _features(manifest: Manifest, out: Path, report: Report, jobs: Jobs) -> None
 
     with report.part("Precompute features of the documents' images"):
         model = out / "run_visual" / "model"
-        jobs.run("precompute_features", f"--data={out / 'mmc4'}", f"--init={model}")
+        jobs.run(
+            "precompute_features", f"--data={out / 'mmc4'}", f"--init={model}", "--num-workers=0"
+        )
         features = _manifest(out / "mmc4").features or {}
         num_rows = 0
         for path in sorted((out / "mmc4/features").glob("*.arrow")):
