@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 RULE = "─" * 78
 NUM_SCENES = 64  # of the exam
-FIXED_MINUTES = 1.9  # what does not depend on the lengths of the trainings, on two cores
-MINUTES = 6.0
-STEPS = {"visual": 1400, "features": 40, "emu": 1600, "decoder": 1100}
+FIXED_MINUTES = 3.3  # what does not depend on the lengths of the trainings, on two cores
+MINUTES = 8.5
+STEPS = {"visual": 850, "features": 40, "emu": 1500, "decoder": 850}
 """Optimizer steps at MINUTES."""
 MAX_PAIRS = 200_000
+PAIRS = {"captions": "visual", "questions": "emu"}
+"""Which training the pairs are for."""
 
 
 class DemoError(RuntimeError):
@@ -51,9 +53,9 @@ class Demo(Checked):
 
     out: Path = Path("demo_out")
     """Folder for all outputs; finished steps found there are not repeated."""
-    minutes: Annotated[float, Field(ge=0.5, le=1440)] = MINUTES
+    minutes: Annotated[float, Field(ge=3.4, le=1440)] = MINUTES
     """About how long it takes on two cores, installation not counted. The trainings get the time that is left
-    after the other steps; the more, the better the model. 6 is enough for captions, answers and colours."""
+    after the other steps; the more, the better the model. 8.5 is enough for captions, answers and places."""
     num_documents: Annotated[int, Field(ge=3, description="they are in three files")] = 240
     """Documents of the synthetic world, at least 3 (they are in three files)."""
     num_scenes: Annotated[int, Field(ge=1, le=1000)] = NUM_SCENES
@@ -136,7 +138,6 @@ def run_demo(options: Demo) -> int:
             say("")  # the jobs say what they do
             jobs = Jobs(dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address))
             manifest = _documents(options, out, report, jobs)
-            _pairs(options, out, report, jobs)
             _visual(options, out, report, jobs)
             _features(manifest, out, report, jobs)
             _train(options, out, report, jobs)
@@ -164,6 +165,7 @@ def _documents(options: Demo, out: Path, report: Report, jobs: Jobs) -> Manifest
             sentences_per_document=(3, 4),
             max_things=1,
         )
+        captions = jobs.start("build_pairs", *_pairs(options, out, "captions"))  # on another core
         summary = write_mmc4(config, out / "world")
         with ImageServer(out / "world" / "images", retry_after_s=0) as server:
             jobs.run(
@@ -175,6 +177,8 @@ def _documents(options: Demo, out: Path, report: Report, jobs: Jobs) -> Manifest
             )
         manifest = _manifest(out / "mmc4")
         _check_dataset(manifest, summary, out / "mmc4")
+        jobs.finish("build_pairs", captions)
+        _expect_pairs(options, out, "captions")
         dropped = sum(manifest.links.dropped.values())
         report.say(
             "documents",
@@ -195,38 +199,35 @@ def _check_dataset(manifest: Manifest, summary: MiniworldSummary, dataset: Path)
     _expect("rows of the index", rows, manifest.num_samples)
 
 
-def _pairs(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
-    with report.part("Image-text pairs: captions, and questions with their answers"):
-        parts = (("captions", "visual", 0.0), ("questions", "emu", 0.7))
-        builds = [
-            jobs.start(
-                "build_pairs",
-                f"--out={out / name}",
-                f"--num-pairs={options.num_pairs(training)}",
-                f"--question-share={share}",
-                f"--seed={options.seed + (name == 'questions')}",
-            )
-            for name, training, share in parts
-        ]
-        for build in builds:  # both at once, each on a core
-            jobs.finish("build_pairs", build)
-        for name, training, _ in parts:
-            num_pairs = options.num_pairs(training)
-            _expect(f"pairs of {name}", _manifest(out / name).num_samples, num_pairs)
-            report.say(name, f"{num_pairs:,} pairs")
+def _pairs(options: Demo, out: Path, name: str) -> tuple[str, ...]:
+    """The options of `build pairs` for the pairs of captions, or of questions."""
+    asks = name == "questions"
+    return (
+        f"--out={out / name}",
+        f"--num-pairs={options.num_pairs(PAIRS[name])}",
+        f"--question-share={0.7 if asks else 0}",
+        f"--seed={options.seed + asks}",
+    )
+
+
+def _expect_pairs(options: Demo, out: Path, name: str) -> None:
+    num_pairs = options.num_pairs(PAIRS[name])
+    _expect(f"pairs of {name}", _manifest(out / name).num_samples, num_pairs)
 
 
 def _visual(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
     with report.part("Pretrain the visual encoder and the Causal Former from captions"):
+        questions = jobs.start("build_pairs", *_pairs(options, out, "questions"))
         jobs.run(
             "train_visual",
             f"--data={out / 'captions'}",
             f"--out={out / 'run_visual'}",
             f"--steps={options.steps('visual')}",
             f"--seed={options.seed}",
-            all_cores=True,
         )
         rows = _rows(out / "run_visual" / "model", options.steps("visual"))
+        jobs.finish("build_pairs", questions)
+        _expect_pairs(options, out, "questions")
         report.say("caption tokens predicted", f"{rows[-1]['former_recall']:.1%}")
 
 
@@ -262,7 +263,6 @@ def _train(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
             f"--steps={options.steps('features')}",
             "--num-workers=0",
             "--use-features",
-            all_cores=True,
         )
         _rows(first, options.steps("features"))
     with report.part("Train all parts: next token and next visual embedding"):
@@ -272,9 +272,9 @@ def _train(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
             f"--out={run}",
             f"--init={first / 'model'}",
             f"--steps={options.steps('emu')}",
-            "--num-workers=0",  # one process with all cores: workers would take longer to start
+            "--num-workers=2",
             "--train.batch-size=16",
-            "--train.num-micro=2",
+            "--train.num-threads=1",
             "--train.optim.vision-lr=3e-4",
             "--train.optim.former-lr=5e-4",
             "--train.optim.language-lr=2e-3",
@@ -283,7 +283,6 @@ def _train(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
             "--sequence.image-first-probability=0.6",
             "--train.log-every=20",
             "--train.checkpoint-every=500",
-            all_cores=True,
         )
         rows = _rows(run, options.steps("emu"))
         for name in ("text_loss", "visual_loss"):
@@ -301,7 +300,7 @@ def _decoder(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
             f"--model={model}",
             f"--data={out / 'captions'}",
             f"--steps={options.steps('decoder')}",
-            "--rules.max-images=20000",
+            "--batch-size=16",
             all_cores=True,
         )
         if not (model / "decoder" / "unet").is_dir():
