@@ -1,4 +1,4 @@
-"""The two clients that are compared, each in a process of its own that counts its own CPU time."""
+"""The two clients that are compared, each in its own process, which counts its CPU time."""
 
 import json
 import multiprocessing

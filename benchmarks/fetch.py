@@ -1,7 +1,7 @@
 """Fetching and decoding against img2dataset: images per CPU-second of the client, as JSON lines.
     SUBJECTS: https, http (fetch + decode + resize + encode), decode (photos of 1 megapixel and more)
 
-Both engines get the same photos from the same server (a process of its own, not counted) and make the same
+Both engines get the same photos from the same server (a separate process, not counted) and make the same
 output size at JPEG quality 95; rounds are interleaved. Over https both trust the same file of authorities,
 SSL_CERT_FILE: those of certifi, with that of the test.
 """
@@ -37,7 +37,7 @@ class Options:
     """What is measured, and how often."""
 
     photos: Path | None = None
-    """Folder of JPEGs to serve; without it, photos of 0.3 megapixels are drawn."""
+    """Folder of JPEGs to serve; without it, photos of 0.3 megapixels are generated."""
     num_photos: int = 320
     """Links of one round."""
     rounds: int = 3
@@ -53,7 +53,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Prints one line a round and a summary a subject."""
+    """Prints one line per round and a summary per subject."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     _print(
         machine=_processor(),

@@ -86,7 +86,7 @@ def test_any_text_has_tokens(captions: list[str]):
 @pytest.mark.parametrize(
     "piece", ["a", "a.", "a,", "<a ", "<a b='", "a@", "www.", "é.", "5 ", "(5", "'", "\xad", "漢"]
 )
-def test_long_captions_take_linear_time(piece: str):
+def test_long_captions_end_in_time(piece: str):
     assert len(PtbTokenizer()([piece * (4000 // len(piece)), "x"])) == 2
 
 

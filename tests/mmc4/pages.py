@@ -1,4 +1,4 @@
-"""Small documents over pictures of one colour each, so that one can see which picture is where."""
+"""Small documents with images of one colour each, so that a test can tell which image is where."""
 
 import io
 import json
@@ -29,8 +29,8 @@ COLOURS = {
 }
 
 
-def draw(folder: Path) -> Path:
-    """A folder of pictures `<colour>.png`."""
+def write_images(folder: Path) -> Path:
+    """A folder of images `<colour>.png`."""
     folder.mkdir()
     for name, colour in COLOURS.items():
         Image.new("RGB", (48, 40), colour).save(folder / f"{name}.png")

@@ -9,7 +9,7 @@ from jobs.build_mmc4 import main
 from pipelines.miniworld.server import ImageServer
 from schemas.manifest import manifest_from_json
 from tests.exit_codes import exit_code
-from tests.mmc4.pages import draw, page, write_pages
+from tests.mmc4.pages import page, write_images, write_pages
 
 
 def run_job(*options: object) -> int:
@@ -153,7 +153,7 @@ def test_relative_paths_are_those_of_the_caller(
     line = json.dumps(page(["a"], ["red"], [[0.5]])) + "\n"
     (tmp_path / "docs/d.jsonl.gz").write_bytes(gzip.compress(line.encode()))
     monkeypatch.chdir(tmp_path)
-    with ImageServer(draw(tmp_path / "images")) as server:
+    with ImageServer(write_images(tmp_path / "images")) as server:
         fetch = ("--fetch.allow-host", server.allow_host)
         assert run_job("--documents", "docs/*.gz", "--out", "out", *fetch) == 0
     manifest = manifest_from_json((tmp_path / "out/manifest.json").read_text())

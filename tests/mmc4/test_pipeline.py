@@ -9,12 +9,12 @@ from pipelines.corpora.mmc4.rules import Rules
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.mmc4 import write_mmc4
 from pipelines.miniworld.server import ImageServer
-from tests.mmc4.pages import build, draw, page, samples, shown, write_pages
+from tests.mmc4.pages import build, page, samples, shown, write_images, write_pages
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ImageServer]:
-    with ImageServer(draw(tmp_path / "images")) as server:
+    with ImageServer(write_images(tmp_path / "images")) as server:
         yield server
 
 
@@ -145,7 +145,7 @@ def test_nothing_at_all_is_a_dataset_too(tmp_path: Path, server: ImageServer):
     assert empty.records.total == 0 and (tmp_path / "empty/report.html").is_file()
 
 
-def test_the_drawn_world_arrives_exactly(tmp_path: Path):
+def test_the_synthetic_world_arrives_exactly(tmp_path: Path):
     world = write_mmc4(MiniworldConfig(num_documents=90, bad_share=0.5), tmp_path / "world")
     with ImageServer(tmp_path / "world/images", retry_after_s=0) as server:
         documents = tmp_path / "world/documents/*"

@@ -19,12 +19,8 @@ from emu.decoders.conversion import (
     old_tower_name,
     plan_conversion,
 )
-from emu.decoders.stable_diffusion import (
-    StableDiffusionDecoder,
-    reads_condition,
-    unet_sizes,
-    vae_sizes,
-)
+from emu.decoders.diffusion import reads_condition, unet_sizes
+from emu.decoders.stable_diffusion import StableDiffusionDecoder, vae_sizes
 from emu.weights.plan import ConversionWarnings
 
 TEXT_WIDTH, WIDTH = 12, 40
