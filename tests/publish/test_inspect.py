@@ -4,14 +4,14 @@ import pytest
 
 from jobs.inspect_shards import main
 from pipelines.miniworld.server import ImageServer
-from tests.mmc4.pages import build, draw, page, write_pages
+from tests.mmc4.pages import build, page, write_images, write_pages
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     pages = [page(["a", "b"], ["red", "not_found/blue"], [[0.5, 0.1], [0.1, 0.5]])] * 3
     documents = write_pages(tmp_path / "d.jsonl", [*pages, "[]"])
-    with ImageServer(draw(tmp_path / "images")) as server:
+    with ImageServer(write_images(tmp_path / "images")) as server:
         build(documents, tmp_path / "out", server, samples_per_shard=2)
     return tmp_path / "out"
 
