@@ -40,13 +40,29 @@ class DeviceOptions:
     num_inference_steps: int = 50
 
 
+SMALL_DECODER = DecoderConfig(
+    image_size=64,
+    unet_channels=(32, 64),
+    unet_attention=(True, True),
+    unet_layers=1,
+    unet_heads=4,
+    unet_groups=8,
+    vae_channels=(16, 32, 32),
+    vae_layers=1,
+    vae_groups=1,
+)
+"""Stable Diffusion at tiny sizes; the tiny recipe itself has another kind of decoder."""
+
+
 def random_model(options: DeviceOptions) -> tuple[Emu, StableDiffusionDecoder]:
     """Model and visual decoder with random weights, created on the device in its dtype."""
     config = emu_14b_config() if options.size == "14b" else tiny_config()
     with torch.device("meta"):
         model = Emu(config)
         decoder = StableDiffusionDecoder.from_config(
-            config.decoder or DecoderConfig(), config.language.hidden_size, seed=0
+            SMALL_DECODER if options.size == "tiny" else config.decoder or DecoderConfig(),
+            config.language.hidden_size,
+            seed=0,
         )
     for module in (model, decoder):
         module.to(DTYPES[options.dtype]).to_empty(device=options.device)

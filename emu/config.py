@@ -346,7 +346,13 @@ def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
             unet_layers=1,
             unet_heads=4,
             unet_groups=8,
-            vae_channels=(16, 32, 32),  # here only their number counts: 4 x 4 pixels are a position
+            vae_channels=(
+                16,
+                32,
+                32,
+            ),  # for this kind only their number counts: 4 x 4 pixels are a position
+            vae_layers=1,
+            vae_groups=1,
             prediction="sample",
             noise_shift=2.0,
         ),

@@ -42,7 +42,7 @@ def test_every_machine_gets_files_limits_and_versions(text: str, repository: Pat
     config = yaml.safe_load(text)
     assert set(config["file_mounts"].values()) == {"."}
     commands = "\n".join(config["setup_commands"])
-    assert "--constraint constraints.txt" in commands and "--editable '.[s3]'" in commands
+    assert "--constraint constraints.txt" in commands and "--editable '.[all,s3]'" in commands
     assert (repository / "constraints.txt").is_file()
     for role in ("head", "worker"):
         assert "ulimit -n 65536" in "\n".join(config[f"{role}_start_ray_commands"])
