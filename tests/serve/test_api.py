@@ -20,6 +20,9 @@ from tests.serve.conftest import CHAT, Caller, Serve, error_of, image_part, part
 TWO_STEPS = {"num_inference_steps": 2}
 
 
+LONG = "a"  # the random model continues it to its last position
+
+
 def test_a_text_is_that_of_the_engine(caller: Caller, engine: Engine) -> None:
     response = caller.ask("describe the image", max_tokens=12)
     answer = response.json()
@@ -163,15 +166,15 @@ def test_a_late_reply_is_cancelled_and_its_thread_freed(serve_with: Serve, engin
     with serve_with(Limits(timeout_s=1.0)) as caller:
         with at_each_token(engine, lambda: time.sleep(0.02)):  # 20 s for a whole reply
             for _ in range(3):  # more than there are threads
-                status, _, message = error_of(caller.ask("describe the image", **slow))
+                status, _, message = error_of(caller.ask(LONG, **slow))
                 assert status == 504 and "1 s" in message
-            last = caller.stream("describe the image", **slow)[-1]
+            last = caller.stream(LONG, **slow)[-1]
             assert last["error"]["code"] == "timeout"
         assert caller.ask("a", max_tokens=1).status_code == 200
 
 
 def test_a_client_that_disconnects_stops_generation(caller: Caller, engine: Engine) -> None:
-    message = {"role": "user", "content": "describe the image"}
+    message = {"role": "user", "content": LONG}
     body = {"messages": [message], "stream": True, "max_tokens": 1000}
     num_tokens = 0
 
