@@ -199,6 +199,31 @@ def noise_schedule(name: str | None, schedule: Any, num_inference_steps: int) ->
     return steps
 
 
+def initial_noise(
+    unet: UNet2DConditionModel,
+    size: int,
+    height: int,
+    width: int,
+    factor: int,
+    image_multiple: int,
+    generator: Generator | None,
+    given: Tensor | None,
+) -> Tensor:
+    """Noise `BZhw` of unit variance for images of height x width pixels, `factor` pixels per position.
+
+    `given` noise is taken instead. Raises ValueError for sides that are no multiples of `image_multiple`, and for
+    given noise of another shape.
+    """
+    if min(height, width) < image_multiple or height % image_multiple or width % image_multiple:
+        raise ValueError(f"an image of {height} x {width}: give multiples of {image_multiple}")
+    shape = (size, unet.config["out_channels"], height // factor, width // factor)
+    if given is None:
+        return randn_tensor(shape, generator, unet.device, unet.dtype)
+    if tuple(given.shape) != shape:
+        raise ValueError(f"initial_latents have shape {tuple(given.shape)}, needed is {shape}")
+    return given.to(unet.device, unet.dtype)
+
+
 @torch.no_grad()
 def guided_latents(
     unet: UNet2DConditionModel,

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional
@@ -32,6 +31,7 @@ from emu.decoders.diffusion import (
     denoising_loss,
     drop_conditions,
     guided_latents,
+    initial_noise,
     noise_schedule,
     schedule_options,
     unet_sizes,
@@ -180,23 +180,17 @@ class PixelDiffusionDecoder(nn.Module):
         `initial_latents` is noise `BZhw` of unit variance.
         """
         check_conditions(condition_BQD, null_condition_QD, self.condition_width)
-        multiple = self.image_multiple
-        if min(height, width) < multiple or height % multiple or width % multiple:
-            raise ValueError(f"an image of {height} x {width}: give multiples of {multiple}")
         steps = noise_schedule(scheduler or DEFAULT_SCHEDULER, self.schedule, num_inference_steps)
-        shape = (
+        noise = initial_noise(
+            self.unet,
             len(condition_BQD),
-            self.unet.config["out_channels"],
-            height // self.factor,
-            width // self.factor,
+            height,
+            width,
+            self.factor,
+            self.image_multiple,
+            generator,
+            initial_latents,
         )
-        if initial_latents is None:
-            noise = randn_tensor(shape, generator, self.unet.device, self.unet.dtype)
-        elif tuple(initial_latents.shape) == shape:
-            noise = initial_latents.to(self.unet.device, self.unet.dtype)
-        else:
-            found = tuple(initial_latents.shape)
-            raise ValueError(f"initial_latents have shape {found}, needed is {shape}")
         latents_BZhw = guided_latents(
             self.unet,
             steps,

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor, nn
 
 from emu.config import DecoderConfig
@@ -32,6 +31,7 @@ from emu.decoders.diffusion import (
     denoising_loss,
     drop_conditions,
     guided_latents,
+    initial_noise,
     noise_schedule,
     schedule_options,
     unet_sizes,
@@ -194,34 +194,20 @@ class StableDiffusionDecoder(nn.Module):
         """
         check_conditions(condition_BQD, null_condition_QD, self.condition_width)
         steps = noise_schedule(scheduler, self.schedule, num_inference_steps)
-        latents = self._initial_latents(
-            len(condition_BQD), height, width, generator, initial_latents
+        latents = initial_noise(
+            self.unet,
+            len(condition_BQD),
+            height,
+            width,
+            self.latent_factor,
+            self.image_multiple,
+            generator,
+            initial_latents,
         )
         latents = guided_latents(
             self.unet, steps, latents, condition_BQD, null_condition_QD, guidance_scale
         )
         return self._images(latents)
-
-    def _initial_latents(
-        self,
-        size: int,
-        height: int,
-        width: int,
-        generator: Generator | None,
-        initial_latents: Tensor | None,
-    ) -> Tensor:
-        multiple = self.image_multiple
-        if min(height, width) < multiple or height % multiple or width % multiple:
-            raise ValueError(f"an image of {height} x {width}: give multiples of {multiple}")
-        channels = self.unet.config["in_channels"]
-        shape = (size, channels, height // self.latent_factor, width // self.latent_factor)
-        if initial_latents is None:
-            return randn_tensor(shape, generator, self.unet.device, self.unet.dtype)
-        if tuple(initial_latents.shape) != shape:
-            raise ValueError(
-                f"initial_latents have shape {tuple(initial_latents.shape)}, needed is {shape}"
-            )
-        return initial_latents.to(self.unet.device, self.unet.dtype)
 
     def _images(self, latents: Tensor) -> Tensor:
         decoded = pixels_of(self.vae, latents / self.vae.config["scaling_factor"])

@@ -43,10 +43,10 @@ from emu.data.batches import BatchStream, SequenceConfig, SequenceMaker, StepSiz
 from emu.data.dataset import ShardReader, derived_seed
 from emu.models.emu import Emu
 from emu.models.objective import Batch
-from emu.recipes import VisualTrainConfig
+from emu.recipes import OptimConfig, VisualTrainConfig
 from emu.tokenizer import EmuTokenizer
 from emu.train.run_folder import METRICS
-from emu.train.step import TrainingError
+from emu.train.step import TrainingError, rate_factor
 from emu.weights.layout import check_free, new_directory
 from emu.weights.store import save_model
 
@@ -185,11 +185,12 @@ class _Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        self.schedule = OptimConfig(warmup_ratio=config.warmup_ratio)
         self.rows: list[dict[str, Any]] = []
 
     def step(self, batch: Batch, step: int) -> float:
         """Updates the weights once; returns the loss."""
-        rate = self._rate(step)
+        rate = self.config.learning_rate * rate_factor(step, self.config.steps, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         targets_BK = self.heads.targets(batch.labels_BL)
@@ -219,15 +220,6 @@ class _Trainer:
         )
         self._write()
         return value
-
-    def _rate(self, step: int) -> float:
-        """The learning rate of a step: linear warm-up, then a cosine decay."""
-        config = self.config
-        warmup = config.warmup_ratio * config.steps
-        if step < warmup:
-            return config.learning_rate * (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1.0, config.steps - warmup)
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _write(self) -> None:
         every, last = self.config.log_every, self.rows[-1]

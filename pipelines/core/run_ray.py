@@ -352,7 +352,7 @@ def free_resources() -> str:
     kinds = [k for k in ("CPU", "GPU") if total.get(k)] or ["CPU"]
     found = ", ".join(f"{free.get(k, 0):g} of {total.get(k, 0):g} {k}s" for k in kinds)
     return (
-        f"{found} of the cluster are free. The job goes on when other work ends or nodes are added; if enough are "
+        f"{found} of the cluster are free. The job continues when other work ends or nodes are added; if enough are "
         "free, the machine is busy and the worker's process is still starting"
     )
 
