@@ -37,9 +37,12 @@ class BuildOptions(Checked):
     hash_inputs: bool = False
     """Recognise the input files by their contents, not by size and modification time, when a build is resumed.
     Reads them once more at each start; a copy or a `touch` then changes nothing. Keep it the same for one OUT."""
+    media: str | None = None
+    """Folder or address (s3://bucket/images) of media that are on disk already, beside or instead of links to fetch.
+    How files are named in it stands in docs/data.md, by corpus. It may move between runs; its files must not change."""
     retry_failed: bool = False
     """Fetch again, in a finished dataset, the links that failed for a reason that may have passed:
-    timeouts, 429, 5xx, lost connections. What was kept stays, byte for byte.
+    timeouts, 429, 5xx, lost connections, files missing in --media. What was kept stays, byte for byte.
     --fetch.* may differ from the first run."""
     overwrite: bool = False
     """Start over: delete the dataset in OUT, whatever options or inputs made it.
@@ -60,6 +63,14 @@ class BuildOptions(Checked):
             raise ValueError(
                 "retry_failed and overwrite exclude each other: keep the dataset, or start over"
             )
+        media = self.media_path
+        if media is not None and "://" not in media and not Path(media).is_dir():
+            raise ValueError(f"media is {self.media!r}, but there is no such folder")
+
+    @property
+    def media_path(self) -> str | None:
+        """The media folder as an absolute path, or its address."""
+        return None if self.media is None else job_path(self.media)
 
 
 def build_job(
@@ -103,7 +114,9 @@ def build(
     source = corpus.READER(inputs, **cut, base=str(Path.cwd()), hash_inputs=options.hash_inputs)
     refuse_overlap(source.patterns, source.base, where, corpus.CORPUS)
     prior = Prior(where) if options.retry_failed else None
-    pipeline = corpus.pipeline(source, rules, fetch, extra=cut, prior=prior)
+    pipeline = corpus.pipeline(
+        source, rules, fetch, extra=cut, prior=prior, media=options.media_path
+    )
     with ExitStack() as sessions:
         manifest = run(
             pipeline,
@@ -121,6 +134,8 @@ def build(
 
 
 HINTS = {
+    "media_missing": "check --media: docs/data.md says how files are named in it",
+    "media_outside": "paths are relative to the folder given by --media",
     "host_not_found": "check the network and its name server; --retry-failed fetches them again",
     "dns_failed": "check the network and its name server; --retry-failed fetches them again",
     "connect_refused": "check that the host runs, and the port; --retry-failed fetches them again",

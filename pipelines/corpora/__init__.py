@@ -7,7 +7,7 @@ A module of `CORPORA` offers
 | `CORPUS`   | the name, which shards and samples carry                                                   |
 | `READER`   | the class that reads its input files: `READER(patterns, samples_per_shard, limit, base, hash_inputs)` |
 | `Rules`    | a frozen dataclass with defaults: what decides which samples there are, and their form     |
-| `pipeline` | `pipeline(source, rules, fetch, *, extra, prior, fetch_resources)` gives the `Pipeline`    |
+| `pipeline` | `pipeline(source, rules, fetch, *, extra, prior, fetch_resources, media)` gives the `Pipeline` |
 
 The contract test runs over the registry, so that a corpus that is added here is tested without a test of its own.
 """

@@ -5,6 +5,7 @@ The new column holds, for each record, one struct for each link that succeeded, 
 number of the link in its record, and the fields of the content. A link that failed carries its reason: a word of
 `FETCH_REASONS` or of the content's own reasons.
 
+With a media folder, links that are no web addresses are paths in it (see `pipelines.download.media`).
 A run that retries a published dataset takes from it what is already known of its links (`Prior`).
 """
 
@@ -18,10 +19,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.pipeline import Ask, Construct, Reason, shard_of
+from pipelines.core.pipeline import Ask, Construct, Reason, Rejected, shard_of
 from pipelines.core.storage import Storage, read_parquet
-from pipelines.download.fetcher import FetchConfig, Fetched, Fetcher
+from pipelines.download.fetcher import FetchConfig, Fetcher
 from pipelines.download.host_leases import LeaseTable
+from pipelines.download.media import MEDIA_REASONS, MediaFolder, is_web_address
 from pipelines.download.reasons import FETCH_REASONS
 from schemas.sample import LINK_TYPE, Link, Sample, link_from_row
 from schemas.shard import INDEXES, LEDGERS, SHARDS, decode_members
@@ -121,7 +123,7 @@ class Prior:
 
 
 def _final_reasons(content: Content) -> set[str]:
-    reasons = {**FETCH_REASONS, **content.reasons, **SHARD_REASONS}
+    reasons = {**link_reasons(content), **MEDIA_REASONS}
     return {word for word, reason in reasons.items() if not reason.retryable}
 
 
@@ -136,12 +138,25 @@ def _samples(storage: Storage, shard: str) -> Iterator[Sample]:
             yield decode_members(row["key"], members, f"{shard}.tar")
 
 
-def fetch_links(fetch: FetchConfig, content: Content, prior: Prior | None = None) -> Construct:
+def link_reasons(content: Content, media: str | None = None) -> Mapping[str, Reason]:
+    """Every reason for which a link may give no value; with a media folder, those of its files too."""
+    of_media = {} if media is None else MEDIA_REASONS
+    return {**FETCH_REASONS, **of_media, **content.reasons, **SHARD_REASONS}
+
+
+def media_config(media: str | None) -> Mapping[str, Any]:
+    """What a media folder adds to the configuration of a dataset: that there is one, not where, so that it may move."""
+    return {} if media is None else {"media": True}
+
+
+def fetch_links(
+    fetch: FetchConfig, content: Content, prior: Prior | None = None, media: str | None = None
+) -> Construct:
     """The step that constructs `FetchLinks` on its worker, with the reasons of fetching and of the content."""
     return Construct(
         FetchLinks,
-        (fetch, content, prior),
-        {**FETCH_REASONS, **content.reasons, **SHARD_REASONS},
+        (fetch, content, prior, media),
+        link_reasons(content, media),
         shared=partial(LeaseTable, fetch.per_host),
     )
 
@@ -156,6 +171,7 @@ class FetchLinks:
         fetch: limits and politeness of fetching.
         content: what the links lead to.
         prior: a published dataset; what it knows of a link is not fetched again.
+        media: folder or address of files; links that are no web addresses are paths in it.
         ask: reaches the table of limits per host that all workers share.
     """
 
@@ -164,10 +180,12 @@ class FetchLinks:
         fetch: FetchConfig,
         content: Content,
         prior: Prior | None = None,
+        media: str | None = None,
         ask: Ask | None = None,
     ) -> None:
         self.content = content
         self.prior = prior
+        self.media = None if media is None else MediaFolder(media, fetch.max_bytes)
         self.max_bytes = fetch.max_shard_bytes
         self.fetcher = Fetcher(fetch, accept=content.accept, ask=ask)
 
@@ -203,11 +221,37 @@ class FetchLinks:
         """Closes the connections."""
         self.fetcher.close()
 
-    def _fetch(self, urls: Iterable[str]) -> dict[str, Fetched["_Held"]]:
+    def _fetch(self, urls: Iterable[str]) -> "dict[str, _Result]":
         unique = list(dict.fromkeys(urls))
         held = HeldValues(self.content, self.max_bytes)
-        found = self.fetcher.fetch_many(unique, held.convert)
-        return dict(zip(unique, found, strict=True))
+        place = {url: i for i, url in enumerate(unique)}
+        web = [url for url in unique if self.media is None or is_web_address(url)]
+        fetched = self.fetcher.fetch_many(web, lambda i, body: held.convert(place[web[i]], body))
+        found = {
+            url: _Result(one.value, one.reason, one.detail)
+            for url, one in zip(web, fetched, strict=True)
+        }
+        if self.media is not None:
+            for url in unique:
+                if url not in found:
+                    found[url] = _read_media(self.media, url, partial(held.convert, place[url]))
+        return found
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What became of a link: a value, or the reason why there is none."""
+
+    value: "_Held | None" = None
+    reason: str | None = None
+    detail: str | None = None
+
+
+def _read_media(media: MediaFolder, path: str, convert: Callable[[bytes], "_Held"]) -> _Result:
+    try:
+        return _Result(convert(media.read(path)))
+    except Rejected as rejected:
+        return _Result(reason=rejected.reason, detail=rejected.detail)
 
 
 @dataclass
@@ -247,7 +291,7 @@ class HeldValues:
 
 
 def _settle(
-    link: Link, known: Known | None, fetched: Mapping[str, Fetched[_Held]], bytes_left: int
+    link: Link, known: Known | None, fetched: Mapping[str, _Result], bytes_left: int
 ) -> tuple[Link, Value | None]:
     """The link with what became of it, and its value if it has one that fits."""
     if not link.is_alive:

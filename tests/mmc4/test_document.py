@@ -60,6 +60,7 @@ def test_a_good_document():
         "http://s.example/page.html",
         ("First sentence.", "Second.", "Third."),
         ("http://s.example/a.jpg", "http://s.example/b.jpg"),
+        ("1f0a.jpg", None),
         (1, 0),
         ((0.21, 0.29, 0.18), (1.0, -0.5, 0.0)),
     )

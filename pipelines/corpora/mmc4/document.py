@@ -73,6 +73,8 @@ class Document:
     url: str
     texts: tuple[str, ...]
     image_urls: tuple[str, ...]
+    image_names: tuple[str | None, ...]
+    """File names of the N images; None where the document gives none."""
     matched_text_index: tuple[int, ...]
     """As released: the sentence of each image, from an assignment over all N images."""
     similarity: tuple[tuple[float, ...], ...]
@@ -93,8 +95,9 @@ def parse_document(line: str) -> Document:
     return Document(
         url=_string(_field(document, "url"), "url"),
         texts=texts,
-        image_urls=tuple(url for url, _ in images),
-        matched_text_index=tuple(index for _, index in images),
+        image_urls=tuple(url for url, _, _ in images),
+        image_names=tuple(name for _, name, _ in images),
+        matched_text_index=tuple(index for _, _, index in images),
         similarity=_matrix(document, len(images), len(texts)),
     )
 
@@ -122,7 +125,7 @@ def _where(path: strict_json.Path) -> str:
     return "".join(parts).removeprefix(".")[: 2 * _SHOWN_CHARACTERS] or "the line"
 
 
-def _image(image: Any, number: int, num_texts: int) -> tuple[str, int]:
+def _image(image: Any, number: int, num_texts: int) -> tuple[str, str | None, int]:
     where = f"image_info[{number}]"
     _check_type(image, dict, where)
     url = _string(_field(image, "raw_url", where), f"{where}.raw_url")
@@ -135,7 +138,7 @@ def _image(image: Any, number: int, num_texts: int) -> tuple[str, int]:
         _number(image["matched_sim"], f"{where}.matched_sim")
     if image.get("image_name") is not None:
         _string(image["image_name"], f"{where}.image_name")
-    return url, index
+    return url, image.get("image_name"), index
 
 
 def _matrix(

@@ -22,7 +22,7 @@ image directly before its sentence. Training samples "before or after" itself. I
 | url                | the web page                                                                   |
 | source, record     | name of the input file, without its folder, and line number in it              |
 | image_slot         | for each image segment in order: its index in `image_info`                     |
-| image_url          | for each image segment: where it was fetched from                              |
+| image_url          | for each image segment: where it was fetched from, or its path in the media folder |
 | matched_text_index | for each image segment: the index of its sentence                              |
 | similarity         | for each image segment: its CLIP similarity to that sentence, as released      |
 | scores             | min_similarity and mean_similarity over those                                  |
@@ -60,7 +60,7 @@ from pipelines.images.normalise import ImageConfig, ImageContent
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.jsonl import LineSource
-from pipelines.transforms.fetch_links import Prior, fetch_links
+from pipelines.transforms.fetch_links import Prior, fetch_links, media_config
 from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json, link_from_row
 from schemas.validation import Checked
 
@@ -101,6 +101,7 @@ def pipeline(
     extra: Mapping[str, Any] | None = None,
     prior: Prior | None = None,
     fetch_resources: Resources | None = None,
+    media: str | None = None,
 ) -> Pipeline:
     """The pipeline from lines of documents to published shards and their report.
 
@@ -112,6 +113,7 @@ def pipeline(
         extra: further configuration for the fingerprint (how the source cuts shards, for example).
         prior: the published dataset to take images from where only failures are fetched again.
         fetch_resources: what a worker that fetches needs.
+        media: folder or address in which images lie under their `image_name`; those without one are fetched.
     """
     names = ("respect_robots_tag", "max_bytes", "max_shard_bytes")
     limits = {name: getattr(fetch, name) for name in names}
@@ -119,16 +121,16 @@ def pipeline(
         corpus=CORPUS,
         source=source,
         stages=(
-            Stage("parse", (ParseDocuments(rules), links_to_fetch())),
+            Stage("parse", (ParseDocuments(rules, media is not None), links_to_fetch())),
             Stage(
                 "fetch",
-                (fetch_links(fetch, ImageContent(rules.image), prior), arrived_images()),
+                (fetch_links(fetch, ImageContent(rules.image), prior, media), arrived_images()),
                 fetch_resources or Resources(),
             ),
             Stage("match", (MatchDocuments(rules), min_images(1, *NO_IMAGE_LEFT))),
         ),
         sink=ShardSink(),
-        config={**asdict(rules), **limits, **(extra or {})},
+        config={**asdict(rules), **limits, **media_config(media), **(extra or {})},
         finish=(REPORT,),
     )
 
@@ -222,6 +224,8 @@ class ParseDocuments:
     """Transform: the column `line` becomes `url`, `texts`, `similarity` and `links`, one link per image."""
 
     rules: Rules
+    has_media: bool = False
+    """Whether images lie in a media folder under their `image_name`."""
     reasons: ClassVar[Reasons] = DOCUMENT_REASONS | {
         "low_similarity": Reason(
             "Its similarity to every sentence is below the threshold; not fetched."
@@ -253,11 +257,17 @@ class ParseDocuments:
 
     def _links(self, document: Document) -> list[Link]:
         outcomes = choose_images(document.similarity, document.texts, self.rules)
-        links = [Link(slot, url) for slot, url in enumerate(document.image_urls)]
+        links = [Link(slot, url) for slot, url in enumerate(self._addresses(document))]
         return [
             link.dropped(outcome.reason, outcome.detail) if outcome.reason else link
             for link, outcome in zip(links, outcomes, strict=True)
         ]
+
+    def _addresses(self, document: Document) -> Sequence[str]:
+        if not self.has_media:
+            return document.image_urls
+        pairs = zip(document.image_names, document.image_urls, strict=True)
+        return [name or url for name, url in pairs]
 
 
 @dataclass(frozen=True)
