@@ -46,7 +46,7 @@ COMMANDS = {
         "build_mmc4", "Build a dataset from MMC4 documents: fetch images, write shards", "data"
     ),
     "build miniworld": Command(
-        "build_miniworld", "Write a synthetic world as MMC4 documents with images", "data"
+        "build_miniworld", "Write a synthetic world in the form of a corpus, with images", "data"
     ),
     "build pairs": Command(
         "build_pairs", "Build a dataset of synthetic image-text pairs, without a download", "data"

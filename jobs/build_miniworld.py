@@ -1,37 +1,36 @@
 #!/usr/bin/env python3
-"""Writes a synthetic world of shapes as an MMC4 download, with images, ground truth and exact counts.
+"""Writes a synthetic world of shapes in the form of a corpus, with images, ground truth and exact counts.
 
-The demo and the tests run the pipeline on it from end to end: it contains documents to fetch and clean, the faults
-that documents have on the web, and the ground truth of every image.
+The demo and the tests run the pipelines on it from end to end: it contains records to fetch and clean, the faults
+that they have on the web, and the ground truth of every image.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from jobs.cli import JobError, checked_options, run_job
 from jobs.paths import check_port
+from pipelines.miniworld import WORLDS
 from pipelines.miniworld.config import MiniworldConfig
-
-if TYPE_CHECKING:
-    from pipelines.miniworld.mmc4 import MiniworldSummary
 
 
 @dataclass(frozen=True)
 class BuildMiniworld:
-    """Writes a synthetic world of shapes as an MMC4 download.
+    """Writes a synthetic world of shapes in the form of a corpus.
 
-    OUT/documents/ contains the document shards (.jsonl, .jsonl.zip, .jsonl.gz), OUT/images/ the image files,
-    OUT/truth.jsonl the scene, caption and questions of every linked image, and OUT/summary.json the exact counts
-    that a correct build finds. The same settings always give the same bytes.
+    OUT contains the files that the corpus distributes (documents/ of mmc4, for example), images/ with the image files,
+    truth.jsonl with the scene, caption and questions of every linked image, and summary.json with the exact counts that
+    a correct build finds. The same settings always give the same bytes.
 
     For example, a world of 200 documents and a server for its images:
         emu build miniworld --out world --num-documents 200 --serve
@@ -42,6 +41,8 @@ class BuildMiniworld:
 
     out: Path
     """Folder to write: new, empty, or with the world of the same settings."""
+    corpus: str = "mmc4"
+    """The corpus in whose form the world is written (mmc4, for example)."""
     world: Annotated[MiniworldConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=MiniworldConfig
     )
@@ -50,20 +51,23 @@ class BuildMiniworld:
     port: int = 8377
     """Port of --serve; 0 selects a free port."""
 
+    def __post_init__(self) -> None:
+        if self.corpus not in WORLDS:
+            raise ValueError(f"corpus is {self.corpus!r}, give one of {', '.join(WORLDS)}")
+
 
 def build_miniworld(options: BuildMiniworld) -> None:
     """Write the world, print its counts, and serve it if requested."""
-    from pipelines.miniworld.mmc4 import write_mmc4
-
+    form = importlib.import_module(WORLDS[options.corpus])
     if options.serve:
         with checked_options():
             check_port("127.0.0.1", options.port)
-    print_summary(write_mmc4(options.world, options.out), options.out)
+    print_summary(form.write_world(options.world, options.out), options.out)
     if options.serve:
-        serve_images(options)
+        serve_images(options, form.BUILD.format(out=options.out))
 
 
-def serve_images(options: BuildMiniworld) -> None:
+def serve_images(options: BuildMiniworld, build: str) -> None:
     """Serve the images of the world until a signal."""
     from pipelines.miniworld.server import ImageServer, serve_until_stopped
 
@@ -74,15 +78,11 @@ def serve_images(options: BuildMiniworld) -> None:
             f"port {options.port}: {error}; give a free port up to 65535, or 0"
         ) from error
     print(f"serving {options.out / 'images'} on http://{server.address}, Ctrl-C stops it")
-    print(
-        f"build with: emu build mmc4 --documents '{options.out}/documents/*' "
-        f"--fetch.allow-host {server.allow_host} --out DATASET",
-        flush=True,
-    )
+    print(f"build with: {build} --fetch.allow-host {server.allow_host} --out DATASET", flush=True)
     serve_until_stopped(server)
 
 
-def print_summary(summary: MiniworldSummary, out: Path) -> None:
+def print_summary(summary: Any, out: Path) -> None:
     """Print the counts, one per line."""
     print(f"wrote {out}")
     for name, value in dataclasses.asdict(summary).items():

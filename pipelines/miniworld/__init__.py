@@ -1,5 +1,17 @@
 """A synthetic world of shapes, written in the external form of each corpus.
 
-`scene` samples scenes, `render` turns them into image files and `language` describes them; they know no corpus. `mmc4`
-writes them as an MMC4 download, and `server` stands for the web servers that the links point to.
+`scene` samples scenes, `render` turns them into image files and `language` describes them; they know no corpus. A
+module of `WORLDS` writes them in the form of one corpus, and `server` stands for the web servers that the links point
+to. Such a module offers
+
+| name          | meaning                                                                                   |
+|---------------|-------------------------------------------------------------------------------------------|
+| `write_world` | `write_world(config, directory)` writes the world (`folder.write_world_folder`), returns its summary |
+| `BUILD`       | the command that builds it, with `{out}` for the folder                                   |
 """
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+WORLDS: Mapping[str, str] = MappingProxyType({"mmc4": "pipelines.miniworld.mmc4"})
+"""Corpus -> module."""

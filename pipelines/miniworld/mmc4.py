@@ -4,18 +4,14 @@ DIR/documents/docs_shard_0_v2.jsonl, docs_shard_1_v2.jsonl.zip, docs_shard_2_v2.
 DIR/images/NAME        a file for each link that has one; serve this folder with `server`
 DIR/truth.jsonl        one line per link of a well-formed document: scene, caption, questions
 DIR/summary.json       configuration and exact counts
-
-The folder is written atomically.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import io
 import itertools
 import json
-import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -26,15 +22,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from pipelines.miniworld.config import MiniworldConfig
+from pipelines.miniworld.folder import read_world_summary, write_world_folder
 from pipelines.miniworld.link_kinds import LINK_KINDS
 from pipelines.miniworld.mmc4_page import MALFORMED, Page, fault_of, sample_page, to_line
 from pipelines.miniworld.render import encode
 
 VERSION = 1
 """Incremented when the same configuration gives other bytes than before."""
-IN_PROGRESS = ".in_progress"
-"""Marks `DIR.partial` as a folder of this module; removed before the folder is renamed."""
-
 _FORMS = (".jsonl", ".jsonl.zip", ".jsonl.gz")
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can store
 
@@ -77,26 +71,17 @@ class MiniworldSummary:
 def write_mmc4(config: MiniworldConfig, directory: Path | str) -> MiniworldSummary:
     """Write the world of `config` into `directory` and return its counts; the same bytes each time.
 
-    An existing world of the same configuration is left as it is. The folder gets its name when it is
-    complete, so a killed run leaves only `DIR.partial`, which the next run replaces.
+    An existing world of the same configuration is left as it is.
 
     Raises:
         FileExistsError: `directory` or `DIR.partial` contains something else; nothing is deleted then.
     """
-    directory = Path(directory).resolve()
-    if _holds(directory, config):
-        return read_summary(directory)
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        raise FileExistsError(
-            f"directory={str(directory)!r} contains something other than the world of this "
-            "configuration: remove it, or give an empty or new folder"
-        )
-    partial = directory.with_name(directory.name + ".partial")
-    _clear(partial)
-    summary = _write(config, partial)
-    (partial / IN_PROGRESS).unlink()
-    partial.replace(directory)
-    return summary
+    write_world_folder(directory, "mmc4", VERSION, config, lambda partial: _write(config, partial))
+    return read_summary(directory)
+
+
+write_world = write_mmc4
+BUILD = "emu build mmc4 --documents '{out}/documents/*'"
 
 
 def read_summary(directory: Path | str) -> MiniworldSummary:
@@ -106,16 +91,8 @@ def read_summary(directory: Path | str) -> MiniworldSummary:
         FileNotFoundError: the folder has none.
         ValueError: another version of this module wrote it.
     """
-    data = _summary_json(Path(directory))
-    if data["version"] != VERSION:
-        raise ValueError(
-            f"the world in {str(directory)!r} has version {data['version']}, this release reads "
-            f"version {VERSION}: build it again with jobs/build_miniworld.py"
-        )
-    config = data.pop("config")
-    for name in ("images_per_document", "sentences_per_document"):
-        config[name] = tuple(config[name])
-    return MiniworldSummary(config=MiniworldConfig(**config), **data)
+    config, counts = read_world_summary(directory, VERSION)
+    return MiniworldSummary(config=config, **counts)
 
 
 def read_truth(directory: Path | str) -> Iterator[dict[str, Any]]:
@@ -123,43 +100,6 @@ def read_truth(directory: Path | str) -> Iterator[dict[str, Any]]:
     with (Path(directory) / "truth.jsonl").open() as lines:
         for line in lines:
             yield json.loads(line)
-
-
-def _clear(partial: Path) -> None:
-    """Delete what a killed run left; a folder that this module did not create is kept."""
-    if not partial.exists():
-        return
-    is_ours = (partial / IN_PROGRESS).is_file() or _is_summary(partial)
-    if not is_ours and (not partial.is_dir() or any(partial.iterdir())):
-        raise FileExistsError(
-            f"{str(partial)!r} is needed while the world is written, but contains something else: move it, or "
-            "give another folder"
-        )
-    shutil.rmtree(partial)
-
-
-def _is_summary(directory: Path) -> bool:
-    """Whether the folder contains a complete world, of any configuration and version."""
-    if not (directory / "summary.json").is_file():
-        return False
-    try:
-        data = _summary_json(directory)
-    except ValueError:
-        return False
-    return isinstance(data, dict) and {"config", "version", "num_links_by_kind"} <= set(data)
-
-
-def _summary_json(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "summary.json").read_text())
-
-
-def _holds(directory: Path, config: MiniworldConfig) -> bool:
-    """Whether the folder contains the complete world of this configuration and version."""
-    if not _is_summary(directory):
-        return False
-    data = _summary_json(directory)
-    wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-    return (data.get("config"), data.get("version")) == (wanted, VERSION)
 
 
 @dataclass
@@ -204,8 +144,6 @@ _COUNTED = (
 
 
 def _write(config: MiniworldConfig, directory: Path) -> MiniworldSummary:
-    directory.mkdir(parents=True)
-    (directory / IN_PROGRESS).touch()
     (directory / "documents").mkdir()
     (directory / "images").mkdir()
     tally = _Tally()
@@ -219,10 +157,7 @@ def _write(config: MiniworldConfig, directory: Path) -> MiniworldSummary:
                 progress.update()
             form = _FORMS[shard % len(_FORMS)]
             write_lines(directory / "documents" / f"docs_shard_{shard}_v2{form}", lines)
-    summary = tally.summary(config)
-    text = json.dumps(dataclasses.asdict(summary), indent=2)
-    (directory / "summary.json").write_text(text + "\n")
-    return summary
+    return tally.summary(config)
 
 
 def _write_page(

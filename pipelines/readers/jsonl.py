@@ -331,7 +331,7 @@ class LineSource(Checked):
         self._open_readers.keep(reader)
 
     @cached_property
-    def _open_readers(self) -> OpenReaders[Line]:
+    def _open_readers(self) -> OpenReaders[SequentialReader[Line]]:
         return OpenReaders()
 
 

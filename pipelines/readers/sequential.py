@@ -51,16 +51,37 @@ class SequentialReader(Generic[L]):
         self._file.close()
 
 
-class OpenReaders(Generic[L]):
+class OpenReader(Protocol):
+    """A file that is being read from its start to its end."""
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+        ...
+
+    @property
+    def next_number(self) -> int:
+        """The line or row that comes next, from 1."""
+        ...
+
+    def close(self) -> None:
+        """Close the file."""
+        ...
+
+
+R = TypeVar("R", bound=OpenReader)
+
+
+class OpenReaders(Generic[R]):
     """The readers that this process keeps between shards; copies in other processes begin empty."""
 
     def __init__(self) -> None:
-        self._readers: dict[str, SequentialReader[L]] = {}
+        self._readers: dict[str, R] = {}
 
-    def __reduce__(self) -> tuple[type["OpenReaders[L]"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["OpenReaders[R]"], tuple[()]]:
         return type(self), ()
 
-    def take(self, name: str, first: int) -> SequentialReader[L] | None:
+    def take(self, name: str, first: int) -> R | None:
         """The reader of a file, unless it has passed the line `first`."""
         reader = self._readers.pop(name, None)
         if reader is not None and reader.next_number > first:
@@ -68,7 +89,7 @@ class OpenReaders(Generic[L]):
             return None
         return reader
 
-    def keep(self, reader: SequentialReader[L]) -> None:
+    def keep(self, reader: R) -> None:
         """Keep a reader for the next shard; of more than `MAX_OPEN` the one kept longest is closed."""
         self._readers[reader.name] = reader
         while len(self._readers) > MAX_OPEN:
