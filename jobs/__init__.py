@@ -54,6 +54,9 @@ COMMANDS = {
     "inspect": Command(
         "inspect_shards", "Print the counts of a dataset and a sample; verify its files", "data"
     ),
+    "export": Command(
+        "export_dataset", "Write a dataset as Parquet tables, which `datasets` opens", "data"
+    ),
     "features": Command(
         "precompute_features", "Compute the visual encoder's outputs for a dataset", "data"
     ),

@@ -47,6 +47,9 @@ class BuildOptions(Checked):
     overwrite: bool = False
     """Start over: delete the dataset in OUT, whatever options or inputs made it.
     Only what a build wrote is deleted; a folder that holds other files among the shards is refused."""
+    export: Literal["parquet"] | None = None
+    """parquet: write the samples once more as tables, OUT/parquet/, which `datasets` opens with decoded images and
+    times. Takes as much disk again. Pairs open without it."""
     fail_on_alarm: bool = False
     """End with an error, instead of a warning, where a rule drops more than 90% of what it sees."""
     runner: Literal["ray", "local"] = "ray"
@@ -118,19 +121,34 @@ def build(
         source, rules, fetch, extra=cut, prior=prior, media=options.media_path
     )
     with ExitStack() as sessions:
+        runner = build_runner(options.runner, options.num_cpus, sessions)
         manifest = run(
             pipeline,
             where,
-            build_runner(options.runner, options.num_cpus, sessions),
+            runner,
             redo=has_retryable(pipeline.reasons) if options.retry_failed else None,
             overwrite=options.overwrite,
             fail_on_alarm=options.fail_on_alarm,
         )
+        if options.export:
+            export_parquet(where, runner)
     noun = f"{corpus.REPORT.record_word}s"
     summary = build_summary(manifest, pipeline.reasons, noun, out, time.monotonic() - began)
     if manifest.records.kept == 0:
         raise JobError(nothing_kept(manifest, noun), summary)
     return summary
+
+
+def export_parquet(where: str, runner: "Runner") -> int:
+    """Write the Parquet twins that are missing, and name them in the card; returns the number of shards done."""
+    from pipelines.core.run import extend
+    from pipelines.core.storage import Storage
+    from pipelines.publish.card import refresh_card
+    from pipelines.publish.export import ParquetExport
+
+    manifest, num_done = extend(ParquetExport(), where, runner)
+    refresh_card(Storage(where), manifest)
+    return num_done
 
 
 HINTS = {

@@ -34,6 +34,9 @@ READABLE = ("manifest/1", f"manifest/{MANIFEST_VERSION}")
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.html"
 """Beside the manifest: the dataset as a page, for a person."""
+CARD_FILE = "README.md"
+CARD_MARK = "<!-- dataset card, written by its build -->"
+"""A line of a card that a build wrote; a `README.md` without it is somebody else's and is left alone."""
 
 
 @dataclass(frozen=True)

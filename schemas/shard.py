@@ -30,6 +30,8 @@ from schemas.sample import SAMPLE_VERSION, Sample, Segment, canonical_json, chec
 from schemas.validation import SchemaError
 
 SHARDS, INDEXES, LEDGERS, FEATURES = "shards", "index", "ledger", "features"
+PARQUET = "parquet"
+"""On request: the samples once more, for readers of tables."""
 BLOCK = tarfile.BLOCKSIZE
 
 

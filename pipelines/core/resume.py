@@ -44,12 +44,13 @@ from pipelines.core.workspace import (
     WORK,
     BuildPlan,
     Workspace,
+    is_card,
     load_plan,
     plan_shards,
 )
-from schemas.manifest import MANIFEST_FILE, REPORT_FILE, Manifest, manifest_from_json
+from schemas.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE, Manifest, manifest_from_json
 from schemas.sample import canonical_json
-from schemas.shard import FEATURES, INDEXES, LEDGERS, SHARDS
+from schemas.shard import FEATURES, INDEXES, LEDGERS, PARQUET, SHARDS
 from schemas.tables import LEDGER, SHARD_PATTERN
 from schemas.validation import SchemaError
 
@@ -59,7 +60,13 @@ OVERWRITE_SCHEMA = "overwrite/1"
 START_OVER = "choose another folder, or start over with --overwrite"
 ELSEWHERE = "choose another folder, or move these files away"
 
-_SUFFIXES = {SHARDS: ".tar", INDEXES: ".parquet", LEDGERS: ".parquet", FEATURES: ".arrow"}
+_SUFFIXES = {
+    SHARDS: ".tar",
+    INDEXES: ".parquet",
+    LEDGERS: ".parquet",
+    FEATURES: ".arrow",
+    PARQUET: ".parquet",
+}
 _PUBLISHED = (SHARDS, INDEXES, LEDGERS)
 _SCHEMAS = {MANIFEST_FILE: "manifest/", PLAN_FILE: "plan/", OVERWRITE_FILE: "overwrite/"}
 _SHOWN = 5
@@ -306,6 +313,8 @@ def delete_dataset(storage: Storage, workspace: Workspace) -> None:
             if name.removesuffix(suffix) in traces.shards and name.endswith(suffix):
                 storage.delete(f"{folder}/{name}")
     storage.delete(REPORT_FILE)
+    if is_card(storage):
+        storage.delete(CARD_FILE)
     workspace.clear()
     storage.delete(OVERWRITE_FILE)
 

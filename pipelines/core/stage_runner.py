@@ -58,7 +58,7 @@ from pipelines.core.storage import Storage, write_parquet
 from pipelines.core.workspace import PUBLISH, ShardState, Workspace
 from schemas.manifest import ShardEntry
 from schemas.sample import KEY_PATTERN, canonical_json
-from schemas.shard import FEATURES, LEDGERS
+from schemas.shard import FEATURES, LEDGERS, PARQUET
 from schemas.tables import DROPPED, LEDGER, REASON_PATTERN
 
 
@@ -315,8 +315,9 @@ class SinkWork:
         if not isinstance(entry, ShardEntry) or entry.name != name:
             raise StepError(PUBLISH, name, f"the sink returned {entry!r}, not the shard's entry")
         self._write_ledger(state, entry)
-        # They may be of images that the shard no longer holds.
+        # They may be of samples that the shard no longer holds.
         workspace.storage.delete(f"{FEATURES}/{name}.arrow")
+        workspace.storage.delete(f"{PARQUET}/{name}.parquet")
         workspace.mark_published(name)
         workspace.discard(level - 1, name)
         return state.table.num_rows

@@ -61,7 +61,7 @@ from pipelines.core.storage import (
     read_parquet,
     write_arrow,
 )
-from schemas.manifest import Fingerprint
+from schemas.manifest import CARD_FILE, CARD_MARK, Fingerprint
 from schemas.sample import CORPUS_PATTERN, canonical_json
 from schemas.table_spec import check_table
 from schemas.tables import LEDGER, REASON_PATTERN, SHARD_PATTERN
@@ -356,3 +356,10 @@ def _held(path: Path) -> str:
         who = "another process"
     folder = path.parent.parent
     return f"{who} works on '{folder}'; wait for it, or choose another folder"
+
+
+def is_card(storage: Storage) -> bool:
+    """Whether `README.md` is the card that a build wrote."""
+    if not storage.exists(CARD_FILE) or storage.is_folder(CARD_FILE):
+        return False
+    return CARD_MARK.encode() in storage.read_bytes(CARD_FILE)

@@ -6,6 +6,7 @@ A module of `CORPORA` offers
 |------------|--------------------------------------------------------------------------------------------|
 | `CORPUS`   | the name, which shards and samples carry                                                   |
 | `READER`   | the class that reads its input files: `READER(patterns, samples_per_shard, limit, base, hash_inputs)` |
+| `REPORT`, `CARD` | what writes `report.html` and `README.md` of a dataset                               |
 | `Rules`    | a frozen dataclass with defaults: what decides which samples there are, and their form     |
 | `pipeline` | `pipeline(source, rules, fetch, *, extra, prior, fetch_resources, media)` gives the `Pipeline` |
 

@@ -25,6 +25,7 @@ from pipelines.miniworld import language
 from pipelines.miniworld.config import PairsConfig
 from pipelines.miniworld.render import render
 from pipelines.miniworld.scene import Scene, sample_scene
+from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from schemas.sample import SEGMENT_TYPE, Segment, canonical_json
@@ -32,6 +33,13 @@ from schemas.shard import shard_name
 
 CORPUS = "miniworld"
 REPORT = Report(title="Synthetic image-text pairs", score_titles={})
+CARD = Card(
+    title=REPORT.title,
+    about="Pairs: a rendered scene of one coloured shape on a plain background, and a sentence that says so.",
+    licence="Made by a program; no rights are claimed.",
+    record_word="pair",
+    tasks=("image-to-text", "text-to-image"),
+)
 QUALITY = 95  # of the JPEG files: at 64 pixels lower ones blur the edges of small shapes
 NUM_ASKED = 3  # questions in a text that has the caption too; one more without it
 
@@ -74,7 +82,7 @@ def pairs_pipeline(config: PairsConfig, samples_per_shard: int = 1000) -> Pipeli
         stages=(Stage("render", (RenderPairs(config),)),),
         sink=ShardSink(),
         config=dataclasses.asdict(config) | {"samples_per_shard": samples_per_shard},
-        finish=(REPORT,),
+        finish=(REPORT, CARD),
     )
 
 

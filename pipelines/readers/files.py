@@ -20,8 +20,8 @@ from fsspec.utils import glob_translate
 
 from pipelines.core.storage import TEMPORARY
 from pipelines.core.workspace import LOCK, PLAN_FILE, WORK
-from schemas.manifest import MANIFEST_FILE, REPORT_FILE
-from schemas.shard import FEATURES, INDEXES, LEDGERS, SHARDS, shard_name
+from schemas.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE
+from schemas.shard import FEATURES, INDEXES, LEDGERS, PARQUET, SHARDS, shard_name
 
 _REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::[^/]*://)", re.IGNORECASE)
 _MAGIC = re.compile(r"[*?\[]")
@@ -223,14 +223,21 @@ def _without_links(pattern: str) -> str:
     return "/".join([folder.rstrip("/"), *parts[first:]])
 
 
+_FOLDERS = (
+    *((SHARDS, "tar"), (INDEXES, "parquet"), (LEDGERS, "parquet")),
+    *((FEATURES, "arrow"), (PARQUET, "parquet")),
+)
+
+
 def _written(root: str, corpus: str) -> Iterator[str]:
     """Every kind of file and folder that a build makes, once; the folders above the output too."""
     yield root
-    yield from (f"{root}/{name}" for name in (MANIFEST_FILE, REPORT_FILE, PLAN_FILE, LOCK))
+    yield from (
+        f"{root}/{name}" for name in (MANIFEST_FILE, REPORT_FILE, CARD_FILE, PLAN_FILE, LOCK)
+    )
     shard, level = shard_name(corpus, 0), f"{WORK}/01-stage"
-    for folder, suffix in ((SHARDS, "tar"), (INDEXES, "parquet"), (LEDGERS, "parquet")):
+    for folder, suffix in _FOLDERS:
         yield from (f"{root}/{folder}", f"{root}/{folder}/{shard}.{suffix}")
-    yield from (f"{root}/{FEATURES}", f"{root}/{FEATURES}/{shard}.arrow")
     yield from (f"{root}/{p}" for p in (WORK, TEMPORARY, f"{TEMPORARY}/{shard}.tar.1.0123abcd"))
     yield from (f"{root}/{level}", f"{root}/{level}/{shard}.arrow")
     yield from map(str, PurePosixPath(root).parents)

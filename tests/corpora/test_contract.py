@@ -51,7 +51,8 @@ def test_a_corpus_offers_what_the_registry_promises(name: str, repository: Path)
     assert name == corpus.CORPUS
     assert (repository / f"jobs/build_{name}.py").is_file(), "every corpus has its job"
     assert len((repository / f"jobs/build_{name}.py").read_text().splitlines()) < 80
-    assert corpus.REPORT in pipeline_of(name, ["x"]).finish
+    finish = pipeline_of(name, ["x"]).finish
+    assert corpus.REPORT in finish and corpus.CARD in finish
     assert suffixes(name)
 
 

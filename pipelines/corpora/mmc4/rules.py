@@ -57,6 +57,7 @@ from pipelines.corpora.mmc4.document import (
 from pipelines.download.fetcher import FetchConfig
 from pipelines.filters.min_images import min_images
 from pipelines.images.normalise import ImageConfig, ImageContent
+from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.jsonl import LineSource
@@ -73,6 +74,13 @@ REPORT = Report(
         "mean_similarity": "Mean similarity of image and sentence",
         "min_similarity": "Lowest similarity in a document",
     },
+)
+
+CARD = Card(
+    title=REPORT.title,
+    about="Interleaved documents: the sentences of a web page in order, each image before the sentence it resembles.",
+    sources=("https://github.com/allenai/mmc4", "https://arxiv.org/abs/2304.06939"),
+    licence="The images belong to their owners; the documents of MMC4 are under ODC-BY.",
 )
 
 
@@ -131,7 +139,7 @@ def pipeline(
         ),
         sink=ShardSink(),
         config={**asdict(rules), **limits, **media_config(media), **(extra or {})},
-        finish=(REPORT,),
+        finish=(REPORT, CARD),
     )
 
 
