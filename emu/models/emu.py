@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from emu.config import EmuConfig
+from emu.models.cross_entropy import chunked_cross_entropy
 from emu.models.language_model import LanguageModel, add_adapter, merge_adapter
 from emu.models.objective import (
     Batch,
@@ -77,11 +78,11 @@ class Emu(nn.Module):
         flat = embeddings_NQD.flatten(0, 1).to(inputs_BLD.dtype)
         return inputs_BLD.masked_scatter(places_BL.unsqueeze(-1), flat)
 
-    def forward(self, batch: Batch, logits_at_targets: bool = False) -> EmuOutput:
+    def forward(self, batch: Batch, with_logits: bool = True) -> EmuOutput:
         """One pass that serves the cross-entropy and the regression.
 
-        With `logits_at_targets` the output head is applied only where the next token is a target: in training, most
-        positions of an image and of the padding are not.
+        Without logits the cross-entropy is taken here, in chunks of the positions whose next token is a target:
+        in training, most positions of an image and of the padding are not.
         """
         embeddings_NQD = None
         if batch.patches_NPV is not None:
@@ -93,16 +94,21 @@ class Emu(nn.Module):
         predictors_BL, targets_BL = regression_positions(
             batch.input_ids_BL, self.config.special, self.config.objective
         )
-        predicts_BL = predicts_target(batch.labels_BL) if logits_at_targets else None
         return EmuOutput(
-            logits_BLV=self.language.head(
-                hidden_BLD if predicts_BL is None else hidden_BLD[predicts_BL]
-            ),
+            logits_BLV=self.language.head(hidden_BLD) if with_logits else None,
             hidden_BLD=hidden_BLD,
             inputs_BLD=inputs_BLD,
             regressed_ND=self.language.regress(hidden_BLD[predictors_BL]),
             targets_ND=inputs_BLD[targets_BL],
+            text_sum=None if with_logits else self._text_sum(hidden_BLD, batch.labels_BL),
         )
+
+    def _text_sum(self, hidden_BLD: Tensor, labels_BL: Tensor) -> Tensor:
+        """The cross-entropy summed over all text targets."""
+        predicts_BL = predicts_target(labels_BL)
+        labels_T = labels_BL[:, 1:][predicts_BL[:, :-1]]
+        weight_WD = self.language.lm.lm_head.weight
+        return chunked_cross_entropy(hidden_BLD[predicts_BL], weight_WD, labels_T)
 
     @torch.no_grad()
     def score(
@@ -121,6 +127,7 @@ class Emu(nn.Module):
         batch = Batch(ids_BL, mask_BL, labels_BL, pixels_NCHW).to(device)
         output = self(batch)
         losses = Objective(self.config.objective)(output, batch)
+        assert output.logits_BLV is not None
         return Scores(
             output.logits_BLV,
             output.hidden_BLD,

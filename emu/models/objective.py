@@ -5,8 +5,8 @@ and regression on visual embeddings. The released masks say which positions pred
 was never released. Chosen here: mean squared error over positions and dimensions in float32, weighted by a
 configuration value, against detached targets.
 
-Shapes: B batch, L sequence, N images of the batch, C channels, H W pixels, P patches, V vision width (of logits:
-rows of the vocabulary), W rows of the vocabulary, D language width.
+Shapes: B batch, L sequence, T positions that predict a text target, N images of the batch, C channels, H W pixels,
+P patches, V vision width (of logits: rows of the vocabulary), W rows of the vocabulary, D language width.
 """
 
 from __future__ import annotations
@@ -66,13 +66,12 @@ class Batch:
 class EmuOutput:
     """What one forward gives; regressions in reading order."""
 
-    logits_BLV: (
-        Tensor  # or TV: only at the T positions whose next token is a target, in reading order
-    )
+    logits_BLV: Tensor | None  # None where only the losses were asked for
     hidden_BLD: Tensor  # after the final norm
     inputs_BLD: Tensor  # what the language model was fed
     regressed_ND: Tensor  # predicted next visual embeddings; N counts regression positions here
     targets_ND: Tensor  # the inputs that they predict, not detached
+    text_sum: Tensor | None = None  # without logits: the cross-entropy summed over the targets
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Objective:
 
     def __call__(self, output: EmuOutput, batch: Batch) -> Losses:
         """The losses of one micro-batch; a term without a target is zero, with zero gradient."""
-        text, num_text = text_loss(output.logits_BLV, batch.labels_BL)
+        text, num_text = text_loss(output, batch.labels_BL)
         targets = output.targets_ND.detach() if self.config.detach_targets else output.targets_ND
         squares = (output.regressed_ND.float() - targets.float()).square()
         visual = squares.mean() if squares.numel() else output.regressed_ND.float().sum()
@@ -123,16 +122,15 @@ class Objective:
         )
 
 
-def text_loss(logits_BLW: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of each label given what stands before it, and the number of labels.
-
-    The logits are those of all positions, `BLW`, or only of those that predict a label, `TW`.
-    """
+def text_loss(output: EmuOutput, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of each label given what stands before it, and the number of labels."""
     is_label_BL = labels_BL[:, 1:] != IGNORED
-    labels_T = labels_BL[:, 1:][is_label_BL]
-    logits_TW = logits_BLW if logits_BLW.dim() == 2 else logits_BLW[:, :-1][is_label_BL]
-    total = functional.cross_entropy(logits_TW.float(), labels_T, reduction="sum")
     num_labels = is_label_BL.sum()
+    total = output.text_sum
+    if total is None:
+        assert output.logits_BLV is not None, "an output without logits and without their loss"
+        logits_TW = output.logits_BLV[:, :-1][is_label_BL].float()
+        total = functional.cross_entropy(logits_TW, labels_BL[:, 1:][is_label_BL], reduction="sum")
     return total / num_labels.clamp(min=1), num_labels
 
 

@@ -78,7 +78,7 @@ class LossModule(nn.Module):
         is_half = self.precision == "bfloat16"
         device = batch.input_ids_BL.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=is_half):
-            output = self.model(batch, logits_at_targets=True)
+            output = self.model(batch, with_logits=False)
         losses: Losses = self.objective(output, batch)
         total = text_weight * losses.text
         total = total + visual_weight * self.model.config.objective.visual_weight * losses.visual

@@ -60,7 +60,8 @@ def test_labels_hide_images_and_padding() -> None:
 def test_text_loss_is_the_mean_over_all_targets_of_the_batch() -> None:
     logits = torch.randn(2, 9, 104)
     labels = torch.cat([text_labels(IDS, SPECIAL, ObjectiveConfig()), torch.full((1, 9), 7)])
-    loss, number = text_loss(logits, labels)
+    output = output_of(torch.zeros(0, 4), torch.zeros(0, 4))
+    loss, number = text_loss(dataclasses.replace(output, logits_BLV=logits), labels)
     chances = functional.log_softmax(logits, dim=-1)
     terms = [-chances[0, t - 1, IDS[0, t]] for t in (1, 6, 7)]
     terms += [-chances[1, t - 1, 7] for t in range(1, 9)]
