@@ -42,6 +42,9 @@ class Command:
 
 
 COMMANDS = {
+    "build laion": Command(
+        "build_laion", "Build a dataset from LAION metadata: fetch images, write pairs", "data"
+    ),
     "build mmc4": Command(
         "build_mmc4", "Build a dataset from MMC4 documents: fetch images, write shards", "data"
     ),

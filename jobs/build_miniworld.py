@@ -42,7 +42,7 @@ class BuildMiniworld:
     out: Path
     """Folder to write: new, empty, or with the world of the same settings."""
     corpus: str = "mmc4"
-    """The corpus in whose form the world is written (mmc4, for example)."""
+    """The corpus in whose form the world is written (laion or mmc4, for example)."""
     world: Annotated[MiniworldConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=MiniworldConfig
     )

@@ -16,5 +16,7 @@ The contract test runs over the registry, so that a corpus that is added here is
 from collections.abc import Mapping
 from types import MappingProxyType
 
-CORPORA: Mapping[str, str] = MappingProxyType({"mmc4": "pipelines.corpora.mmc4.rules"})
+CORPORA: Mapping[str, str] = MappingProxyType(
+    {"laion": "pipelines.corpora.laion.rules", "mmc4": "pipelines.corpora.mmc4.rules"}
+)
 """Name -> module."""

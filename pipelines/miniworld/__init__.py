@@ -13,5 +13,7 @@ to. Such a module offers
 from collections.abc import Mapping
 from types import MappingProxyType
 
-WORLDS: Mapping[str, str] = MappingProxyType({"mmc4": "pipelines.miniworld.mmc4"})
+WORLDS: Mapping[str, str] = MappingProxyType(
+    {"laion": "pipelines.miniworld.laion", "mmc4": "pipelines.miniworld.mmc4"}
+)
 """Corpus -> module."""

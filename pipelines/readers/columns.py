@@ -6,13 +6,19 @@ names the nearest column there is.
 """
 
 import difflib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.readers.files import InputError
 
+EXTRA = "extra"
+"""The column of `TableColumns.converted` that holds all others, as JSON objects."""
 _SHOWN = 30
 _LIKE = 0.5
 
@@ -53,6 +59,43 @@ def find_columns(wanted: Sequence[Column], there: Sequence[str], file: str) -> M
     return found
 
 
+class TableColumns:
+    """What is read of a table in a file: the wanted columns, and the others that JSON can hold.
+
+    In JSON, numbers that are not finite are null, and times and decimals are texts; columns of bytes and those that
+    pandas adds for its index are left out.
+
+    Raises:
+        InputError: a wanted column is missing or of another kind.
+    """
+
+    def __init__(self, schema: pa.Schema, wanted: Sequence[Column], file: str) -> None:
+        self.wanted = wanted
+        self.found = find_columns(wanted, schema.names, file)
+        for column in wanted:
+            if column.name in self.found:
+                _check_type(column, schema.field(self.found[column.name]), file)
+        used = {*self.found.values()}
+        others = (f for f in schema if f.name not in used)
+        self.extra = [f.name for f in others if _is_kept(f)]
+        self.names = [*sorted(used), *self.extra]
+
+    def converted(self, table: pa.Table) -> dict[str, Any]:
+        """The wanted columns in their types, `extra`, and the reasons of rows that cannot be read."""
+        table, broken = _without_bad_text(table)
+        columns: dict[str, Any] = {
+            c.name: pc.cast(table[self.found[c.name]], c.type, safe=False)
+            for c in self.wanted
+            if c.name in self.found
+        }
+        if self.extra:
+            columns[EXTRA] = _as_json(table.select(self.extra))
+        if any(broken):
+            columns["drop_reason"] = [None if b is None else "not_utf8" for b in broken]
+            columns["drop_detail"] = [None if b is None else f"column '{b}'" for b in broken]
+        return columns
+
+
 def _match(name: str, there: Sequence[str], file: str) -> str | None:
     if there.count(name) == 1:
         return name
@@ -77,3 +120,92 @@ def _likeness(column: Column, name: str) -> float:
     """From 0 to 1, how much a name resembles one of those that are looked for."""
     folded = name.casefold()
     return max(difflib.SequenceMatcher(None, n.casefold(), folded).ratio() for n in column.names)
+
+
+def _check_type(column: Column, field: pa.Field, file: str) -> None:
+    wanted, there = column.type, field.type
+    if pa.types.is_dictionary(there):
+        there = there.value_type
+    is_text = any(t(there) for t in (pa.types.is_string, pa.types.is_large_string, _is_view))
+    is_number = pa.types.is_integer(there) or pa.types.is_floating(there)
+    fits = is_text if wanted in (pa.string(), pa.large_string()) else is_number
+    if not fits and not pa.types.is_null(there):
+        kind = "text" if wanted in (pa.string(), pa.large_string()) else "a number"
+        raise InputError(f"'{file}': column '{field.name}' is {field.type}, expected {kind}")
+
+
+def _is_view(type_: pa.DataType) -> bool:
+    return type_ == pa.string_view()
+
+
+def _is_kept(field: pa.Field) -> bool:
+    return not field.name.startswith("__index_level_") and _fits_json(field.type)
+
+
+def _fits_json(type_: pa.DataType, is_nested: bool = False) -> bool:
+    """Whether values of a type can stand in JSON; times and decimals can at the top, as texts."""
+    types = pa.types
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        return _fits_json(type_.value_type, True)
+    if types.is_struct(type_):
+        return all(_fits_json(f.type, True) for f in type_)
+    if types.is_dictionary(type_):
+        return _fits_json(type_.value_type, True)
+    plain = (types.is_boolean, types.is_integer, types.is_floating, types.is_null)
+    texts = (types.is_string, types.is_large_string, _is_view)
+    return any(test(type_) for test in (*plain, *texts)) or (not is_nested and _is_printed(type_))
+
+
+def _is_printed(type_: pa.DataType) -> bool:
+    tests = (pa.types.is_temporal, pa.types.is_decimal)
+    return any(test(type_) for test in tests) and not pa.types.is_interval(type_)
+
+
+def _as_json(table: pa.Table) -> list[str]:
+    """Each row as a JSON object with sorted keys."""
+    columns = {
+        name: pc.cast(table[name], pa.string()) if _is_printed(table[name].type) else table[name]
+        for name in sorted(table.column_names)
+    }
+    values = [column.to_pylist() for column in columns.values()]
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+    return [_dumps(row) for row in rows]
+
+
+def _dumps(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for each number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return {k: _finite(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _without_bad_text(table: pa.Table) -> tuple[pa.Table, list[str | None]]:
+    """The table with nulls for rows that hold a text which is not UTF-8, and for each such row the column."""
+    bad = [name for name in table.column_names if not _is_valid(table[name])]
+    broken: list[str | None] = [None] * table.num_rows
+    for name in bad:
+        column = table[name].combine_chunks()
+        for row in range(len(column)):
+            if broken[row] is None and not _is_valid(column.take(pa.array([row]))):
+                broken[row] = name
+    if bad:
+        rows = pa.array([None if b is not None else n for n, b in enumerate(broken)], pa.int64())
+        table = table.take(rows)
+    return table, broken
+
+
+def _is_valid(column: Any) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True

@@ -144,6 +144,15 @@ def link_reasons(content: Content, media: str | None = None) -> Mapping[str, Rea
     return {**FETCH_REASONS, **of_media, **content.reasons, **SHARD_REASONS}
 
 
+def fetch_limits(fetch: FetchConfig) -> Mapping[str, Any]:
+    """What of the fetching is configuration of a dataset: what decides which media may be used.
+
+    Politeness and retries are not, so that a later retry may try harder.
+    """
+    names = ("respect_robots_tag", "max_bytes", "max_shard_bytes")
+    return {name: getattr(fetch, name) for name in names}
+
+
 def media_config(media: str | None) -> Mapping[str, Any]:
     """What a media folder adds to the configuration of a dataset: that there is one, not where, so that it may move."""
     return {} if media is None else {"media": True}

@@ -61,8 +61,9 @@ from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.jsonl import LineSource
-from pipelines.transforms.fetch_links import Prior, fetch_links, media_config
-from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json, link_from_row
+from pipelines.transforms.fetch_links import Prior, fetch_limits, fetch_links, media_config
+from pipelines.transforms.samples import SAMPLE_FIELDS, arrived_images, image_segment
+from schemas.sample import Link, Segment, canonical_json, link_from_row
 from schemas.validation import Checked
 
 CORPUS = "mmc4"
@@ -116,15 +117,12 @@ def pipeline(
     Args:
         source: gives tables with the column `line`.
         rules: thresholds and image sizes.
-        fetch: how to fetch. Only what decides which images may be used is part of the fingerprint (robots tags, size
-            limit); politeness and retries are not, so that a later retry may try harder.
+        fetch: how to fetch (`fetch_limits` of it is part of the fingerprint).
         extra: further configuration for the fingerprint (how the source cuts shards, for example).
         prior: the published dataset to take images from where only failures are fetched again.
         fetch_resources: what a worker that fetches needs.
         media: folder or address in which images lie under their `image_name`; those without one are fetched.
     """
-    names = ("respect_robots_tag", "max_bytes", "max_shard_bytes")
-    limits = {name: getattr(fetch, name) for name in names}
     return Pipeline(
         corpus=CORPUS,
         source=source,
@@ -138,7 +136,7 @@ def pipeline(
             Stage("match", (MatchDocuments(rules), min_images(1, *NO_IMAGE_LEFT))),
         ),
         sink=ShardSink(),
-        config={**asdict(rules), **limits, **media_config(media), **(extra or {})},
+        config={**asdict(rules), **fetch_limits(fetch), **media_config(media), **(extra or {})},
         finish=(REPORT, CARD),
     )
 
@@ -217,11 +215,6 @@ DOCUMENT_FIELDS = (
     pa.field("url", pa.string()),
     pa.field("texts", pa.list_(pa.large_string())),
     pa.field("similarity", pa.list_(pa.list_(pa.float64()))),
-)
-SAMPLE_FIELDS = (
-    pa.field("corpus", pa.string()),
-    pa.field("segments", pa.list_(SEGMENT_TYPE)),
-    pa.field("meta", pa.string()),
 )
 PARSED = pa.schema([*RECORD_FIELDS, *DOCUMENT_FIELDS])
 MATCHED = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
@@ -328,9 +321,7 @@ def _segments(
     segments: list[Segment] = []
     for index, text in enumerate(texts):
         if index in placed:
-            image = images[placed[index]]
-            size = (image["width"], image["height"])
-            segments.append(Segment.of_image(image["data"], image["format"], *size))
+            segments.append(image_segment(images[placed[index]]))
         segments.append(Segment.of_text(text))
     return [s.as_row() for s in segments]
 
@@ -351,14 +342,3 @@ def links_to_fetch() -> Filter:
 
     meaning = "No image is similar enough to a sentence; nothing was fetched."
     return Filter("living_links", test, {"no_image_wanted": Reason(meaning)})
-
-
-def arrived_images() -> Filter:
-    """A filter that keeps documents of which an image arrived."""
-
-    def test(table: pa.Table) -> pa.Array:
-        lengths = table["images"].combine_chunks().value_lengths().to_pylist()
-        return pa.array([None if n else "no_image_arrived" for n in lengths], pa.string())
-
-    meaning = "None of the images that were to be fetched arrived."
-    return Filter("arrived_images", test, {"no_image_arrived": Reason(meaning)})

@@ -1,0 +1,1 @@
+"""LAION image-text pairs: the cuts on their metadata, and what is made of them."""

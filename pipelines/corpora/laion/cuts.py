@@ -1,0 +1,61 @@
+"""Cuts on the metadata of LAION: options of the job, and what they ask of a row."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from schemas.validation import Checked
+
+_Probability = Annotated[float, Field(ge=0, le=1, description="a probability; None makes no cut")]
+_Score = Annotated[float, Field(ge=0, le=10, description="a score; None makes no cut")]
+_Cosine = Annotated[float, Field(ge=-1, le=1, description="a cosine; None makes no cut")]
+_Pixels = Annotated[int, Field(ge=1, le=1 << 20, description="pixels; None makes no cut")]
+
+
+@dataclass(frozen=True)
+class Cuts(Checked):
+    """Cuts on the metadata, made before anything is fetched; None makes no cut. A row without the value of a cut (null,
+    NaN) is dropped for a reason of its own, and a file without its column is refused, unless --cuts.keep-unscored."""
+
+    max_punsafe: _Probability | None = None
+    """Keeps rows whose probability of unsafe content (0 to 1) is below. 0.5 is usual."""
+    max_pwatermark: _Probability | None = None
+    """Keeps rows whose probability of a watermark (0 to 1) is below. 0.8 is usual."""
+    min_aesthetic: _Score | None = None
+    """Keeps rows of at least this aesthetic score (0 to 10). 4.5 to 7 is usual."""
+    min_similarity: _Cosine | None = None
+    """Keeps rows of at least this CLIP similarity (-1 to 1). LAION-2B-en begins at 0.28."""
+    min_width: _Pixels | None = None
+    """Keeps rows of at least this width in pixels, by the metadata."""
+    min_height: _Pixels | None = None
+    """Keeps rows of at least this height in pixels, by the metadata."""
+    drop_nsfw: tuple[str, ...] = ()
+    """Drops rows with these NSFW tags (NSFW UNSURE, for example)."""
+    keep_unscored: bool = False
+    """Keeps rows without the value of a cut, and takes files without its column."""
+
+    def bounds(self) -> Iterator["Bound"]:
+        """The cuts by numbers that are made, in the order in which they are tried."""
+        below = "is below the minimum; not fetched."
+        found = (
+            ("punsafe", self.max_punsafe, True, "Probably unsafe content; not fetched."),
+            ("pwatermark", self.max_pwatermark, True, "Probably a watermark; not fetched."),
+            ("aesthetic", self.min_aesthetic, False, f"The aesthetic score {below}"),
+            ("similarity", self.min_similarity, False, f"The CLIP similarity {below}"),
+            ("width", self.min_width, False, f"The width in the metadata {below}"),
+            ("height", self.min_height, False, f"The height in the metadata {below}"),
+        )
+        return (Bound(c, v, is_max, text) for c, v, is_max, text in found if v is not None)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound on a column of numbers: a maximum is excluded, a minimum included."""
+
+    column: str
+    value: float
+    is_maximum: bool
+    meaning: str
+    """Of the reason for which a row outside is dropped."""

@@ -1,0 +1,31 @@
+"""From fetched images to the columns of a sample; the same for every corpus that fetches images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.core.pipeline import Filter, Reason
+from schemas.sample import SEGMENT_TYPE, Segment
+
+SAMPLE_FIELDS = (
+    pa.field("corpus", pa.string()),
+    pa.field("segments", pa.list_(SEGMENT_TYPE)),
+    pa.field("meta", pa.string()),
+)
+"""What the sink takes beside the reserved columns."""
+
+
+def image_segment(image: Mapping[str, Any]) -> Segment:
+    """The segment of a value of `ImageContent`."""
+    return Segment.of_image(image["data"], image["format"], image["width"], image["height"])
+
+
+def arrived_images(meaning: str = "None of the images that were to be fetched arrived.") -> Filter:
+    """A filter that keeps records of which an image arrived."""
+
+    def test(table: pa.Table) -> pa.Array:
+        lengths = table["images"].combine_chunks().value_lengths().to_pylist()
+        return pa.array([None if n else "no_image_arrived" for n in lengths], pa.string())
+
+    return Filter("arrived_images", test, {"no_image_arrived": Reason(meaning)})
