@@ -21,11 +21,12 @@ def image_segment(image: Mapping[str, Any]) -> Segment:
     return Segment.of_image(image["data"], image["format"], image["width"], image["height"])
 
 
-def arrived_images(meaning: str = "None of the images that were to be fetched arrived.") -> Filter:
+def arrived_images() -> Filter:
     """A filter that keeps records of which an image arrived."""
 
     def test(table: pa.Table) -> pa.Array:
         lengths = table["images"].combine_chunks().value_lengths().to_pylist()
         return pa.array([None if n else "no_image_arrived" for n in lengths], pa.string())
 
+    meaning = "None of the images that were to be fetched arrived."
     return Filter("arrived_images", test, {"no_image_arrived": Reason(meaning)})

@@ -128,8 +128,8 @@ def test_emu_lists_its_commands_and_says_its_version(capsys: pytest.CaptureFixtu
     ("words", "message"),
     [
         (["trian"], "no command 'trian'; did you mean 'emu train'?"),
-        (["build"], "needs one more word: emu build mmc4, emu build miniworld"),
-        (["build", "laion"], "needs one more word"),
+        (["build"], "needs one more word: emu build laion, emu build mmc4"),
+        (["build", "coyo"], "needs one more word"),
         ([], "no command given"),
     ],
 )

@@ -49,6 +49,7 @@ from pipelines.core.pipeline import (
 from pipelines.corpora.laion.cuts import Bound, Cuts
 from pipelines.download.fetcher import FetchConfig
 from pipelines.images.normalise import ImageConfig, ImageContent
+from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.columns import Column
@@ -70,6 +71,14 @@ REPORT = Report(
         "pwatermark": "Probability of a watermark",
         "aesthetic": "Aesthetic score",
     },
+)
+CARD = Card(
+    title=REPORT.title,
+    about="Pairs of an image and its caption.",
+    sources=("https://laion.ai/blog/laion-5b", "https://arxiv.org/abs/2210.08402"),
+    licence="The images belong to their owners; the metadata of LAION are under CC-BY 4.0.",
+    record_word=REPORT.record_word,
+    tasks=("image-to-text", "text-to-image"),
 )
 
 SCORES: Mapping[str, tuple[str, ...]] = {
@@ -126,7 +135,7 @@ def pipeline(
                 "fetch",
                 (
                     fetch_links(fetch, content, prior, media),
-                    arrived_images("The image was to be fetched, but did not arrive."),
+                    arrived_images(),
                     make_pairs,
                 ),
                 fetch_resources or Resources(),
@@ -134,7 +143,7 @@ def pipeline(
         ),
         sink=ShardSink(),
         config={**asdict(rules), **fetch_limits(fetch), **media_config(media), **(extra or {})},
-        finish=(REPORT,),
+        finish=(REPORT, CARD),
     )
 
 
