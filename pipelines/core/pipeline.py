@@ -13,11 +13,11 @@ source leaves out, as nulls), all others belong to the corpus:
 | drop_reason | string            | null; a step that sets it drops the record, the engine ledgers it  |
 | drop_detail | string            | more for a person, or null                                         |
 
-A transform returns as many rows as it was given, in the same order, with the same keys: a record that
-cannot be kept gets a `drop_reason`. So nothing is lost silently: after each step the engine takes dropped rows out
-and writes their rows, and those of their links, into the ledger. A link that a step drops gets a
-`reason` and stays in its list; links may be added, never removed, changed or undropped. A filter only gives reasons:
-a table in, for each row null or the reason to drop it out.
+A transform returns as many rows as it was given, in the same order, with the same keys (where records become several,
+see `division`): a record that cannot be kept gets a `drop_reason`. So nothing is lost silently: after each step the
+engine takes dropped rows out and writes their rows, and those of their links, into the ledger. A link that a step drops
+gets a `reason` and stays in its list; links may be added, never removed, changed or undropped. A filter only gives
+reasons: a table in, for each row null or the reason to drop it out.
 
 A step is called for every shard, also with a table without rows, so that columns never depend on the data.
 The metadata of the table's schema names the shard (`shard_of(table)`).

@@ -35,6 +35,7 @@ from pipelines.core.contracts import (
     tally,
     with_reserved,
 )
+from pipelines.core.division import Divide, as_parts, under_parts
 from pipelines.core.pipeline import (
     RECORD_DROPPED,
     SHARD_KEY,
@@ -162,14 +163,21 @@ def apply_step(state: ShardState, step: Step, stage: str, shard: str) -> ShardSt
         after = _filtered(before, run) if isinstance(run, Filter) else run(before)
     if not isinstance(after, pa.Table):
         raise context.error(f"returned {type(after).__name__}, not a table")
-    same_rows(before, after, context)
+    if isinstance(run, Divide):
+        num_more = after.num_rows - before.num_rows
+        before = as_parts(before, after, context)
+        more = counted(stage, (num_more, {}), (0, {}))
+        ledger = under_parts(state.ledger, before, after)
+        state = replace(state, ledger=ledger, counts=merged(state.counts, more))
+    else:
+        same_rows(before, after, context)
     label = f"{stage}/{run.name}" if isinstance(run, Filter) else stage
     return _move_dropped(state, before, with_reserved(after, context), label, context, step.reasons)
 
 
 def step_name(step: Transform | Construct | Filter) -> str:
     """The name of a step for errors: of the filter, of what is constructed, of the function."""
-    if isinstance(step, Filter | Construct):
+    if isinstance(step, Filter | Construct | Divide):
         return step.name
     return getattr(step, "__name__", type(step).__name__)
 
