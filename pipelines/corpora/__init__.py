@@ -17,6 +17,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 CORPORA: Mapping[str, str] = MappingProxyType(
-    {"laion": "pipelines.corpora.laion.rules", "mmc4": "pipelines.corpora.mmc4.rules"}
+    {
+        "laion": "pipelines.corpora.laion.rules",
+        "mmc4": "pipelines.corpora.mmc4.rules",
+        "yt_storyboard": "pipelines.corpora.yt_storyboard.rules",
+    }
 )
 """Name -> module."""

@@ -178,11 +178,24 @@ def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
     pixels, _ = decode(image, width, height)
     if pixels.shape[:2] != (height, width):
         pixels = _shrunk(pixels, width, height)
-    upright = np.ascontiguousarray(_turned(pixels, image.orientation))
-    encoded = simplejpeg.encode_jpeg(upright, config.quality, "RGB", "420")
     is_turned = image.orientation >= 5
     source = (image.height, image.width) if is_turned else (image.width, image.height)
-    height, width = upright.shape[:2]
+    return _encoded(_turned(pixels, image.orientation), source, config)
+
+
+def normalise_pixels(pixels: np.ndarray, config: ImageConfig) -> NormalisedImage:
+    """Pixels (height, width, 3), uint8, RGB, as they are published: resized to `side` where they are larger, a JPEG."""
+    source_height, source_width = pixels.shape[:2]
+    width, height = _fitted(source_width, source_height, config.side)
+    if (width, height) != (source_width, source_height):
+        pixels = _shrunk(pixels, width, height)
+    return _encoded(pixels, (source_width, source_height), config)
+
+
+def _encoded(pixels: np.ndarray, source: tuple[int, int], config: ImageConfig) -> NormalisedImage:
+    height, width = pixels.shape[:2]
+    upright = np.ascontiguousarray(pixels)
+    encoded = simplejpeg.encode_jpeg(upright, config.quality, "RGB", "420")
     return NormalisedImage(encoded, "jpg", width, height, *source)
 
 

@@ -46,6 +46,8 @@ class InputFiles:
     """Endings of names that the reader can read."""
     base: str = "."
     """Folder that relative patterns are relative to; names in the ledger stay as written."""
+    stem_length: int = _STEM_LENGTH
+    """Characters of a file's name that stand in the keys of its records."""
 
     def names(self) -> list[str]:
         """The names of the inputs, sorted, each once."""
@@ -83,7 +85,7 @@ class InputFiles:
 
         The stem of the file; where two files would share it, a short hash of the whole name follows.
         """
-        stems = {name: _stem(name, self.suffixes) for name in names}
+        stems = {n: _stem(n, self.suffixes)[: self.stem_length] for n in names}
         counts = Counter(stems.values())
         return {
             n: f"{s}-{hashlib.sha256(n.encode()).hexdigest()[:8]}" if counts[s] > 1 else s

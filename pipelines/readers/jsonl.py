@@ -112,9 +112,20 @@ def read_lines(
         offset: where to begin; only for a plain `.jsonl`.
     """
     assert offset == 0 or name.endswith(".jsonl"), name
+    if name.endswith(".json"):
+        yield _whole_file(file, max_bytes)
+        return
     if offset:
         file.seek(offset)
     yield from _assemble(_pieces(file, name), max_bytes, number, offset)
+
+
+def _whole_file(file: BinaryIO, max_bytes: int) -> Line:
+    """A `.json` file is one record, whatever lines it has."""
+    data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        return Line(1, 0, b"", "record_too_long", f"more than {max_bytes} bytes")
+    return Line(1, 0, data)
 
 
 def _assemble(pieces: Iterable[_Piece], max_bytes: int, number: int, offset: int) -> Iterator[Line]:

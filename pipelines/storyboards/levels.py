@@ -37,6 +37,7 @@ SPEC_REASONS: Mapping[str, Reason] = MappingProxyType(
 
 MAX_COUNT = 100_000
 MAX_GRID = 100
+MAX_SHEETS = 1000
 MAX_SIDE_PX = 4096
 MAX_INTERVAL_MS = 86_400_000
 INTERVALS_S = (1.0, 2.0, 5.0, 10.0)
@@ -112,6 +113,8 @@ def _level(number: int, template: str, entry: str) -> Level:
         query = f"{'&' if '?' in template else '?'}sigh={fields[7]}"
     address = template.replace("$L", str(number)).replace("$N", fields[6])
     level = Level(number, **sizes, interval_s=interval_ms / 1000, template=address, query=query)
+    if level.num_sheets > MAX_SHEETS:
+        raise ValueError(f"{level.num_sheets} sheets, more than {MAX_SHEETS}")
     if level.num_sheets > 1 and "$M" not in address:
         raise ValueError(f"one address for {level.num_sheets} sheets")
     return level

@@ -5,7 +5,7 @@
 | record             | `spec`                               | `spec`, `id`, `duration` (seconds) |
 | player response    | `storyboards` or `playabilityStatus` | `storyboards.….spec`        |
 | yt-dlp `info.json` | `formats`                            | the formats `sb0`, `sb1`, … |
-| Emu's sheet record | `sb`                                 | `sb`, for each sheet: width, height, columns, rows, frames, type |
+| Emu's sheet record | `sb`                                 | `sb`: width, height, columns, rows, frames of each sheet |
 
 Subtitles come from `subtitles` and `automatic_captions` (record, `info.json`), `captions.….captionTracks` (player
 response) or `subtitle` (Emu's sheet record).

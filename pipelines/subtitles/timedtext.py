@@ -2,8 +2,8 @@
 
 srv1 is `<transcript><text start="1.5">` (seconds), srv3 `<timedtext><body><p t="1500">` (milliseconds).
 
-Texts of srv1 are escaped twice: `&amp;#39;` in the file is an apostrophe. A document type or an entity of the file's own
-is refused before a parser sees it.
+Texts of srv1 are escaped twice: `&amp;#39;` in the file is an apostrophe. A document type or an entity of the file's
+own is refused before a parser sees it.
 """
 
 import re

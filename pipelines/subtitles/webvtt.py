@@ -6,6 +6,7 @@ two or three times. Here the lines that a cue carries over from the cue before i
 scroll are left as they are: there a text that occurs twice in a row was said twice.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -49,7 +50,7 @@ def _lines(text: str) -> _Lines:
 
 def _share_carried(cues: Sequence[_Lines]) -> float:
     """The share of cues that repeat the last line of the cue before them and add one."""
-    pairs = list(zip(cues, cues[1:], strict=False))
+    pairs = list(itertools.pairwise(cues))
     carried = sum(bool(a and len(b) > 1 and b[0] == a[-1]) for a, b in pairs)
     return carried / len(pairs) if pairs else 0.0
 

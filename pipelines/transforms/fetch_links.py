@@ -37,6 +37,9 @@ SHARD_REASONS: Mapping[str, Reason] = {
 Value = Mapping[str, Any]
 """One value: the fields of a `Content` by name."""
 
+LinkName = tuple[str, int, int]
+"""Source, record and slot of a link."""
+
 
 class Content(Protocol):
     """What links lead to, and what is made of it."""
@@ -100,26 +103,48 @@ class Prior:
 
     root: str
 
-    def known(self, shard: str, content: Content) -> dict[tuple[str, int], Known]:
-        """What is known of a shard's links, by key and slot."""
+    def known(self, shard: str, content: Content) -> dict[LinkName, Known]:
+        """What is known of a shard's links; nothing of those of a divided record of which a part was dropped."""
         storage = Storage(self.root)
         ledger = read_parquet(storage, f"{LEDGERS}/{shard}.parquet", LEDGER)
-        links = ledger.filter(pc.is_valid(ledger["slot"]))
+        is_record, is_kept = pc.is_null(ledger["slot"]), pc.equal(ledger["status"], KEPT)
+        links = ledger.filter(pc.invert(is_record))
         final = _final_reasons(content)
         failed = {
-            (row["key"], row["slot"]): Known(reason=row["reason"], detail=row["detail"])
+            (row["source"], row["record"], row["slot"]): Known(
+                reason=row["reason"], detail=row["detail"]
+            )
             for row in links.filter(pc.equal(links["status"], DROPPED)).to_pylist()
             if row["reason"] in final
         }
-        kept = links.filter(pc.equal(links["status"], KEPT))
-        wanted = set(zip(kept["key"].to_pylist(), kept["slot"].to_pylist(), strict=True))
-        values = {
-            (sample.key, slot): Known(value)
-            for sample in _samples(storage, shard)
-            for slot, value in content.published(sample)
+        records = ledger.filter(is_record)
+        lost = set(_origins(records.filter(pc.equal(records["status"], DROPPED))))
+        kept = ledger.filter(pc.and_(pc.invert(is_record), is_kept))
+        wanted = {
+            (*origin, slot)
+            for origin, slot in zip(_origins(kept), kept["slot"].to_pylist(), strict=True)
+            if origin not in lost
         }
+        origin_of = dict(zip(records["key"].to_pylist(), _origins(records), strict=True))
+        values: dict[LinkName, list[Value]] = {}
+        for sample in _samples(storage, shard):
+            origin = origin_of[sample.key]
+            for slot, value in content.published(sample) if origin not in lost else ():
+                values.setdefault((*origin, slot), []).append(value)
         assert wanted == set(values), f"{shard}: ledger and index name other links"
-        return failed | values
+        return failed | {name: Known(_joined(found)) for name, found in values.items()}
+
+
+def _origins(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(table["source"].to_pylist(), table["record"].to_pylist(), strict=True))
+
+
+def _joined(values: list[Value]) -> Value:
+    """One value of what the parts of a record hold of it: lists are joined."""
+    joined = dict(values[0])
+    for value in values[1:]:
+        joined |= {n: [*joined[n], *v] for n, v in value.items() if isinstance(v, list)}
+    return joined
 
 
 def _final_reasons(content: Content) -> set[str]:
@@ -201,22 +226,21 @@ class FetchLinks:
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with the column of values, and with reasons in `links`."""
         records = [[link_from_row(k) for k in links] for links in table["links"].to_pylist()]
-        keys = table["key"].to_pylist()
+        origins = _origins(table)
         known = self.prior.known(shard_of(table), self.content) if self.prior else {}
         fetched = self._fetch(
             link.url or ""
-            for key, links in zip(keys, records, strict=True)
+            for origin, links in zip(origins, records, strict=True)
             for link in links
-            if link.is_alive and (key, link.slot) not in known
+            if link.is_alive and (*origin, link.slot) not in known
         )
         values, links = [], []
         num_bytes = 0
-        for key, record in zip(keys, records, strict=True):
+        for origin, record in zip(origins, records, strict=True):
             settled = []
             for link in record:
-                found = _settle(
-                    link, known.get((key, link.slot)), fetched, self.max_bytes - num_bytes
-                )
+                of_prior = known.get((*origin, link.slot))
+                found = _settle(link, of_prior, fetched, self.max_bytes - num_bytes)
                 num_bytes += 0 if found[1] is None else self.content.num_bytes(found[1])
                 settled.append(found)
             values.append([value for _, value in settled if value is not None])

@@ -22,6 +22,7 @@ HEAVY = ("torch", "torchvision", "transformers", "timm", "diffusers", "ray", "sc
 LIGHT_JOBS = sorted(command.module for command in COMMANDS.values() if command.module != "demo")
 REQUIRED = {
     "build_mmc4": ["--documents", "a*.jsonl", "b.jsonl", "--out", "out", "--max-images", "None"],
+    "build_yt_storyboard": ["--videos", "a.jsonl", "b.json", "--out", "o", "--level", "1"],
     "build_miniworld": ["--out", "world", "--num-documents", "7"],
     "inspect_shards": ["mmc4", "--no-verify"],
     "precompute_features": ["--data", "mmc4", "--storage", "int8"],

@@ -1,0 +1,1 @@
+"""YT-Storyboard: the frames of storyboards and subtitles, in the order of time."""

@@ -1,0 +1,134 @@
+"""Sheets into frames: a sheet is decoded once, and its frames are cut out of the pixels."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from pipelines.core.pipeline import Reason, Rejected
+from pipelines.images.normalise import IMAGE_REASONS, ImageConfig, decode, normalise_pixels
+from pipelines.storyboards.levels import Level
+from schemas.images import ImageError, open_image
+from schemas.sample import Sample
+
+SHEET_REASONS: Mapping[str, Reason] = MappingProxyType(
+    {
+        **IMAGE_REASONS,
+        "sheet_size_unexpected": Reason("The sheet has another size than its level says."),
+    }
+)
+"""Why a sheet gives no frames."""
+
+FRAME_TYPE = pa.struct(
+    [
+        ("frame", pa.int32()),
+        ("data", pa.large_binary()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
+CUE_TYPE = pa.struct([("start_s", pa.float64()), ("text", pa.large_string())])
+
+Frame = Mapping[str, Any]
+"""The fields of `FRAME_TYPE`: the number of a frame and its encoded image."""
+
+
+@dataclass(frozen=True)
+class BodyContent:
+    """What the links of a video lead to, sheets and subtitles: the column `bodies` of a table.
+
+    | field  | type              | meaning                                                                 |
+    |--------|-------------------|-------------------------------------------------------------------------|
+    | slot   | int32             | number of the link in its record                                        |
+    | data   | large_binary      | the file as it arrived; null for what is taken from a published dataset |
+    | frames | list<FRAME_TYPE>  | frames of a sheet that are taken from a published dataset; else null    |
+    | cues   | list<CUE_TYPE>    | the same for subtitles                                                  |
+    """
+
+    column = "bodies"
+    accept = "image/webp,image/jpeg,application/json,text/vtt,*/*;q=0.5"
+    fields = (
+        pa.field("data", pa.large_binary()),
+        pa.field("frames", pa.list_(FRAME_TYPE)),
+        pa.field("cues", pa.list_(CUE_TYPE)),
+    )
+    reasons: ClassVar[Mapping[str, Reason]] = {}
+
+    def convert(self, body: bytes) -> Mapping[str, Any]:
+        """The file; only the next stage knows whether it is a sheet or subtitles."""
+        return {"data": body}
+
+    def num_bytes(self, value: Mapping[str, Any]) -> int:
+        """Bytes of a file; what was published before counts as none, so that it always fits again."""
+        return len(value.get("data") or b"")
+
+    def published(self, sample: Sample) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """The frames of each sheet in a published sample, and its subtitles."""
+        meta = sample.meta
+        per_sheet = meta["columns"] * meta["rows"]
+        by_sheet: dict[int, list[Frame]] = {}
+        for number, image in zip(meta["frame"], sample.images, strict=True):
+            frame = {"frame": number, "data": image.image, "format": image.format}
+            frame |= {"width": image.width, "height": image.height}
+            by_sheet.setdefault(number // per_sheet, []).append(frame)
+        for sheet, frames in by_sheet.items():
+            yield sheet, {"frames": frames}
+        if meta["subtitles_slot"] is not None:
+            yield meta["subtitles_slot"], {"cues": list(_cues(sample))}
+
+
+def _cues(sample: Sample) -> Iterator[dict[str, Any]]:
+    """The subtitles as they were before those between two frames were joined."""
+    texts = [s.text or "" for s in sample.segments if s.kind == "text"]
+    for text, cues in zip(texts, sample.meta["text_cues"], strict=True):
+        position = 0
+        for start_s, length in cues:
+            yield {"start_s": start_s, "text": text[position : position + length]}
+            position += length + 1
+
+
+def cut_sheet(data: bytes, level: Level, sheet: int, config: ImageConfig) -> list[Frame]:
+    """The frames of a sheet; cells behind the last frame of the level are none.
+
+    Args:
+        data: a JPEG or WebP file (or any other that images may be).
+        level: says how many frames the sheet has, and where.
+        sheet: its number.
+        config: how a frame is encoded, and the bound on the pixels of a sheet.
+
+    Raises:
+        Rejected: with a reason of `SHEET_REASONS`.
+    """
+    numbers = level.frames_of(sheet)
+    try:
+        image = open_image(data, config.max_pixels)
+        _check_size(image.width, image.height, level, len(numbers))
+        pixels, _ = decode(image, image.width, image.height)
+        frames = []
+        for cell, number in enumerate(numbers):
+            top = cell // level.columns * level.height
+            left = cell % level.columns * level.width
+            tile = pixels[top : top + level.height, left : left + level.width]
+            encoded = normalise_pixels(tile, config)
+            frame = {"frame": number, "data": encoded.data, "format": encoded.format}
+            frames.append(frame | {"width": encoded.width, "height": encoded.height})
+        return frames
+    except ImageError as error:
+        raise Rejected(error.reason, error.detail) from None
+
+
+def _check_size(width: int, height: int, level: Level, num_frames: int) -> None:
+    """A sheet is as wide as its columns; the last may have fewer rows, or be as narrow as its one row is short."""
+    num_rows, rest = divmod(height, level.height)
+    num_columns = min(num_frames, level.columns)
+    is_high = rest == 0 and -(-num_frames // level.columns) <= num_rows <= level.rows
+    is_wide = width in (level.columns * level.width, num_columns * level.width)
+    if not (is_high and is_wide):
+        whole = f"{level.columns * level.width}x{level.rows * level.height}"
+        raise Rejected(
+            "sheet_size_unexpected",
+            f"{width}x{height}, a whole sheet of level {level.number} is {whole} for {num_frames} frames here",
+        )
