@@ -14,6 +14,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 WORLDS: Mapping[str, str] = MappingProxyType(
-    {"laion": "pipelines.miniworld.laion", "mmc4": "pipelines.miniworld.mmc4"}
+    {
+        "laion": "pipelines.miniworld.laion",
+        "mmc4": "pipelines.miniworld.mmc4",
+        "yt_storyboard": "pipelines.miniworld.storyboards",
+    }
 )
 """Corpus -> module."""

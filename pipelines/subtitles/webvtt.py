@@ -49,9 +49,9 @@ def _lines(text: str) -> _Lines:
 
 
 def _share_carried(cues: Sequence[_Lines]) -> float:
-    """The share of cues that repeat the last line of the cue before them and add one."""
+    """The share of cues of which one has two lines or more, that begin with the last line of the cue before them."""
     pairs = list(itertools.pairwise(cues))
-    carried = sum(bool(a and len(b) > 1 and b[0] == a[-1]) for a, b in pairs)
+    carried = sum(bool(a and b and len(a) + len(b) > 2 and b[0] == a[-1]) for a, b in pairs)
     return carried / len(pairs) if pairs else 0.0
 
 
