@@ -106,13 +106,16 @@ def _level(number: int, template: str, entry: str) -> Level:
     if len(fields) not in (7, 8):
         raise ValueError(f"{len(fields)} fields, not 8 or 7")
     names = ("width", "height", "count", "columns", "rows")
-    sizes = {name: whole(field, name) for name, field in zip(names, fields, strict=False)}
+    width, height, count, columns, rows = (
+        whole(field, name) for name, field in zip(names, fields[:5], strict=True)
+    )
     interval_ms = whole(fields[5], "interval", 0, MAX_INTERVAL_MS)
     query = ""
     if len(fields) == 8:
         query = f"{'&' if '?' in template else '?'}sigh={fields[7]}"
     address = template.replace("$L", str(number)).replace("$N", fields[6])
-    level = Level(number, **sizes, interval_s=interval_ms / 1000, template=address, query=query)
+    interval_s = interval_ms / 1000
+    level = Level(number, width, height, count, columns, rows, interval_s, address, query)
     if level.num_sheets > MAX_SHEETS:
         raise ValueError(f"{level.num_sheets} sheets, more than {MAX_SHEETS}")
     if level.num_sheets > 1 and "$M" not in address:

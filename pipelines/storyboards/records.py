@@ -30,12 +30,16 @@ from schemas import strict_json
 
 RECORD_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
-        "malformed_json": Reason("The record is not JSON."),
-        "nested_too_deeply": Reason("The JSON is nested too deeply."),
-        "doubled_field": Reason("An object has a field twice, so its value is not certain."),
-        "not_an_object": Reason("The record is JSON, but no object."),
-        "bad_unicode": Reason("A text holds half of a surrogate pair, which is not a character."),
-        "wrong_type": Reason("A field holds a value of another type than the form says."),
+        "malformed_json": Reason("The line is not JSON."),
+        "nested_too_deeply": Reason("The JSON is nested too deeply to be a document."),
+        "doubled_field": Reason(
+            "An object of the line has a field twice, so its value is not certain."
+        ),
+        "not_an_object": Reason("The line is JSON, but no object."),
+        "bad_unicode": Reason(
+            "A text or a name holds half of a surrogate pair, which is not a character."
+        ),
+        "wrong_type": Reason("A field holds a value of another type than the format says."),
         "no_video_id": Reason(
             "The record names no video, or not in 1 to 64 of A-Z, a-z, 0-9, _ and -."
         ),
@@ -181,8 +185,8 @@ def _is_storyboard(entry: Mapping[str, Any]) -> bool:
 
 
 def _info_level(board: Mapping[str, Any], num_levels: int, duration_s: float | None) -> Level:
-    addresses = [_object(f).get("url") for f in _list(board.get("fragments"))]
-    if not addresses or not all(isinstance(url, str) for url in addresses):
+    addresses = [str(_object(f).get("url") or "") for f in _list(board.get("fragments"))]
+    if not addresses or not all(addresses):
         raise ValueError("fragments without addresses")
     names = ("width", "height", "columns", "rows")
     sizes = {name: whole(board.get(name), name) for name in names}
@@ -193,8 +197,11 @@ def _info_level(board: Mapping[str, Any], num_levels: int, duration_s: float | N
     is_overview = "/default." in addresses[0]
     level = Level(
         int(named[1]) if named else number,
-        **sizes,
-        count=count,
+        sizes["width"],
+        sizes["height"],
+        count,
+        sizes["columns"],
+        sizes["rows"],
         interval_s=0.0 if is_overview else None,
         addresses=tuple(addresses),
     )

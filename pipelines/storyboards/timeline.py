@@ -107,7 +107,7 @@ def _fitting(block: Block, room: int, count: Count) -> Iterator[Block]:
 
 
 def _halves(cues: tuple[Cue, ...]) -> tuple[tuple[Cue, ...], tuple[Cue, ...]] | None:
-    if len(cues) > 1:
+    if len(cues) != 1:
         middle = len(cues) // 2
         return cues[:middle], cues[middle:]
     start_s, text = cues[0]

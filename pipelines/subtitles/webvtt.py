@@ -31,7 +31,7 @@ def is_webvtt(text: str) -> bool:
 def parse_webvtt(text: str) -> Subtitles:
     """The subtitles of a WebVTT text; raises `Rejected`."""
     try:
-        captions = list(WebVTT.from_string(text))
+        captions = WebVTT.from_string(text).captions
     except MalformedFileError as error:
         raise Rejected("subtitles_malformed", f"WebVTT: {error}") from None
     starts = [_seconds(caption.start) for caption in captions]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 
@@ -55,7 +55,11 @@ class BodyContent:
         pa.field("frames", pa.list_(FRAME_TYPE)),
         pa.field("cues", pa.list_(CUE_TYPE)),
     )
-    reasons: ClassVar[Mapping[str, Reason]] = {}
+
+    @property
+    def reasons(self) -> Mapping[str, Reason]:
+        """None: every file is kept until the next stage."""
+        return {}
 
     def convert(self, body: bytes) -> Mapping[str, Any]:
         """The file; only the next stage knows whether it is a sheet or subtitles."""
