@@ -51,6 +51,9 @@ COMMANDS = {
     "build yt-storyboard": Command(
         "build_yt_storyboard", "Build a dataset from storyboards and subtitles of videos", "data"
     ),
+    "build instruct": Command(
+        "build_instruct", "Build a dataset of dialogues from instruction data of five forms", "data"
+    ),
     "build miniworld": Command(
         "build_miniworld", "Write a synthetic world in the form of a corpus, with images", "data"
     ),

@@ -24,16 +24,13 @@ from emu.generate.prompts import ImageOptions, TextOptions
 from emu.serve.backend import Content, EncodedImage, GenerationRequest, ModelCard
 from emu.serve.errors import ApiError, nearest, shown
 from emu.serve.schema import DEFAULT_MAX_TOKENS, ChatRequest, ImagePart, Limits, Message
+from schemas.dialogue import IMAGE_SYSTEM_MESSAGE
 from schemas.images import ImageError, open_image
 
 Fetch = Callable[[Sequence[str]], list[bytes | str]]
 """From URLs to the bytes of each, or the reason why there are none. Called in a thread."""
 
 RESERVED = (*INSTRUCT_TOKENS, "<s>", "</s>", "<unk>")
-IMAGE_SYSTEM_MESSAGE = (
-    "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image "
-    "after I provide it to you. Please answer my questions based on the given image."
-)
 MAX_STOPS = 4  # OpenAI's limit
 MAX_STOP_LENGTH = 1000  # characters; a stop string is searched for after every token
 # RFC 2397: a media type, parameters whose values may be quoted, and `;base64`; as in browsers with spaces around it

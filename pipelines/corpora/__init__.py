@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 CORPORA: Mapping[str, str] = MappingProxyType(
     {
+        "instruct": "pipelines.corpora.instruct.rules",
         "laion": "pipelines.corpora.laion.rules",
         "mmc4": "pipelines.corpora.mmc4.rules",
         "yt_storyboard": "pipelines.corpora.yt_storyboard.rules",

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, ClassVar, cast
 
 import pyarrow as pa
 from pydantic import Field
@@ -49,9 +49,7 @@ LINE_REASONS: Reasons = MappingProxyType(
     {
         "record_too_long": Reason("The line is longer than the cap on one line."),
         "not_utf8": Reason("The line is not valid UTF-8."),
-        "input_truncated": Reason(
-            "The compressed input ends in the middle; what followed is lost."
-        ),
+        "input_truncated": Reason("The input ends in the middle; what followed is lost."),
         "input_corrupt": Reason("The compressed input cannot be unpacked from here on."),
         "not_a_jsonl_member": Reason(
             "A member of a zip whose name does not end in .jsonl; it was not read."
@@ -92,11 +90,12 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class _EndOfMember:
+class EndOfMember:
     """The end of one of several inputs joined into one: a line ends here too."""
 
 
-_Piece = bytes | Broken | _EndOfMember
+Piece = bytes | Broken | EndOfMember
+"""Of an unpacked input."""
 
 
 def read_lines(
@@ -117,7 +116,7 @@ def read_lines(
         return
     if offset:
         file.seek(offset)
-    yield from _assemble(_pieces(file, name), max_bytes, number, offset)
+    yield from _assemble(pieces_of(file, name), max_bytes, number, offset)
 
 
 def _whole_file(file: BinaryIO, max_bytes: int) -> Line:
@@ -128,12 +127,12 @@ def _whole_file(file: BinaryIO, max_bytes: int) -> Line:
     return Line(1, 0, data)
 
 
-def _assemble(pieces: Iterable[_Piece], max_bytes: int, number: int, offset: int) -> Iterator[Line]:
+def _assemble(pieces: Iterable[Piece], max_bytes: int, number: int, offset: int) -> Iterator[Line]:
     pending = _Pending(max_bytes, number, offset)
     for piece in pieces:
         if isinstance(piece, Broken):
             yield pending.broken(piece)
-        elif isinstance(piece, _EndOfMember):
+        elif isinstance(piece, EndOfMember):
             yield from pending.end(0)
         else:
             *whole, rest = piece.split(b"\n")
@@ -182,7 +181,8 @@ class _Pending:
         return start
 
 
-def _pieces(file: BinaryIO, name: str) -> Iterator[_Piece]:
+def pieces_of(file: BinaryIO, name: str) -> Iterator[Piece]:
+    """The unpacked bytes of an open input in pieces, and what is wrong with it where it cannot be unpacked."""
     if name.endswith(".gz"):
         return _gzip_pieces(file)
     if name.endswith(".zip"):
@@ -190,7 +190,7 @@ def _pieces(file: BinaryIO, name: str) -> Iterator[_Piece]:
     return iter(lambda: file.read(CHUNK_BYTES), b"")
 
 
-def _gzip_pieces(file: BinaryIO) -> Iterator[_Piece]:
+def _gzip_pieces(file: BinaryIO) -> Iterator[Piece]:
     if not file.read(1):
         yield Broken("input_truncated", "the file is empty; an empty gzip has 20 bytes")
         return
@@ -199,7 +199,7 @@ def _gzip_pieces(file: BinaryIO) -> Iterator[_Piece]:
         yield from _unpack(unpacked)
 
 
-def _zip_pieces(file: BinaryIO) -> Iterator[_Piece]:
+def _zip_pieces(file: BinaryIO) -> Iterator[Piece]:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
@@ -213,10 +213,10 @@ def _zip_pieces(file: BinaryIO) -> Iterator[_Piece]:
             if member.is_dir() or member.filename.startswith("__MACOSX/"):
                 continue
             yield from _member_pieces(archive, member)
-            yield _EndOfMember()
+            yield EndOfMember()
 
 
-def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[_Piece]:
+def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[Piece]:
     if not member.filename.lower().endswith(MEMBER_SUFFIX):
         yield Broken(
             "not_a_jsonl_member", f"member '{member.filename}', {member.file_size:,} bytes"
@@ -232,7 +232,7 @@ def _member_pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterato
         yield from _unpack(cast(zipfile.ZipExtFile, unpacked))
 
 
-def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
+def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[Piece]:
     # read1 returns what was unpacked before the damage; read would lose it.
     try:
         while chunk := unpacked.read1(CHUNK_BYTES):
@@ -241,7 +241,7 @@ def _unpack(unpacked: gzip.GzipFile | zipfile.ZipExtFile) -> Iterator[_Piece]:
         yield Broken("input_truncated", "the compressed data end too early")
     except _DAMAGE as error:
         if isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error):
-            yield _EndOfMember()  # what came before was whole, its checksum held: this is something else
+            yield EndOfMember()  # what came before was whole, its checksum held: this is something else
         yield _corrupt(error)
 
 
@@ -279,6 +279,16 @@ class LineSource(Checked):
     hash_inputs: bool = False
     """Recognise the inputs by their contents, which reads them once more, not by size and time."""
 
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    seekable: ClassVar[tuple[str, ...]] = (".jsonl",)
+    """Endings of names of files in which a record is found again by its offset."""
+
+    def records_of(
+        self, file: BinaryIO, name: str, number: int = 1, offset: int = 0
+    ) -> Iterator[Line]:
+        """The records of an open input, from `number` at byte `offset` on; another format overrides this."""
+        return read_lines(file, name, self.max_line_bytes, number, offset)
+
     @property
     def reasons(self) -> Reasons:
         """Why a line is no record."""
@@ -287,7 +297,7 @@ class LineSource(Checked):
     @property
     def files(self) -> InputFiles:
         """The inputs."""
-        return InputFiles(self.patterns, SUFFIXES, self.base)
+        return InputFiles(self.patterns, self.suffixes, self.base)
 
     def plan(self, corpus: str) -> list[ShardPlan]:
         """The shards, from streaming through all inputs once; a shard may cross files."""
@@ -312,7 +322,7 @@ class LineSource(Checked):
         stems = self.files.key_stems(names)
         for name in names:
             with self.files.open(name) as file:
-                for line in read_lines(file, name, self.max_line_bytes):
+                for line in self.records_of(file, name):
                     yield name, stems[name], line
 
     def _read_part(self, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -330,14 +340,14 @@ class LineSource(Checked):
     @contextmanager
     def _from_line(self, name: str, first: int, offset: int) -> Iterator[Iterator[Line]]:
         """The lines of a file from one on: found by its offset in a plain file, else where the last shard ended."""
-        if name.endswith(".jsonl"):
+        if name.endswith(self.seekable):
             with self.files.open(name) as file:
-                yield read_lines(file, name, self.max_line_bytes, first, offset)
+                yield self.records_of(file, name, first, offset)
             return
         reader = self._open_readers.take(name, first)
         if reader is None:
             file = self.files.open(name)
-            reader = SequentialReader(name, file, read_lines(file, name, self.max_line_bytes))
+            reader = SequentialReader(name, file, self.records_of(file, name))
         yield reader.lines_from(first)
         self._open_readers.keep(reader)
 

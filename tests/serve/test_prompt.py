@@ -7,7 +7,8 @@ import pytest
 import emu
 from emu.serve.backend import EncodedImage
 from emu.serve.errors import ApiError
-from emu.serve.requests import IMAGE_SYSTEM_MESSAGE, Turn, to_prompt
+from emu.serve.requests import Turn, to_prompt
+from schemas.dialogue import IMAGE_SYSTEM_MESSAGE
 from tests.generate.tiny import write_tiny_model
 
 IMAGE = EncodedImage(b"...", "messages.0.content.0")

@@ -1,0 +1,1 @@
+"""Instruction data: dialogues of text, images and videos, in the forms in which they are distributed."""

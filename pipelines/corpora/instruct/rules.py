@@ -1,0 +1,248 @@
+"""Instruction data: dialogues with roles, from their records to samples.
+
+Stages, each from shard to shard:
+
+| stage    | steps                                                                                            |
+|----------|--------------------------------------------------------------------------------------------------|
+| parse    | a record of any form (`forms`) becomes cleaned turns (`turns`) and one link per image or video     |
+| fetch    | images and videos are fetched, or read from the media folder; a dialogue that lacks one is dropped |
+| assemble | the system message is put in front, media to their places, and the dialogue becomes a sample      |
+
+The sample: segments with the roles `system`, `user` and `assistant`; the segments of one role in a row are one turn. A
+system turn of the record stays as it is; else a dialogue about one image or one video begins with the paper's system
+message (`schemas.dialogue`). Its `meta`:
+
+| field          | meaning                                                                            |
+|----------------|------------------------------------------------------------------------------------|
+| form, id       | the form of the record (`forms`), and its id if it has one                         |
+| source, record | name of the input file, without its folder, and place of the record in it          |
+| image_slot     | for each image segment in order: the number of its link; frames of a video share it |
+| image_url      | for each link: where it was fetched from, or its path in the media folder           |
+| removed_turns  | turns that cleaning took away, by why                                              |
+| scores         | num_turns, and removed_turns over all                                              |
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from pipelines.core.pipeline import (
+    RECORD_FIELDS,
+    Filter,
+    Pipeline,
+    Reason,
+    Reasons,
+    Rejected,
+    Resources,
+    Source,
+    Stage,
+)
+from pipelines.corpora.instruct.forms import FORM_REASONS, Dialogue, Form, parse_dialogue
+from pipelines.corpora.instruct.media import MediaContent
+from pipelines.corpora.instruct.paper_filter import PAPER_FILTER_REASONS, check_against_paper
+from pipelines.corpora.instruct.turns import TURN_REASONS, CleanDialogue, CleanTurn, clean
+from pipelines.download.fetcher import FetchConfig
+from pipelines.images.normalise import ImageConfig
+from pipelines.publish.report import Report
+from pipelines.publish.shards import ShardSink
+from pipelines.readers.json_array import RecordSource
+from pipelines.transforms.fetch_links import Prior, fetch_links, media_config
+from schemas.dialogue import system_message
+from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json
+from schemas.validation import Checked
+
+CORPUS = "instruct"
+READER = RecordSource
+"""Reads the input files: JSON arrays, or one record per line."""
+REPORT = Report(
+    title="Instruction dataset",
+    record_word="dialogue",
+    score_titles={"num_turns": "Turns per dialogue", "removed_turns": "Turns removed by cleaning"},
+)
+
+
+@dataclass(frozen=True)
+class Rules(Checked):
+    """What an instruction dataset is made by, apart from its inputs: part of its fingerprint."""
+
+    form: Literal["auto"] | Form = "auto"
+    strip_html: bool = True
+    system_messages: bool = True
+    paper_filter: bool = False
+    max_characters: Annotated[int, Field(ge=1, description="characters per dialogue")] = 200_000
+    video_suffix: str = ".mp4"
+    image: ImageConfig = field(default_factory=ImageConfig)
+
+
+def pipeline(
+    source: Source,
+    rules: Rules,
+    fetch: FetchConfig,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    prior: Prior | None = None,
+    fetch_resources: Resources | None = None,
+    media: str | None = None,
+) -> Pipeline:
+    """The pipeline from records to published shards and their report.
+
+    Args:
+        source: gives tables with the column `line`, the JSON of a record.
+        rules: forms and cleaning.
+        fetch: how to fetch.
+        extra: further configuration for the fingerprint (how the source cuts shards, for example).
+        prior: the published dataset to take media from where only failures are fetched again.
+        fetch_resources: what a worker that fetches needs.
+        media: folder or address in which media lie under the paths that the records name.
+    """
+    names = ("respect_robots_tag", "max_bytes", "max_shard_bytes")
+    limits = {name: getattr(fetch, name) for name in names}
+    content = MediaContent(rules.image)
+    return Pipeline(
+        corpus=CORPUS,
+        source=source,
+        stages=(
+            Stage("parse", (ParseDialogues(rules),)),
+            Stage(
+                "fetch",
+                (fetch_links(fetch, content, prior, media), all_media_arrived()),
+                fetch_resources or Resources(),
+            ),
+            Stage("assemble", (assemble_dialogues,)),
+        ),
+        sink=ShardSink(),
+        config={**asdict(rules), **limits, **media_config(media), **(extra or {})},
+        finish=(REPORT,),
+    )
+
+
+TURN_TYPE = pa.struct(
+    [
+        pa.field("role", pa.string()),
+        pa.field("parts", pa.list_(pa.struct([("text", pa.large_string()), ("slot", pa.int32())]))),
+    ]
+)
+"""A cleaned turn: texts, and the slots of the links of its media."""
+DIALOGUE_FIELDS = (
+    pa.field("turns", pa.list_(TURN_TYPE)),
+    pa.field("about", pa.string()),
+)
+SAMPLE_FIELDS = (
+    pa.field("corpus", pa.string()),
+    pa.field("segments", pa.list_(SEGMENT_TYPE)),
+    pa.field("meta", pa.string()),
+)
+PARSED = pa.schema([*RECORD_FIELDS, *DIALOGUE_FIELDS])
+ASSEMBLED = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
+
+
+@dataclass(frozen=True)
+class ParseDialogues:
+    """Transform: the column `line` becomes `turns`, `about` (the first of the meta) and `links`."""
+
+    rules: Rules
+    reasons: ClassVar[Reasons] = {**FORM_REASONS, **TURN_REASONS, **PAPER_FILTER_REASONS}
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The dialogues; a record that holds none carries the reason."""
+        rows = [self._row(row) for row in table.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        line = row.pop("line")
+        if row["drop_reason"] is not None:
+            return row
+        form = None if self.rules.form == "auto" else self.rules.form
+        try:
+            raw = parse_dialogue(line, row["record"] - 1, form, self.rules.video_suffix)
+            found = clean(raw, self.rules.strip_html, self.rules.max_characters)
+            if self.rules.paper_filter:
+                check_against_paper(raw, found.turns)
+        except Rejected as rejected:
+            return row | {"drop_reason": rejected.reason, "drop_detail": rejected.detail}
+        about = {
+            "form": raw.form,
+            "id": raw.id,
+            "source": re.split(r"[/\\]", row["source"])[-1],
+            "record": row["record"],
+            "removed_turns": dict(found.removed),
+        }
+        links = [Link(slot, medium.url).as_row() for slot, medium in enumerate(raw.media)]
+        turns = [_turn_row(turn) for turn in self._turns(raw, found)]
+        return row | {"turns": turns, "about": canonical_json(about), "links": links}
+
+    def _turns(self, raw: Dialogue, found: CleanDialogue) -> Iterator[CleanTurn]:
+        """The turns, with the system's in front."""
+        kinds = [medium.kind for medium in raw.media]
+        system = found.system
+        if not system and self.rules.system_messages:
+            system = system_message(kinds.count("image"), kinds.count("video")) or ""
+        system = f"{system} {raw.instruction}".strip()
+        if system:
+            yield CleanTurn("system", (system,))
+        yield from found.turns
+
+
+def assemble_dialogues(table: pa.Table) -> pa.Table:
+    """Transform: `turns`, `about` and `media` become the `segments` and `meta` of a sample."""
+    rows = [_assembled(row) for row in table.to_pylist()]
+    return pa.Table.from_pylist(rows, schema=ASSEMBLED.with_metadata(table.schema.metadata))
+
+
+def _assembled(row: dict[str, Any]) -> dict[str, Any]:
+    frames = {value["slot"]: value["frames"] for value in row["media"]}
+    segments, slots = [], []
+    for turn in row["turns"]:
+        for part in turn["parts"]:
+            if part["slot"] is None:
+                segments.append(Segment.of_text(part["text"], role=turn["role"]))
+                continue
+            segments += [_image(frame, turn["role"]) for frame in frames[part["slot"]]]
+            slots += [part["slot"]] * len(frames[part["slot"]])
+    about = json.loads(row["about"])
+    num_turns = sum(turn["role"] != "system" for turn in row["turns"])
+    meta = {
+        **about,
+        "image_slot": slots,
+        "image_url": [link["url"] for link in row["links"]],
+        "scores": {"num_turns": num_turns, "removed_turns": sum(about["removed_turns"].values())},
+    }
+    return row | {
+        "corpus": CORPUS,
+        "segments": [segment.as_row() for segment in segments],
+        "meta": canonical_json(meta),
+    }
+
+
+def _turn_row(turn: CleanTurn) -> dict[str, Any]:
+    """A turn as a value of `TURN_TYPE`; texts that follow each other are one."""
+    rows: list[dict[str, Any]] = []
+    for part in turn.parts:
+        if isinstance(part, int):
+            rows.append({"text": None, "slot": part})
+        elif rows and rows[-1]["slot"] is None:
+            rows[-1]["text"] += f"\n{part}"
+        else:
+            rows.append({"text": part, "slot": None})
+    return {"role": turn.role, "parts": rows}
+
+
+def _image(frame: Mapping[str, Any], role: str) -> Segment:
+    sizes: Sequence[Any] = (frame["format"], frame["width"], frame["height"])
+    return Segment.of_image(frame["data"], *sizes, time_s=frame["time_s"], role=role)
+
+
+def all_media_arrived() -> Filter:
+    """A filter that keeps dialogues of which every image and video arrived."""
+
+    def test(table: pa.Table) -> pa.Array:
+        lost = [any(k["reason"] for k in links) for links in table["links"].to_pylist()]
+        return pa.array(["medium_lost" if is_lost else None for is_lost in lost], pa.string())
+
+    meaning = "An image or a video of the dialogue is missing or damaged; its links say why."
+    return Filter("all_media_arrived", test, {"medium_lost": Reason(meaning)})
