@@ -3,7 +3,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -58,14 +58,7 @@ def build_instruct(options: BuildInstruct) -> str:
     from pipelines.corpora.instruct import rules as instruct
     from pipelines.images.normalise import ImageConfig
 
-    names = (
-        "form",
-        "strip_html",
-        "system_messages",
-        "paper_filter",
-        "max_characters",
-        "video_suffix",
-    )
+    names = [f.name for f in fields(instruct.Rules) if f.name != "image"]
     chosen = {name: getattr(options, name) for name in names}
     rules = instruct.Rules(**chosen, image=ImageConfig(side=options.side))
     return build(instruct, options.dialogues, options.out, rules, options.fetch, options.build)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 WORLDS: Mapping[str, str] = MappingProxyType(
     {
+        "instruct": "pipelines.miniworld.dialogues",
         "laion": "pipelines.miniworld.laion",
         "mmc4": "pipelines.miniworld.mmc4",
         "yt_storyboard": "pipelines.miniworld.storyboards",

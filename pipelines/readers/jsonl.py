@@ -47,8 +47,8 @@ _DAMAGE = (
 
 LINE_REASONS: Reasons = MappingProxyType(
     {
-        "record_too_long": Reason("The line is longer than the cap on one line."),
-        "not_utf8": Reason("The line is not valid UTF-8."),
+        "record_too_long": Reason("The record is longer than the cap on one record."),
+        "not_utf8": Reason("The record is not valid UTF-8."),
         "input_truncated": Reason("The input ends in the middle; what followed is lost."),
         "input_corrupt": Reason("The compressed input cannot be unpacked from here on."),
         "not_a_jsonl_member": Reason(

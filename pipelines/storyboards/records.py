@@ -30,12 +30,12 @@ from schemas import strict_json
 
 RECORD_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
-        "malformed_json": Reason("The line is not JSON."),
-        "nested_too_deeply": Reason("The JSON is nested too deeply to be a document."),
+        "malformed_json": Reason("The record is not JSON."),
+        "nested_too_deeply": Reason("The JSON is nested too deeply to be a record."),
         "doubled_field": Reason(
-            "An object of the line has a field twice, so its value is not certain."
+            "An object of the record has a field twice, so its value is not certain."
         ),
-        "not_an_object": Reason("The line is JSON, but no object."),
+        "not_an_object": Reason("The record is JSON, but no object."),
         "bad_unicode": Reason(
             "A text or a name holds half of a surrogate pair, which is not a character."
         ),

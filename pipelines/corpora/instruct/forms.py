@@ -9,8 +9,8 @@
 | video_chatgpt | `video_id`, `q`, `a`                            | `q` and `a`                             |
 | alpaca        | `instruction`, `input`, `output`                | `instruction` and `output`              |
 
-A LLaVA record without an image is a dialogue of text: it is read as ShareGPT, which differs in nothing else. Further
-fields are ignored. Media may be one path or a list of paths; null and "" stand for none.
+A LLaVA record without the field of its image is read as ShareGPT, which differs in nothing else. Further fields are
+ignored. Media may be one path or a list of paths; null and "" stand for none.
 
 What the forms say of places:
 
@@ -128,7 +128,7 @@ def _form_of(record: dict[str, Any]) -> Form:
     if "QA" in record:
         return "videochat"
     if "conversations" in record:
-        kinds = {kind for kind, _ in _named_media(record)}
+        kinds = {kind for kind, name in _MEDIA_FIELDS if name in record}
         return "llava" if "image" in kinds else "video_chatgpt" if kinds else "sharegpt"
     if {"q", "a"} <= record.keys():
         return "video_chatgpt"
@@ -202,7 +202,7 @@ def _named_media(record: dict[str, Any]) -> list[tuple[MediumKind, str]]:
         value = record.get(name)
         values = value if isinstance(value, list) else [] if value is None else [value]
         urls = [checked(v, str, f"{name}[{i}]") for i, v in enumerate(values)]
-        found += [(kind, url) for url in urls if url.strip()]
+        found.extend((kind, url) for url in urls if url.strip())
     return found
 
 

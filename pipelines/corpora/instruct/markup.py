@@ -20,6 +20,7 @@ _BLOCKS = frozenset(
 )
 _UNSEEN = frozenset(("button", "script", "style", "svg", "template", "title", "head"))
 """Elements whose text is no part of what was said (the button "Copy code")."""
+_BULLET = re.compile(r"- |\d+\. ")
 _LANGUAGE = re.compile(r"\blanguage-([\w+#-]+)")
 
 
@@ -81,7 +82,7 @@ class _Text(HTMLParser):
         elif tag in ("ol", "ul") and self._lists:
             self._lists.pop()
         if tag in _BLOCKS:
-            self._break(is_paragraph=tag not in ("li", "tr", "div"))
+            self._break(is_paragraph=tag not in ("li", "tr", "div") and not self._lists)
 
     def handle_data(self, data: str) -> None:
         if self._num_unseen:
@@ -91,7 +92,7 @@ class _Text(HTMLParser):
                 self._parts.append(data)
         elif self._is_code:
             self._parts.append(data)
-        else:
+        elif data.strip() or not self._is_line_start():
             self._parts.append(re.sub(r"\s+", " ", data))
 
     def text(self) -> str:
@@ -113,8 +114,12 @@ class _Text(HTMLParser):
 
     def _break(self, is_paragraph: bool = False) -> None:
         """A line break, unless a line begins here already."""
-        last = next((part for part in reversed(self._parts) if part), "\n")
-        if is_paragraph:
-            self._parts.append("\n" if last.endswith("\n") else "\n\n")
-        elif not last.endswith("\n"):
+        if not self._is_line_start():
             self._parts.append("\n")
+        if is_paragraph:
+            self._parts.append("\n")
+
+    def _is_line_start(self) -> bool:
+        """Whether nothing stands in this line yet, but perhaps a bullet."""
+        last = next((part for part in reversed(self._parts) if part), "\n")
+        return last.endswith("\n") or _BULLET.fullmatch(last) is not None

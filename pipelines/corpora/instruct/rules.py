@@ -48,6 +48,7 @@ from pipelines.corpora.instruct.paper_filter import PAPER_FILTER_REASONS, check_
 from pipelines.corpora.instruct.turns import TURN_REASONS, CleanDialogue, CleanTurn, clean
 from pipelines.download.fetcher import FetchConfig
 from pipelines.images.normalise import ImageConfig
+from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.json_array import RecordSource
@@ -63,6 +64,19 @@ REPORT = Report(
     title="Instruction dataset",
     record_word="dialogue",
     score_titles={"num_turns": "Turns per dialogue", "removed_turns": "Turns removed by cleaning"},
+)
+CARD = Card(
+    title=REPORT.title,
+    about="Dialogues with roles: questions and answers, images and frames of videos at the their places.",
+    sources=(
+        "https://huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K",
+        "https://github.com/tatsu-lab/stanford_alpaca",
+        "https://github.com/lm-sys/FastChat",
+        "https://github.com/OpenGVLab/Ask-Anything",
+        "https://github.com/mbzuai-oryx/Video-ChatGPT",
+    ),
+    licence="LLaVA's and Alpaca's dialogues are under CC BY-NC 4.0; the media belong to their owners.",
+    record_word="dialogue",
 )
 
 
@@ -117,7 +131,7 @@ def pipeline(
         ),
         sink=ShardSink(),
         config={**asdict(rules), **limits, **media_config(media), **(extra or {})},
-        finish=(REPORT,),
+        finish=(REPORT, CARD),
     )
 
 

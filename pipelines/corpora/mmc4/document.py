@@ -21,21 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.core.pipeline import Reason
+from pipelines.corpora.json_record import RECORD_REASONS
 from schemas import strict_json
 from schemas.strict_json import JsonError
 
 DOCUMENT_REASONS: dict[str, Reason] = {
-    "malformed_json": Reason("The line is not JSON."),
-    "nested_too_deeply": Reason("The JSON is nested too deeply to be a document."),
-    "doubled_field": Reason(
-        "An object of the line has a field twice, so its value is not certain."
-    ),
-    "not_an_object": Reason("The line is JSON, but no object."),
-    "missing_field": Reason("A required field is missing."),
-    "wrong_type": Reason("A field holds a value of another type than the format says."),
-    "bad_unicode": Reason(
-        "A text or a name holds half of a surrogate pair, which is not a character."
-    ),
+    **RECORD_REASONS,
     "no_text": Reason("The document has no sentence that is not blank."),
     "no_images": Reason("The document lists no image."),
     "matrix_shape": Reason("similarity_matrix is not images x sentences."),
