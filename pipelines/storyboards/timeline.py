@@ -30,7 +30,7 @@ def estimated_positions(text: str) -> int:
     as many a tokenizer falls back on bytes.
     """
     num_bytes = len(text.encode())
-    num_ascii = sum(character < "\x80" for character in text)
+    num_ascii = num_bytes if text.isascii() else len(text.encode("ascii", "ignore"))
     return max(1, -(-num_ascii // 3) + num_bytes - num_ascii)
 
 
@@ -82,8 +82,7 @@ def parts(blocks: Iterable[Block], max_positions: int, count: Count) -> Iterator
     room = max_positions - SEQUENCE_POSITIONS
     held: list[Block] = []
     num_held = 0
-    for block in (piece for each in blocks for piece in _fitting(each, room, count)):
-        size = FRAME_POSITIONS if block.frame is not None else count(block.text)
+    for block, size in (piece for each in blocks for piece in _fitting(each, room, count)):
         if held and num_held + size > room:
             yield Part(tuple(held), num_held + SEQUENCE_POSITIONS)
             held, num_held = [], 0
@@ -93,14 +92,13 @@ def parts(blocks: Iterable[Block], max_positions: int, count: Count) -> Iterator
         yield Part(tuple(held), num_held + SEQUENCE_POSITIONS)
 
 
-def _fitting(block: Block, room: int, count: Count) -> Iterator[Block]:
-    """The block, or pieces of its text that fit."""
-    if block.frame is not None or count(block.text) <= room:
-        yield block
-        return
-    halves = _halves(block.cues)
-    if halves is None:  # one character of more tokens than a sequence has
-        yield block
+def _fitting(block: Block, room: int, count: Count) -> Iterator[tuple[Block, int]]:
+    """The block, or pieces of its text that fit, each with its positions."""
+    size = FRAME_POSITIONS if block.frame is not None else count(block.text)
+    # One character may have more tokens than a sequence has positions.
+    halves = _halves(block.cues) if size > room else None
+    if halves is None:
+        yield block, size
         return
     for cues in halves:
         yield from _fitting(Block(cues[0][0], cues=cues), room, count)

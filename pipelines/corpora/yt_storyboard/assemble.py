@@ -15,7 +15,7 @@ from pipelines.corpora.yt_storyboard.videos import Plan, plan_from_json
 from pipelines.storyboards.timeline import Block, Part, estimated_positions, merged, parts
 from pipelines.subtitles import read_subtitles
 from pipelines.subtitles.cues import SUBTITLE_REASONS, Cue
-from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json, link_from_row
+from schemas.sample import SEGMENT_TYPE, Link, canonical_json, link_from_row
 
 CORPUS = "yt_storyboard"
 SAMPLE_FIELDS = (
@@ -146,11 +146,12 @@ def _first_parts(plan: Plan, links: list[Link], found: list[Part]) -> dict[int, 
 
 
 def _segment(block: Block, frames: Mapping[int, Frame]) -> dict[str, Any]:
+    """A row of `SEGMENT_TYPE`; fields that it leaves out are null."""
     if block.frame is None:
-        return Segment.of_text(block.text, time_s=block.time_s).as_row()
+        return {"kind": "text", "text": block.text, "time_s": block.time_s}
     frame = frames[block.frame]
-    size = (frame["width"], frame["height"])
-    return Segment.of_image(frame["data"], frame["format"], *size, time_s=block.time_s).as_row()
+    image = {name: frame[name] for name in ("format", "width", "height")}
+    return {"kind": "image", "image": frame["data"], **image, "time_s": block.time_s}
 
 
 def _meta(

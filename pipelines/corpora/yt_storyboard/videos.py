@@ -1,7 +1,7 @@
 """Videos: from the text of a record to what is fetched for it, its sheets and subtitles."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -39,7 +39,9 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON."""
-        return canonical_json(asdict(self))
+        values = {name: value for name, value in vars(self).items() if name != "cues"}
+        values |= {"level": vars(self.level), "timing": vars(self.timing)}
+        return canonical_json(values | {"cues": [[cue.start_s, cue.text] for cue in self.cues]})
 
 
 def plan_from_json(text: str) -> Plan:
@@ -47,7 +49,7 @@ def plan_from_json(text: str) -> Plan:
     values = json.loads(text)
     level = values.pop("level")
     addresses = tuple(level.pop("addresses"))
-    values["cues"] = tuple(Cue(**cue) for cue in values["cues"])
+    values["cues"] = tuple(Cue(*cue) for cue in values["cues"])
     values["problems"] = tuple(values["problems"])
     values["timing"] = Timing(**values["timing"])
     return Plan(level=Level(**level, addresses=addresses), **values)
