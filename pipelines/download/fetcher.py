@@ -180,7 +180,7 @@ class Fetcher:
             connector=TolerantConnector(
                 limit=0,
                 resolver=self._resolver,
-                ssl=_tls_context(config),
+                ssl=tls_context(config),
                 ttl_dns_cache=_DNS_TTL_S,
                 keepalive_timeout=_KEEP_ALIVE_S,
             ),
@@ -338,8 +338,8 @@ def _pause_policy(config: FetchConfig) -> PausePolicy:
     )
 
 
-def _tls_context(config: FetchConfig) -> ssl.SSLContext:
-    """The authorities of the system, those of certifi where a slim system has none, and the user's."""
+def tls_context(config: FetchConfig) -> ssl.SSLContext:
+    """Trusts the authorities of the system, those of certifi where a slim system has none, and the user's."""
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
     if not (paths.cafile or (paths.capath and os.listdir(paths.capath))):  # noqa: PTH208

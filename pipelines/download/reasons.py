@@ -58,9 +58,31 @@ FETCH_REASONS: Mapping[str, Reason] = MappingProxyType(
         "body_too_large": Reason("More than `max_bytes`, as sent or when unpacked."),
         "encoding_unsupported": Reason("A Content-Encoding that was not asked for."),
         "encoding_corrupt": Reason("The packed body cannot be unpacked."),
+        # Another engine than the native one.
+        "engine_failed": Reason("img2dataset failed as the detail says.", retryable=True),
+        "engine_lost": Reason("img2dataset gave no result for the link.", retryable=True),
     }
 )
 """Every reason of the fetcher itself; what a body is converted to has reasons of its own."""
+
+_BUSY = frozenset({408, 425, 429})
+_FORBIDDEN = frozenset({401, 402, 403, 407, 451})
+_GONE = frozenset({404, 410})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+def status_rejection(status: int) -> Rejected:
+    """The reason for a final response with a status that is no success."""
+    detail = f"status {status}"
+    if status in _BUSY:
+        return Rejected("rate_limited", detail)
+    if 500 <= status <= 599:
+        return Rejected("server_error", detail)
+    if status in REDIRECTS:
+        return Rejected("redirect_without_target")
+    words = {"forbidden": _FORBIDDEN, "not_found": _GONE}
+    return Rejected(next((w for w, s in words.items() if status in s), "status_unexpected"), detail)
+
 
 FAILURES = (aiohttp.ClientError, OSError, TimeoutError, UnicodeError)
 """What a request can raise because of the server or the network."""

@@ -19,19 +19,17 @@ from pipelines.download.config import FetchConfig, agent_token, forbidding_direc
 from pipelines.download.host_queue import HostQueue, Lease
 from pipelines.download.reasons import (
     FAILURES,
+    REDIRECTS,
     RETRYABLE,
     backoff_s,
     rejection_of,
     retry_after_s,
+    status_rejection,
 )
 from pipelines.download.urls import GuardedResolver, WebAddress, join_redirect
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _GOOD = frozenset({200, 203})
-_BUSY = frozenset({408, 425, 429})
 _OVERLOAD = frozenset({429, 503})
-_FORBIDDEN = frozenset({401, 402, 403, 407, 451})
-_GONE = frozenset({404, 410})
 _WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's wbits: 31 gzip, 15 zlib, -15 raw
 _CODINGS = frozenset({*_WINDOW, "br", "zstd", "compress", "x-compress", "dcb", "dcz", "exi"})
 """The content codings that are registered (iana.org/assignments/http-parameters), identity aside."""
@@ -225,7 +223,7 @@ class LinkRequest:
         try:
             async with self._request(address) as response:
                 is_connected = True
-                if response.status in _REDIRECTS:
+                if response.status in REDIRECTS:
                     found = join_redirect(address, response.headers.get("Location", ""))
                 else:
                     self._check(response)
@@ -276,17 +274,12 @@ class LinkRequest:
                 raise Rejected("robots_refused", directive)
 
     def _status_rejection(self, status: int, headers: Mapping[str, str]) -> Rejected:
-        reason = "status_unexpected"
-        if status in _BUSY or 500 <= status <= 599:
-            reason = "rate_limited" if status in _BUSY else "server_error"
+        rejected = status_rejection(status)
+        if rejected.reason in ("rate_limited", "server_error"):
             asked_s = retry_after_s(headers, self._now())
             if asked_s is not None or status in _OVERLOAD:
-                return Overloaded(reason, f"status {status}", asked_s)
-        elif status in _FORBIDDEN:
-            reason = "forbidden"
-        elif status in _GONE:
-            reason = "not_found"
-        return Rejected(reason, f"status {status}")
+                return Overloaded(rejected.reason, rejected.detail, asked_s)
+        return rejected
 
     async def _receive(
         self,

@@ -314,10 +314,7 @@ class GuardedResolver(AbstractResolver):
         target = self._allowed.get(host.rstrip("."))
         if target is not None:
             return [_result(host, *target)]
-        addresses = await self._addresses(host)
-        words = sorted(word for word in map(self._refusal, addresses) if word)
-        if words:
-            raise Rejected("address_refused", f"{words[0]}: address of {host}")
+        addresses = checked_addresses(host, await self._addresses(host), self._refusal)
         return [_result(host, address, port) for address in addresses]
 
     async def _addresses(self, host: str) -> Sequence[str]:
@@ -336,6 +333,14 @@ class GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing: the executor of the lookups belongs to whoever made it."""
+
+
+def checked_addresses(host: str, addresses: Sequence[str], refusal: Refusal) -> Sequence[str]:
+    """The addresses of a host, all of them permitted; raises `Rejected` (address_refused) if one is not."""
+    words = sorted(word for word in map(refusal, addresses) if word)
+    if words:
+        raise Rejected("address_refused", f"{words[0]}: address of {host}")
+    return addresses
 
 
 def _result(host: str, ip: str, port: int) -> ResolveResult:

@@ -112,7 +112,9 @@ def sample_row(config: MiniworldConfig, index: int, fault: str | None = None) ->
     kind = fault if fault in LINK_KINDS else "image"
     name = f"l{config.seed}_{index:06d}.{form.format}"
     image = PageImage(name, scene, form, kind, language.questions(scene, rng))
-    scores = dict(zip(SCORES, rng.uniform(0, 1, len(SCORES)).round(4).tolist(), strict=True))
+    scores: dict[str, float] = dict(
+        zip(SCORES, rng.uniform(0, 1, len(SCORES)).round(4).tolist(), strict=True)
+    )
     return Row(
         image=image,
         caption=_caption(language.describe(scene, rng), fault),

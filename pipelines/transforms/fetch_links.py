@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,9 @@ from pipelines.download.reasons import FETCH_REASONS
 from schemas.sample import LINK_TYPE, Link, Sample, link_from_row
 from schemas.shard import INDEXES, LEDGERS, SHARDS, decode_members
 from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
+
+if TYPE_CHECKING:
+    from pipelines.download.img2dataset import Img2datasetFetcher
 
 SHARD_FULL = "shard_full"
 SHARD_REASONS: Mapping[str, Reason] = {
@@ -221,7 +224,7 @@ class FetchLinks:
         self.prior = prior
         self.media = None if media is None else MediaFolder(media, fetch.max_bytes)
         self.max_bytes = fetch.max_shard_bytes
-        self.fetcher = Fetcher(fetch, accept=content.accept, ask=ask)
+        self.fetcher = _fetcher(fetch, content.accept, ask)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with the column of values, and with reasons in `links`."""
@@ -285,6 +288,15 @@ def _read_media(media: MediaFolder, path: str, convert: Callable[[bytes], "_Held
         return _Result(convert(media.read(path)))
     except Rejected as rejected:
         return _Result(reason=rejected.reason, detail=rejected.detail)
+
+
+def _fetcher(fetch: FetchConfig, accept: str, ask: Ask | None) -> "Fetcher | Img2datasetFetcher":
+    """What fetches, by `engine`."""
+    if fetch.engine == "native":
+        return Fetcher(fetch, accept=accept, ask=ask)
+    from pipelines.download.img2dataset import Img2datasetFetcher
+
+    return Img2datasetFetcher(fetch, accept)
 
 
 @dataclass
