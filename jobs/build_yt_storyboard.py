@@ -40,7 +40,7 @@ class BuildYtStoryboard(Checked):
     max_positions: Annotated[int, Field(ge=36, le=1_000_000)] = 2048
     """Positions of a sample at most, at least 36. A frame takes 34; a longer video becomes several samples."""
     tokenizer: str | None = None
-    """Sentencepiece file that counts the tokens of subtitles exactly. None estimates them, rather too high."""
+    """Sentencepiece file, or folder of a model, that counts tokens exactly. None estimates them, rather high."""
     released_rounding: bool = False
     """Times as the released tools of Emu compute them, in whole seconds: for comparison, they drift."""
     sheet_path: str = "{id}/{level}_{sheet}.jpg"

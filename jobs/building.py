@@ -166,6 +166,8 @@ HINTS = {
     "no_image_wanted": "--min-similarity sets the threshold",
     "input_truncated": "the file is damaged: download it again, then --overwrite",
     "input_corrupt": "the file is damaged: download it again, then --overwrite",
+    "no_storyboard": "the ledger has the status that YouTube gave; LOGIN_REQUIRED is its bot check",
+    "sheet_size_unexpected": "check that --level and --sheet-path name the same sheets",
     "malformed_json": "check that --documents names files of this corpus",
     "missing_field": "check that --documents names files of this corpus",
 }

@@ -16,7 +16,6 @@ yt-dlp writes them).
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -163,7 +162,7 @@ def _of_info(record: dict[str, Any]) -> Video:
     duration_s = _duration(record.get("duration"))
     boards = [f for f in map(_object, record["formats"]) if _is_storyboard(f)]
     if not boards:
-        raise Rejected("no_storyboard", "no format sb0, sb1, …")
+        raise Rejected("no_storyboard", "no format sb0, sb1, ...")
     levels, problems = [], []
     for board in boards:
         name = shortened(str(board.get("format_id")))
@@ -227,15 +226,16 @@ def _of_sheets(record: dict[str, Any]) -> Video:
     names = ("width", "height", "columns", "rows", "count")
     key = _id(record.get("key") or record.get("id"))
     try:
-        numbers = sorted(whole(name, "number of a sheet", 0) for name in sheets)
-        rows = [
-            [whole(v, n, 1, MAX_COUNT) for n, v in zip(names, _list(sheets[str(m)]), strict=False)]
-            for m in numbers
-        ]
-        if numbers != list(range(len(rows))) or not rows or any(len(row) != 5 for row in rows):
+        numbers = range(len(sheets))
+        lists = [_list(sheets.get(str(m)))[:6] for m in numbers]
+        if not lists or any(len(values) < 5 for values in lists):
             raise ValueError("sheets are not numbered from 0, with five numbers each")
+        rows = [
+            [whole(value, name, 1, MAX_COUNT) for name, value in zip(names, values, strict=False)]
+            for values in lists
+        ]
         width, height, columns, num_rows, _ = rows[0]
-        kind = "jpg" if "jpeg" in str(_list(sheets["0"])[5:]) else "webp"
+        kind = "jpg" if "jpeg" in str(lists[0][5:]) else "webp"
         level = Level(
             0,
             whole(width // columns, "width"),
@@ -246,7 +246,8 @@ def _of_sheets(record: dict[str, Any]) -> Video:
             None,
             addresses=tuple(f"{key}_{m}.{kind}" for m in numbers),
         )
-        if level.num_sheets != len(rows):
+        is_full = all(row[4] == columns * num_rows for row in rows[:-1])
+        if level.num_sheets != len(rows) or not is_full:
             raise ValueError(f"{len(rows)} sheets for {level.count} frames")
     except ValueError as error:
         raise Rejected("spec_malformed", f"sb: {error}"[:400]) from None
@@ -303,7 +304,7 @@ def _duration(value: Any) -> float | None:
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} is {shortened(str(value))}, no number")
-    if not (math.isfinite(value) and 0 <= value <= MAX_DURATION_S):
+    if not 0 <= value <= MAX_DURATION_S:  # false for NaN
         raise ValueError(f"{name} is {shortened(str(value))}, not in 0..{MAX_DURATION_S}")
     return float(value)
 

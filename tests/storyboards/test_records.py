@@ -1,9 +1,12 @@
 """Records of videos: what is accepted, what is chosen, what is refused."""
 
+import copy
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.core.pipeline import Rejected
 from pipelines.storyboards.levels import SPEC_REASONS
@@ -40,6 +43,10 @@ def parse(**values: Any) -> Any:
         ('{"id": "a", "sb": {"0": [10, 10, 1, 1]}}', "spec_malformed"),
         ('{"id": "a", "sb": {"1": [10, 10, 1, 1, 1, "x"]}}', "spec_malformed"),
         ('{"id": "a", "sb": {"0": [10, 10, 2, 2, 9, "x"]}}', "spec_malformed"),
+        (
+            '{"id": "a", "sb": {"0": [10, 10, 2, 2, 3, "x"], "1": [10, 10, 2, 2, 3, "x"]}}',
+            "spec_malformed",
+        ),
         (
             '{"id": "a", "duration": 9, "formats": [{"format_id": "sb0", "fragments": []}]}',
             "spec_malformed",
@@ -101,3 +108,68 @@ def test_older_formats_of_ytdlp_say_how_long_a_sheet_is() -> None:
         "formats": [board | {"fragments": fragments[:1]}, board | {"fragments": fragments}]
     }
     assert len(parse_video(json.dumps(broken)).problems) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10**400) | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+BOARD = {
+    "format_id": "sb0",
+    "width": 8,
+    "height": 8,
+    "columns": 2,
+    "rows": 2,
+    "fps": 1.0,
+    "fragments": [{"url": f"http://s.example/M{m}.jpg", "duration": 4} for m in range(3)],
+}
+TRACKS = {"captionTracks": [{"baseUrl": "http://s.example/t?fmt=srv3", "languageCode": "en"}]}
+FORMS: list[dict[str, Any]] = [
+    LINE | {"subtitles": {"en": [{"text": "x", "start": 1}]}, "automatic_captions": {}},
+    {
+        "videoDetails": {"videoId": "a", "lengthSeconds": "9"},
+        "storyboards": {"playerStoryboardSpecRenderer": {"spec": SPEC}},
+        "captions": {"playerCaptionsTracklistRenderer": TRACKS},
+    },
+    {"id": "a", "duration": 9, "formats": [BOARD], "subtitles": {"en": [{"url": "x"}]}},
+    {"id": "a", "key": "k", "duration": 9, "sb": {"0": [16, 16, 2, 2, 4, "x"]}, "subtitle": []},
+]
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """Every container in a value with each of its names or positions."""
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
+    return [place for name, one in inside for place in ((value, name), *places(one))]
+
+
+@given(st.data(), st.sampled_from(FORMS), JSON)
+def test_any_value_anywhere_is_a_video_or_a_reason(
+    data: st.DataObject, form: Any, value: Any
+) -> None:
+    record = copy.deepcopy(form)
+    container, name = data.draw(st.sampled_from(places(record)))
+    if isinstance(container, dict) and data.draw(st.booleans()):
+        container[data.draw(st.sampled_from(["01", "²", ""]))] = container.pop(name)
+    else:
+        container[name] = value
+    try:
+        video = parse_video(json.dumps(record))
+    except Rejected as error:
+        assert error.reason in {*RECORD_REASONS, *SPEC_REASONS}
+        (error.detail or "").encode("ascii")
+        return
+    addresses = [url for level in video.levels for url in level.sheet_addresses]
+    texts = [t.text or t.url or "" for t in video.tracks]
+    assert video.levels and all(
+        text.encode() is not None for text in [*addresses, *texts, video.id]
+    )
+    choose_track(video.tracks, "en")

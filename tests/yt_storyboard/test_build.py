@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from emu.tokenizer import EmuTokenizer, train_tokenizer
 from jobs.build_yt_storyboard import main
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.corpora.yt_storyboard.rules import REPORT
@@ -180,6 +181,32 @@ def test_options_change_what_they_say(world: Path, built: Path, tmp_path: Path) 
             sample.meta["interval_s"] == expected and sample.meta["interval_source"] == "released"
         )
     assert REPORT.title in (built / "report.html").read_text()
+
+
+def test_a_tokenizer_counts_exactly(world: Path, tmp_path: Path) -> None:
+    texts = [entry["text"] for row in truth(world).values() for entry in row["subtitles"]]
+    train_tokenizer(texts, 300, tmp_path / "tokenizer.model")
+    tokenizer = EmuTokenizer.load(tmp_path / "tokenizer.model")
+    out = build(world, tmp_path / "o", "--tokenizer", str(tmp_path))
+    for sample in samples(out):
+        spoken = [s.text or "" for s in sample.segments if s.kind == "text"]
+        num_tokens = sum(len(tokenizer.encode_text(text)) for text in spoken)
+        assert sample.meta["positions"] == num_tokens + 34 * len(sample.images) + 2 <= MOST
+
+
+def test_a_text_longer_than_a_sample_is_cut_between_words(world: Path, tmp_path: Path) -> None:
+    row = next(row for row in truth(world).values() if row["frames"])
+    spec = f"https://h.example/$N|80#60#{row['count']}#5#4#1000#m$M#s"
+    long = {"text": "word " * 200_000 + "\x00end", "start": 1.5}
+    record = {"id": row["id"], "spec": spec, "duration": 99, "subtitles": [long]}
+    (tmp_path / "videos.jsonl").write_text(json.dumps(record))
+    words = ["--videos", str(tmp_path / "videos.jsonl"), "--out", str(tmp_path / "o")]
+    words += ["--media", str(world / "images"), "--sheet-path", "{id}_l1_m{sheet}.webp"]
+    assert main([*words, "--runner", "local"]) == 0
+    found = list(samples(tmp_path / "o"))
+    assert " ".join(s.text.strip() for s in found).split() == ["word"] * 200_000 + ["end"]
+    assert sum(len(s.images) for s in found) == row["count"]
+    assert all(s.meta["positions"] <= 2048 for s in found)
 
 
 def _first_parts(out: Path) -> Iterator[Sample]:

@@ -89,8 +89,14 @@ def text_counter(tokenizer: str | None) -> Callable[[str], int]:
     """What counts the positions of a text: a sentencepiece model, or an estimate."""
     if tokenizer is None:
         return estimated_positions
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=Path(tokenizer).read_bytes())
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_bytes(tokenizer))
     return lambda text: len(pieces.EncodeAsIds(text))
+
+
+def tokenizer_bytes(tokenizer: str) -> bytes:
+    """The sentencepiece model in a file, or in `tokenizer.model` of a folder."""
+    path = Path(tokenizer)
+    return (path / "tokenizer.model" if path.is_dir() else path).read_bytes()
 
 
 def _with_cues(

@@ -32,12 +32,11 @@ Source: the released tools of Emu (storyboards), with the times of the storyboar
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from pipelines.core.division import Divide
 from pipelines.core.pipeline import Pipeline, Resources, Source, Stage
-from pipelines.corpora.yt_storyboard.assemble import CORPUS, AssembleSamples
+from pipelines.corpora.yt_storyboard.assemble import CORPUS, AssembleSamples, tokenizer_bytes
 from pipelines.corpora.yt_storyboard.options import Rules
 from pipelines.corpora.yt_storyboard.sheets import BodyContent
 from pipelines.corpora.yt_storyboard.videos import ParseVideos
@@ -110,4 +109,4 @@ def pipeline(
 
 def _digest(tokenizer: str | None) -> str | None:
     """A tokenizer counts by its contents, not by its name."""
-    return tokenizer and hashlib.sha256(Path(tokenizer).read_bytes()).hexdigest()
+    return tokenizer and hashlib.sha256(tokenizer_bytes(tokenizer)).hexdigest()
