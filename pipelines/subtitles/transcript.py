@@ -1,13 +1,17 @@
 """Transcripts of youtube-transcript-api, which Emu's tools store.
 
-Such as `[{"text": "…", "start": 1.54, "duration": 4.16}]`, times in seconds.
+Such as `[{"text": "…", "start": 1.54, "duration": 4.16}]`, times in seconds. The lists of video2dataset are read too:
+`[{"start": "00:00:01.540", "end": "00:00:05.700", "lines": ["…"]}]`.
 """
 
+import re
 from typing import Any
 
 from pipelines.core.pipeline import Rejected
 from pipelines.subtitles.cues import Subtitles, plain, seconds, subtitles
 from schemas import strict_json
+
+_TIME = re.compile("([0-9]{2,4}):([0-9]{2}):([0-9]{2})[.]([0-9]{3})")
 
 
 def is_transcript(text: str) -> bool:
@@ -32,7 +36,22 @@ def from_entries(entries: list[Any]) -> Subtitles:
 
 
 def _cue(entry: Any) -> tuple[float, str] | None:
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+    if not isinstance(entry, dict):
         return None
-    start_s = seconds(entry.get("start"))
-    return None if start_s is None else (start_s, plain(entry["text"]))
+    lines = entry.get("lines", [entry.get("text")])
+    start_s = _start_s(entry.get("start"))
+    if start_s is None or not isinstance(lines, list):
+        return None
+    if not all(isinstance(line, str) for line in lines):
+        return None
+    return start_s, plain(" ".join(lines))
+
+
+def _start_s(value: Any) -> float | None:
+    if not isinstance(value, str):
+        return seconds(value)
+    found = _TIME.fullmatch(value)
+    if found is None:
+        return None
+    hours, minutes, milliseconds = int(found[1]), int(found[2]), int(found[3] + found[4])
+    return ((hours * 60 + minutes) * 60_000 + milliseconds) / 1000

@@ -85,6 +85,19 @@ def test_real_subtitles(sample_data: Path) -> None:
     ]
 
 
+def test_the_lists_of_video2dataset(sample_data: Path) -> None:
+    record = json.loads((sample_data / "videos/0000008_00001.json").read_text())
+    entries = record["yt_meta_dict"]["subtitles"]
+    found = read_subtitles(json.dumps(entries).encode())
+    assert len(found.cues) == len(entries) and found.num_unreadable == 0
+    assert (found.cues[1].start_s, found.cues[1].text) == (
+        2.629,
+        "you know after I let me stab you mr.",
+    )
+    broken = [entries[0], entries[1] | {"start": "1:2"}, entries[1] | {"lines": [7]}, {"lines": []}]
+    assert read_subtitles(json.dumps(broken).encode()).num_unreadable == 3
+
+
 def rolling(lines: list[str], has_word_times: bool) -> str:
     """Automatic captions as YouTube writes them: two lines, and 10 ms in which only the second stays."""
     written, above = ["WEBVTT\nKind: captions\nLanguage: en\n"], " "
