@@ -61,7 +61,9 @@ COMMANDS = {
         "build_pairs", "Build a dataset of synthetic image-text pairs, without a download", "data"
     ),
     "inspect": Command(
-        "inspect_shards", "Print the counts of a dataset and a sample; verify its files", "data"
+        "inspect_shards",
+        "Show a dataset: counts, samples, a page, one key; verify its files",
+        "data",
     ),
     "export": Command(
         "export_dataset", "Write a dataset as Parquet tables, which `datasets` opens", "data"

@@ -54,7 +54,7 @@ def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: str) -> list[dic
             file.write(header + data + b"\0" * padding)
             places.append({"name": suffix, "offset": position + len(header), "size": len(data)})
             position += len(header) + len(data) + padding
-        rows.append(_index_row(sample, shard, places))
+        rows.append(index_row(sample, shard, places))
     file.write(b"\0" * (2 * BLOCK))
     return rows
 
@@ -201,7 +201,8 @@ def _whole_header(name: str, size: int) -> bytes:
 _EMPTY_HEADER = _whole_header("", 0)[:148] + b" " * 8 + _whole_header("", 0)[156:]
 
 
-def _index_row(sample: Sample, shard: str, places: list[dict[str, Any]]) -> dict[str, Any]:
+def index_row(sample: Sample, shard: str, places: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the index (see `schemas.tables.INDEX`) of a sample whose members are at `places`."""
     texts = [s.text or "" for s in sample.segments if s.kind == "text"]
     scores = sample.meta.get("scores") or {}
     return {

@@ -10,7 +10,6 @@ distributions keep values rounded to three significant digits, host counts keep 
 
 from __future__ import annotations
 
-import base64
 import itertools
 import math
 from collections import Counter, defaultdict
@@ -20,7 +19,6 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
-import cv2
 import jinja2
 import numpy as np
 import pyarrow as pa
@@ -28,18 +26,15 @@ import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Reasons
 from pipelines.core.storage import Storage, read_parquet
-from pipelines.publish.shards import read_sample
+from pipelines.publish.cards import card_parts, clock, pick_samples, thumbnail
 from schemas.manifest import REPORT_FILE, Manifest
-from schemas.sample import Sample, Segment
-from schemas.shard import INDEXES, LEDGERS, SHARDS
+from schemas.shard import INDEXES, LEDGERS
 from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
 
 SCORE = "score "
 """Prefix of the names of distributions of scores."""
 MAX_HOSTS = 4096
 _NUM_HOSTS_SHOWN, _NUM_BINS = 12, 24
-_THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 200, 80
-_MAX_IMAGES, _MAX_OTHER_TEXTS = 4, 2
 _INDEX_COLUMNS = (
     *("members", "num_segments", "num_images", "text_length"),
     *("image_widths", "image_heights", "scores"),
@@ -63,9 +58,14 @@ class Report:
 
     def __call__(self, storage: Storage, manifest: Manifest, reasons: Reasons) -> None:
         """Write the report of a dataset whose shards, indexes and ledgers are complete."""
+        html = self.render(storage, manifest, reasons)
+        storage.commit(REPORT_FILE, html.encode("utf-8", errors="replace"))
+
+    def render(self, storage: Storage, manifest: Manifest, reasons: Reasons) -> str:
+        """The page."""
         distributions, hosts = collect_statistics(storage, manifest, self.fetch_stage)
         page = _templates().get_template("report.html.jinja")
-        html = page.render(
+        return page.render(
             report=self,
             meanings={word: reason.meaning for word, reason in reasons.items()},
             manifest=manifest,
@@ -78,7 +78,6 @@ class Report:
             settings=list(flatten(manifest.config)),
             fingerprint=vars(manifest.fingerprint),
         )
-        storage.commit(REPORT_FILE, html.encode("utf-8", errors="replace"))
 
     def _charts(
         self, found: dict[str, Distribution]
@@ -89,7 +88,8 @@ class Report:
         yield f"Text per {self.record_word}", "characters", found["text_length"], True
         for key in sorted(key for key in found if key.startswith(SCORE)):
             name = key.removeprefix(SCORE)
-            yield self.score_titles.get(name, name), "", found[key], False
+            is_whole = all(float(value).is_integer() for value in found[key].counts)
+            yield self.score_titles.get(name, name), "", found[key], is_whole
         yield "Shorter side of an image", "pixels", found["side"], True
         yield "Size of an image", "kB", found["image_kb"], False
 
@@ -263,72 +263,6 @@ def _round_up(width: float) -> float:
     return next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= width * (1 - 1e-9))
 
 
-def pick_samples(storage: Storage, manifest: Manifest, num_samples: int) -> Iterator[Sample]:
-    """Up to `num_samples` samples at equal distances over the dataset; equal datasets give equal samples."""
-    total, first = manifest.num_samples, 0
-    num_samples = min(num_samples, total)
-    wanted = [(2 * i + 1) * total // (2 * num_samples) for i in range(num_samples)]
-    for shard in manifest.shards:
-        rows = [w - first for w in wanted if first <= w < first + shard.num_samples]
-        first += shard.num_samples
-        if rows:
-            path = f"{INDEXES}/{shard.name}.parquet"
-            index = read_parquet(storage, path, INDEX, ("key", "members")).take(rows)
-            with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
-                for row in index.to_pylist():
-                    yield read_sample(tar, row, shard.name)
-
-
-@dataclass(frozen=True)
-class CardPart:
-    """One row of a sample's card: an image with the text right after it, a text alone, or segments not shown."""
-
-    image: Segment | None = None
-    similarity: object = None
-    text: Segment | None = None
-    hidden: Sequence[Segment] = ()
-
-
-def _card_parts(sample: Sample) -> Iterator[CardPart]:
-    """The first images, each with the text right after it, and the first of the other texts."""
-    segments, similarity = sample.segments, sample.meta.get("similarity")
-    images = [i for i, s in enumerate(segments) if s.kind == "image"]
-    scores = dict(zip(images, similarity, strict=False)) if isinstance(similarity, list) else {}
-    shown = _shown(segments)
-    hidden_from = 0
-    for i in sorted(shown):
-        if i > hidden_from:
-            yield CardPart(hidden=segments[hidden_from:i])
-        hidden_from = i + 1
-        if i in images:
-            has_text = i + 1 in shown and i + 1 not in images
-            yield CardPart(segments[i], scores.get(i), segments[i + 1] if has_text else None)
-        elif i - 1 not in images:
-            yield CardPart(text=segments[i])
-    if hidden_from < len(segments):
-        yield CardPart(hidden=segments[hidden_from:])
-
-
-def _shown(segments: Sequence[Segment]) -> set[int]:
-    images = [i for i, s in enumerate(segments) if s.kind == "image"][:_MAX_IMAGES]
-    after = {i + 1 for i in images if i + 1 < len(segments)}
-    texts = [i for i, s in enumerate(segments) if s.kind == "text" and (s.text or "").strip()]
-    others = [i for i in texts if i not in after][:_MAX_OTHER_TEXTS]
-    return {*images, *after, *others}
-
-
-def thumbnail(segment: Segment) -> str:
-    """A small JPEG of an image segment as a data URL."""
-    pixels = cv2.imdecode(np.frombuffer(segment.image or b"", np.uint8), cv2.IMREAD_COLOR)
-    assert pixels is not None, "a published image decodes"
-    height, width = pixels.shape[:2]
-    scale = min(1.0, _THUMBNAIL_SIDE / min(height, width))
-    target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _THUMBNAIL_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
-
-
 def _stage_order(stage: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
     """Sort key for the order in which the stages ran: a later one sees fewer records and links."""
     label, counts = stage
@@ -379,7 +313,8 @@ def _templates() -> jinja2.Environment:
     )
     found.filters |= {
         "thousands": "{:,}".format,
-        "card_parts": _card_parts,
+        "card_parts": card_parts,
+        "clock": clock,
         "number": number,
         "percent": lambda part, whole: f"{100 * part / whole:.1f} %" if whole else "–",
         "ranked": ranked_counts,

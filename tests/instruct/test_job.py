@@ -38,7 +38,7 @@ def test_the_synthetic_world_gives_the_counts_that_it_states(tmp_path: Path) -> 
     assert manifest.records.dropped == summary.num_dropped
     assert manifest.num_images == summary.num_images_kept
     assert set(manifest.links.dropped) == {"media_missing", "media_outside"}
-    assert inspect([str(out)]) == 0
+    assert inspect([str(out), "--lint"]) == 0
     again = write_dialogues(config, tmp_path / "again")
     assert again == summary
     for path in (tmp_path / "again").rglob("*"):

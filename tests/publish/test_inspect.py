@@ -1,10 +1,16 @@
+"""The command shows any dataset: counts, samples, a page, and what is known of one key."""
+
+import re
 from pathlib import Path
 
 import pytest
 
 from jobs.inspect_shards import main
 from pipelines.miniworld.server import ImageServer
+from tests.instruct.dialogues import build as build_dialogues
+from tests.instruct.dialogues import talk
 from tests.mmc4.pages import build, page, write_images, write_pages
+from tests.publish.test_report import Page
 
 
 @pytest.fixture
@@ -16,54 +22,71 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_complete_dataset_is_printed_and_verified(
-    dataset: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_counts_and_samples_are_printed(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(dataset)]) == 0
     printed = capsys.readouterr().out
-    for text in (
-        "3 with 3 images",
-        "not_found",
-        "d-0000001",
-        "png, 48 x 40",
-        "2 shards are complete",
-    ):
+    for text in ("3 with 3 images", "not_found", "d-0000001", "d-0000003", "png, 48 x 40"):
         assert text in printed, text
-    assert main([str(dataset), "--sample", "d-0000003", "--no-verify"]) == 0
-    assert "d-0000003" in capsys.readouterr().out
-    assert main([str(dataset), "--sample", "nobody"]) == 2
+    assert main([str(dataset), "--num-samples", "1"]) == 0
+    assert capsys.readouterr().out.count("sample     ") == 1
 
 
-def test_any_changed_byte_is_found(dataset: Path, capsys: pytest.CaptureFixture[str]):
-    tar = dataset / "shards/mmc4-000001.tar"
-    whole = tar.read_bytes()
-    for position in (0, len(whole) // 2, len(whole) - 1):
-        tar.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        assert main([str(dataset)]) == 1
-        assert "mmc4-000001: the tar's sha256" in capsys.readouterr().out
-    tar.unlink()
-    assert main([str(dataset)]) == 1
-    assert "mmc4-000001" in capsys.readouterr().out
-
-
-def test_an_index_or_ledger_of_another_shard_is_found(
+def test_everything_that_is_known_of_a_key_is_printed(
     dataset: Path, capsys: pytest.CaptureFixture[str]
-):
-    for folder in ("index", "ledger"):
-        first, second = (dataset / folder / f"mmc4-00000{i}.parquet" for i in (0, 1))
-        kept = second.read_bytes()
-        second.write_bytes(first.read_bytes())
-        assert main([str(dataset)]) == 1
-        assert "mmc4-000001" in capsys.readouterr().out
-        second.write_bytes(kept)
-    assert main([str(dataset)]) == 0
+) -> None:
+    assert main([str(dataset), "--key", "d-0000002"]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        *("shard      mmc4-000000", "d.jsonl, record 2", "kept (publish)"),
+        *("link 1", "dropped by fetch: not_found"),
+        *(
+            "d-0000002.0.png",
+            "bytes at",
+            "score      mean_similarity 0.5",
+            '"matched_text_index":[0]',
+        ),
+        *("  image    png, 48 x 40", "  text     'a'"),
+    ):
+        assert text in printed, (text, printed)
+    assert main([str(dataset), "--key", "d-0000004"]) == 0
+    printed = capsys.readouterr().out
+    assert "dropped by parse: not_an_object (" in printed
+    assert "The record is JSON, but no object." in printed and "member" not in printed
+    assert main([str(dataset), "--key", "nobody"]) == 2
+    assert "no record 'nobody'" in capsys.readouterr().err
+
+
+def test_the_page_shows_dialogues_as_dialogues(tmp_path: Path) -> None:
+    records = [
+        talk("u:<image>\nWhat is <b>it</b>?", "a:Red & good.", "u:Sure?", "a:Yes.", image="red.png")
+    ] * 30
+    build_dialogues(tmp_path, records)
+    html = tmp_path / "page.html"
+    assert main([str(tmp_path / "out"), "--html", str(html), "--num-cards", "25"]) == 0
+    text = html.read_text()
+    assert text.count("<article") == 25
+    card = text.split("<article")[1]
+    turns = re.findall(r'class="turn (\w+) (?:frames)?"', card)
+    assert turns == ["system", "user", "user", "assistant", "user", "assistant"]
+    assert "What is &lt;b&gt;it&lt;/b&gt;?" in card and "Red &amp; good." in card
+    Page(text)
+
+
+def test_the_page_of_a_build_is_the_same(dataset: Path, tmp_path: Path) -> None:
+    html = tmp_path / "page.html"
+    assert main([str(dataset), "--html", str(html), "--num-cards", "12"]) == 0
+    shown, built = (
+        re.sub(r"<p class=\"quiet\">.*?</p>", "", p.read_text())
+        for p in (html, dataset / "report.html")
+    )
+    assert shown == built
 
 
 @pytest.mark.parametrize("content", [b"x" * 99, b"", None])
-@pytest.mark.parametrize("options", [[], ["--sample", "d-0000001"], ["--no-verify"]])
+@pytest.mark.parametrize("options", [["--lint"], ["--key", "d-0000001"], []])
 def test_a_damaged_index_is_an_error_of_one_line(
     dataset: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, options: list[str]
-):
+) -> None:
     index = dataset / "index/mmc4-000000.parquet"
     if content is None:
         index.unlink()
@@ -72,7 +95,7 @@ def test_a_damaged_index_is_an_error_of_one_line(
     assert main([str(dataset), *options]) == 1
     shown = capsys.readouterr()
     assert "error: cannot read a sample: " in shown.err and "mmc4-000000" in shown.err
-    assert ("mmc4-000000: " in shown.out) == (options != ["--no-verify"])
+    assert ("index/mmc4-000000.parquet: " in shown.out) == (options == ["--lint"])
 
 
 @pytest.mark.parametrize(
@@ -87,13 +110,13 @@ def test_a_damaged_index_is_an_error_of_one_line(
 )
 def test_an_invalid_manifest_is_an_error_of_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, words: str
-):
+) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
     assert main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no complete dataset in") and words in error
 
 
-def test_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "no complete dataset" in capsys.readouterr().err

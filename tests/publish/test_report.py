@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from pipelines.core.pipeline import Reason
 from pipelines.core.storage import Storage, write_parquet
+from pipelines.publish.cards import card_parts, clock, pick_samples
 from pipelines.publish.report import (
     MAX_HOSTS,
     Distribution,
@@ -16,7 +18,6 @@ from pipelines.publish.report import (
     bins,
     collect_statistics,
     number,
-    pick_samples,
     size,
 )
 from pipelines.publish.shards import ShardSink
@@ -226,3 +227,35 @@ def test_numbers_and_sizes_for_people():
         "0.314",
     ]
     assert [size(v) for v in (0, 999, 1000, 9_640_000)] == ["0 B", "999 B", "1 kB", "9.64 MB"]
+
+
+def test_cards_of_dialogues_clips_and_documents():
+    frame, answer = image((1, 2, 3)), Segment.of_text("a", role="assistant")
+    timed = [Segment("image", image=b"x", format="jpg", time_s=float(t)) for t in range(20)]
+
+    def shape(*segments: Segment) -> list[tuple[str | None, int, str | None, int]]:
+        parts = card_parts(Sample("s", "test", segments))
+        return [(p.role, len(p.frames), p.text and p.text.text, len(p.hidden)) for p in parts]
+
+    question = replace(frame, role="user")
+    assert shape(question, question, Segment.of_text("q", role="user"), answer) == [
+        ("user", 2, None, 0),
+        ("user", 0, "q", 0),
+        ("assistant", 0, "a", 0),
+    ]
+    text = Segment.of_text("t", time_s=9.5)
+    assert shape(*timed[:10], text, *timed[10:]) == [
+        (None, 10, None, 0),
+        (None, 0, "t", 0),
+        (None, 2, None, 0),
+        (None, 0, None, 8),
+    ]
+    assert shape(*[answer] * 25)[-1] == (None, 0, None, 15)
+    assert [p.image is None for p in card_parts(Sample("s", "test", (frame, text)))] == [True, True]
+    plain = card_parts(Sample("s", "test", (frame, Segment.of_text("t"))))
+    assert [(p.image is frame, p.text and p.text.text) for p in plain] == [(True, "t")]
+
+
+def test_times_for_people():
+    times = (0, 7.5, 59.96, 760, 3723, 3599.99)
+    assert [clock(t) for t in times] == ["0:00", "0:07.5", "1:00", "12:40", "1:02:03", "1:00:00"]
