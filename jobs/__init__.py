@@ -60,6 +60,9 @@ COMMANDS = {
     "build pairs": Command(
         "build_pairs", "Build a dataset of synthetic image-text pairs, without a download", "data"
     ),
+    "filters": Command(
+        "list_filters", "List the filters of --filters: parameters, defaults, reasons", "data"
+    ),
     "inspect": Command(
         "inspect_shards",
         "Show a dataset: counts, samples, a page, one key; verify its files",

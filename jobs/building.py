@@ -14,7 +14,7 @@ from jobs.paths import job_path
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
-    from pipelines.core.pipeline import Reasons
+    from pipelines.core.pipeline import Pipeline, Reasons
     from pipelines.core.stage_runner import Runner
     from pipelines.download.config import FetchConfig
     from schemas.manifest import Manifest, Tally
@@ -40,6 +40,9 @@ class BuildOptions(Checked):
     media: str | None = None
     """Folder or address (s3://bucket/images) of media that are on disk already, beside or instead of links to fetch.
     How files are named in it stands in docs/data.md, by corpus. It may move between runs; its files must not change."""
+    filters: tuple[str, ...] = ()
+    """Filters of the finished samples, in this order: NAME or NAME:key=value,key=value, such as
+    image_size:min_side=128 score:name=nsfw,max=0.5. emu filters lists them with their parameters and reasons."""
     retry_failed: bool = False
     """Fetch again, in a finished dataset, the links that failed for a reason that may have passed:
     timeouts, 429, 5xx, lost connections, files missing in --media. What was kept stays, byte for byte.
@@ -66,6 +69,10 @@ class BuildOptions(Checked):
             raise ValueError(
                 "retry_failed and overwrite exclude each other: keep the dataset, or start over"
             )
+        if self.filters:
+            from pipelines.filters.options import parse_filters
+
+            parse_filters(self.filters)
         media = self.media_path
         if media is not None and "://" not in media and not Path(media).is_dir():
             raise ValueError(f"media is {self.media!r}, but there is no such folder")
@@ -149,6 +156,13 @@ def export_parquet(where: str, runner: "Runner") -> int:
     manifest, num_done = extend(ParquetExport(), where, runner)
     refresh_card(Storage(where), manifest)
     return num_done
+
+
+def with_choices(pipeline: "Pipeline", options: BuildOptions) -> "Pipeline":
+    """The pipeline with the filters that the options name behind its stages."""
+    from pipelines.filters.options import parse_filters, with_filters
+
+    return with_filters(pipeline, parse_filters(options.filters))
 
 
 HINTS = {

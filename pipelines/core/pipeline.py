@@ -69,30 +69,6 @@ class Rejected(Exception):
         return type(self), (self.reason, self.detail)
 
 
-@dataclass(frozen=True)
-class Filter:
-    """A named test of records.
-
-    The engine counts what it saw and what it dropped, by reason. A filter that drops more than
-    `max_drop` of the records it saw in a whole dataset raises an alarm: a threshold in the wrong unit
-    (such as a similarity of 30 where values lie in 0..1) must not pass for a clean dataset.
-    """
-
-    name: str
-    test: Callable[[pa.Table], pa.Array | pa.ChunkedArray]
-    """For each record null, which keeps it, or the word of the reason to drop it."""
-    reasons: Reasons
-    """Every word that the test may return."""
-    max_drop: float = 0.9
-    """Fraction of the records seen, from 0 to 1, above which there is an alarm."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.max_drop <= 1.0:
-            raise ValueError(
-                f"filter '{self.name}': max_drop {self.max_drop} is not in 0..1 (it is a fraction)"
-            )
-
-
 Transform = Callable[[pa.Table], pa.Table]
 """A transform that sets reasons, of records or of links, declares them in an attribute `reasons`."""
 
@@ -136,12 +112,13 @@ Ask = Callable[[Any], Awaitable[Any]]
 
 @dataclass(frozen=True)
 class Construct:
-    """A transform that is made on the worker, once: a class that loads a model or opens a session.
+    """A transform, or the test of a filter, that is made on the worker, once: a class that loads a model or opens a
+    session.
 
-    A transform with a `close()` is closed when the worker ends.
+    What is made and has a `close()` is closed when the worker ends.
     """
 
-    make: Callable[..., Transform]
+    make: Callable[..., Any]
     args: tuple[Any, ...] = ()
     reasons: Reasons = field(default_factory=dict)
     """The reasons that what is made may set, known without making it."""
@@ -153,6 +130,35 @@ class Construct:
     def name(self) -> str:
         """The name of what is made."""
         return getattr(self.make, "__name__", type(self.make).__name__)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A named test of records.
+
+    The engine counts what it saw and what it dropped, by reason. A filter that drops more than
+    `max_drop` of the records it saw in a whole dataset raises an alarm: a threshold in the wrong unit
+    (such as a similarity of 30 where values lie in 0..1) must not pass for a clean dataset.
+    """
+
+    name: str
+    test: "Callable[[pa.Table], pa.Array | pa.ChunkedArray] | Construct"
+    """For each record null, which keeps it, or the word of the reason to drop it; or a struct of `reason` and
+    `detail`. A `Construct` makes this function on the worker, once."""
+    reasons: Reasons
+    """Every word that the test may return."""
+    max_drop: float = 0.9
+    """Fraction of the records seen, from 0 to 1, above which there is an alarm."""
+    resources: Resources | None = None
+    """What a worker needs for it; null for next to nothing: it then shares the stage of others."""
+    is_for_links: bool = False
+    """True where it also tests records that have links and no segments yet: applied before they are fetched too."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_drop <= 1.0:
+            raise ValueError(
+                f"filter '{self.name}': max_drop {self.max_drop} is not in 0..1 (it is a fraction)"
+            )
 
 
 @dataclass(frozen=True)
@@ -177,12 +183,24 @@ class Barrier:
 
     name: str
     plan: Callable[[Iterable[pa.Table]], Any]
-    """Called once, on the driver; its result is pickled and kept, so that a restart applies the same."""
+    """Called once, on the driver, with the tables in order; its result is pickled and kept, so that a restart applies
+    the same. A result larger than memory is a `PerShard`."""
     apply: Callable[[pa.Table, Any], pa.Table]
+    """A shard's table, and the result of `plan` or, of a `PerShard`, the value of that shard (null without one)."""
     resources: Resources = field(default_factory=Resources)
     max_drop: float = 0.9
     reasons: Reasons = field(default_factory=dict)
     """Every word that `apply` may set."""
+    columns: tuple[str, ...] | None = None
+    """The columns that `plan` reads; null reads all, images included."""
+
+
+@dataclass(frozen=True)
+class PerShard:
+    """What the plan of a barrier found, shard by shard: neither the driver nor a worker holds all of it."""
+
+    values: Iterable[tuple[str, Any]] = ()
+    """Names of shards, each at most once, with what `apply` is given; may be a generator."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +272,19 @@ class Pipeline:
 def reasons_of(part: object) -> Reasons:
     """The reasons that a source, a step or a barrier declares; none where it declares nothing."""
     return getattr(part, "reasons", {})
+
+
+def step_name(step: Transform | Construct | Filter) -> str:
+    """The name of a step for errors: of the filter, of what is constructed, of the function."""
+    if isinstance(step, Filter | Construct):
+        return step.name
+    return getattr(step, "__name__", type(step).__name__)
+
+
+def construct_of(step: Transform | Construct | Filter) -> Construct | None:
+    """What of a step is made on the worker."""
+    part = step.test if isinstance(step, Filter) else step
+    return part if isinstance(part, Construct) else None
 
 
 def _parts(stage: Stage | Barrier) -> Sequence[object]:

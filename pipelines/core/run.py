@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pipelines.core.contracts import Counts, ErrorContext, alarms, merged
 from pipelines.core.pipeline import (
+    SHARD_KEY,
     AlarmError,
     Barrier,
     EngineError,
@@ -227,11 +228,16 @@ class _Build:
         stage = stages[level - 1] if level <= len(stages) else None
         if not isinstance(stage, Barrier) or self.workspace.has_barrier(level):
             return
-        source = self.pipeline.source
-        tables = (load_input(self.workspace, source, s, level).table for s in self.plan.active)
+        tables = (self._barrier_input(stage, level, shard) for shard in self.plan.active)
         with ErrorContext(stage.name, "(all)", "the plan of the barrier").explained():
-            value = stage.plan(tables)
-        self.workspace.save_barrier(level, value)
+            self.workspace.save_barrier(level, stage.plan(tables))
+
+    def _barrier_input(self, barrier: Barrier, level: int, shard: ShardPlan) -> pa.Table:
+        if barrier.columns is not None and level > 1:
+            table = self.workspace.load_columns(level - 1, shard.name, barrier.columns)
+        else:
+            table = load_input(self.workspace, self.pipeline.source, shard, level).table
+        return table.replace_schema_metadata({SHARD_KEY: shard.name.encode()})
 
     def _checked(self) -> Manifest:
         """The manifest, from what the published files say; raises `LedgerError` if they do not add up."""

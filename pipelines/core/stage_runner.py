@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,6 +44,7 @@ from pipelines.core.pipeline import (
     Construct,
     Extension,
     Filter,
+    PerShard,
     Pipeline,
     Reasons,
     Resources,
@@ -53,7 +54,9 @@ from pipelines.core.pipeline import (
     Stage,
     StepError,
     Transform,
+    construct_of,
     reasons_of,
+    step_name,
 )
 from pipelines.core.storage import Storage, write_parquet
 from pipelines.core.workspace import PUBLISH, ShardState, Workspace
@@ -175,19 +178,17 @@ def apply_step(state: ShardState, step: Step, stage: str, shard: str) -> ShardSt
     return _move_dropped(state, before, with_reserved(after, context), label, context, step.reasons)
 
 
-def step_name(step: Transform | Construct | Filter) -> str:
-    """The name of a step for errors: of the filter, of what is constructed, of the function."""
-    if isinstance(step, Filter | Construct | Divide):
-        return step.name
-    return getattr(step, "__name__", type(step).__name__)
-
-
 def _filtered(table: pa.Table, step: Filter) -> pa.Table:
-    reasons = step.test(table)
-    if len(reasons) != table.num_rows:
-        raise ValueError(f"{len(reasons)} reasons for {table.num_rows} rows")
-    position = table.schema.get_field_index("drop_reason")
-    return table.set_column(position, "drop_reason", reasons.cast(pa.string()))
+    assert not isinstance(step.test, Construct), step.name
+    found = step.test(table)
+    if len(found) != table.num_rows:
+        raise ValueError(f"{len(found)} reasons for {table.num_rows} rows")
+    is_struct = pa.types.is_struct(found.type)
+    for name in ("reason", "detail") if is_struct else ("reason",):
+        values = pc.struct_field(found, name) if is_struct else found
+        position = table.schema.get_field_index(f"drop_{name}")
+        table = table.set_column(position, f"drop_{name}", values.cast(pa.string()))
+    return table
 
 
 def _move_dropped(
@@ -251,9 +252,9 @@ def _operator(stage: Stage | Barrier, level: int, source: Source, workspace: Wor
     if isinstance(stage, Barrier):
         open_barrier = partial(BarrierWork, workspace, source, stage, level)
         return Operator(stage.name, stage.resources, open_barrier)
-    made = [step for step in stage.steps if isinstance(step, Construct)]
+    made = [construct_of(step) for step in stage.steps]
     open_stage = partial(StageWork, workspace, source, stage, level)
-    shared = tuple(step.shared for step in made if step.shared is not None)
+    shared = tuple(m.shared for m in made if m is not None and m.shared is not None)
     return Operator(stage.name, stage.resources, open_stage, shared)
 
 
@@ -278,9 +279,9 @@ class StageWork:
         return _advance(self._workspace, self._level, shard, state, self._stage.name, self._steps)
 
     def close(self) -> None:
-        """Close the transforms that have a `close`."""
+        """Close the transforms and tests that have a `close`."""
         for step in self._steps:
-            close = getattr(step.run, "close", None)
+            close = getattr(getattr(step.run, "test", step.run), "close", None)
             if callable(close):
                 close()
 
@@ -290,17 +291,18 @@ class BarrierWork:
 
     def __init__(self, workspace: Workspace, source: Source, barrier: Barrier, level: int) -> None:
         self._workspace, self._source, self._level = workspace, source, level
-        self._name = barrier.name
-        value = workspace.load_barrier(level)
-        apply = partial(_applied, barrier, value)
-        self._steps = [Step("apply", apply, barrier.reasons)]
+        self._barrier, self._value = barrier, workspace.load_barrier(level)
 
     def __call__(self, shard: ShardPlan) -> int:
         """Commit the barrier's output for a shard, unless it or a later one is there already."""
         if self._workspace.level_of(shard.name) >= self._level:
             return 0
         state = load_input(self._workspace, self._source, shard, self._level)
-        return _advance(self._workspace, self._level, shard, state, self._name, self._steps)
+        barrier, value = self._barrier, self._value
+        if isinstance(value, PerShard):
+            value = self._workspace.load_barrier(self._level, shard.name)
+        steps = [Step("apply", lambda table: barrier.apply(table, value), barrier.reasons)]
+        return _advance(self._workspace, self._level, shard, state, barrier.name, steps)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -383,16 +385,14 @@ def _advance(
     return state.table.num_rows
 
 
-def _applied(barrier: Barrier, value: Any, table: pa.Table) -> pa.Table:
-    return barrier.apply(table, value)
-
-
 def _constructed(
     step: Transform | Construct | Filter, stage: str, asks: Iterator[Ask]
 ) -> Transform | Filter:
     """The step ready to run; one that shares something takes the next of `asks`, if there are any."""
-    if not isinstance(step, Construct):
-        return step
-    ask = next(asks, None) if step.shared is not None else None
-    with ErrorContext(stage, "(all)", f"constructing '{step.name}'").explained():
-        return step.make(*step.args) if ask is None else step.make(*step.args, ask=ask)
+    made = construct_of(step)
+    if made is None:
+        return cast("Transform | Filter", step)
+    ask = next(asks, None) if made.shared is not None else None
+    with ErrorContext(stage, "(all)", f"constructing '{step_name(step)}'").explained():
+        product = made.make(*made.args) if ask is None else made.make(*made.args, ask=ask)
+    return replace(step, test=product) if isinstance(step, Filter) else product

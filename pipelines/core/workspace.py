@@ -8,6 +8,7 @@
 | `<level>-<stage>/<shard>.<hash>.ledger.parquet` | the ledger of the shard up to this stage        |
 | `<level>-<stage>/<shard>.arrow`                 | the records it still has; names its ledger      |
 | `<level>-<stage>/barrier.pickle`                | what the plan of a barrier returned             |
+| `<level>-<stage>/<shard>.barrier.pickle`        | what it returned for one shard (`PerShard`)     |
 | `<level>-publish/<shard>.json`                  | tar, index and ledger of the shard are written  |
 | `tmp/`                                          | files being written                             |
 
@@ -50,7 +51,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from pipelines.core.contracts import Counts, no_rows
-from pipelines.core.pipeline import EngineError, LockedError, Pipeline, ShardPlan
+from pipelines.core.pipeline import EngineError, LockedError, PerShard, Pipeline, ShardPlan
 from pipelines.core.storage import (
     ATTEMPTS,
     TEMPORARY,
@@ -138,6 +139,21 @@ class Workspace:
         ledger = read_parquet(self.storage, f"{self.folder(level)}/{about['ledger']}", LEDGER)
         return ShardState(table.replace_schema_metadata(None), ledger, about["counts"])
 
+    def load_columns(self, level: int, shard: str, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a shard's records; of others nothing is read, from an object store either."""
+        path = self._path(level, shard)
+        names = read_arrow_schema(self.storage, path).names
+        absent = sorted({*columns} - {*names})
+        if absent:
+            raise KeyError(
+                f"the records of shard '{shard}' have no columns {absent} (they have {names})"
+            )
+        wanted = pa.ipc.IpcReadOptions(
+            included_fields=[names.index(c) for c in columns], use_threads=False
+        )
+        with self.storage.open(path) as file, pa.ipc.open_file(file, options=wanted) as reader:
+            return reader.read_all().replace_schema_metadata(None)
+
     def discard(self, level: int, shard: str) -> None:
         """Delete a shard at a level, once a later level has committed it."""
         path = self._path(level, shard)
@@ -152,17 +168,26 @@ class Workspace:
         self.storage.commit(self._path(self.last_level, shard), b"{}\n")
 
     def save_barrier(self, level: int, value: Any) -> None:
-        """Keep what the plan of a barrier returned."""
-        write = partial(pickle.dump, value, protocol=pickle.HIGHEST_PROTOCOL)
-        self.storage.commit(self._barrier_path(level), write)
+        """Keep what the plan of a barrier returned; that of single shards in files of their own."""
+        if isinstance(value, PerShard):
+            for shard, part in value.values:
+                self._save_pickle(self._barrier_path(level, shard), part)
+            value = PerShard()
+        self._save_pickle(self._barrier_path(level), value)
+
+    def _save_pickle(self, path: str, value: Any) -> None:
+        self.storage.commit(path, partial(pickle.dump, value, protocol=pickle.HIGHEST_PROTOCOL))
 
     def has_barrier(self, level: int) -> bool:
         """True if the plan of that barrier is kept."""
         return self.storage.exists(self._barrier_path(level))
 
-    def load_barrier(self, level: int) -> Any:
-        """What the plan of a barrier returned."""
-        with self.storage.open(self._barrier_path(level)) as file:
+    def load_barrier(self, level: int, shard: str | None = None) -> Any:
+        """What the plan of a barrier returned, as a whole or for one shard (null if nothing)."""
+        path = self._barrier_path(level, shard)
+        if shard is not None and not self.storage.exists(path):
+            return None
+        with self.storage.open(path) as file:
             return pickle.load(file)
 
     def clear(self) -> None:
@@ -186,8 +211,8 @@ class Workspace:
         suffix = ".json" if level == self.last_level else ".arrow"
         return f"{self.folder(level)}/{shard}{suffix}"
 
-    def _barrier_path(self, level: int) -> str:
-        return f"{self.folder(level)}/barrier.pickle"
+    def _barrier_path(self, level: int, shard: str | None = None) -> str:
+        return f"{self.folder(level)}/{f'{shard}.' if shard else ''}barrier.pickle"
 
 
 def _parquet_bytes(ledger: pa.Table) -> bytes:

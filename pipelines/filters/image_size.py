@@ -1,25 +1,41 @@
-"""Filter: samples with an image that is large enough."""
+"""Filter: samples whose images are large enough, and not too large, in pixels."""
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Filter, Reason
+from pipelines.filters.image_rule import Images, image_columns, image_reasons, numbers
 
-REASONS = {"images_too_small": Reason("No image has a shorter side of the wanted length.")}
+REASONS = {
+    "images_too_small": Reason("No image has enough pixels, or one has too few (`images=all`)."),
+    "images_too_large": Reason("No image is small enough in pixels, or one is too large."),
+}
 
 
-def image_size(min_side: int = 64, max_drop: float = 0.9) -> Filter:
-    """A filter that keeps samples with an image whose shorter side has at least `min_side` pixels."""
+def image_size(
+    min_side: int = 64,
+    max_side: int | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    images: Images = "any",
+    max_drop: float = 0.9,
+) -> Filter:
+    """Samples with images of these sizes in pixels: bounds of shorter side, longer side, width x height."""
     if min_side < 1:
         raise ValueError(f"image_size: min_side is {min_side}, give at least 1 (pixels)")
+    if max_side is not None and max_side < min_side:
+        raise ValueError(f"image_size: max_side {max_side} is below min_side {min_side} (pixels)")
+    if max_pixels is not None and max_pixels < (min_pixels or 1):
+        raise ValueError(f"image_size: max_pixels {max_pixels} is below min_pixels {min_pixels}")
 
     def test(table: pa.Table) -> pa.Array:
-        segments = pc.list_flatten(table["segments"])
-        width, height = (pc.struct_field(segments, name) for name in ("width", "height"))
-        shorter_side = pc.fill_null(pc.min_element_wise(width, height), 0)
-        largest = np.zeros(len(table), dtype=np.int64)
-        np.maximum.at(largest, pc.list_parent_indices(table["segments"]), shorter_side)
-        return pc.if_else(largest < min_side, "images_too_small", pa.scalar(None, pa.string()))
+        segments = image_columns(table)
+        width, height = numbers(segments, "width"), numbers(segments, "height")
+        area = width * height
+        is_small = (np.minimum(width, height) < min_side) | (area < (min_pixels or 0))
+        is_large = (np.maximum(width, height) > (max_side or np.inf)) | (
+            area > (max_pixels or np.inf)
+        )
+        return image_reasons(table, segments, (is_small, is_large), list(REASONS), images)
 
     return Filter("image_size", test, REASONS, max_drop)

@@ -6,14 +6,16 @@ import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Filter, Reason
 
+REASONS = {"too_few_images": Reason("Fewer images than wanted.")}
+
 
 def min_images(
     minimum: int = 1,
     reason: str = "too_few_images",
-    meaning: str = "Fewer images than wanted.",
+    meaning: str = REASONS["too_few_images"].meaning,
     max_drop: float = 0.9,
 ) -> Filter:
-    """A filter that keeps samples with at least `minimum` images and drops the others for `reason`."""
+    """Samples with at least `minimum` images; the others are dropped for `reason`."""
     if minimum < 1:
         raise ValueError(f"min_images: minimum is {minimum}, give at least 1 (0 keeps everything)")
 

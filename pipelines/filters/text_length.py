@@ -4,28 +4,51 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.columns import SegmentColumns
 from pipelines.core.pipeline import Filter, Reason
 
 REASONS = {
-    "text_too_short": Reason("Fewer characters of text than wanted."),
-    "text_too_long": Reason("More characters of text than wanted."),
+    "text_too_short": Reason("Fewer characters or words of text than wanted."),
+    "text_too_long": Reason("More characters or words of text than wanted."),
 }
 
 
-def text_length(minimum: int = 1, maximum: int | None = None, max_drop: float = 0.9) -> Filter:
-    """A filter that keeps samples whose texts have `minimum` to `maximum` characters in total."""
-    if minimum < 0 or (maximum is not None and maximum < minimum):
-        raise ValueError(
-            f"text_length: minimum is {minimum} and maximum {maximum}, give 0 <= minimum <= maximum"
-        )
+def text_length(
+    minimum: int = 1,
+    maximum: int | None = None,
+    min_words: int = 0,
+    max_words: int | None = None,
+    max_drop: float = 0.9,
+) -> Filter:
+    """Samples whose texts have `minimum` to `maximum` characters in total, and as many words (between white space)."""
+    for name, low, high in (("", minimum, maximum), ("words: ", min_words, max_words)):
+        if low < 0 or (high is not None and high < low):
+            raise ValueError(
+                f"text_length: {name}minimum is {low} and maximum {high}, give 0 <= minimum <= maximum"
+            )
 
     def test(table: pa.Table) -> pa.Array:
-        segments = table["segments"]
-        lengths = pc.utf8_length(pc.struct_field(pc.list_flatten(segments), "text"))
-        records = pc.list_parent_indices(segments)
-        total = np.bincount(records, weights=pc.fill_null(lengths, 0), minlength=len(table))
-        is_long = total > (np.inf if maximum is None else maximum)
+        segments = SegmentColumns.of(table)
+        texts = segments.field("text")
+        num_characters = _total(table, segments, pc.utf8_length(texts))
+        is_short, is_long = num_characters < minimum, num_characters > _bound(maximum)
+        if min_words or max_words is not None:
+            words = pc.count_substring_regex(texts, r"[^\s]+")
+            num_words = _total(table, segments, words)
+            is_short, is_long = (
+                is_short | (num_words < min_words),
+                is_long | (num_words > _bound(max_words)),
+            )
         too_long = pc.if_else(is_long, "text_too_long", pa.scalar(None, pa.string()))
-        return pc.if_else(total < minimum, "text_too_short", too_long)
+        return pc.if_else(is_short, "text_too_short", too_long)
 
     return Filter("text_length", test, REASONS, max_drop)
+
+
+def _total(table: pa.Table, segments: SegmentColumns, counts: pa.Array) -> np.ndarray:
+    weights = pc.fill_null(counts, 0).to_numpy(zero_copy_only=False)
+    return np.bincount(segments.row, weights=weights, minlength=len(table))
+
+
+def _bound(maximum: int | None) -> float:
+    return np.inf if maximum is None else maximum
