@@ -48,6 +48,9 @@ COMMANDS = {
     "build mmc4": Command(
         "build_mmc4", "Build a dataset from MMC4 documents: fetch images, write shards", "data"
     ),
+    "build obelics": Command(
+        "build_obelics", "Build a dataset from OBELICS documents: images at their places", "data"
+    ),
     "build yt-storyboard": Command(
         "build_yt_storyboard", "Build a dataset from storyboards and subtitles of videos", "data"
     ),

@@ -182,6 +182,8 @@ HINTS = {
     "input_corrupt": "the file is damaged: download it again, then --overwrite",
     "no_storyboard": "the ledger has the status that YouTube gave; LOGIN_REQUIRED is its bot check",
     "sheet_size_unexpected": "check that --level and --sheet-path name the same sheets",
+    "unknown_form": "docs/instruct.md has the forms of records; --form sets one for all",
+    "medium_lost": "the links of the ledger say which images and videos are missing; check --media",
     "malformed_json": "check that --documents names files of this corpus",
     "missing_field": "check that --documents names files of this corpus",
 }

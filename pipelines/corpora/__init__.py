@@ -21,6 +21,7 @@ CORPORA: Mapping[str, str] = MappingProxyType(
         "instruct": "pipelines.corpora.instruct.rules",
         "laion": "pipelines.corpora.laion.rules",
         "mmc4": "pipelines.corpora.mmc4.rules",
+        "obelics": "pipelines.corpora.obelics.rules",
         "yt_storyboard": "pipelines.corpora.yt_storyboard.rules",
     }
 )

@@ -126,12 +126,21 @@ def _check_type(column: Column, field: pa.Field, file: str) -> None:
     wanted, there = column.type, field.type
     if pa.types.is_dictionary(there):
         there = there.value_type
-    is_text = any(t(there) for t in (pa.types.is_string, pa.types.is_large_string, _is_view))
-    is_number = pa.types.is_integer(there) or pa.types.is_floating(there)
-    fits = is_text if wanted in (pa.string(), pa.large_string()) else is_number
+    if wanted in (pa.string(), pa.large_string()):
+        fits, kind = _is_text(there), "text"
+    elif pa.types.is_list(wanted):
+        is_list = pa.types.is_list(there) or pa.types.is_large_list(there)
+        fits, kind = is_list and _is_text(there.value_type), "lists of texts"
+    else:
+        fits, kind = pa.types.is_integer(there) or pa.types.is_floating(there), "a number"
     if not fits and not pa.types.is_null(there):
-        kind = "text" if wanted in (pa.string(), pa.large_string()) else "a number"
         raise InputError(f"'{file}': column '{field.name}' is {field.type}, expected {kind}")
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    """A list of nothing but nulls has the type null in it."""
+    tests = (pa.types.is_string, pa.types.is_large_string, _is_view, pa.types.is_null)
+    return any(test(type_) for test in tests)
 
 
 def _is_view(type_: pa.DataType) -> bool:

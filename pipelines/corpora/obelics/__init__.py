@@ -1,0 +1,1 @@
+"""OBELICS: interleaved documents in the order of the web page."""
