@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from pydantic import Field
 
 from jobs.cli import JobError, failing, run_job
 from jobs.paths import job_path
+from jobs.planning import Rates, planned
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class BuildOptions(Checked):
     filters: tuple[str, ...] = ()
     """Filters of the finished samples, in this order: NAME or NAME:key=value,key=value, such as
     image_size:min_side=128 score:name=nsfw,max=0.5. emu filters lists them with their parameters and reasons."""
+    engine: Literal["native", "img2dataset"] = "native"
+    """native: the platform's own fetcher. img2dataset: its downloader, for the same shards and the same ledger, but
+    without limits per host; needs emu-platform[img2dataset]."""
     retry_failed: bool = False
     """Fetch again, in a finished dataset, the links that failed for a reason that may have passed:
     timeouts, 429, 5xx, lost connections, files missing in --media. What was kept stays, byte for byte.
@@ -55,6 +59,12 @@ class BuildOptions(Checked):
     times. Takes as much disk again. Pairs open without it."""
     fail_on_alarm: bool = False
     """End with an error, instead of a warning, where a rule drops more than 90% of what it sees."""
+    estimate: bool = False
+    """Fetch nothing: print links, bytes, hours and disk, from the inputs and --rates.*."""
+    rates: Rates = field(default_factory=Rates)
+    dry_run: bool = False
+    """Fetch nothing: read all records, apply every rule that comes before the fetch, and print the counts.
+    The ledger goes to OUT.dry_run, which each dry run replaces."""
     runner: Literal["ray", "local"] = "ray"
     """ray: on the cluster that the job was submitted to, else on a local Ray that the job starts.
     local: in this process."""
@@ -73,6 +83,8 @@ class BuildOptions(Checked):
             from pipelines.filters.options import parse_filters
 
             parse_filters(self.filters)
+        if self.retry_failed and (self.estimate or self.dry_run):
+            raise ValueError("estimate and dry_run are for a build, not for retry_failed")
         media = self.media_path
         if media is not None and "://" not in media and not Path(media).is_dir():
             raise ValueError(f"media is {self.media!r}, but there is no such folder")
@@ -117,7 +129,7 @@ def build(
     """
     from pipelines.core.run import run
     from pipelines.readers.files import refuse_overlap
-    from pipelines.transforms.fetch_links import Prior, has_retryable
+    from pipelines.transforms.fetch_links import Prior, has_retryable, with_engine
 
     began, where = time.monotonic(), job_path(out)
     cut = {"samples_per_shard": options.samples_per_shard, "limit": options.limit}
@@ -127,8 +139,13 @@ def build(
     pipeline = corpus.pipeline(
         source, rules, fetch, extra=cut, prior=prior, media=options.media_path
     )
+    pipeline = with_engine(with_choices(pipeline, options), options.engine)
+    noun = f"{corpus.REPORT.record_word}s"
     with ExitStack() as sessions:
         runner = build_runner(options.runner, options.num_cpus, sessions)
+        if options.estimate or options.dry_run:
+            rates = options.rates if options.estimate else None
+            return planned(pipeline, noun, where, rates, runner)
         manifest = run(
             pipeline,
             where,
@@ -139,7 +156,6 @@ def build(
         )
         if options.export:
             export_parquet(where, runner)
-    noun = f"{corpus.REPORT.record_word}s"
     summary = build_summary(manifest, pipeline.reasons, noun, out, time.monotonic() - began)
     if manifest.records.kept == 0:
         raise JobError(nothing_kept(manifest, noun), summary)

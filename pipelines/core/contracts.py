@@ -369,7 +369,7 @@ def alarms(
     found = [a for label, bound in _bounds(stages) for a in _exceeded(label, bound, counts)]
     if not total:
         return ("the input holds no records",)
-    if not kept:
+    if not kept and all(stage.max_drop < 1.0 for stage in stages):  # 1: may drop everything
         found.append(f"none of {total} records was kept")
     return tuple(found)
 

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import tyro
 from pydantic import Field
 
 from schemas.validation import Checked, ConfigError
@@ -27,11 +26,6 @@ MAX_AGENT_LENGTH = 1_000
 class FetchConfig(Checked):
     """Limits and politeness of fetching. Times are in seconds, sizes in bytes."""
 
-    engine: Annotated[
-        Literal["native", "img2dataset"], tyro.conf.arg(name="engine", prefix_name=False)
-    ] = "native"
-    """native: the platform's own fetcher. img2dataset: its downloader, for the same shards and the same ledger, without
-    limits per host."""
     concurrency: Annotated[
         int, Field(ge=1, le=4096, description="links in flight; more cores take more processes")
     ] = 64

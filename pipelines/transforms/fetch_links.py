@@ -12,14 +12,23 @@ A run that retries a published dataset takes from it what is already known of it
 import heapq
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.pipeline import Ask, Construct, Reason, Rejected, shard_of
+from pipelines.core.pipeline import (
+    Ask,
+    Barrier,
+    Construct,
+    Pipeline,
+    Reason,
+    Rejected,
+    Stage,
+    shard_of,
+)
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.download.fetcher import FetchConfig, Fetcher
 from pipelines.download.host_leases import LeaseTable
@@ -36,6 +45,9 @@ SHARD_FULL = "shard_full"
 SHARD_REASONS: Mapping[str, Reason] = {
     SHARD_FULL: Reason("What the links before it gave fills the shard (`max_shard_bytes`).")
 }
+
+Engine = Literal["native", "img2dataset"]
+"""What fetches: `pipelines.download.fetcher`, or `pipelines.download.img2dataset`."""
 
 Value = Mapping[str, Any]
 """One value: the fields of a `Content` by name."""
@@ -198,6 +210,23 @@ def fetch_links(
     )
 
 
+def is_fetch(step: object) -> TypeGuard[Construct]:
+    """Whether a step of a pipeline is the one of `fetch_links`."""
+    return isinstance(step, Construct) and step.make is FetchLinks
+
+
+def with_engine(pipeline: Pipeline, engine: Engine) -> Pipeline:
+    """The pipeline with another engine in its fetch; the same samples, so the same fingerprint."""
+    return replace(pipeline, stages=tuple(_with_engine(stage, engine) for stage in pipeline.stages))
+
+
+def _with_engine(stage: Stage | Barrier, engine: Engine) -> Stage | Barrier:
+    if isinstance(stage, Barrier):
+        return stage
+    steps = (replace(s, args=(*s.args, engine)) if is_fetch(s) else s for s in stage.steps)
+    return replace(stage, steps=tuple(steps))
+
+
 class FetchLinks:
     """Transform with one fetcher as long as its worker runs: adds the column of values, marks failed links.
 
@@ -209,6 +238,7 @@ class FetchLinks:
         content: what the links lead to.
         prior: a published dataset; what it knows of a link is not fetched again.
         media: folder or address of files; links that are no web addresses are paths in it.
+        engine: what fetches.
         ask: reaches the table of limits per host that all workers share.
     """
 
@@ -218,13 +248,14 @@ class FetchLinks:
         content: Content,
         prior: Prior | None = None,
         media: str | None = None,
+        engine: Engine = "native",
         ask: Ask | None = None,
     ) -> None:
         self.content = content
         self.prior = prior
         self.media = None if media is None else MediaFolder(media, fetch.max_bytes)
         self.max_bytes = fetch.max_shard_bytes
-        self.fetcher = _fetcher(fetch, content.accept, ask)
+        self.fetcher = _fetcher(engine, fetch, content.accept, ask)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with the column of values, and with reasons in `links`."""
@@ -290,9 +321,10 @@ def _read_media(media: MediaFolder, path: str, convert: Callable[[bytes], "_Held
         return _Result(reason=rejected.reason, detail=rejected.detail)
 
 
-def _fetcher(fetch: FetchConfig, accept: str, ask: Ask | None) -> "Fetcher | Img2datasetFetcher":
-    """What fetches, by `engine`."""
-    if fetch.engine == "native":
+def _fetcher(
+    engine: Engine, fetch: FetchConfig, accept: str, ask: Ask | None
+) -> "Fetcher | Img2datasetFetcher":
+    if engine == "native":
         return Fetcher(fetch, accept=accept, ask=ask)
     from pipelines.download.img2dataset import Img2datasetFetcher
 

@@ -44,7 +44,11 @@ def test_every_option_and_filter_exists(repository: Path):
         for kind in vars(job).values()
         if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == job.__name__
     ]
-    names = {f.name for kind in (*options, BuildOptions, MiniworldConfig) for f in fields(kind)}
+    names = {
+        f.name
+        for kind in (*options, BuildOptions, FetchConfig, MiniworldConfig)
+        for f in fields(kind)
+    }
     known = {"--" + name.replace("_", "-") for name in names} | {"--working-dir"}
     named = set(re.findall(r"--[a-z][a-z-]+", text))
     assert named <= known, named - known
