@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ from schemas.shard import FEATURES, INDEXES, LEDGERS, PARQUET, SHARDS, shard_nam
 
 _REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::[^/]*://)", re.IGNORECASE)
 _MAGIC = re.compile(r"[*?\[]")
+_CLIENTS = {"aiohttp", "botocore", "httpx", "httpx2", "huggingface_hub", "requests"}
 _STEM_LENGTH = 60  # leaves 20 of the 80 characters of a key for "-", a hash and the record number
 
 
@@ -58,11 +60,9 @@ class InputFiles:
 
     def open(self, name: str) -> BinaryIO:
         """A file opened for reading, as stored."""
-        try:
+        with _explained(f"'{name}': cannot be read"):
             filesystem, path = located(name, self.base)
             return filesystem.open(path, "rb")
-        except OSError as error:
-            raise InputError(f"'{name}': cannot be read: {error}") from error
 
     def fingerprint(self, hash_contents: bool = False) -> str:
         """A hash of the files' names and versions, after `versions:`; cheap, nothing is read.
@@ -74,10 +74,8 @@ class InputFiles:
         kind, of_file = ("contents", _contents) if hash_contents else ("versions", _version)
         digest = hashlib.sha256()
         for name in self.names():
-            try:
+            with _explained(f"'{name}': cannot be read"):
                 digest.update(f"{name}\0{of_file(name, self.base)}\0".encode())
-            except OSError as error:
-                raise InputError(f"'{name}': cannot be read: {error}") from error
         return f"{kind}:{digest.hexdigest()}"
 
     def key_stems(self, names: Sequence[str]) -> dict[str, str]:
@@ -158,16 +156,27 @@ def _stem(name: str, suffixes: Sequence[str]) -> str:
     return re.sub(r"[^a-z0-9_-]", "_", stem)[:_STEM_LENGTH] or "_"
 
 
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Errors of a disk or a store as `InputError`; clients of stores raise those of the HTTP library below them."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"{what}: {error}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise InputError(f"{what}: {error}") from error
+
+
 def _matches(pattern: str, base: str) -> list[str]:
     """The names of the files that a pattern stands for."""
-    try:
+    with _explained(f"'{pattern}': cannot be looked up"):
         filesystem, path = located(pattern, base)
         found = [path]
         if not filesystem.exists(path):
             found = sorted(map(str, filesystem.glob(as_pattern(pattern, base))))
         folders = [p for p in found if filesystem.isdir(p)]
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"'{pattern}': cannot be looked up: {error}") from error
     if not found:
         raise InputError(f"'{pattern}': no file matches; relative paths begin at '{base}'")
     if folders:

@@ -120,3 +120,12 @@ def test_nothing_to_retry_in_a_plan(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = ["--metadata", "x.parquet", "--out", str(tmp_path / "out"), "--retry-failed"]
     assert exit_code(main, [*words, "--dry-run"]) == 2
     assert "not for retry_failed" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_real_rows(
+    sample_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--metadata", f"{sample_data}/laion/*.parquet", "--out", f"{tmp_path}/out"]
+    assert main([*words, "--runner", "local", "--dry-run", "--max-caption-chars", "100"]) == 0
+    found = numbers(capsys.readouterr().out)
+    assert found["pairs"] == ["1,000"] and found["to fetch"] == ["917"] * 2
