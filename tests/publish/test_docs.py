@@ -1,4 +1,4 @@
-"""The reasons, options and filters in docs/data.md are those of the code."""
+"""The reasons and options in docs/data.md are those of the code."""
 
 import importlib
 import re
@@ -12,7 +12,6 @@ from jobs.building import BuildOptions
 from pipelines.core.pipeline import Reason
 from pipelines.corpora import CORPORA
 from pipelines.download.config import FetchConfig
-from pipelines.filters import FILTERS
 from pipelines.miniworld.config import MiniworldConfig
 from schemas.sample import SAMPLES, Sample, Segment
 
@@ -35,7 +34,7 @@ def test_every_reason_is_listed_with_its_meaning(repository: Path):
     assert rows <= known, f"reasons that no corpus has: {rows - known}"
 
 
-def test_every_option_and_filter_exists(repository: Path):
+def test_every_option_exists(repository: Path):
     text = (repository / "docs/data.md").read_text()
     jobs = [importlib.import_module(f"jobs.{c.module}") for c in COMMANDS.values()]
     options = [
@@ -52,7 +51,6 @@ def test_every_option_and_filter_exists(repository: Path):
     known = {"--" + name.replace("_", "-") for name in names} | {"--working-dir"}
     named = set(re.findall(r"--[a-z][a-z-]+", text))
     assert named <= known, named - known
-    assert set(re.findall(r"^\| `(\w+)\(", text, re.MULTILINE)) == set(FILTERS)
 
 
 def test_the_example_of_a_filter_works(repository: Path):
