@@ -63,6 +63,7 @@ COMMANDS = {
     "build pairs": Command(
         "build_pairs", "Build a dataset of synthetic image-text pairs, without a download", "data"
     ),
+    "dedup": Command("dedup", "Write datasets once more as one, without their duplicates", "data"),
     "filters": Command(
         "list_filters", "List the filters of --filters: parameters, defaults, reasons", "data"
     ),

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from jobs.choices import Choices
 from jobs.cli import JobError, failing, run_job
 from jobs.paths import job_path
 from jobs.planning import Rates, planned
-from schemas.validation import Checked
 
 if TYPE_CHECKING:
-    from pipelines.core.pipeline import Pipeline, Reasons
+    from pipelines.core.pipeline import Reasons
     from pipelines.core.stage_runner import Runner
     from pipelines.download.config import FetchConfig
     from schemas.manifest import Manifest, Tally
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class BuildOptions(Checked):
+class BuildOptions(Choices):
     """How a dataset is built, whatever its corpus."""
 
     samples_per_shard: Annotated[
@@ -41,9 +41,6 @@ class BuildOptions(Checked):
     media: str | None = None
     """Folder or address (s3://bucket/images) of media that are on disk already, beside or instead of links to fetch.
     How files are named in it stands in docs/data.md, by corpus. It may move between runs; its files must not change."""
-    filters: tuple[str, ...] = ()
-    """Filters of the finished samples, in this order: NAME or NAME:key=value,key=value, such as
-    image_size:min_side=128 score:name=nsfw,max=0.5. emu filters lists them with their parameters and reasons."""
     engine: Literal["native", "img2dataset"] = "native"
     """native: the platform's own fetcher. img2dataset: its downloader, for the same shards and the same ledger, but
     without limits per host; needs emu-platform[img2dataset]."""
@@ -79,10 +76,6 @@ class BuildOptions(Checked):
             raise ValueError(
                 "retry_failed and overwrite exclude each other: keep the dataset, or start over"
             )
-        if self.filters:
-            from pipelines.filters.options import parse_filters
-
-            parse_filters(self.filters)
         if self.retry_failed and (self.estimate or self.dry_run):
             raise ValueError("estimate and dry_run are for a build, not for retry_failed")
         media = self.media_path
@@ -139,7 +132,7 @@ def build(
     pipeline = corpus.pipeline(
         source, rules, fetch, extra=cut, prior=prior, media=options.media_path
     )
-    pipeline = with_engine(with_choices(pipeline, options), options.engine)
+    pipeline = with_engine(options.applied(pipeline), options.engine)
     noun = f"{corpus.REPORT.record_word}s"
     with ExitStack() as sessions:
         runner = build_runner(options.runner, options.num_cpus, sessions)
@@ -172,13 +165,6 @@ def export_parquet(where: str, runner: "Runner") -> int:
     manifest, num_done = extend(ParquetExport(), where, runner)
     refresh_card(Storage(where), manifest)
     return num_done
-
-
-def with_choices(pipeline: "Pipeline", options: BuildOptions) -> "Pipeline":
-    """The pipeline with the filters that the options name behind its stages."""
-    from pipelines.filters.options import parse_filters, with_filters
-
-    return with_filters(pipeline, parse_filters(options.filters))
 
 
 HINTS = {

@@ -107,16 +107,16 @@ def with_filters(pipeline: Pipeline, choices: Sequence[FilterChoice]) -> Pipelin
     if not choices:
         return pipeline
     filters = _with_own_names([choice.make() for choice in choices])
-    first, *others = pipeline.stages
+    stages = pipeline.stages
     early = tuple(f for f in filters if f.is_for_links)
-    if early and others and isinstance(first, Stage):
-        first = replace(first, steps=(*first.steps, *early))
+    if early and len(stages) > 1 and isinstance(stages[0], Stage):
+        stages = (replace(stages[0], steps=(*stages[0].steps, *early)), *stages[1:])
     added = [
         Stage(STAGE if not n else f"{STAGE}_{n + 1}", tuple(some), needs or Resources())
         for n, (needs, some) in enumerate(groupby(filters, lambda f: f.resources))
     ]
     config = {**pipeline.config, "filters": [choice.config() for choice in choices]}
-    return replace(pipeline, stages=(first, *others, *added), config=config)
+    return replace(pipeline, stages=(*stages, *added), config=config)
 
 
 def _with_own_names(filters: Iterable[Filter]) -> list[Filter]:

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from pipelines.core.pipeline import Reasons
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.publish.cards import card_parts, clock, pick_samples, thumbnail
+from pipelines.publish.duplicates import largest_groups
 from schemas.manifest import REPORT_FILE, Manifest
 from schemas.shard import INDEXES, LEDGERS
 from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
@@ -74,6 +75,7 @@ class Report:
             charts=[histogram(*chart) for chart in self._charts(distributions)],
             samples=pick_samples(storage, manifest, self.num_cards),
             hosts=hosts.worst(_NUM_HOSTS_SHOWN),
+            groups=largest_groups(storage, manifest),
             stages=sorted(manifest.stages.items(), key=_stage_order),
             settings=list(flatten(manifest.config)),
             fingerprint=vars(manifest.fingerprint),
