@@ -67,6 +67,9 @@ COMMANDS = {
     "filters": Command(
         "list_filters", "List the filters of --filters: parameters, defaults, reasons", "data"
     ),
+    "adopt": Command(
+        "adopt_shards", "Make a dataset of webdataset shards that exist, without a copy", "data"
+    ),
     "inspect": Command(
         "inspect_shards",
         "Show a dataset: counts, samples, a page, one key; verify its files",

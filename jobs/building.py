@@ -149,10 +149,7 @@ def build(
         )
         if options.export:
             export_parquet(where, runner)
-    summary = build_summary(manifest, pipeline.reasons, noun, out, time.monotonic() - began)
-    if manifest.records.kept == 0:
-        raise JobError(nothing_kept(manifest, noun), summary)
-    return summary
+    return build_summary(manifest, pipeline.reasons, noun, out, time.monotonic() - began)
 
 
 def export_parquet(where: str, runner: "Runner") -> int:
@@ -214,11 +211,17 @@ def nothing_kept(manifest: "Manifest", noun: str) -> str:
 def build_summary(
     manifest: "Manifest", reasons: "Reasons", noun: str, out: str, seconds: float
 ) -> str:
-    """What was built, in words for a terminal; `noun` names the records."""
+    """What was built, in words for a terminal; `noun` names the records.
+
+    Raises:
+        JobError: nothing was kept; with the commonest reason.
+    """
     from pipelines.publish.report import REPORT_FILE, size
     from schemas.shard import LEDGERS, SHARDS
 
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    is_adopted = any(shard.path for shard in manifest.shards)
+    tars = "left where they are" if is_adopted else f"in {out}/{SHARDS}"
     lines = [
         "",
         *_tally(noun, manifest.records, reasons),
@@ -226,12 +229,15 @@ def build_summary(
         *_tally("links", manifest.links, reasons),
         "",
         *(f"ALARM      {alarm}" for alarm in manifest.alarms),
-        f"shards     {len(manifest.shards):,} in {out}/{SHARDS} ({size(num_bytes)})",
+        f"shards     {len(manifest.shards):,} {tars} ({size(num_bytes)})",
         f"ledger     {out}/{LEDGERS}",
         f"report     {out}/{REPORT_FILE}",
         f"time       {seconds:.1f} s",
     ]
-    return "\n".join(lines)
+    summary = "\n".join(lines)
+    if manifest.records.kept == 0:
+        raise JobError(nothing_kept(manifest, noun), summary)
+    return summary
 
 
 def build_runner(

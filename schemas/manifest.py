@@ -1,14 +1,14 @@
 """Manifest: what a dataset holds, and that it is complete.
 
 `OUT/manifest.json` is written last; its existence means that every shard, index and ledger it names is
-whole. Version 2.
+whole. Version 2, or 3 where tars lie elsewhere.
 
 | field       | meaning                                                                                |
 |-------------|----------------------------------------------------------------------------------------|
 | schema      | `manifest/2`                                                                           |
 | corpus      | such as `mmc4`                                                                         |
 | sample      | version of the samples, `sample/1`                                                     |
-| shards      | list in order: `name`, `num_samples`, `num_images`, `num_bytes` and `sha256` of the tar |
+| shards      | list: `name`, `num_samples`, `num_images`, `num_bytes`, `sha256` of the tar; `path` if adopted |
 | records     | `total`, `kept`, `dropped` by reason                                                   |
 | links       | the same for links                                                                     |
 | stages      | by stage and filter: `seen`, and `dropped` by reason                                   |
@@ -27,10 +27,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from schemas.sample import SAMPLE_VERSION
+from schemas.shard import SHARDS
 from schemas.validation import SchemaError
 
 MANIFEST_VERSION = 2
-READABLE = ("manifest/1", f"manifest/{MANIFEST_VERSION}")
+ADOPTED_VERSION = 3
+READABLE = ("manifest/1", f"manifest/{MANIFEST_VERSION}", f"manifest/{ADOPTED_VERSION}")
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.html"
 """Beside the manifest: the dataset as a page, for a person."""
@@ -48,6 +50,17 @@ class ShardEntry:
     num_images: int
     num_bytes: int
     sha256: str
+    path: str | None = None
+    """Of a tar that was adopted: relative to the dataset, absolute, or an address."""
+
+    @property
+    def tar(self) -> str:
+        """Where the tar lies: relative to the dataset, absolute, or an address."""
+        return self.path or f"{SHARDS}/{self.name}.tar"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON, without what is not set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,11 @@ class Manifest:
     def to_json(self) -> str:
         """Indented JSON with sorted keys; raises `SchemaError` if the manifest does not hold."""
         check_manifest(self)
-        document = {"schema": f"manifest/{MANIFEST_VERSION}", "sample": f"sample/{SAMPLE_VERSION}"}
-        return json.dumps(document | asdict(self), indent=2, sort_keys=True) + "\n"
+        is_adopted = any(shard.path is not None for shard in self.shards)
+        version = ADOPTED_VERSION if is_adopted else MANIFEST_VERSION
+        document = {"schema": f"manifest/{version}", "sample": f"sample/{SAMPLE_VERSION}"}
+        document |= asdict(self) | {"shards": [shard.as_dict() for shard in self.shards]}
+        return json.dumps(document, indent=2, sort_keys=True) + "\n"
 
 
 def check_manifest(manifest: Manifest) -> Manifest:

@@ -42,9 +42,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from schemas.adopted import decode_adopted
 from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, manifest_from_json
 from schemas.sample import Sample
-from schemas.shard import INDEXES, SHARDS, decode_members, read_members
+from schemas.shard import INDEXES, decode_members, read_members
 from schemas.table_spec import check_table
 from schemas.tables import INDEX
 from schemas.validation import SchemaError
@@ -167,9 +168,8 @@ class Dataset:
         stop = max(m["offset"] + m["size"] for m in members)
         near = [m | {"offset": m["offset"] - start} for m in members]
         key = opened.index["key"][row].as_py()
-        return decode_members(
-            key, read_members(opened.cut(start, stop), near), f"{opened.entry.name}.tar"
-        )
+        decode = decode_members if opened.entry.path is None else decode_adopted
+        return decode(key, read_members(opened.cut(start, stop), near), f"{opened.entry.name}.tar")
 
     def _read_manifest(self) -> Manifest:
         path = self.path(MANIFEST_FILE)
@@ -188,9 +188,9 @@ class Dataset:
     def _open_shard(self, number: int) -> OpenShard:
         entry = self.entries[number]
         index = self._read_index(entry)
-        path = self.path(SHARDS, f"{entry.name}.tar")
+        system, path = self._tar(entry)
         try:
-            size = self._fs.size(path)
+            size = system.size(path)
         except FileNotFoundError as error:
             raise DatasetError(f"{path}: the manifest names this tar, but it is missing") from error
         if size != entry.num_bytes:
@@ -198,14 +198,13 @@ class Dataset:
                 f"{path}: {size} bytes, the manifest says {entry.num_bytes}; copy it again or "
                 "rebuild the dataset"
             )
-        return OpenShard(entry, index, self._cutter(path))
+        return OpenShard(entry, index, _cutter(system, path))
 
-    def _cutter(self, path: str) -> Callable[[int, int], bytes]:
-        if not self.is_local:
-            return lambda start, stop: self._fs.cat_file(path, start=start, end=stop)
-        with Path(path).open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return lambda start, stop: data[start:stop]
+    def _tar(self, entry: ShardEntry) -> tuple[Any, str]:
+        """The file system that holds the tar of a shard, and its path there."""
+        if entry.path is not None and ("://" in entry.path or Path(entry.path).is_absolute()):
+            return fsspec.core.url_to_fs(entry.path)
+        return self._fs, self.path(entry.tar)
 
     def _read_index(self, entry: ShardEntry) -> pa.Table:
         path = self.path(INDEXES, f"{entry.name}.parquet")
@@ -224,6 +223,15 @@ class Dataset:
                 f"{path}: {len(table)} rows, the manifest says {entry.num_samples} samples"
             )
         return table.select(["key", "members"]).combine_chunks()
+
+
+def _cutter(system: Any, path: str) -> Callable[[int, int], bytes]:
+    """What reads a byte range of a tar."""
+    if not isinstance(system, LocalFileSystem):
+        return lambda start, stop: system.cat_file(path, start=start, end=stop)
+    with Path(path).open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return lambda start, stop: data[start:stop]
 
 
 class Recent(Generic[T]):

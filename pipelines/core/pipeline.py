@@ -316,7 +316,8 @@ class Extension(Protocol):
         ...
 
     def open(self, storage: "Storage") -> Any:
-        """The `ShardWork` of the stage, made on its worker; `parts` of its shards hold the `sha256` of the tar."""
+        """The `ShardWork` of the stage, made on its worker; the one part of its shards is the entry of the manifest
+        (`ShardEntry.as_dict`)."""
         ...
 
     def complete(self, manifest: "Manifest") -> "Manifest":

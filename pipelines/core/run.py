@@ -118,7 +118,7 @@ def extend(
         if admitted != manifest:
             storage.commit(MANIFEST_FILE, admitted.to_json().encode())
         pending = [e for e in admitted.shards if not extension.is_done(storage, e)]
-        plans = [ShardPlan(e.name, e.num_samples, ({"sha256": e.sha256},)) for e in pending]
+        plans = [ShardPlan(e.name, e.num_samples, (e.as_dict(),)) for e in pending]
         open_work = partial(ExtensionWork, extension, storage)
         operator = Operator(extension.name, extension.resources, open_work)
         results = (runner or LocalRunner()).run([operator], plans) if plans else iter(())

@@ -8,7 +8,7 @@ runner only has to pass on the names of shards.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -334,7 +334,7 @@ class SinkWork:
 
     def _write_ledger(self, state: ShardState, entry: ShardEntry) -> None:
         rows = in_order(pa.concat_tables([state.ledger, kept_rows(state.table, PUBLISH)]))
-        about = canonical_json({"entry": asdict(entry), "stages": state.counts}).encode()
+        about = canonical_json({"entry": entry.as_dict(), "stages": state.counts}).encode()
         path = f"{LEDGERS}/{entry.name}.parquet"
         write_parquet(self._workspace.storage, path, rows, LEDGER, {ABOUT_KEY: about})
 

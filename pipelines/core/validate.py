@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipelines.core.contracts import ABOUT_KEY, Counts, tally
 from pipelines.core.pipeline import LedgerError, ShardPlan
+from pipelines.core.published import tar_of
 from pipelines.core.storage import Storage, read_parquet, read_parquet_metadata
 from schemas.manifest import ShardEntry, Tally
 from schemas.shard import BLOCK, INDEXES, LEDGERS, SHARDS
@@ -40,18 +41,23 @@ class ShardFacts:
 def check_shard(storage: Storage, plan: ShardPlan) -> ShardFacts:
     """The facts of a published shard; raises `LedgerError` naming the shard and the first keys."""
     name = plan.name
-    _check_exist(storage, name)
+    _check_exist(storage, name, (f"{INDEXES}/{name}.parquet", f"{LEDGERS}/{name}.parquet"))
     ledger = read_parquet(storage, f"{LEDGERS}/{name}.parquet", LEDGER)
     index = read_parquet(storage, f"{INDEXES}/{name}.parquet", INDEX)
     about = _about(storage, name)
     entry = ShardEntry(**about["entry"])
+    tars, tar = tar_of(storage, entry)
+    _check_exist(tars, name, (tar,))
     is_record = pc.is_null(ledger.column("slot"))
     records, links = ledger.filter(is_record), ledger.filter(pc.invert(is_record))
     _check_records(name, records, plan.num_records)
     _check_links(name, records, links)
     _check_reasons(name, ledger)
     _check_index(name, records, index, entry)
-    _check_tar(storage, name, index, entry)
+    if entry.path is None:
+        _check_tar(storage, name, index, entry)
+    elif tars.size(tar) != entry.num_bytes:
+        raise LedgerError(f"shard '{name}': '{tars.address(tar)}' changed while it was read")
     bounds = pc.min_max(records.column("key")).as_py()
     return ShardFacts(
         entry, _tally(records), _tally(links), about["stages"], bounds["min"], bounds["max"]
@@ -69,8 +75,7 @@ def check_files(storage: Storage, shards: Iterable[str]) -> None:
             )
 
 
-def _check_exist(storage: Storage, name: str) -> None:
-    paths = (f"{SHARDS}/{name}.tar", f"{INDEXES}/{name}.parquet", f"{LEDGERS}/{name}.parquet")
+def _check_exist(storage: Storage, name: str, paths: Sequence[str]) -> None:
     missing = [p for p in paths if not storage.exists(p)]
     if missing:
         raise LedgerError(f"shard '{name}': {missing} missing in '{storage.root}'")

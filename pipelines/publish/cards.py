@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from pipelines.core.published import open_tar, read_sample
 from pipelines.core.storage import Storage, read_parquet
-from pipelines.publish.shards import read_sample
 from schemas.manifest import Manifest
 from schemas.sample import Sample, Segment
-from schemas.shard import INDEXES, SHARDS
+from schemas.shard import INDEXES
 from schemas.tables import INDEX
 
 _THUMBNAIL_SIDE, _THUMBNAIL_QUALITY = 200, 80
@@ -42,9 +42,9 @@ def pick_samples(storage: Storage, manifest: Manifest, num_samples: int) -> Iter
         if rows:
             path = f"{INDEXES}/{shard.name}.parquet"
             index = read_parquet(storage, path, INDEX, ("key", "members")).take(rows)
-            with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
+            with open_tar(storage, shard) as tar:
                 for row in index.to_pylist():
-                    yield read_sample(tar, row, shard.name)
+                    yield read_sample(tar, row, shard)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.core.pipeline import Resources, ShardPlan
+from pipelines.core.published import read_samples
 from pipelines.core.storage import Storage, read_parquet_metadata
 from schemas.manifest import Manifest, ShardEntry
 from schemas.sample import Sample, canonical_json
-from schemas.shard import PARQUET, SHARDS, read_tar
+from schemas.shard import PARQUET
 
 SOURCE_KEY = b"emu.parquet.tar_sha256"
 IMAGE_PLACE = "<image>"
@@ -140,24 +141,21 @@ class ExportWork:
 
     def __call__(self, shard: ShardPlan) -> int:
         """Commit the twin of a shard and return its number of samples."""
-        schema = export_schema(shard.parts[0]["sha256"])
+        entry = ShardEntry(**shard.parts[0])
 
         def write(file: BinaryIO) -> int:
-            return self._write(file, shard.name, schema)
+            return self._write(file, entry)
 
         return self.storage.commit(parquet_path(shard.name), write) or 0
 
     def close(self) -> None:
         """Nothing to release."""
 
-    def _write(self, file: BinaryIO, shard: str, schema: pa.Schema) -> int:
-        num_rows = 0
-        with (
-            self.storage.open(f"{SHARDS}/{shard}.tar") as tar,
-            # Images are compressed already; texts are small beside them.
-            pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer,
-        ):
-            for rows in _groups(read_tar(tar, f"{shard}.tar")):
+    def _write(self, file: BinaryIO, entry: ShardEntry) -> int:
+        num_rows, schema = 0, export_schema(entry.sha256)
+        # Images are compressed already; texts are small beside them.
+        with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+            for rows in _groups(read_samples(self.storage, entry)):
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                 num_rows += len(rows)
         return num_rows

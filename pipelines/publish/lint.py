@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.pipeline import LedgerError
+from pipelines.core.published import open_tar, read_sample
 from pipelines.core.storage import Storage, read_arrow, read_parquet
 from pipelines.core.validate import KeyRange, check_unique
-from pipelines.publish.shards import read_sample
 from schemas.images import ImageError, decode_image, open_image
 from schemas.manifest import Manifest, ShardEntry, Tally
 from schemas.sample import Sample
@@ -66,7 +66,7 @@ class Lint:
     def shard(self, entry: ShardEntry) -> Iterator[str]:
         """What is wrong with the files of a shard, `FILE: problem`."""
         index = ledger = None
-        names = {SHARDS: ".tar", INDEXES: ".parquet", LEDGERS: ".parquet"}
+        names = {INDEXES: ".parquet", LEDGERS: ".parquet"}
         paths = {folder: f"{folder}/{entry.name}{suffix}" for folder, suffix in names.items()}
         try:
             index = read_parquet(self.storage, paths[INDEXES], INDEX)
@@ -80,9 +80,9 @@ class Lint:
             self._is_counted = False
             yield _told(paths[LEDGERS], error)
         try:
-            yield from _limited(paths[SHARDS], self._tar_problems(paths[SHARDS], entry, index))
+            yield from _limited(entry.tar, self._tar_problems(entry, index))
         except (SchemaError, OSError) as error:
-            yield _told(paths[SHARDS], error)
+            yield _told(entry.tar, error)
         yield from self._feature_problems(entry, index)
 
     def finish(self) -> Iterator[str]:
@@ -126,9 +126,9 @@ class Lint:
             yield from (f"'{key}' is kept, but not in the index" for key in sorted(kept - indexed))
             yield from (f"'{key}' is in the index, but not kept" for key in sorted(indexed - kept))
 
-    def _tar_problems(self, path: str, entry: ShardEntry, index: pa.Table | None) -> Iterator[str]:
+    def _tar_problems(self, entry: ShardEntry, index: pa.Table | None) -> Iterator[str]:
         num_bytes, digest = 0, hashlib.sha256()
-        with self.storage.open(path) as tar:
+        with open_tar(self.storage, entry) as tar:
             while chunk := tar.read(_CHUNK_BYTES):
                 num_bytes += len(chunk)
                 digest.update(chunk)
@@ -140,10 +140,11 @@ class Lint:
                 return
             rows = index.to_pylist()
             tar.seek(0)
-            yield from _member_problems(tar, rows)
+            if entry.path is None:
+                yield from _member_problems(tar, rows)
             for row in rows:
                 try:
-                    yield from _sample_problems(read_sample(tar, row, entry.name), row)
+                    yield from _sample_problems(read_sample(tar, row, entry), row)
                 except (SchemaError, OSError, ValueError) as error:  # places may be anywhere
                     yield str(error).removeprefix(f"{entry.name}.tar: ")
 

@@ -7,13 +7,13 @@ from typing import Any
 import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Reasons
+from pipelines.core.published import open_tar, read_sample
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.publish.cards import clock
 from pipelines.publish.report import size
-from pipelines.publish.shards import read_sample
 from schemas.manifest import Manifest
 from schemas.sample import Sample, canonical_json
-from schemas.shard import INDEXES, LEDGERS, SHARDS
+from schemas.shard import INDEXES, LEDGERS
 from schemas.tables import INDEX, KEPT, LEDGER
 
 _SHOWN_CHARACTERS, _SHOWN_SEGMENTS = 100, 12
@@ -50,8 +50,8 @@ def find_key(storage: Storage, manifest: Manifest, key: str) -> Found | None:
         found = index.filter(pc.equal(index["key"], key)).to_pylist()
         if not found:
             return Found(shard.name, rows)
-        with storage.open(f"{SHARDS}/{shard.name}.tar") as tar:
-            return Found(shard.name, rows, found[0], read_sample(tar, found[0], shard.name))
+        with open_tar(storage, shard) as tar:
+            return Found(shard.name, rows, found[0], read_sample(tar, found[0], shard))
     return None
 
 

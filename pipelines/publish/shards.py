@@ -1,10 +1,10 @@
-"""Published shards: the sink that writes the tar and the index of a shard, and samples read back from them.
+"""Published shards: the sink that writes the tar and the index of a shard.
 
 A change of this module changes the fingerprint of every dataset, so what only the report needs is not here.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines.core.storage import Storage, write_parquet
 from schemas.manifest import ShardEntry
 from schemas.sample import SAMPLES, Sample, sample_from_row
-from schemas.shard import INDEXES, SHARDS, decode_members, write_tar
+from schemas.shard import INDEXES, SHARDS, write_tar
 from schemas.tables import INDEX
 
 _ROWS_AT_ONCE = 32
@@ -26,8 +26,8 @@ class ShardSink:
     def write(self, shard: str, table: pa.Table, storage: Storage) -> ShardEntry:
         """Write the columns of `SAMPLES` as a shard; its hash is computed while the bytes are written."""
 
-        def write(file: BinaryIO) -> tuple[list[dict[str, Any]], _HashedFile]:
-            hashed = _HashedFile(file)
+        def write(file: BinaryIO) -> tuple[list[dict[str, Any]], HashedFile]:
+            hashed = HashedFile(file)
             return write_tar(cast(BinaryIO, hashed), _samples(table), shard), hashed
 
         written = storage.commit(f"{SHARDS}/{shard}.tar", write)
@@ -43,20 +43,7 @@ class ShardSink:
         )
 
 
-def read_sample(tar: BinaryIO, row: Mapping[str, Any], shard: str) -> Sample:
-    """The sample of an index row (`key`, `members`), read from its position in the open tar.
-
-    Raises:
-        SchemaError: the bytes there are not that sample.
-    """
-    members = {}
-    for member in row["members"]:
-        tar.seek(member["offset"])
-        members[member["name"]] = tar.read(member["size"])
-    return decode_members(row["key"], members, f"{shard}.tar")
-
-
-class _HashedFile:
+class HashedFile:
     """A file opened for writing that counts and hashes its bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -65,6 +52,7 @@ class _HashedFile:
         self.digest = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
+        """Write, count and hash."""
         self.num_bytes += len(data)
         self.digest.update(data)
         return self.file.write(data)

@@ -15,11 +15,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines.core.pipeline import Resources, ShardPlan
+from pipelines.core.published import read_samples
 from pipelines.core.storage import Storage, read_arrow_schema
 from schemas.features import INFO_KEY, FeatureInfo, feature_info, features_schema
 from schemas.manifest import Manifest, ShardEntry
 from schemas.sample import Sample, canonical_json
-from schemas.shard import FEATURES, SHARDS, read_tar
+from schemas.shard import FEATURES
 from schemas.validation import Checked
 
 SOURCE_KEY = b"emu.features.tar_sha256"
@@ -105,23 +106,23 @@ class FeatureWork:
 
     def __call__(self, shard: ShardPlan) -> int:
         """Commit the features of a shard and return its number of images."""
-        source = shard.parts[0]["sha256"]
+        entry = ShardEntry(**shard.parts[0])
         path = features_path(shard.name)
-        return self.storage.commit(path, lambda file: self._write(file, shard.name, source)) or 0
+        return self.storage.commit(path, lambda file: self._write(file, entry)) or 0
 
     def close(self) -> None:
         """Nothing to release: the encoder goes with the worker."""
 
-    def _write(self, file: BinaryIO, shard: str, source: str) -> int:
+    def _write(self, file: BinaryIO, entry: ShardEntry) -> int:
         schema = features_schema(self.info)
-        schema = schema.with_metadata({**(schema.metadata or {}), SOURCE_KEY: source.encode()})
+        schema = schema.with_metadata(
+            {**(schema.metadata or {}), SOURCE_KEY: entry.sha256.encode()}
+        )
         num_images = 0
-        with (
-            self.storage.open(f"{SHARDS}/{shard}.tar") as tar,
-            pa.ipc.new_file(file, schema) as writer,
-        ):
-            for images in batched(images_of(read_tar(tar, f"{shard}.tar")), self.batch_size):
-                tokens = self._encoded(images, shard)
+        with pa.ipc.new_file(file, schema) as writer:
+            samples = read_samples(self.storage, entry)
+            for images in batched(images_of(samples), self.batch_size):
+                tokens = self._encoded(images, entry.name)
                 writer.write_batch(feature_rows(images, tokens, self.info, schema))
                 num_images += len(images)
         return num_images

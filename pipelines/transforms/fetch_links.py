@@ -29,14 +29,15 @@ from pipelines.core.pipeline import (
     Stage,
     shard_of,
 )
+from pipelines.core.published import read_built_samples
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.download.fetcher import FetchConfig, Fetcher
 from pipelines.download.host_leases import LeaseTable
 from pipelines.download.media import MEDIA_REASONS, MediaFolder, is_web_address
 from pipelines.download.reasons import FETCH_REASONS
 from schemas.sample import LINK_TYPE, Link, Sample, link_from_row
-from schemas.shard import INDEXES, LEDGERS, SHARDS, decode_members
-from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
+from schemas.shard import LEDGERS
+from schemas.tables import DROPPED, KEPT, LEDGER
 
 if TYPE_CHECKING:
     from pipelines.download.img2dataset import Img2datasetFetcher
@@ -142,7 +143,7 @@ class Prior:
         }
         origin_of = dict(zip(records["key"].to_pylist(), _origins(records), strict=True))
         values: dict[LinkName, list[Value]] = {}
-        for sample in _samples(storage, shard):
+        for sample in read_built_samples(storage, shard):
             origin = origin_of[sample.key]
             for slot, value in content.published(sample) if origin not in lost else ():
                 values.setdefault((*origin, slot), []).append(value)
@@ -165,17 +166,6 @@ def _joined(values: list[Value]) -> Value:
 def _final_reasons(content: Content) -> set[str]:
     reasons = {**link_reasons(content), **MEDIA_REASONS}
     return {word for word, reason in reasons.items() if not reason.retryable}
-
-
-def _samples(storage: Storage, shard: str) -> Iterator[Sample]:
-    index = read_parquet(storage, f"{INDEXES}/{shard}.parquet", INDEX)
-    with storage.open(f"{SHARDS}/{shard}.tar") as tar:
-        for row in index.select(["key", "members"]).to_pylist():
-            members: dict[str, bytes] = {}
-            for member in row["members"]:
-                tar.seek(member["offset"])
-                members[member["name"]] = tar.read(member["size"])
-            yield decode_members(row["key"], members, f"{shard}.tar")
 
 
 def link_reasons(content: Content, media: str | None = None) -> Mapping[str, Reason]:
