@@ -44,6 +44,11 @@ class BuildMmc4(Checked):
     max_images: Annotated[int, Field(ge=1, description="None for no limit")] | None = 256
     """Images to fetch per document at most: the most similar ones. None takes all.
     Real documents have a handful; the default only bounds what one extreme page can cost."""
+    clip: str | None = None
+    """CLIP for the similarities of documents without a similarity_matrix: ViT-L-14:FILE_OR_TAG, or a folder of
+    open_clip. None drops these documents."""
+    clip_gpus: Annotated[float, Field(ge=0, le=16)] = 0.0
+    """GPUs, 0 to 16, that a worker of --clip takes, also parts of one; 0 computes on the CPU."""
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)
     fetch: FetchConfig = field(default_factory=FetchConfig)
 
@@ -55,10 +60,12 @@ class BuildMmc4(Checked):
 def build_mmc4(options: BuildMmc4) -> str:
     """Build, resume or retry the dataset; returns the summary."""
     from pipelines.corpora.mmc4 import rules as mmc4
+    from pipelines.images.clip import ClipWeights
     from pipelines.images.normalise import ImageConfig
 
     image = ImageConfig(side=options.side)
-    rules = mmc4.Rules(options.min_similarity, options.max_images, image)
+    clip = ClipWeights.parsed(options.clip, options.clip_gpus) if options.clip else None
+    rules = mmc4.Rules(options.min_similarity, options.max_images, image, clip)
     return build(mmc4, options.documents, options.out, rules, options.fetch, options.build)
 
 

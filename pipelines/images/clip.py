@@ -7,7 +7,7 @@ downloaded by it); or it is a folder with `open_clip_config.json` and weights, a
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,26 @@ class ClipWeights:
     """Name of a model of open_clip, or a folder of its form."""
     pretrained: str | None = None
     """A file of weights or a pretrained tag; null only for a folder, which has its own."""
+    gpus: float = 0.0
+    """GPUs that a worker takes, also parts of one; 0 computes on the CPU."""
+
+    @classmethod
+    def parsed(cls, text: str, gpus: float = 0.0) -> "ClipWeights":
+        """From `MODEL:PRETRAINED` or a folder."""
+        model, _, pretrained = (text, "", "") if Path(text).is_dir() else text.partition(":")
+        return cls(model, pretrained or None, gpus).checked("clip")
 
     def checked(self, who: str) -> "ClipWeights":
         """With absolute paths; raises `ValueError` naming `who` where no weights are named or a file is absent."""
         if Path(self.model).is_dir():
-            return ClipWeights(str(Path(self.model).absolute()), self.pretrained)
+            return replace(self, model=str(Path(self.model).absolute()))
         if not self.pretrained:
             raise ValueError(
                 f"{who}: no weights for {self.model}: give pretrained=FILE or a tag of open_clip (such as openai), "
                 "or a folder with open_clip_config.json as model"
             )
         if Path(self.pretrained).is_file():
-            return ClipWeights(self.model, str(Path(self.pretrained).absolute()))
+            return replace(self, pretrained=str(Path(self.pretrained).absolute()))
         if "/" in self.pretrained or "." in self.pretrained:
             raise ValueError(f"{who}: pretrained is {self.pretrained!r}, but there is no such file")
         return self

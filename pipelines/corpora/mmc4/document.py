@@ -69,11 +69,14 @@ class Document:
     matched_text_index: tuple[int, ...]
     """As released: the sentence of each image, from an assignment over all N images."""
     similarity: tuple[tuple[float, ...], ...]
-    """N rows of M cosine similarities."""
+    """N rows of M cosine similarities; empty where the document has none."""
 
 
-def parse_document(line: str) -> Document:
-    """The document that a line holds; raises `DocumentError` for every other line."""
+def parse_document(line: str, needs_similarity: bool = True) -> Document:
+    """The document that a line holds; raises `DocumentError` for every other line.
+
+    Without `needs_similarity` a document may lack `similarity_matrix`; its `similarity` is empty then.
+    """
     document = _loaded(line)
     if not isinstance(document, dict):
         raise DocumentError("not_an_object", f"the line is {_shown(document)}")
@@ -83,13 +86,14 @@ def parse_document(line: str) -> Document:
     images = [_image(image, i, len(texts)) for i, image in _items(document, "image_info")]
     if not images:
         raise DocumentError("no_images", "image_info is empty")
+    has_matrix = needs_similarity or document.get("similarity_matrix") is not None
     return Document(
         url=_string(_field(document, "url"), "url"),
         texts=texts,
         image_urls=tuple(url for url, _, _ in images),
         image_names=tuple(name for _, name, _ in images),
         matched_text_index=tuple(index for _, _, index in images),
-        similarity=_matrix(document, len(images), len(texts)),
+        similarity=_matrix(document, len(images), len(texts)) if has_matrix else (),
     )
 
 

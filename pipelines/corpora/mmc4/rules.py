@@ -7,6 +7,7 @@ Stages, each from shard to shard:
 | parse | a line becomes a document; images that resemble no sentence are dropped, and documents  |
 |       | without an image left to fetch                                                              |
 | fetch | images are fetched and normalised; documents of which no image arrived are dropped          |
+| clip  | only with a CLIP model: similarities of documents that bring none                           |
 | match | images are assigned to sentences again, and the document becomes a sample                   |
 
 An image resembles a sentence if their similarity is not below the threshold (0.32 in the paper's pretraining data).
@@ -40,6 +41,7 @@ from scipy.optimize import linear_sum_assignment
 
 from pipelines.core.pipeline import (
     RECORD_FIELDS,
+    Construct,
     Filter,
     Pipeline,
     Reason,
@@ -54,8 +56,10 @@ from pipelines.corpora.mmc4.document import (
     DocumentError,
     parse_document,
 )
+from pipelines.corpora.mmc4.similarity import FillSimilarity
 from pipelines.download.fetcher import FetchConfig
 from pipelines.filters.min_images import min_images
+from pipelines.images.clip import ClipWeights
 from pipelines.images.normalise import ImageConfig, ImageContent
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
@@ -100,6 +104,14 @@ class Rules(Checked):
     max_images: Annotated[int, Field(ge=1, description="None for no limit")] | None = 256
     """Bounds the memory and time that one document can take."""
     image: ImageConfig = field(default_factory=ImageConfig)
+    clip: ClipWeights | None = None
+    """Computes the similarities of documents without a `similarity_matrix`, which are dropped otherwise."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """For the fingerprint."""
+        found = asdict(self)
+        return found if self.clip else {n: v for n, v in found.items() if n != "clip"}
 
 
 def pipeline(
@@ -133,12 +145,21 @@ def pipeline(
                 (fetch_links(fetch, ImageContent(rules.image), prior, media), arrived_images()),
                 fetch_resources or Resources(),
             ),
+            *clip_stages(rules),
             Stage("match", (MatchDocuments(rules), min_images(1, *NO_IMAGE_LEFT))),
         ),
         sink=ShardSink(),
-        config={**asdict(rules), **fetch_limits(fetch), **media_config(media), **(extra or {})},
+        config={**rules.config, **fetch_limits(fetch), **media_config(media), **(extra or {})},
         finish=(REPORT, CARD),
     )
+
+
+def clip_stages(rules: Rules) -> tuple[Stage, ...]:
+    """The stage that computes similarities, where the rules name a CLIP."""
+    if rules.clip is None:
+        return ()
+    step = Construct(FillSimilarity, (rules.clip.checked("clip"),))
+    return (Stage("clip", (step,), Resources(num_gpus=rules.clip.gpus)),)
 
 
 NO_IMAGE_LEFT = ("no_image_left", "Images arrived, but none fits a sentence.")
@@ -246,7 +267,7 @@ class ParseDocuments:
         if row["drop_reason"] is not None:
             return row
         try:
-            document = parse_document(line)
+            document = parse_document(line, needs_similarity=self.rules.clip is None)
         except DocumentError as error:
             return row | {"drop_reason": error.reason, "drop_detail": error.detail}
         return row | {
@@ -257,7 +278,9 @@ class ParseDocuments:
         }
 
     def _links(self, document: Document) -> list[Link]:
-        outcomes = choose_images(document.similarity, document.texts, self.rules)
+        # Before they arrive, images without similarities are all as similar as can be.
+        known = document.similarity or [[1.0] * len(document.texts)] * len(document.image_urls)
+        outcomes = choose_images(known, document.texts, self.rules)
         links = [Link(slot, url) for slot, url in enumerate(self._addresses(document))]
         return [
             link.dropped(outcome.reason, outcome.detail) if outcome.reason else link
