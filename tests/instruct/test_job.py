@@ -144,3 +144,28 @@ def test_bad_values_are_named(
     assert exit_code(main, words) == 2
     printed = capsys.readouterr()
     assert message in " ".join((printed.out + printed.err).replace("│", " ").split())
+
+
+def test_datasets_opens_the_dialogues_with_images_and_roles(tmp_path: Path) -> None:
+    load_dataset = pytest.importorskip("datasets").load_dataset
+    write_images(tmp_path / "media")
+    records = [talk("u:<image>\nq", "a:r", image="red.png"), talk("u:p", "a:s")]
+    (tmp_path / "d.json").write_text(json.dumps(records))
+    words = ("--dialogues", tmp_path / "d.json", "--media", tmp_path / "media")
+    assert run_job(*words, "--out", tmp_path / "out", "--export", "parquet") == 0
+    cache = str(tmp_path / "cache")
+    first, second = load_dataset(str(tmp_path / "out"), split="train", cache_dir=cache)
+    assert first["roles"] == ["system", "user", "user", "assistant"]
+    assert first["texts"][2:] == ["q", "r"] and first["images"][0].getpixel((9, 9)) == (220, 20, 20)
+    assert second["roles"] == ["user", "assistant"] and second["images"] == []
+
+
+def test_equal_dialogues_give_equal_bytes(tmp_path: Path) -> None:
+    write_dialogues(MiniworldConfig(num_documents=40), tmp_path / "world")
+    outs = [tmp_path / "one", tmp_path / "two"]
+    for out in outs:
+        words = ("--dialogues", tmp_path / "world/dialogues/*", "--out", out)
+        assert run_job(*words, "--media", tmp_path / "world/images", "--samples-per-shard", 9) == 0
+    for path in outs[0].rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (outs[1] / path.relative_to(outs[0])).read_bytes(), path
