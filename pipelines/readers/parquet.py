@@ -146,7 +146,10 @@ class ParquetSource(Checked):
         for number, piece in reader.rows(first, part["num_records"]):
             num_rows = piece.num_rows
             yield self._table(part, number, num_rows, piece, reader.columns)
-        self._open_readers.keep(reader)
+        if reader.next_number > reader.num_rows:
+            reader.close()
+        else:
+            self._open_readers.keep(reader)
 
     def _opened(self, name: str) -> "RowReader":
         file = self.files.open(name)
@@ -254,7 +257,9 @@ class RowReader:
             self._keep(piece, start + taken)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let go of the batch and the decoder, which a cycle of references would hold."""
+        self._pieces, self._rest = iter(()), None
+        self._parquet.close()
         self._file.close()
 
     def _skip_to(self, first: int) -> None:

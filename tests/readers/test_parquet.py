@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 import random
@@ -237,3 +238,19 @@ def test_a_file_that_changed_since_the_plan_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(InputError, match="has changed: 0 bytes without"):
         source(path).read(shards[0])
+
+
+def test_files_that_are_read_to_their_end_hold_no_memory(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(1 << 20).hex()
+    notes = [noise[n * 100 : (n + 1) * 100] for n in range(20_000)]
+    files = [write(tmp_path / f"f{n}.parquet", 20_000, 20_000, note=notes) for n in range(6)]
+    parquet = source(*files, samples_per_shard=6_000)  # shards cross files
+    shards = parquet.plan("laion")
+    gc.disable()  # memory that only the collector of cycles would free is held for long
+    try:
+        before = pa.total_allocated_bytes()
+        for shard in shards:
+            parquet.read(shard)
+        assert pa.total_allocated_bytes() - before < 1 << 18
+    finally:
+        gc.enable()
