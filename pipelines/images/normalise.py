@@ -157,10 +157,37 @@ def normalise_image(data: bytes, config: ImageConfig) -> NormalisedImage:
     """
     try:
         image = open_image(data, config.max_pixels)
-        _check_shape(image, config)
+        _check_shape(image.width, image.height, config)
         return _normalised(image, config)
     except ImageError as error:
         raise Rejected(error.reason, error.detail) from None
+
+
+def normalise_pixels(
+    pixels: np.ndarray, config: ImageConfig, sample_aspect: float = 1.0
+) -> NormalisedImage:
+    """Decoded pixels (height, width, 3), RGB of 8 bits and upright, as they are published: a JPEG.
+
+    Args:
+        pixels: a frame of a video, or a tile of a sheet.
+        config: sizes and quality.
+        sample_aspect: width over height of one stored pixel; the axis with more samples is shrunk, none is enlarged.
+
+    Raises:
+        Rejected: image_too_small, image_too_elongated or image_too_many_pixels, of the size as shown.
+    """
+    source_height, source_width = pixels.shape[:2]
+    width = max(round(source_width * min(sample_aspect, 1.0)), 1)
+    height = max(round(source_height / max(sample_aspect, 1.0)), 1)
+    try:
+        check_size(width, height, config)
+    except ImageError as error:
+        raise Rejected(error.reason, error.detail) from None
+    width, height = _fitted(width, height, config.side)
+    if (height, width) != (source_height, source_width):
+        pixels = _shrunk(pixels, width, height)
+    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), config.quality, "RGB", "420")
+    return NormalisedImage(encoded, "jpg", width, height, source_width, source_height)
 
 
 def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
@@ -242,9 +269,15 @@ def _scaled(image: OpenedImage, min_width: int, min_height: int) -> tuple[int, i
     return next(fits, (image.width, image.height))
 
 
-def _check_shape(image: OpenedImage, config: ImageConfig) -> None:
+def check_size(width: int, height: int, config: ImageConfig) -> None:
+    """Raise `ImageError` for an image of a size that is not taken."""
+    if width * height > config.max_pixels:
+        raise ImageError("image_too_many_pixels", f"{width}x{height}, limit {config.max_pixels}")
+    _check_shape(width, height, config)
+
+
+def _check_shape(width: int, height: int, config: ImageConfig) -> None:
     """Beside the pixel limit, which holds before anything else."""
-    width, height = image.width, image.height
     short, long = min(width, height), max(width, height)
     if short < config.min_side:
         raise ImageError("image_too_small", f"{width}x{height}, limit {config.min_side}")
