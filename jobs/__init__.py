@@ -54,6 +54,9 @@ COMMANDS = {
     "build yt-storyboard": Command(
         "build_yt_storyboard", "Build a dataset from storyboards and subtitles of videos", "data"
     ),
+    "build webvid": Command(
+        "build_webvid", "Build a dataset from WebVid rows: clips to frames and captions", "data"
+    ),
     "build instruct": Command(
         "build_instruct", "Build a dataset of dialogues from instruction data of five forms", "data"
     ),

@@ -22,6 +22,7 @@ CORPORA: Mapping[str, str] = MappingProxyType(
         "laion": "pipelines.corpora.laion.rules",
         "mmc4": "pipelines.corpora.mmc4.rules",
         "obelics": "pipelines.corpora.obelics.rules",
+        "webvid": "pipelines.corpora.webvid.rules",
         "yt_storyboard": "pipelines.corpora.yt_storyboard.rules",
     }
 )

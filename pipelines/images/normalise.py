@@ -163,33 +163,6 @@ def normalise_image(data: bytes, config: ImageConfig) -> NormalisedImage:
         raise Rejected(error.reason, error.detail) from None
 
 
-def normalise_pixels(
-    pixels: np.ndarray, config: ImageConfig, sample_aspect: float = 1.0
-) -> NormalisedImage:
-    """Decoded pixels (height, width, 3), RGB of 8 bits and upright, as they are published: a JPEG.
-
-    Args:
-        pixels: a frame of a video, or a tile of a sheet.
-        config: sizes and quality.
-        sample_aspect: width over height of one stored pixel; the axis with more samples is shrunk, none is enlarged.
-
-    Raises:
-        Rejected: image_too_small, image_too_elongated or image_too_many_pixels, of the size as shown.
-    """
-    source_height, source_width = pixels.shape[:2]
-    width = max(round(source_width * min(sample_aspect, 1.0)), 1)
-    height = max(round(source_height / max(sample_aspect, 1.0)), 1)
-    try:
-        check_size(width, height, config)
-    except ImageError as error:
-        raise Rejected(error.reason, error.detail) from None
-    width, height = _fitted(width, height, config.side)
-    if (height, width) != (source_height, source_width):
-        pixels = _shrunk(pixels, width, height)
-    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), config.quality, "RGB", "420")
-    return NormalisedImage(encoded, "jpg", width, height, source_width, source_height)
-
-
 def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
     width, height = _fitted(image.width, image.height, config.side)
     is_small = (width, height) == (image.width, image.height)
@@ -210,13 +183,27 @@ def _normalised(image: OpenedImage, config: ImageConfig) -> NormalisedImage:
     return _encoded(_turned(pixels, image.orientation), source, config)
 
 
-def normalise_pixels(pixels: np.ndarray, config: ImageConfig) -> NormalisedImage:
-    """Pixels (height, width, 3), uint8, RGB, as they are published: resized to `side` where they are larger, a JPEG."""
+def normalise_pixels(
+    pixels: np.ndarray, config: ImageConfig, sample_aspect: float = 1.0
+) -> NormalisedImage:
+    """Pixels (height, width, 3), uint8, RGB, as they are published: resized to `side` where they are larger, a JPEG.
+
+    Args:
+        pixels: a tile of a sheet or a frame of a clip, upright.
+        config: size and quality.
+        sample_aspect: width over height of one pixel.
+    """
     source_height, source_width = pixels.shape[:2]
-    width, height = _fitted(source_width, source_height, config.side)
+    width, height = _fitted(*shown_size(source_width, source_height, sample_aspect), config.side)
     if (width, height) != (source_width, source_height):
         pixels = _shrunk(pixels, width, height)
     return _encoded(pixels, (source_width, source_height), config)
+
+
+def shown_size(width: int, height: int, sample_aspect: float) -> tuple[int, int]:
+    """Width and height in square pixels: the axis with more samples is shrunk, none is enlarged."""
+    shown = round(width * min(sample_aspect, 1.0)), round(height / max(sample_aspect, 1.0))
+    return max(shown[0], 1), max(shown[1], 1)
 
 
 def _encoded(pixels: np.ndarray, source: tuple[int, int], config: ImageConfig) -> NormalisedImage:

@@ -1,11 +1,11 @@
 """The synthetic world as WebVid: a CSV of captions, and mp4 clips in which one shape moves over a plain background.
 
-DIR/clips.csv                          header and rows as WebVid distributes them
-DIR/videos/<page_dir>/<videoid>.mp4    the clips, laid out as WebVid's downloader does
-DIR/truth.jsonl                        one line per row: scene, direction, caption, fault
-DIR/summary.json                       configuration and exact counts
+DIR/clips.csv                                 header and rows as WebVid distributes them
+DIR/images/videos/<page_dir>/<videoid>.mp4    the clips, laid out as WebVid's downloader does: `--media DIR/images`
+DIR/truth.jsonl                               one line per row: scene, direction, caption, fault
+DIR/summary.json                              configuration and exact counts
 
-A clip follows from the seed and its index alone. Some rows have one fault each: a caption of nothing but metadata words,
+Of the configuration `num_documents` (rows), `seed` and `bad_share` count. A clip follows from the seed and its index alone. Some rows have one fault each: a caption of nothing but metadata words,
 a clip that is missing, cut off, sound alone, without frames, or no video at all.
 """
 
@@ -20,20 +20,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import av
 import numpy as np
-from pydantic import Field
+from tqdm import tqdm
 
 from pipelines.miniworld import language
-from pipelines.miniworld.config import MAX_SEED
+from pipelines.miniworld.config import MiniworldConfig
+from pipelines.miniworld.folder import read_world_summary, write_world_folder
+from pipelines.miniworld.link_kinds import IMAGE_HOST
 from pipelines.miniworld.render import render
 from pipelines.miniworld.scene import Scene, Thing, pick, sample_scene
-from schemas.validation import Checked
 
 COLUMNS = ("videoid", "name", "page_idx", "page_dir", "duration", "contentUrl")
-HOST = "videos.miniworld.example"
+VERSION = 1
+"""Incremented when the same configuration gives other bytes than before."""
+BUILD = "emu build webvid --rows '{out}/clips.csv'"
+SIDE_PX = 96
+"""Pixels of the shorter side of the clips."""
+SECONDS = 1.5
+SOUND_RATE = 8000
 DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 FAULTS = ("only_metadata", "missing", "cut", "sound", "no_frames", "no_video")
 DECORATIONS = (
@@ -49,29 +56,14 @@ _RATES = (12, 15, 24)
 
 
 @dataclass(frozen=True)
-class ClipsConfig(Checked):
-    """Number, size and share of faults of synthetic clips; determines every byte."""
-
-    num_clips: Annotated[int, Field(ge=1, le=1_000_000)] = 48
-    """Rows of the CSV, those with faults included. 48 clips take 1 MB and 2 seconds."""
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    """Seed of the random generator; the same seed gives the same clips."""
-    side_px: Annotated[int, Field(ge=32, le=1080, description="pixels, even")] = 96
-    """Pixels of the shorter side of the clips."""
-    seconds: Annotated[float, Field(gt=0, le=60)] = 1.5
-    """Duration of a clip."""
-    bad_share: Annotated[float, Field(ge=0, le=1, description="a fraction of the clips")] = 0.2
-    """Share of rows, 0 to 1, with exactly one fault; the faults alternate."""
-
-
-@dataclass(frozen=True)
 class ClipsSummary:
     """Exact counts: what a correct build finds."""
 
-    config: ClipsConfig
+    config: MiniworldConfig
     num_rows: int
     num_kept: int
     num_by_fault: dict[str, int]
+    version: int = VERSION
 
 
 @dataclass(frozen=True)
@@ -88,12 +80,17 @@ class SyntheticClip:
     page_dir: str
 
     @property
+    def path(self) -> str:
+        """Of its file below the folder of media."""
+        return f"videos/{self.page_dir}/{self.videoid}.mp4"
+
+    @property
     def caption(self) -> str:
         """What is seen."""
         return f"{language.caption(self.scene)} moving {self.direction}"
 
 
-def sample_clip(config: ClipsConfig, index: int) -> SyntheticClip:
+def sample_clip(config: MiniworldConfig, index: int) -> SyntheticClip:
     """The clip at `index`; it does not depend on the number of clips."""
     rng = np.random.default_rng([7, config.seed, index])
     scene = sample_scene(rng, max_things=1, aspects=(1.0, 4 / 3, 3 / 2))
@@ -110,21 +107,23 @@ def sample_clip(config: ClipsConfig, index: int) -> SyntheticClip:
     return dataclasses.replace(clip, name=name)
 
 
-def clip_frames(config: ClipsConfig, clip: SyntheticClip) -> list[np.ndarray]:
+def clip_frames(clip: SyntheticClip) -> list[np.ndarray]:
     """The frames: (height, width, 3), uint8, RGB; the shape crosses a third of the frame."""
-    num_frames = max(round(config.seconds * clip.rate), 1)
+    num_frames = max(round(SECONDS * clip.rate), 1)
     (thing,), (dx, dy) = clip.scene.things, DIRECTIONS[clip.direction]
     frames = []
     for number in range(num_frames):
         part = number / max(num_frames - 1, 1) - 0.5
         moved = _moved(thing, dx * part / 3, dy * part / 3)
-        pixels = render(dataclasses.replace(clip.scene, things=(moved,)), config.side_px)
+        pixels = render(dataclasses.replace(clip.scene, things=(moved,)), SIDE_PX)
         frames.append(pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2])
     return frames
 
 
 def _moved(thing: Thing, dx: float, dy: float) -> Thing:
-    return dataclasses.replace(thing, x=0.5 + (thing.x - 0.5) / 2 + dx, y=0.5 + (thing.y - 0.5) / 2 + dy)
+    return dataclasses.replace(
+        thing, x=0.5 + (thing.x - 0.5) / 2 + dx, y=0.5 + (thing.y - 0.5) / 2 + dy
+    )
 
 
 def encode_clip(
@@ -154,13 +153,16 @@ def encode_clip(
     """
     out = io.BytesIO()
     with av.open(out, "w", format=format) as container:
+        sound: Any = None
+        if has_sound or not len(frames):
+            sound = container.add_stream("aac", rate=SOUND_RATE, layout="mono")
         if len(frames):
             _add_video(
                 *(container, frames, rate, pts or range(len(frames))),
                 *(rotation, flips, sample_aspect, keyframe_every),
             )
-        if has_sound or not len(frames):
-            _add_sound(container)
+        if sound is not None:
+            _add_silence(container, sound)
     return out.getvalue()
 
 
@@ -192,16 +194,15 @@ def _add_video(
     container.mux(stream.encode())
 
 
-def _add_sound(container: Any) -> None:
-    stream = container.add_stream("aac", rate=8000, layout="mono")
+def _add_silence(container: Any, stream: Any) -> None:
     for number in range(8):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-        frame.sample_rate, frame.pts = 8000, 1024 * number
+        frame.sample_rate, frame.pts = SOUND_RATE, 1024 * number
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
 
 
-def clip_file(config: ClipsConfig, clip: SyntheticClip) -> bytes | None:
+def clip_file(clip: SyntheticClip) -> bytes | None:
     """The bytes of a clip's file, with its fault; None where it has no file."""
     if clip.fault == "missing":
         return None
@@ -209,7 +210,7 @@ def clip_file(config: ClipsConfig, clip: SyntheticClip) -> bytes | None:
         return b"<html>404</html>"
     if clip.fault == "sound":
         return encode_clip([], clip.rate)
-    whole = encode_clip(clip_frames(config, clip), clip.rate)
+    whole = encode_clip(clip_frames(clip), clip.rate)
     if clip.fault == "cut":
         return whole[: len(whole) * 2 // 3]
     return without_frames(whole) if clip.fault == "no_frames" else whole
@@ -226,35 +227,43 @@ def without_frames(clip: bytes) -> bytes:
     return bytes(data)
 
 
-def write_clips(config: ClipsConfig, directory: Path) -> ClipsSummary:
-    """Write CSV, clips and ground truth into an empty or new folder, and return the counts."""
-    directory.mkdir(parents=True, exist_ok=True)
-    clips = [sample_clip(config, index) for index in range(config.num_clips)]
-    for clip in clips:
-        data = clip_file(config, clip)
+def write_world(config: MiniworldConfig, directory: Path | str) -> ClipsSummary:
+    """Write the world of `config` into `directory` and return its counts; the same bytes each time.
+
+    Raises:
+        FileExistsError: as of `write_world_folder`.
+    """
+    write_world_folder(
+        directory, "webvid", VERSION, config, lambda partial: _write(config, partial)
+    )
+    config, counts = read_world_summary(directory, VERSION)
+    return ClipsSummary(config, **counts)
+
+
+def _write(config: MiniworldConfig, directory: Path) -> ClipsSummary:
+    (directory / "images").mkdir()
+    clips = [sample_clip(config, index) for index in range(config.num_documents)]
+    for clip in tqdm(clips, desc="write", unit="clip", disable=None):
+        data = clip_file(clip)
         if data is not None:
-            path = directory / "videos" / clip.page_dir / f"{clip.videoid}.mp4"
+            path = directory / "images" / clip.path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-    (directory / "clips.csv").write_text(_table(config, clips), newline="")
+    (directory / "clips.csv").write_text(_table(clips), newline="")
     truth = [dataclasses.asdict(clip) | {"caption": clip.caption} for clip in clips]
     (directory / "truth.jsonl").write_text("".join(json.dumps(row) + "\n" for row in truth))
     faults = Counter(clip.fault for clip in clips if clip.fault)
-    summary = ClipsSummary(
-        config, len(clips), len(clips) - faults.total(), dict(sorted(faults.items()))
-    )
-    text = json.dumps(dataclasses.asdict(summary), indent=2)
-    (directory / "summary.json").write_text(text + "\n")
-    return summary
+    num_kept = len(clips) - faults.total()
+    return ClipsSummary(config, len(clips), num_kept, dict(sorted(faults.items())))
 
 
-def _table(config: ClipsConfig, clips: Sequence[SyntheticClip]) -> str:
+def _table(clips: Sequence[SyntheticClip]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    duration = f"PT00H{int(config.seconds) // 60:02d}M{int(config.seconds) % 60:02d}S"
+    duration = f"PT00H00M{int(SECONDS):02d}S"
     for index, clip in enumerate(clips):
-        url = f"http://{HOST}/videos/{clip.page_dir}/{clip.videoid}.mp4"
+        url = f"http://{IMAGE_HOST}/{clip.path}"
         row = (clip.videoid, clip.name, index // 10, clip.page_dir, duration, url)
         writer.writerow(row)
     return out.getvalue()

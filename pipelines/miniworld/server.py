@@ -31,7 +31,13 @@ from pipelines.miniworld.link_kinds import IMAGE_HOST, REFUSED_ADDRESS
 log = logging.getLogger(__name__)
 
 _PATH = re.compile(r"/([a-z_]+)/([a-z0-9_-]+\.(?:jpg|png|webp))")
-_CONTENT_TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".webp": "image/webp"}
+_CLIP_PATH = re.compile(r"/(videos/[0-9_]+/[0-9]+\.mp4)")
+_CONTENT_TYPES = {
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".mp4": "video/mp4",
+}
 _WEB_PAGE = (
     b"<!doctype html><html><head><title>Gone</title></head><body>It was here.</body></html>\n"
 )
@@ -102,6 +108,9 @@ class ImageServer:
 
     def response(self, path: str) -> Response:
         """The response to a GET of `path`; unknown paths and kinds are 404."""
+        clip = _CLIP_PATH.fullmatch(path)
+        if clip is not None:
+            return self.image(clip[1])
         match = _PATH.fullmatch(path)
         respond = _RESPONDERS.get(match[1]) if match else None
         if match is None or respond is None:

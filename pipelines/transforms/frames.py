@@ -7,7 +7,7 @@ would have given.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.core.pipeline import Reason, Rejected
-from pipelines.images.normalise import IMAGE_REASONS, ImageConfig, check_size, normalise_pixels
+from pipelines.images.normalise import (
+    IMAGE_REASONS,
+    ImageConfig,
+    check_size,
+    normalise_pixels,
+    shown_size,
+)
 from pipelines.videos.decode import CLIP_REASONS, DECODERS, Clip, decoder_at, open_clip
 from pipelines.videos.frames import FrameConfig, choose_frames
 from pipelines.videos.process import PROCESS_REASONS, BoundedProcess, DecodeLimits
@@ -88,8 +94,7 @@ class VideoContent:
         """The frames of a clip; raises `Rejected`."""
         value, images = self._process.run(body)
         frames = [
-            {"data": data, **frame}
-            for data, frame in zip(images, value.pop("frames"), strict=True)
+            {"data": data, **frame} for data, frame in zip(images, value.pop("frames"), strict=True)
         ]
         return {"frames": frames, **value}
 
@@ -144,9 +149,10 @@ def frame_work(
 
 
 def _check_size(clip: Clip, image: ImageConfig) -> None:
-    """Before anything is decoded; the frames are checked again as they are shown."""
+    """Before anything is decoded, of the frames as they are shown."""
+    width, height = clip.size[::-1] if clip.is_transposed else clip.size
     try:
-        check_size(*clip.size, replace(image, min_side=1, max_aspect=65_535.0))
+        check_size(*shown_size(width, height, clip.shown_aspect), image)
     except ImageError as error:
         raise Rejected(error.reason, error.detail) from None
 

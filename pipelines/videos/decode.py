@@ -118,7 +118,7 @@ def _timeline(container: Any, stream: Any) -> Timeline:
     times = [p.dts if p.pts is None else p.pts for p in packets]
     if any(t is None for t in times):
         raise Rejected("video_without_times")
-    keys = {t: False for t in sorted(times)}
+    keys = dict.fromkeys(sorted(times), False)
     for packet, time in zip(packets, times, strict=True):
         keys[time] = keys[time] or packet.is_keyframe
     pts = tuple(keys)

@@ -12,8 +12,8 @@ bodies, when it has kept too much memory, and when it was killed: the body after
 | the work takes longer than `max_seconds`        | the parent kills the child: `video_timeout`                  |
 | it asks for more memory than `max_memory_bytes` | RLIMIT_AS: `video_out_of_memory`, or the decoder dies of it  |
 | the decoder crashes                             | the pipe ends: `video_decoder_died`                          |
-| it keeps memory                                 | a child that has grown by half of `max_memory_bytes` is replaced |
-| the parent dies, even of SIGKILL                | the pipe ends, which SIGIO tells at once; an alarm of the kernel after `max_seconds` |
+| it keeps memory                                 | a child that has grown by half of the limit is replaced      |
+| the parent dies, even of SIGKILL                | the pipe ends, which SIGIO tells; an alarm of the kernel     |
 
 Neither SIGIO nor the alarm needs Python or the GIL in the child. Both end a process by default.
 
@@ -329,5 +329,6 @@ def _limit_memory(max_bytes: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = size + max_bytes
         resource.setrlimit(
-            resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+            resource.RLIMIT_AS,
+            (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard),
         )

@@ -76,8 +76,12 @@ def test_rubbish_is_ledger_rows_and_the_same_bytes_again(
         path.write_bytes(RUBBISH[what])
         patterns.append(str(path))
     outs = [tmp_path / "one", tmp_path / "two"]
-    for out in outs:
-        manifest = run(pipeline_of(name, patterns), str(out), progress=False)
+    try:
+        for out in outs:
+            manifest = run(pipeline_of(name, patterns), str(out), progress=False)
+    except InputError as error:  # a table without the columns that are wanted
+        assert re.search(r"input\d\.", str(error)) and not (outs[0] / "manifest.json").exists()
+        return
     assert manifest.records.kept == 0
     ledgers = [
         read_parquet(Storage(str(outs[0])), f"{LEDGERS}/{s.name}.parquet", LEDGER)

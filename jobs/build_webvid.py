@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Builds a WebVid dataset: clips with captions in, webdataset shards with frames out."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from pydantic import Field
+
+from jobs.building import BuildOptions, build, build_job
+from jobs.paths import job_path
+from pipelines.corpora.webvid.rewrite import RewriteConfig
+from pipelines.download.config import MIB, FetchConfig
+from pipelines.videos.frames import FrameConfig
+from pipelines.videos.process import DecodeLimits
+from schemas.validation import Checked
+
+
+def fetch_defaults() -> FetchConfig:
+    """Clips are larger than images, and their hosts need longer."""
+    return FetchConfig(max_bytes=64 * MIB, deadline_s=120.0)
+
+
+@dataclass(frozen=True)
+class BuildWebvid(Checked):
+    """Builds a WebVid dataset: fetches clips or reads them from a folder, takes frames, cleans the captions.
+
+    A first try, with clips in FOLDER/videos/027701_027750/1053841541.mp4:
+        emu build webvid --rows results_2M_val.csv --media FOLDER --out webvid --limit 200
+
+    Every row and every clip is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html shows the
+    result. A run that was stopped resumes when it is started again with the same options.
+    """
+
+    rows: tuple[str, ...]
+    """The metadata as WebVid distributes them: .csv or .csv.gz with the columns videoid, name, page_dir, contentUrl.
+    Paths, quoted patterns or addresses; several may follow. A pattern may not reach into OUT."""
+    out: str
+    """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
+    path: str | None = None
+    """Where a clip lies in --media, such as '{page_dir}/{videoid}.mp4'. None looks which of the usual layouts is there:
+    videos/{page_dir}/{videoid}.mp4, {page_dir}/{videoid}.mp4 or {videoid}.mp4."""
+    frames: FrameConfig = field(default_factory=FrameConfig)
+    side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
+    """Pixels, 8 to 16384, of the shorter side to which larger frames are resized. Smaller ones are never enlarged."""
+    clean: bool = True
+    """Remove words on camera, resolution and stock use from the captions; what was removed stands in the meta."""
+    rewrite: RewriteConfig = field(default_factory=RewriteConfig)
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)
+    fetch: FetchConfig = field(default_factory=fetch_defaults)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        job_path(self.out)
+
+
+def build_webvid(options: BuildWebvid) -> str:
+    """Build, resume or retry the dataset; returns the summary."""
+    from pipelines.corpora.webvid import rules as webvid
+    from pipelines.images.normalise import ImageConfig
+
+    media, image = options.build.media_path, ImageConfig(side=options.side)
+    path = options.path or webvid.found_path(media)
+    made_by = (options.frames, image, path, options.clean, options.rewrite, options.limits)
+    rules = webvid.Rules(*made_by)
+    return build(webvid, options.rows, options.out, rules, options.fetch, options.build)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the job and return its exit code (see `jobs.cli`)."""
+    return build_job(BuildWebvid, build_webvid, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

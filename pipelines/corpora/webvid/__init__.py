@@ -1,0 +1,1 @@
+"""WebVid: clips with captions."""
