@@ -5,8 +5,9 @@ DIR/images/videos/<page_dir>/<videoid>.mp4    the clips, laid out as WebVid's do
 DIR/truth.jsonl                               one line per row: scene, direction, caption, fault
 DIR/summary.json                              configuration and exact counts
 
-Of the configuration `num_documents` (rows), `seed` and `bad_share` count. A clip follows from the seed and its index alone. Some rows have one fault each: a caption of nothing but metadata words,
-a clip that is missing, cut off, sound alone, without frames, or no video at all.
+Of the configuration `num_documents` (rows), `seed` and `bad_share` count. A clip follows from the seed and its index
+alone. Some rows have one fault each: a caption of nothing but metadata words, a clip that is missing, cut off, sound
+alone, without frames, or no video at all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import dataclasses
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -177,7 +178,7 @@ def _add_video(
     keyframe_every: int,
 ) -> None:
     options = {"crf": "18", "g": str(keyframe_every), "preset": "veryfast"}
-    options["x264-params"] = "no-mbtree=1"  # its weights read memory that was never written
+    options["x264-params"] = "no-mbtree=1:scenecut=0"  # mbtree reads memory that was never written
     stream = container.add_stream("libx264", rate=rate, options=options)
     stream.height, stream.width = frames[0].shape[:2]
     stream.pix_fmt, stream.codec_context.max_b_frames = "yuv420p", 2
@@ -238,6 +239,13 @@ def write_world(config: MiniworldConfig, directory: Path | str) -> ClipsSummary:
     )
     config, counts = read_world_summary(directory, VERSION)
     return ClipsSummary(config, **counts)
+
+
+def read_truth(directory: Path | str) -> Iterator[dict[str, Any]]:
+    """The lines of truth.jsonl, one for each row."""
+    with (Path(directory) / "truth.jsonl").open() as lines:
+        for line in lines:
+            yield json.loads(line)
 
 
 def _write(config: MiniworldConfig, directory: Path) -> ClipsSummary:

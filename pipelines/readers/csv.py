@@ -78,7 +78,7 @@ class CsvSource(Checked):
     patterns: Sequence[str]
     """Paths, globs, or any fsspec address such as `s3://bucket/results_*.csv`."""
     samples_per_shard: Annotated[int, Field(ge=1)] = 1000
-    limit: Annotated[int, Field(ge=0, description="None reads all records")] | None = None
+    limit: Annotated[int, Field(ge=1, description="None reads all records")] | None = None
     """Records at most."""
     base: str = "."
     """Folder that relative patterns are relative to; names in the ledger stay as written."""

@@ -53,6 +53,8 @@ IDENTITY: Matrix = (1, 0, 0, 1)
 
 _UNIT = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 _MATRIX_OFFSET = {0: 44, 1: 56}  # of the matrix behind the name of a `tkhd` box, by its version
+_INDEXED = {"mov", "matroska"}
+"""Containers (the first of FFmpeg's names) with an index of times; in others decord gives wrong frames."""
 _CUT_BOXES = {b"moov", b"mdat", b"moof"}
 _BROKEN = (av.error.FFmpegError, RuntimeError, ValueError, ArithmeticError, LookupError, OSError)
 """What the libraries raise for damaged clips."""
@@ -266,6 +268,9 @@ def decord_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
     a, b, c, d = clip.matrix
     if a * d - b * c < 0:
         raise Rejected("video_unsupported", "decord does not apply the flip of the display matrix")
+    if clip.container.format.name.partition(",")[0] not in _INDEXED:
+        container = clip.container.format.name
+        raise Rejected("video_unsupported", f"decord seeks inexactly in {container} files")
     errors = (*_BROKEN, decord.DECORDError)
     with _rejected("video_unsupported", "decord", errors):
         decord.logging.set_level(decord.logging.QUIET)

@@ -52,7 +52,7 @@ from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.columns import EXTRA, Column
-from pipelines.readers.csv import CsvSource
+from pipelines.readers.tables import TableSource
 from pipelines.transforms.fetch_links import Prior, fetch_limits, fetch_links, media_config
 from pipelines.transforms.frames import CLIP_FIELDS, VideoContent
 from pipelines.transforms.samples import SAMPLE_FIELDS, image_segment
@@ -63,7 +63,7 @@ from schemas.sample import Link, Segment, canonical_json
 from schemas.validation import Checked, ConfigError
 
 CORPUS = "webvid"
-READER = CsvSource
+READER = TableSource
 """Reads the input files: one clip per row."""
 REPORT = Report(
     title="WebVid dataset",
@@ -113,7 +113,7 @@ class Rules(Checked):
 
 
 def pipeline(
-    source: CsvSource,
+    source: TableSource,
     rules: Rules,
     fetch: FetchConfig,
     *,
