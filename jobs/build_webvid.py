@@ -28,14 +28,14 @@ class BuildWebvid(Checked):
     """Builds a WebVid dataset: fetches clips or reads them from a folder, takes frames, cleans the captions.
 
     A first try, with clips in FOLDER/videos/027701_027750/1053841541.mp4:
-        emu build webvid --rows results_2M_val.csv --media FOLDER --out webvid --limit 200
+        emu build webvid --metadata results_2M_val.csv --media FOLDER --out webvid --limit 200
 
     Every row and every clip is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html shows the
     result. A run that was stopped resumes when it is started again with the same options.
     """
 
-    rows: tuple[str, ...]
-    """The metadata as WebVid distributes them: .csv or .csv.gz with the columns videoid, name, page_dir, contentUrl.
+    metadata: tuple[str, ...]
+    """The files of rows: .csv, .csv.gz or .parquet with the columns videoid, name, page_dir, contentUrl.
     Paths, quoted patterns or addresses; several may follow. A pattern may not reach into OUT."""
     out: str
     """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
@@ -66,7 +66,7 @@ def build_webvid(options: BuildWebvid) -> str:
     path = options.path or webvid.found_path(media)
     made_by = (options.frames, image, path, options.clean, options.rewrite, options.limits)
     rules = webvid.Rules(*made_by)
-    return build(webvid, options.rows, options.out, rules, options.fetch, options.build)
+    return build(webvid, options.metadata, options.out, rules, options.fetch, options.build)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

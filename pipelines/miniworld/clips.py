@@ -37,7 +37,7 @@ from pipelines.miniworld.scene import Scene, Thing, pick, sample_scene
 COLUMNS = ("videoid", "name", "page_idx", "page_dir", "duration", "contentUrl")
 VERSION = 1
 """Incremented when the same configuration gives other bytes than before."""
-BUILD = "emu build webvid --rows '{out}/clips.csv'"
+BUILD = "emu build webvid --metadata '{out}/clips.csv'"
 SIDE_PX = 96
 """Pixels of the shorter side of the clips."""
 SECONDS = 1.5

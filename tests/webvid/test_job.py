@@ -74,7 +74,7 @@ def test_the_synthetic_world_is_built_as_its_counts_say(
     tmp_path: Path, world: tuple[Path, ClipsSummary]
 ):
     folder, summary = world
-    options = ("--rows", folder / "clips.csv", "--media", folder / "images")
+    options = ("--metadata", folder / "clips.csv", "--media", folder / "images")
     manifest = built(tmp_path / "one", *options, "--samples-per-shard", 7)
     assert (manifest.records.total, manifest.records.kept) == (summary.num_rows, summary.num_kept)
     faults_found = {REASONS[f]: n for f, n in summary.num_by_fault.items() if f in REASONS}
@@ -112,7 +112,7 @@ def test_links_are_fetched_and_failures_are_retried(
     whole = lost.read_bytes()
     lost.write_bytes(whole[: len(whole) // 2])
     with ImageServer(images) as server:
-        options = ("--rows", folder / "clips.csv", "--fetch.allow-host", server.allow_host)
+        options = ("--metadata", folder / "clips.csv", "--fetch.allow-host", server.allow_host)
         first = built(tmp_path / "out", *options)
         assert first.links.dropped["not_found"] == summary.num_by_fault["missing"]
         assert first.records.kept == summary.num_kept - 1
@@ -132,7 +132,9 @@ def test_real_rows_with_real_clips(tmp_path: Path, sample_data: Path):
     clips = sorted((sample_data / "videos").glob("*.mp4"))
     for row, clip in zip(rows, clips, strict=False):
         shutil.copy(clip, media / f"{row['videoid']}.mp4")
-    manifest = built(tmp_path / "out", "--rows", table, "--media", media, "--frames.num-frames", 4)
+    manifest = built(
+        tmp_path / "out", "--metadata", table, "--media", media, "--frames.num-frames", 4
+    )
     assert (manifest.records.total, manifest.records.kept) == (20, len(clips))
     assert manifest.links.dropped == {"media_missing": 15}
     samples = samples_of(tmp_path / "out", manifest)
@@ -151,7 +153,7 @@ def test_parquet_rows_give_the_same_samples(tmp_path: Path, world: tuple[Path, C
     outs = {}
     for table in (folder / "clips.csv", tmp_path / "clips.parquet"):
         out = tmp_path / table.suffix[1:]
-        options = ("--rows", table, "--media", folder / "images", "--limit", 6)
+        options = ("--metadata", table, "--media", folder / "images", "--limit", 6)
         outs[out.name] = samples_of(out, built(out, *options))
     for one, other in zip(outs["csv"], outs["parquet"], strict=True):
         assert (one.key, one.segments) == (other.key, other.segments)
@@ -213,7 +215,7 @@ def test_rows_that_lead_nowhere_have_reasons(tmp_path: Path):
     with table.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     (tmp_path / "media").mkdir()
-    arguments = ["--rows", table, "--media", tmp_path / "media", "--out", tmp_path / "out"]
+    arguments = ["--metadata", table, "--media", tmp_path / "media", "--out", tmp_path / "out"]
     path = ("--path", "{page_dir}/{videoid}.mp4", "--runner", "local")
     assert main([str(a) for a in (*arguments, *path)]) == 1
     manifest = manifest_from_json((tmp_path / "out/manifest.json").read_text())
