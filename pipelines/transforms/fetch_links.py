@@ -275,8 +275,11 @@ class FetchLinks:
         return marked.append_column(self.content.column, pa.array(values, pa.list_(value_type)))
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections, and what the content holds if it has a `close`."""
         self.fetcher.close()
+        close = getattr(self.content, "close", None)
+        if callable(close):
+            close()
 
     def _fetch(self, urls: Iterable[str]) -> "dict[str, _Result]":
         unique = list(dict.fromkeys(urls))

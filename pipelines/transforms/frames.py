@@ -110,6 +110,11 @@ class VideoContent:
         ]
         yield 0, {"frames": frames, **sample.meta["clip"]}
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process of the decoder, while there is one."""
+        return self._process.pid
+
     def close(self) -> None:
         """End the process of the decoder."""
         self._process.close()
