@@ -96,6 +96,7 @@ def open_clip(body: bytes) -> Clip:
     """The clip in a file; raises `Rejected` with a reason of `CLIP_REASONS`."""
     if _is_cut(body):
         raise Rejected("video_truncated", "a box of the file ends behind its last byte")
+    container: Any
     with _rejected("not_a_video"):
         container = av.open(io.BytesIO(body), metadata_errors="replace")
     stream = container.streams.best("video")
@@ -256,7 +257,7 @@ class _PyavReader:
 
 
 def _all_frames(clip: Clip) -> Iterator[Any]:
-    container = av.open(io.BytesIO(clip.body), metadata_errors="replace")
+    container: Any = av.open(io.BytesIO(clip.body), metadata_errors="replace")
     stream = container.streams[clip.stream.index]
     stream.codec_context.thread_count = 1
     return container.decode(stream)

@@ -151,7 +151,7 @@ class _Child:
             "DECORD_EOF_RETRY_MAX": "128",  # its default of 10,240 takes minutes for a damaged clip
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _START],
+            [sys.executable, "-P", "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the libraries write a line for each damaged packet

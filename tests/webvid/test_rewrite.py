@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -105,3 +106,26 @@ def test_a_server_that_is_not_there_keeps_the_captions():
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]):
     with pytest.raises(ConfigError):
         RewriteConfig(**options)
+
+
+def test_a_local_model_is_asked_in_the_worker(tmp_path: Path):
+    """A model of random weights: what it says is no caption, but equal captions get equal replies."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["[UNK]", *RewriteConfig().prompt.split(), "cat", "dog"]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(vocabulary), num_hidden_layers=1, eos_token_id=None, **sizes)
+    ).save_pretrained(tmp_path)
+    rewrite = RewriteCaptions(RewriteConfig(model=str(tmp_path), max_tokens=4))
+    found = rewrite(table_of(["a cat", "a dog", "a cat"]))
+    assert found["rewrite_error"].to_pylist() == [None] * 3
+    texts = found["text"].to_pylist()
+    assert texts[0] == texts[2] and all(1 <= len(text.split()) <= 4 for text in texts)

@@ -171,6 +171,7 @@ def local_model(config: RewriteConfig) -> Callable[[str], str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    assert config.model is not None
     tokenizer: Any = AutoTokenizer.from_pretrained(config.model)
     model: Any = AutoModelForCausalLM.from_pretrained(config.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
