@@ -14,6 +14,7 @@ import tyro
 from pydantic import Field
 
 from jobs.building import build_job, build_runner, build_summary
+from jobs.choices import Choices
 from jobs.paths import job_path
 from pipelines.miniworld.config import PairsConfig
 from schemas.validation import Checked
@@ -38,6 +39,7 @@ class BuildPairs(Checked):
     runner: Literal["ray", "local"] = "local"
     """ray: on the cluster that the job was submitted to, else on a local Ray that the job starts.
     local: in this process."""
+    choices: Annotated[Choices, tyro.conf.arg(name="")] = field(default_factory=Choices)
     overwrite: bool = False
     """Start over: delete the dataset in OUT."""
 
@@ -48,7 +50,7 @@ def build_pairs(options: BuildPairs) -> str:
     from pipelines.miniworld.pairs import pairs_pipeline
 
     began, where = time.monotonic(), job_path(options.out)
-    pipeline = pairs_pipeline(options.pairs, options.samples_per_shard)
+    pipeline = options.choices.applied(pairs_pipeline(options.pairs, options.samples_per_shard))
     with ExitStack() as sessions:
         runner = build_runner(options.runner, None, sessions)
         manifest = run(pipeline, where, runner, overwrite=options.overwrite)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from jobs.dedup import main as dedup
 from pipelines.core.run import run
+from pipelines.core.stage_runner import LocalRunner
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.dedup.signatures import PREFIX, minhash, shingles, signature_column
 from pipelines.dedup.stage import REASONS, Dedup, with_dedup
@@ -131,6 +132,17 @@ def test_a_build_drops_duplicates_wherever_they_are(tmp_path: Path) -> None:
     assert not {*kept.values()} & {*found}, "what it is a duplicate of is there"
     assert all(earlier < later for later, earlier in kept.items())
     assert pairs(tmp_path / "other", NEAR, per_shard=60) == found, "whatever the shards"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_workers_give_the_same_bytes(tmp_path: Path) -> None:
+    from pipelines.core.run_ray import RayRunner
+
+    config = PairsConfig(num_pairs=60, side_px=32, question_share=0)
+    pipeline = with_dedup(pairs_pipeline(config, 7), NEAR)
+    for name, runner in (("ray", RayRunner()), ("local", LocalRunner())):
+        run(pipeline, str(tmp_path / name), runner, progress=False)
+    assert files(tmp_path / "ray") == files(tmp_path / "local")
 
 
 def test_against_a_dataset_that_is_built(tmp_path: Path) -> None:
