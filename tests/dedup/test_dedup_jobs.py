@@ -134,6 +134,7 @@ def test_a_build_drops_duplicates_wherever_they_are(tmp_path: Path) -> None:
     assert pairs(tmp_path / "other", NEAR, per_shard=60) == found, "whatever the shards"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_workers_give_the_same_bytes(tmp_path: Path) -> None:
     from pipelines.core.run_ray import RayRunner
