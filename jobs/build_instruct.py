@@ -11,7 +11,9 @@ from pydantic import Field
 
 from jobs.building import BuildOptions, build, build_job
 from jobs.paths import job_path
-from pipelines.download.config import FetchConfig
+from pipelines.download.config import MIB, FetchConfig
+from pipelines.videos.frames import FrameConfig
+from pipelines.videos.process import DecodeLimits
 from schemas.validation import Checked
 
 
@@ -45,8 +47,10 @@ class BuildInstruct(Checked):
     """Suffix of videos that are named without one or by the .pkl file of their features (Video-ChatGPT)."""
     side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
     """Pixels, 8 to 16384, of the shorter side to which larger images are resized. Smaller ones are never enlarged."""
+    frames: FrameConfig = field(default_factory=FrameConfig)
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)
-    fetch: FetchConfig = field(default_factory=FetchConfig)
+    fetch: FetchConfig = field(default_factory=lambda: FetchConfig(max_bytes=64 * MIB))
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """The synthetic world as instruction data: dialogues about rendered scenes in every form, with their faults and counts.
 
 DIR/dialogues/llava.json, alpaca.json, sharegpt.jsonl, …   a file for each form
-DIR/images/NAME                                            the media folder
+DIR/images/NAME                                            the media folder: images, and clips as mp4
 DIR/truth.jsonl                                            a line for each record: what a build makes of it
 DIR/summary.json                                           configuration and exact counts
 
@@ -10,6 +10,7 @@ Faulty records cycle through `FAULTS`; each says what a correct build does with 
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 from collections import Counter
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.miniworld.clips import SyntheticClip, clip_frames, encode_clip, sample_clip
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.folder import read_world_summary, write_world_folder
 from pipelines.miniworld.language import Question, describe, questions
@@ -41,7 +43,8 @@ class DialoguesSummary:
         num_records_by_form: the same by form.
         num_kept: records that become dialogues.
         num_dropped: the others, by the reason of the ledger.
-        num_images_kept: images of those that are kept.
+        num_media_kept: images and clips of those that are kept.
+        num_images_kept: images, and eight frames for each clip.
     """
 
     config: MiniworldConfig
@@ -49,6 +52,7 @@ class DialoguesSummary:
     num_records_by_form: dict[str, int]
     num_kept: int
     num_dropped: dict[str, int]
+    num_media_kept: int
     num_images_kept: int
     version: int = VERSION
 
@@ -94,6 +98,23 @@ def videochat(image: str, asked: tuple[Question, ...]) -> Record:
     return {"image": image, "QA": pairs}
 
 
+def video_chatgpt(name: str, asked: tuple[Question, ...], index: int) -> Record:
+    """A record of Video-ChatGPT's training form; the place after the question in even rows, before it in odd ones."""
+    turns = _conversation(asked)
+    text = turns[0]["value"]
+    turns[0]["value"] = f"{text}\n<video>" if index % 2 == 0 else f"<video>\n{text}"
+    return {"id": name, "video": f"{name}.pkl", "conversations": turns}
+
+
+def clip_questions(clip: SyntheticClip) -> tuple[Question, ...]:
+    """What a clip of one moving shape shows."""
+    (thing,) = clip.scene.things
+    return (
+        Question("direction", f"Which way does the {thing.shape} move?", clip.direction),
+        Question("colour", f"What colour is the {thing.shape}?", thing.colour),
+    )
+
+
 def alpaca(scene: Scene, rng: np.random.Generator) -> Record:
     """A record of Alpaca's form: a question about a scene that is given in words."""
     asked = pick(rng, questions(scene, rng))
@@ -118,8 +139,10 @@ def _conversation(asked: tuple[Question, ...]) -> list[dict[str, str]]:
     return turns
 
 
-FORMS = ("llava", "alpaca", "sharegpt", "videochat")
+FORMS = ("llava", "alpaca", "sharegpt", "videochat", "video_chatgpt", "video_chatgpt_raw")
 FILES = {"sharegpt": "sharegpt.jsonl"} | {f: f"{f}.json" for f in FORMS if f != "sharegpt"}
+NUM_FRAMES = 8
+"""Of a clip, with the default of the builds."""
 
 
 def _doubled(record: Record) -> str:
@@ -164,6 +187,14 @@ FAULTS: Mapping[str, tuple[Fault, ...]] = {
         Fault(lambda r: r | {"QA": "none"}, "wrong_type"),
         Fault(lambda r: json.dumps([r]), "not_an_object"),
     ),
+    "video_chatgpt": (
+        Fault(lambda r: r | {"video": "missing.pkl"}, "medium_lost"),
+        Fault(lambda r: r | {"video": []}, "placeholder_without_medium"),
+    ),
+    "video_chatgpt_raw": (
+        Fault(lambda r: {k: v for k, v in r.items() if k != "video_id"}, "missing_field"),
+        Fault(lambda r: r | {"a": ""}, "no_answer"),
+    ),
 }
 
 
@@ -174,7 +205,7 @@ def _write(config: MiniworldConfig, directory: Path) -> DialoguesSummary:
     dropped: Counter[str] = Counter()
     texts: dict[str, list[str]] = {form: [] for form in FORMS}
     faults: Counter[str] = Counter()
-    num_images = 0
+    num_media = num_images = 0
     with (directory / "truth.jsonl").open("w") as truth:
         for index in range(config.num_documents):
             form = FORMS[index % len(FORMS)]
@@ -187,14 +218,17 @@ def _write(config: MiniworldConfig, directory: Path) -> DialoguesSummary:
                 faults[form] += 1
             texts[form].append(record if isinstance(record, str) else json.dumps(record, indent=1))
             dropped.update([reason] if reason else [])
-            num_images += image is not None and reason is None
+            if image is not None and reason is None:
+                num_media += 1
+                num_images += NUM_FRAMES if image.endswith(".mp4") else 1
             row = {"form": form, "number": forms[form], "image": image, "reason": reason}
             truth.write(json.dumps(row) + "\n")
     for form, records in texts.items():
         (directory / "dialogues" / FILES[form]).write_text(_joined(form, records))
     num_records = config.num_documents
     kept = num_records - dropped.total()
-    counts = (dict(sorted(forms.items())), kept, dict(sorted(dropped.items())), num_images)
+    by_form, by_reason = dict(sorted(forms.items())), dict(sorted(dropped.items()))
+    counts = (by_form, kept, by_reason, num_media, num_images)
     return DialoguesSummary(config, num_records, *counts)
 
 
@@ -207,7 +241,7 @@ def _joined(form: str, records: list[str]) -> str:
 def _record(
     config: MiniworldConfig, index: int, form: str, images: Path
 ) -> tuple[Record, str | None]:
-    """A record without a fault, and the name of its image, which is written."""
+    """A record without a fault, and the name of its image or clip, which is written."""
     rng = np.random.default_rng([config.seed, index])
     scene = sample_scene(rng, config.max_things)
     name = f"scene-{index:06d}"
@@ -215,9 +249,27 @@ def _record(
         return alpaca(scene, rng), None
     if form == "sharegpt":
         return sharegpt(name, scene, rng), None
+    number = index // len(FORMS)
+    if form.startswith("video_chatgpt") or (form == "videochat" and number % 2):
+        return _clip_record(config, index, form, images)
     file_form = sample_file_form(rng)
     image = f"{name}.{file_form.format}"
     (images / image).write_bytes(encode(scene, file_form))
     asked = questions(scene, rng)[:3]
     record = llava(name, image, asked, rng) if form == "llava" else videochat(image, asked)
     return record, image
+
+
+def _clip_record(
+    config: MiniworldConfig, index: int, form: str, folder: Path
+) -> tuple[Record, str]:
+    clip = sample_clip(dataclasses.replace(config, bad_share=0.0), index)
+    name = f"v_{index:06d}"
+    (folder / f"{name}.mp4").write_bytes(encode_clip(clip_frames(clip), clip.rate))
+    asked = clip_questions(clip)
+    if form == "videochat":
+        pairs = [{"i": "", "q": one.question, "a": one.answer} for one in asked]
+        return {"video": f"{name}.mp4", "QA": pairs}, f"{name}.mp4"
+    if form == "video_chatgpt":
+        return video_chatgpt(name, asked, index // len(FORMS)), f"{name}.mp4"
+    return {"video_id": name, "q": asked[0].question, "a": asked[0].answer}, f"{name}.mp4"

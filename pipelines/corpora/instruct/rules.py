@@ -18,6 +18,7 @@ message (`schemas.dialogue`). Its `meta`:
 | source, record | name of the input file, without its folder, and place of the record in it          |
 | image_slot     | for each image segment in order: the number of its link; frames of a video share it |
 | image_url      | for each link: where it was fetched from, or its path in the media folder           |
+| clips          | for each video: the number of its link, its decoder, its duration_s                 |
 | removed_turns  | turns that cleaning took away, by why                                              |
 | scores         | num_turns, and removed_turns over all                                              |
 """
@@ -43,7 +44,7 @@ from pipelines.core.pipeline import (
     Stage,
 )
 from pipelines.corpora.instruct.forms import FORM_REASONS, Dialogue, Form, parse_dialogue
-from pipelines.corpora.instruct.media import MediaContent
+from pipelines.corpora.instruct.media import CLIP_FIELDS, MediaContent
 from pipelines.corpora.instruct.paper_filter import PAPER_FILTER_REASONS, check_against_paper
 from pipelines.corpora.instruct.turns import TURN_REASONS, CleanDialogue, CleanTurn, clean
 from pipelines.download.fetcher import FetchConfig
@@ -53,6 +54,8 @@ from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.json_array import RecordSource
 from pipelines.transforms.fetch_links import Prior, fetch_links, media_config
+from pipelines.videos.frames import FrameConfig
+from pipelines.videos.process import DecodeLimits
 from schemas.dialogue import system_message
 from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json
 from schemas.validation import Checked
@@ -82,7 +85,7 @@ CARD = Card(
 
 @dataclass(frozen=True)
 class Rules(Checked):
-    """What an instruction dataset is made by, apart from its inputs: part of its fingerprint."""
+    """What an instruction dataset is made by, apart from its inputs: part of its fingerprint, without `limits`."""
 
     form: Literal["auto"] | Form = "auto"
     strip_html: bool = True
@@ -90,6 +93,8 @@ class Rules(Checked):
     paper_filter: bool = False
     max_characters: Annotated[int, Field(ge=1, description="characters per dialogue")] = 200_000
     video_suffix: str = ".mp4"
+    frames: FrameConfig = field(default_factory=FrameConfig)
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
     image: ImageConfig = field(default_factory=ImageConfig)
 
 
@@ -116,7 +121,8 @@ def pipeline(
     """
     names = ("respect_robots_tag", "max_bytes", "max_shard_bytes")
     limits = {name: getattr(fetch, name) for name in names}
-    content = MediaContent(rules.image)
+    content = MediaContent(rules.image, rules.frames, rules.limits)
+    made_by = {name: value for name, value in asdict(rules).items() if name != "limits"}
     return Pipeline(
         corpus=CORPUS,
         source=source,
@@ -130,7 +136,7 @@ def pipeline(
             Stage("assemble", (assemble_dialogues,)),
         ),
         sink=ShardSink(),
-        config={**asdict(rules), **limits, **media_config(media), **(extra or {})},
+        config={**made_by, **limits, **media_config(media), **(extra or {})},
         finish=(REPORT, CARD),
     )
 
@@ -224,6 +230,7 @@ def _assembled(row: dict[str, Any]) -> dict[str, Any]:
         **about,
         "image_slot": slots,
         "image_url": [link["url"] for link in row["links"]],
+        "clips": _clips(row["media"]),
         "scores": {"num_turns": num_turns, "removed_turns": sum(about["removed_turns"].values())},
     }
     return row | {
@@ -231,6 +238,11 @@ def _assembled(row: dict[str, Any]) -> dict[str, Any]:
         "segments": [segment.as_row() for segment in segments],
         "meta": canonical_json(meta),
     }
+
+
+def _clips(media: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = ("slot", *(f.name for f in CLIP_FIELDS))
+    return [{n: value[n] for n in names} for value in media if value["decoder"] is not None]
 
 
 def _turn_row(turn: CleanTurn) -> dict[str, Any]:
