@@ -266,8 +266,14 @@ class SequenceConfig(Checked):
     """Maximum positions of an interleaved sequence of type 1 (paper: 1024)."""
     sampled_length: Count = 512
     """Maximum positions of an interleaved sequence of type 2 (paper: 512)."""
+    clip_length: Count = 1024
+    """Maximum positions of a video clip with its caption."""
+    storyboard_length: Count = 1024
+    """Maximum positions of a storyboard; of a longer one a random window (the paper does not say)."""
     max_images: Count = 5
     """Maximum images of an interleaved sequence (paper: 5)."""
+    clip_frames: Count = 8
+    """Maximum frames of a video clip, sampled at random (paper: 8)."""
     window_probability: Probability = 0.5
     """Probability of type 1; otherwise type 2."""
     image_first_probability: Probability = 0.5

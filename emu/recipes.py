@@ -93,6 +93,11 @@ class TrainConfig(Checked):
     """The same per corpus, such as: laion 128 mmc4 64. Pairs are short, documents and clips long."""
     num_micro: Count = 1
     """Micro-batches per step and worker whose gradients are accumulated."""
+    row_length: Annotated[int, Field(ge=0)] = 0
+    """Positions of a row into which sequences are packed side by side, without attention between them.
+    0: padded batches, a sequence per row. Losses do not depend on it."""
+    num_rows: Count = 1
+    """Packed rows per micro-batch; the micro-batches of a step follow from its sequences."""
     precision: Precision = "float32"
     """Precision of matrix products. bfloat16: under autocast; weights, optimizer state and losses stay float32."""
     normalisation: Normalisation = "global"
@@ -112,6 +117,8 @@ class TrainConfig(Checked):
     """Steps between lines of metrics."""
     num_threads: Annotated[int, Field(ge=0)] = 2
     """Threads per worker that decode the images of the next step; 0: the main thread does, between steps."""
+    peak_tflops: Positive | None = None
+    """Peak of a worker's processor in TFLOP/s, for the MFU in the log. None: that of known GPUs in bfloat16."""
     collapse_variance: Annotated[float, Field(ge=0)] = 1e-6
     """Raise an alarm if the variance of the regression targets falls below this."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -214,10 +221,17 @@ def tiny() -> Recipe:
     return Recipe(
         name="tiny",
         model=tiny_config(),
-        sequence=SequenceConfig(pair_length=96, window_length=96, sampled_length=96),
+        sequence=SequenceConfig(
+            pair_length=96,
+            window_length=96,
+            sampled_length=96,
+            clip_length=96,
+            storyboard_length=96,
+        ),
         train=TrainConfig(
             steps=700,
             batch_size=8,
+            row_length=1024,
             optim=OptimConfig(
                 vision_lr=7e-4,
                 former_lr=7e-4,
@@ -242,6 +256,8 @@ def emu_14b() -> Recipe:
         train=TrainConfig(
             steps=10_000,
             batch_size=64,
+            row_length=2048,
+            num_rows=2,
             corpus_batch_size={
                 "laion": 128,
                 "laion_coco": 128,

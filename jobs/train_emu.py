@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from pydantic import Field
 
-from emu.config import Count, ObjectiveConfig, SequenceConfig
+from emu.config import Count, ObjectiveConfig, Positive, SequenceConfig
 from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
-from jobs.cli import checked_options, failing, run_job
+from jobs.cli import JobError, checked_options, failing, run_job
 from jobs.paths import folder_path, job_path, weights_path
 from jobs.progress import say, say_importing
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
+    from emu.data.mixture import Corpus
     from emu.train.loop import Summary, TrainPlan
 
 
@@ -40,6 +41,9 @@ class TrainEmu(Checked):
             --language-weights llama-7b --data mmc4 --out run7b
         emu train --init run/model --data more --out run2
 
+    Train on a mixture, three steps of pairs for one of documents:
+        emu train --data laion=pairs:3 mmc4=documents:1 --out run3
+
     Show the values of a recipe:
         emu train --recipe emu_14b --help
 
@@ -53,8 +57,10 @@ class TrainEmu(Checked):
     Lengths count positions: tokens, and 34 per image at the paper's sizes.
     """
 
-    data: str
-    """Folder or address of a finished dataset: one with a manifest.json."""
+    data: tuple[str, ...]
+    """Folder or address of a finished dataset: one with a manifest.json.
+    Several are a mixture, each NAME=DIR:WEIGHT: a step draws from one of them, by weight.
+    Without a name a dataset has that of its corpus, without a weight 1."""
     out: str
     """Folder of the run. With workers on several nodes, one that all of them see."""
     recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
@@ -67,6 +73,13 @@ class TrainEmu(Checked):
     """Sequences per micro-batch and worker, for every corpus. None: the recipe's (--train.batch-size)."""
     seed: int | None = None
     """Seed of initial weights, sample order and dropout masks. None: the recipe's (--train.seed)."""
+    plan: bool = False
+    """Print what the run needs, and end: memory per GPU, operations per step, days; exit code 1 if it does not fit.
+    --data then gives names and weights of corpora (the paper's if it is absent), and --out is not needed."""
+    gpu_memory_gb: Positive = 80.0
+    """Memory of a GPU, for --plan."""
+    gpu_tflops: Positive = 989.5
+    """Peak of a GPU in bfloat16, for --plan; the default is an H100."""
     num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
     """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
     tokenizer: str | None = None
@@ -103,6 +116,8 @@ class TrainEmu(Checked):
 
 def train_emu(options: TrainEmu) -> str:
     """Train, or resume a run; returns the summary for a terminal."""
+    if options.plan:
+        return _forecast(options)
     say_importing("torch")
     import torch
 
@@ -141,7 +156,7 @@ def plan_of(options: TrainEmu) -> TrainPlan:
     from emu.weights.layout import load_config
 
     recipe = RECIPES[options.recipe]()
-    out, data = folder_path(options.out), job_path(options.data)
+    out, data = folder_path(options.out), _corpora(options.data)
     init = None if options.init is None else folder_path(options.init)
     llama = None if options.language_weights is None else folder_path(options.language_weights)
     model = recipe.model if init is None else load_config(init)
@@ -181,11 +196,12 @@ def recipe_defaults(arguments: Sequence[str]) -> TrainEmu:
     """The options before the command line changes them: --train.*, --sequence.* and --objective.* of its --recipe."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--recipe", default="tiny")
-    name = peek.parse_known_args(arguments)[0].recipe
-    recipe = RECIPES.get(name, RECIPES["tiny"])()  # tyro refuses an unknown name
+    peek.add_argument("--plan", action="store_true")
+    known = peek.parse_known_args(arguments)[0]
+    recipe = RECIPES.get(known.recipe, RECIPES["tiny"])()  # tyro refuses an unknown name
     return TrainEmu(
-        data=tyro.MISSING,
-        out=tyro.MISSING,
+        data=() if known.plan else tyro.MISSING,
+        out="." if known.plan else tyro.MISSING,
         train=recipe.train,
         sequence=recipe.sequence,
         objective=recipe.model.objective,
@@ -213,7 +229,53 @@ def _train_config(options: TrainEmu) -> TrainConfig:
     return replace(options.train, **changes)
 
 
-def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, start: str | None) -> str:
+PAPER_CORPORA = ("laion", "laion_coco", "mmc4", "webvid", "yt_storyboard")
+
+
+def _forecast(options: TrainEmu) -> str:
+    """What the run would need; raises JobError if it does not fit, with what would."""
+    from emu.data.mixture import parse_corpus
+    from emu.train.flops import step_cost
+    from emu.train.forecast import Cluster, alternatives, described, forecast
+
+    with checked_options():
+        config, model = _train_config(options), RECIPES[options.recipe]().model
+        parsed = [parse_corpus(word) for word in options.data or PAPER_CORPORA]
+        corpora = [(corpus.name or Path(corpus.address).name, corpus.weight) for corpus in parsed]
+        cluster = Cluster(max(1, options.num_workers), options.gpu_memory_gb, options.gpu_tflops)
+    say("measuring the parts of the model")
+    found = forecast(
+        model, config, options.sequence, cluster, corpora, use_features=options.use_features
+    )
+    cost = step_cost(
+        model, config.freeze_vision, options.use_features, config.recompute_activations
+    )
+    text = described(found, config, cluster, cost)
+    if found.fits:
+        return text
+    others = list(alternatives(model, config, options.sequence, cluster, corpora))
+    raise JobError(
+        f"the run does not fit: {found.memory.peak / 1e9:.1f} GB per GPU, the limit is {found.limit_gb:.1f} GB; "
+        f"what would: {'; '.join(others) or 'no change of options'}",
+        summary=text,
+    )
+
+
+def _corpora(words: tuple[str, ...]) -> tuple[Corpus, ...]:
+    """The corpora of `--data`, their folders made absolute."""
+    from emu.data.mixture import parse_corpus
+
+    if not words:
+        raise ValueError(
+            "data=(): no dataset; give --data DIR, or NAME=DIR:WEIGHT for each of several"
+        )
+    corpora = [parse_corpus(word) for word in words]
+    return tuple(replace(corpus, address=job_path(corpus.address)) for corpus in corpora)
+
+
+def _tokenizer(
+    options: TrainEmu, recipe: Recipe, data: tuple[Corpus, ...], out: Path, start: str | None
+) -> str:
     if options.tokenizer is not None:
         return folder_path(options.tokenizer)
     if start is not None:
@@ -226,7 +288,7 @@ def _tokenizer(options: TrainEmu, recipe: Recipe, data: str, out: Path, start: s
     from emu.train.start import learned_tokenizer
 
     path = out / "tokenizer.model"
-    learned_tokenizer(data, path, recipe.model.language.vocab_size)
+    learned_tokenizer([corpus.address for corpus in data], path, recipe.model.language.vocab_size)
     return str(path)
 
 
@@ -281,9 +343,25 @@ def _summary_text(summary: Summary, plan: TrainPlan, seconds: float) -> str:
         *(f"ALARM      {alarm}" for alarm in summary.alarms),
         f"model      {summary.model}",
         f"metrics    {plan.out}/{METRICS}, {plan.out}/{CURVES}",
+        *_by_corpus(Path(plan.out)),
         f"time       {seconds:.1f} s",
     ]
     return "\n".join(lines)
+
+
+def _by_corpus(out: Path) -> list[str]:
+    """A line per corpus of a mixture: its steps and its last logged losses."""
+    from emu.train.run_folder import read_metrics
+
+    last: dict[str, float] = {}
+    for row in read_metrics(out):
+        last |= {name: value for name, value in row.items() if "/" in name}
+    names = sorted({name.partition("/")[2] for name in last})
+    return [
+        f"corpus     {name}: {last[f'steps/{name}']:,} steps, text loss {last[f'text_loss/{name}']:.4f}, "
+        f"visual loss {last[f'visual_loss/{name}']:.4f}"
+        for name in names
+    ]
 
 
 if __name__ == "__main__":

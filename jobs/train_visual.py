@@ -85,7 +85,7 @@ def plan_of(options: TrainVisual) -> VisualPlan:
     out, data = folder_path(options.out), job_path(options.data)
     path = Path(out) / "tokenizer.model"
     if options.tokenizer is None:
-        learned_tokenizer(data, path, recipe.model.language.vocab_size)
+        learned_tokenizer([data], path, recipe.model.language.vocab_size)
     tokenizer = str(path) if options.tokenizer is None else folder_path(options.tokenizer)
     fitted = with_vocabulary(recipe, EmuTokenizer.load(tokenizer).num_pieces)
     changes = {

@@ -90,7 +90,10 @@ class Emu(nn.Module):
         elif batch.pixels_NCHW is not None:
             embeddings_NQD = self.encode_images(batch.pixels_NCHW)
         inputs_BLD = self.embed(batch.input_ids_BL, embeddings_NQD)
-        hidden_BLD = self.language(inputs_BLD, batch.attention_mask_BL)
+        if batch.documents is None:
+            hidden_BLD = self.language(inputs_BLD, batch.attention_mask_BL)
+        else:
+            hidden_BLD = self.language.forward_packed(inputs_BLD, batch.documents)
         predictors_BL, targets_BL = regression_positions(
             batch.input_ids_BL, self.config.special, self.config.objective
         )

@@ -1,6 +1,6 @@
 """The multimodal language model: LLaMA with the added tokens and a regression head.
 
-Shapes: B batch, L new positions, S all positions so far (cache included), D language width,
+Shapes: B batch, L new positions, S all positions so far (cache included), T = B L, D language width,
 W rows of the vocabulary.
 
 LoRA (Emu-I) is peft's, imported where it is used: the import takes more than a second, and most models have no adapter.
@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
 
 from emu.config import AdapterConfig, EmuConfig
+from emu.models.attention import IMPLEMENTATION, Documents, register_attention
 
 ROPE_BASE = 10000.0
 
@@ -25,7 +26,8 @@ class LanguageModel(nn.Module):
         super().__init__()
         width = config.language.hidden_size
         self.lm = LlamaForCausalLM(llama_config(config))
-        self.lm.set_attn_implementation("sdpa")
+        register_attention()
+        self.lm.set_attn_implementation(IMPLEMENTATION)
         angles = RotaryAngles(width // config.language.num_heads)
         self.lm.model.register_module("rotary_emb", angles)
         self.regress_head = nn.Linear(width, width, bias=False)
@@ -54,6 +56,19 @@ class LanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+
+    def forward_packed(self, inputs_BLD: Tensor, documents: Documents) -> Tensor:
+        """The hidden states `BLD` of packed rows: positions count from 0 in each document, which sees itself alone.
+
+        The layers are called as modules, one after the other, so that recomputation and sharding work as elsewhere.
+        """
+        trunk = self.lm.model
+        states_1TD = inputs_BLD.flatten(0, 1)[None]
+        positions_1T = documents.positions_BL.flatten()[None]
+        angles = trunk.rotary_emb(states_1TD, positions_1T)
+        for layer in trunk.layers:
+            states_1TD = layer(states_1TD, position_embeddings=angles, documents=documents)
+        return trunk.norm(states_1TD)[0].view_as(inputs_BLD)
 
     def head(self, hidden: Tensor) -> Tensor:
         """The logits over the vocabulary for hidden states of any leading shape."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from emu.config import ObjectiveConfig, SpecialTokens
+from emu.models.attention import Documents
 
 IGNORED = -100
 
@@ -26,7 +27,8 @@ IGNORED = -100
 class Batch:
     """Right-padded sequences, and their images in reading order, row by row of the batch.
 
-    Images come as pixels or as precomputed outputs of the tower, never as both.
+    With `documents` a row holds several sequences side by side. Images come as pixels or as precomputed outputs of
+    the tower, never as both.
     """
 
     input_ids_BL: Tensor  # int64
@@ -34,6 +36,7 @@ class Batch:
     labels_BL: Tensor  # int64, aligned with input_ids; -100 = no cross-entropy
     pixels_NCHW: Tensor | None = None  # float32, normalised with CLIP's mean and deviation
     patches_NPV: Tensor | None = None  # float16 or float32
+    documents: Documents | None = None  # of packed rows; the first label of each is -100
 
     def __post_init__(self) -> None:
         shape = self.input_ids_BL.shape
@@ -47,6 +50,22 @@ class Batch:
         images = self.pixels_NCHW if self.pixels_NCHW is not None else self.patches_NPV
         return 0 if images is None else images.shape[0]
 
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in the batch, however many a row holds."""
+        if self.documents is None:
+            return len(self.input_ids_BL)
+        return len(self.documents.real)
+
+    @property
+    def squares(self) -> Tensor:
+        """The sum of the squared lengths of all sequences, float64: what attention costs."""
+        if self.documents is None:
+            return self.attention_mask_BL.sum(dim=1).double().square().sum()
+        return self.attention_mask_BL.new_tensor(
+            sum(n * n for n in self.documents.real), dtype=torch.float64
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
 
@@ -59,6 +78,7 @@ class Batch:
             self.labels_BL.to(device, non_blocking=True),
             moved(self.pixels_NCHW),
             moved(self.patches_NPV),
+            None if self.documents is None else self.documents.to(device),
         )
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from emu.config import INSTRUCT_TOKENS
-from emu.data.batches import passages_of
 from emu.data.dataset import DatasetError, ShardReader
+from emu.data.sequence import passages_of
 from emu.generate.engine import Engine
 from emu.recipes import PromptRules
 from schemas.images import ImageError, decode_image

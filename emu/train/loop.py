@@ -20,12 +20,15 @@ from typing import Any, Literal
 import torch
 
 from emu.config import EmuConfig, SequenceConfig
-from emu.data.batches import BatchStream, SequenceMaker, StepSize
+from emu.data.batches import BatchStream, Layout
 from emu.data.dataset import ShardReader
+from emu.data.mixture import Corpus, Mixture, Source
+from emu.data.sequence import SequenceMaker
 from emu.models.emu import Emu
 from emu.models.visual import VisualEncoder
 from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
+from emu.train.meters import CorpusLosses, WorkMeter
 from emu.train.run_folder import (
     CheckpointError,
     MetricsFile,
@@ -57,8 +60,8 @@ Report = Callable[[Mapping[str, Any], Path | None], None]
 """Called on every rank after a checkpoint with the newest metrics and, on the first rank, its directory."""
 
 SUMMARY = "summary.json"
-HOUSEKEEPING = {"checkpoint_every", "keep_checkpoints", "log_every", "num_threads"}
-CUTTING = {"batch_size", "corpus_batch_size", "num_micro"}
+HOUSEKEEPING = {"checkpoint_every", "keep_checkpoints", "log_every", "num_threads", "peak_tflops"}
+CUTTING = {"batch_size", "corpus_batch_size", "num_micro", "row_length", "num_rows"}
 """How a global batch is split: may change on resume if losses are normalised over the whole of it."""
 
 
@@ -66,7 +69,8 @@ CUTTING = {"batch_size", "corpus_batch_size", "num_micro"}
 class TrainPlan:
     """Model, data, options and output of a run; sent to workers."""
 
-    data: str
+    data: str | tuple[Corpus, ...]
+    """The address of a dataset, or the corpora of a mixture."""
     out: str
     tokenizer: str
     model: EmuConfig
@@ -143,6 +147,11 @@ class Run:
         self.row: dict[str, Any] = {}
         self.alarms: list[str] = []
         self._logged = (clock(), dict(self.counts))
+        self._computed = 0  # positions since the last line, padding included
+        self._work = WorkMeter(
+            plan.model, plan.train, plan.use_features, ranks.share.world_size, device
+        )
+        self._corpora = CorpusLosses(self.stream.mixture)
 
     def advance(self) -> None:
         """Take one step; log its metrics if they are due."""
@@ -154,6 +163,9 @@ class Run:
         self.counts["samples"] += result.num_sequences
         self.counts["images"] += result.num_images
         self.counts["positions"] += result.num_positions
+        self._computed += result.num_computed
+        self._work.add(result)
+        self._corpora.add(self.stream.corpus, result)
         self._watch(result)
         if self.step % config.log_every == 0 or self.step == config.steps:
             self._log(result)
@@ -218,7 +230,8 @@ class Run:
             f"{name}_per_s": (count - before[name]) / max(now - then, 1e-9)
             for name, count in self.counts.items()
         }
-        self._logged = (now, dict(self.counts))
+        filled = (self.counts["positions"] - before["positions"]) / max(self._computed, 1)
+        self._logged, self._computed = (now, dict(self.counts)), 0
         self.row = {
             "step": self.step,
             "loss": result.total,
@@ -229,6 +242,9 @@ class Run:
             "rate_factor": rate_factor(self.step - 1, config.steps, config.optim),
             **self.counts,
             **speeds,
+            "filled": filled,
+            **self._work.taken(now - then),
+            **self._corpora.taken(),
         }
         if self.metrics:
             self.metrics.write(self.row)
@@ -300,8 +316,35 @@ def check_plan(plan: TrainPlan) -> None:
 
 def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> BatchStream:
     """The batches of a rank; precomputed features must come from the frozen encoder `tower`."""
+    config = plan.train
+    if config.normalisation == "micro_batch" and config.row_length:
+        raise ValueError(
+            "normalisation micro_batch counts micro-batches, which packing makes from any number of sequences; "
+            "give --train.row-length 0 with it"
+        )
     tokenizer = EmuTokenizer.load(plan.tokenizer, plan.model.instruct)
-    reader = ShardReader(plan.data, plan.train.seed)
+    maker = SequenceMaker(plan.sequence, plan.model, tokenizer, config.seed)
+    mixture = Mixture([open_source(plan, corpus, tower, ranks) for corpus in corpora_of(plan)])
+    layout = Layout(
+        {name: config.batch_size_of(name) for name in mixture.sources},
+        config.row_length,
+        config.num_rows,
+        is_fixed=torch.cuda.is_available(),
+        keeps_global_batch=config.normalisation == "global",
+    )
+    return BatchStream(mixture, maker, layout, ranks.share, config.num_threads)
+
+
+def corpora_of(plan: TrainPlan) -> tuple[Corpus, ...]:
+    """The corpora of a run, one or several."""
+    return (Corpus(plan.data),) if isinstance(plan.data, str) else plan.data
+
+
+def open_source(
+    plan: TrainPlan, corpus: Corpus, tower: VisualEncoder | None, ranks: Ranks
+) -> Source:
+    """A corpus with its reader and, where the plan uses them, its features."""
+    reader = ShardReader(corpus.address, plan.train.seed)
     features = None
     if plan.use_features:
         if not plan.train.freeze_vision:
@@ -312,9 +355,9 @@ def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> B
 
         assert tower is not None
         features = FeatureReader(reader.dataset, weights_hash(tower))
-    maker = SequenceMaker(plan.sequence, plan.model, tokenizer, plan.train.seed)
-    size = StepSize(plan.train.batch_size_of(reader.dataset.manifest.corpus), plan.train.num_micro)
-    return BatchStream(reader, maker, size, ranks.share, features, plan.train.num_threads)
+    name = corpus.name or reader.dataset.manifest.corpus
+    per_rank = plan.train.batch_size_of(name) * plan.train.num_micro
+    return Source(name, corpus.weight, reader, per_rank * ranks.share.world_size, features)
 
 
 def configuration(plan: TrainPlan) -> dict[str, Any]:
@@ -334,6 +377,8 @@ def configuration(plan: TrainPlan) -> dict[str, Any]:
         "language_weights": plan.language_weights,
         "use_features": plan.use_features,
     }
+    if len(corpora_of(plan)) > 1:
+        described["mixture"] = [[c.name or "", c.weight] for c in corpora_of(plan)]
     return json.loads(json.dumps(described))
 
 

@@ -19,6 +19,9 @@ learning rates from the step, so no generator and no scheduler has a state to sa
 | rate_factor                  | learning rates relative to their peaks                        |
 | samples, images, positions   | processed since the start of the run                          |
 | samples_per_s, images_per_s, positions_per_s | since the previous line, over all ranks       |
+| filled                       | real positions among all that were computed since that line   |
+| tflops_per_s, mfu            | model FLOPs of all ranks (`emu/train/flops.py`), their share of a known peak |
+| text_loss/NAME, visual_loss/NAME, steps/NAME | of a mixture: mean losses of a corpus since that line, steps so far |
 """
 
 from __future__ import annotations
@@ -60,6 +63,9 @@ RENAMED = {
     "image_first_odds": "image_first_probability",
 }
 """Options whose names in older checkpoints differ: name there -> name today."""
+
+ADDED = ("sequence.clip_length", "sequence.storyboard_length", "sequence.clip_frames")
+"""Options that older checkpoints lack; they concern formats that those runs did not have."""
 
 
 class CheckpointError(ValueError):
@@ -133,7 +139,8 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) ->
 def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Raise `CheckpointError` naming the options in which a resumed run would differ."""
     before, after = _flat(then), _flat(now)
-    names = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
+    absent = {name for name in ADDED if name not in before}
+    names = [n for n in sorted({*before, *after} - absent) if before.get(n) != after.get(n)]
     if names == ["train.steps"]:
         raise CheckpointError(_other_length(before[names[0]], after[names[0]], where.parents[1]))
     if names:

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,19 +140,20 @@ def train_adapter_alone(model: Emu) -> None:
         weight.requires_grad_(LORA in name)
 
 
-def learned_tokenizer(data: str, path: Path, vocab_size: int) -> EmuTokenizer:
+def learned_tokenizer(data: Sequence[str], path: Path, vocab_size: int) -> EmuTokenizer:
     """The tokenizer at `path`; if there is none, one of up to `vocab_size` pieces is trained and saved there.
 
-    It is trained on the first 20,000 samples, in order: the same dataset gives the same bytes.
+    It is trained on the first 20,000 samples of the datasets in `data`, in order: the same give the same bytes.
     """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        texts = _dataset_texts(data)
+        limit = MAX_SAMPLES // len(data)
+        texts = itertools.chain.from_iterable(_dataset_texts(one, limit) for one in data)
         first = next(texts, None)
         if first is None:
             raise DatasetError(
-                f"{data}: no sample has a text to train a tokenizer on; give --tokenizer"
+                f"{', '.join(data)}: no sample has a text to train a tokenizer on; give --tokenizer"
             )
         train_tokenizer(itertools.chain([first], texts), vocab_size, temporary)
         temporary.replace(path)
@@ -189,8 +190,8 @@ def _open_clip_tower(weights: str) -> dict[str, Tensor]:
     return open_clip_tower(weights)
 
 
-def _dataset_texts(data: str) -> Iterator[str]:
+def _dataset_texts(data: str, limit: int) -> Iterator[str]:
     """The non-empty texts of the first samples of a dataset."""
     reader = ShardReader(data, seed=0, shuffle=False)
-    for sample in itertools.islice(reader, min(MAX_SAMPLES, len(reader))):
+    for sample in itertools.islice(reader, min(limit, len(reader))):
         yield from (s.text for s in sample.segments if s.text and s.text.strip())

@@ -61,6 +61,10 @@ class StepResult:
     num_sequences: int
     num_positions: int
     """Text and image positions without padding."""
+    num_computed: int
+    """The same with padding."""
+    num_squares: int
+    """Sum of the squared lengths of the sequences."""
 
 
 class LossModule(nn.Module):
@@ -152,7 +156,7 @@ class Stepper:
         return counts[:2] / totals[:2].clamp(min=1)
 
     def _counts(self, batch: Batch) -> Tensor:
-        """The numbers of text targets, visual targets, images, sequences and positions of a micro-batch."""
+        """The numbers of text targets, visual targets, images, sequences, positions, those with padding, squares."""
         predictors, _ = regression_positions(
             batch.input_ids_BL, self.model_config.special, self.model_config.objective
         )
@@ -161,8 +165,10 @@ class Stepper:
             (labels != IGNORED).sum(),
             predictors.sum(),
             torch.tensor(batch.num_images, device=self.device),
-            torch.tensor(len(batch.input_ids_BL), device=self.device),
+            torch.tensor(batch.num_sequences, device=self.device),
             batch.attention_mask_BL.sum(),
+            torch.tensor(batch.input_ids_BL.numel(), device=self.device),
+            batch.squares,
         )
         return torch.stack(numbers).double()
 

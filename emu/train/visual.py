@@ -38,9 +38,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emu.config import EmuConfig
-from emu.data.batches import BatchStream, SequenceConfig, SequenceMaker, StepSize
+from emu.config import EmuConfig, SequenceConfig
+from emu.data.batches import BatchStream, Layout
 from emu.data.dataset import ShardReader, derived_seed
+from emu.data.mixture import Mixture, Source
+from emu.data.sequence import SequenceMaker
 from emu.models.emu import Emu
 from emu.models.objective import Batch
 from emu.recipes import OptimConfig, VisualTrainConfig
@@ -126,7 +128,10 @@ def train_visual(
     reader = ShardReader(plan.data, config.seed)
     classes_K = caption_classes(reader, tokenizer, config.common_share)
     maker = SequenceMaker(plan.sequence, plan.model, tokenizer, config.seed)
-    stream = BatchStream(reader, maker, StepSize(config.batch_size), num_threads=config.num_threads)
+    name = reader.dataset.manifest.corpus
+    mixture = Mixture([Source(name, 1.0, reader, config.batch_size)])
+    layout = Layout({name: config.batch_size})
+    stream = BatchStream(mixture, maker, layout, num_threads=config.num_threads)
     model = Emu(plan.model)
     model.init_weights(config.seed)
     torch.manual_seed(derived_seed("caption heads", config.seed))

@@ -48,6 +48,27 @@ def document(number: int, num_images: int = 3, num_sentences: int = 6) -> Sample
     return Sample(f"doc-{number:05d}", "mmc4", tuple(segments), {"matched_text_index": matched})
 
 
+def timed_image(number: int, time_s: float) -> Segment:
+    return Segment.of_image(square_image(number), "png", 24, 24, time_s=time_s)
+
+
+def clip(number: int, num_frames: int = 8) -> Sample:
+    """A video clip: frames with their times, and a caption without."""
+    frames = [timed_image(number + index, index * 0.5) for index in range(num_frames)]
+    text = Segment.of_text(f"clip {number} of a {COLOURS[number % len(COLOURS)]} square")
+    return Sample(f"clip-{number:05d}", "webvid", (*frames, text))
+
+
+def storyboard(number: int, num_frames: int = 4) -> Sample:
+    """A storyboard: a frame every 10 seconds, a subtitle 4 seconds after each."""
+    segments: list[Segment] = []
+    for index in range(num_frames):
+        segments.append(timed_image(number + index, 10.0 * index))
+        colour = COLOURS[(number + index) % len(COLOURS)]
+        segments.append(Segment.of_text(f"Sentence {index} about {colour}.", time_s=10 * index + 4))
+    return Sample(f"board-{number:05d}", "yt_storyboard", tuple(segments))
+
+
 def write_dataset(root: Path, samples: Sequence[Sample], shard_size: int = 10) -> Path:
     """The samples as a dataset of shards of `shard_size`."""
     corpus = samples[0].corpus if samples else "pairs"

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from emu.config import EmuConfig, SequenceConfig, tiny_config
-from emu.data.batches import BatchStream, SequenceMaker, Share, StepSize
+from emu.data.batches import BatchStream, Layout, Share
 from emu.data.dataset import ShardReader
+from emu.data.mixture import Mixture, Source
+from emu.data.sequence import SequenceMaker
 from emu.models.objective import Batch
 from emu.models.visual import CLIP_MEAN, CLIP_STD, pixels_of
 from emu.tokenizer import EmuTokenizer
@@ -32,10 +34,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream_of(
-    dataset: Path, tokenizer: EmuTokenizer, share: Share, size: StepSize, num_threads: int = 0
+    dataset: Path,
+    tokenizer: EmuTokenizer,
+    share: Share,
+    size: int,
+    num_micro: int = 1,
+    num_threads: int = 0,
+    row_length: int = 0,
+    keeps: bool = True,
 ) -> BatchStream:
+    """A stream of steps of `size` x `num_micro` sequences per rank, as a run starts it."""
     maker = SequenceMaker(SHORT, tiny_config(tokenizer.num_pieces), tokenizer, 0)
-    return BatchStream(ShardReader(dataset, 0), maker, size, share, num_threads=num_threads)
+    source = Source("mmc4", 1.0, ShardReader(dataset, 0), size * num_micro * share.world_size)
+    layout = Layout({"mmc4": size}, row_length, keeps_global_batch=keeps)
+    return BatchStream(Mixture([source]), maker, layout, share, num_threads)
 
 
 def rows_of(batches: list[Batch]) -> list[tuple[int, ...]]:
@@ -71,7 +83,7 @@ def test_batches_are_padded_on_the_right_with_images_in_reading_order(
     dataset: Path, tokenizer: EmuTokenizer
 ):
     model: EmuConfig = tiny_config(tokenizer.num_pieces)
-    stream = stream_of(dataset, tokenizer, Share(), StepSize(6))
+    stream = stream_of(dataset, tokenizer, Share(), 6)
     (batch,) = stream.next_step()
     lengths = batch.attention_mask_BL.sum(1)
     assert int(lengths.max()) == batch.input_ids_BL.shape[1]
@@ -89,8 +101,8 @@ def test_batches_are_padded_on_the_right_with_images_in_reading_order(
 
 
 def test_micro_batches_hold_rows_of_similar_length(dataset: Path, tokenizer: EmuTokenizer):
-    whole = stream_of(dataset, tokenizer, Share(), StepSize(12))
-    cut = stream_of(dataset, tokenizer, Share(), StepSize(3, 4))
+    whole = stream_of(dataset, tokenizer, Share(), 12)
+    cut = stream_of(dataset, tokenizer, Share(), 3, 4)
     for _ in range(3):
         [batch], parts = whole.next_step(), cut.next_step()
         lengths = [part.attention_mask_BL.sum(1).tolist() for part in parts]
@@ -103,9 +115,9 @@ def test_micro_batches_hold_rows_of_similar_length(dataset: Path, tokenizer: Emu
 def test_ranks_together_read_the_same_global_batches(
     dataset: Path, tokenizer: EmuTokenizer, world_size: int
 ):
-    alone = stream_of(dataset, tokenizer, Share(), StepSize(2, 4))
+    alone = stream_of(dataset, tokenizer, Share(), 2, 4)
     ranks = [
-        stream_of(dataset, tokenizer, Share(rank, world_size), StepSize(2, 4 // world_size))
+        stream_of(dataset, tokenizer, Share(rank, world_size), 2, 4 // world_size)
         for rank in range(world_size)
     ]
     for _ in range(9):  # beyond two epochs
@@ -118,10 +130,10 @@ def test_ranks_together_read_the_same_global_batches(
 def test_a_state_saved_by_one_rank_resumes_two_and_threads_change_nothing(
     dataset: Path, tokenizer: EmuTokenizer
 ):
-    alone = stream_of(dataset, tokenizer, Share(), StepSize(8))
+    alone = stream_of(dataset, tokenizer, Share(), 8)
     for _ in range(3):
         alone.next_step()
-    ranks = [stream_of(dataset, tokenizer, Share(r, 2), StepSize(4), 2) for r in range(2)]
+    ranks = [stream_of(dataset, tokenizer, Share(r, 2), 4, num_threads=2) for r in range(2)]
     for rank in ranks:
         rank.next_step()  # so that something has been read ahead
         rank.load(alone.state())
@@ -133,21 +145,54 @@ def test_a_state_saved_by_one_rank_resumes_two_and_threads_change_nothing(
         rank.close()
 
 
-def test_another_global_batch_is_refused(dataset: Path, tokenizer: EmuTokenizer):
-    state = stream_of(dataset, tokenizer, Share(), StepSize(8)).state()
+def test_a_saved_global_batch_is_kept_by_any_number_of_ranks(
+    dataset: Path, tokenizer: EmuTokenizer
+):
+    alone = stream_of(dataset, tokenizer, Share(), 8)
+    alone.next_step()
+    ranks = [stream_of(dataset, tokenizer, Share(r, 3), 8) for r in range(3)]
+    for rank in ranks:
+        rank.load(alone.state())
+    for _ in range(5):
+        together = list(itertools.chain.from_iterable(rows_of(r.next_step()) for r in ranks))
+        assert together == rows_of(alone.next_step())  # shares of 2, 3 and 3, in order
+    assert all(rank.state() == alone.state() for rank in ranks)
+
+
+def test_more_ranks_than_sequences_are_refused(dataset: Path, tokenizer: EmuTokenizer):
+    few = stream_of(dataset, tokenizer, Share(), 2).state()
+    with pytest.raises(ValueError, match="2 sequences per step cannot be dealt to 3 ranks"):
+        stream_of(dataset, tokenizer, Share(0, 3), 1).load(few)
+
+
+def test_another_global_batch_is_refused_where_micro_batches_count(
+    dataset: Path, tokenizer: EmuTokenizer
+):
+    state = stream_of(dataset, tokenizer, Share(), 8).state()
     with pytest.raises(ValueError, match=r"saved with 8 sequences per step .* now it has 6"):
-        stream_of(dataset, tokenizer, Share(0, 2), StepSize(3)).load(state)
+        stream_of(dataset, tokenizer, Share(0, 2), 3, keeps=False).load(state)
+
+
+def test_a_state_of_earlier_releases_is_read(dataset: Path, tokenizer: EmuTokenizer):
+    stream = stream_of(dataset, tokenizer, Share(), 8)
+    stream.next_step()
+    saved = stream.state()
+    (corpus,) = saved["corpora"].values()
+    earlier = {name: value for name, value in corpus.items() if name != "steps"}
+    other = stream_of(dataset, tokenizer, Share(), 8)
+    other.load(earlier)
+    assert other.state() == saved
 
 
 def test_a_broken_image_names_its_sample(tmp_path: Path, tokenizer: EmuTokenizer):
     broken = Segment.of_image(b"not an image", "png", 5, 5)
     sample = Sample("bad-one", "pairs", (broken, Segment.of_text("a square")))
-    stream = stream_of(write_dataset(tmp_path, [sample]), tokenizer, Share(), StepSize(1))
+    stream = stream_of(write_dataset(tmp_path, [sample]), tokenizer, Share(), 1)
     with pytest.raises(ImageError, match="sample 'bad-one': 12 bytes"):
         stream.next_step()
 
 
 def test_a_batch_without_images_has_none(tmp_path: Path, tokenizer: EmuTokenizer):
     texts = [document(number, num_images=0) for number in range(4)]
-    stream = stream_of(write_dataset(tmp_path, texts), tokenizer, Share(), StepSize(4))
+    stream = stream_of(write_dataset(tmp_path, texts), tokenizer, Share(), 4)
     assert stream.next_step()[0].num_images == 0

@@ -1,14 +1,24 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu.config import EmuConfig, SequenceConfig, tiny_config
-from emu.data.batches import SequenceError, SequenceMaker
+from emu.data.sequence import SequenceError, SequenceMaker
 from emu.tokenizer import IMAGE_BLOCK, EmuTokenizer
 from schemas.sample import Sample, Segment
-from tests.data.small_dataset import document, image_segment, pair, small_tokenizer
+from tests.data.small_dataset import (
+    clip,
+    document,
+    image_segment,
+    pair,
+    small_tokenizer,
+    storyboard,
+    timed_image,
+)
 
 SHORT = SequenceConfig(pair_length=128, window_length=128, sampled_length=96)
 
@@ -163,7 +173,46 @@ def test_a_long_caption_is_cut_and_the_image_stays(tokenizer: EmuTokenizer, mode
         assert len(sequence.ids_L) == 128 and len(sequence.slots) == 1
 
 
-def test_dialogues_and_clips_are_refused_by_name(tokenizer: EmuTokenizer, model: EmuConfig):
+def test_a_clip_has_its_frames_in_order_before_or_after_its_text(
+    tokenizer: EmuTokenizer, model: EmuConfig
+):
+    maker = maker_of(tokenizer, model)
+    shapes: Counter[str] = Counter()
+    for epoch in range(100):
+        sequence = maker.make(clip(1, 12), epoch)
+        segments = [slot.segment for slot in sequence.slots]
+        assert len(segments) == 8 and segments == sorted(set(segments))
+        shapes[shape(sequence.ids_L.tolist(), model)] += 1
+    assert set(shapes) == {"<BBBBBBBBt>", "<tBBBBBBBB>"} and min(shapes.values()) > 25
+
+
+def test_of_a_clip_that_does_not_fit_the_text_goes_first(tokenizer: EmuTokenizer, model: EmuConfig):
+    block = model.former.num_queries + 2
+    config = SequenceConfig(128, 128, 96, clip_length=2 + 3 * block + 4, storyboard_length=128)
+    sequence = maker_of(tokenizer, model, config).make(clip(1), 0)
+    assert len(sequence.slots) == 3 and len(sequence.ids_L) == config.clip_length
+
+
+def test_a_storyboard_is_in_order_of_time(tokenizer: EmuTokenizer, model: EmuConfig):
+    maker = maker_of(tokenizer, model)
+    board = storyboard(1)
+    wanted = maker.make(board, 0)
+    assert shape(wanted.ids_L.tolist(), model) == "<BtBtBtBt>"
+    shuffled = Sample(board.key, board.corpus, board.segments[1::2] + board.segments[::2])
+    assert torch.equal(maker.make(shuffled, 0).ids_L, wanted.ids_L)
+    same_time = (Segment.of_text("now", time_s=1), timed_image(0, 1.0))
+    first = maker.make(Sample("tie", "yt_storyboard", same_time), 0)
+    assert shape(first.ids_L.tolist(), model) == "<Bt>"
+
+
+def test_of_a_long_storyboard_a_window_is_used(tokenizer: EmuTokenizer, model: EmuConfig):
+    maker = maker_of(tokenizer, model, replace(SHORT, storyboard_length=96))
+    sequences = [maker.make(storyboard(1, 30), epoch) for epoch in range(40)]
+    assert all(80 < len(s.ids_L) <= 96 for s in sequences)
+    assert len({s.slots[0].segment for s in sequences}) > 8
+
+
+def test_dialogues_are_refused_by_name(tokenizer: EmuTokenizer, model: EmuConfig):
     sample = Sample("talk", "instruct", (Segment.of_text("hello", role="user"),))
     with pytest.raises(SequenceError, match="'talk' of corpus 'instruct'"):
         maker_of(tokenizer, model).make(sample, 0)

@@ -80,7 +80,7 @@ def test_the_command_line_takes_precedence_over_the_file(tmp_path: Path) -> None
     )
     words = ["--config", str(file), "--train.steps", "30", "--out", "other"]
     options, _ = parse(TrainEmu, words, recipe_defaults)
-    assert (options.data, options.out, options.train.steps) == ("d", "other", 30)
+    assert (options.data, options.out, options.train.steps) == (("d",), "other", 30)
     assert options.train.freeze_vision and options.train.optim.eps == 1e-7
     assert options.train.precision == "bfloat16", "the other values are those of the file's recipe"
     assert dict(options.train.corpus_batch_size) == {"laion": 2}

@@ -50,6 +50,21 @@ def test_two_ranks_and_micro_batches_give_the_gradient_of_one_large_batch(tmp_pa
         assert other.gradient_norm == pytest.approx(result.gradient_norm, rel=1e-5)
 
 
+def test_packed_rows_on_three_ranks_give_the_gradient_of_one_padded_batch(tmp_path: Path):
+    plan = mini_plan(tmp_path, dropout=0.0)
+    whole, result = gradients_after(with_batches(plan, 12, 1), Ranks())
+    packed = with_batches(plan, 4, 1)
+    packed = replace(packed, train=replace(packed.train, row_length=1024))
+    (first, found), *_ = on_ranks(packed, tmp_path / "ranks", 3)
+    assert largest_difference(whole, first) < 1e-5
+    assert found.text == pytest.approx(result.text, rel=1e-6)
+    assert found.visual == pytest.approx(result.visual, rel=1e-6)
+    counts = ("num_text", "num_visual", "num_images", "num_sequences", "num_positions")
+    assert [getattr(found, n) for n in counts] == [getattr(result, n) for n in counts]
+    assert found.num_squares == result.num_squares
+    assert found.num_computed == found.num_positions < result.num_computed
+
+
 def test_global_losses_are_those_of_the_objective(tmp_path: Path):
     plan = mini_plan(tmp_path, dropout=0.0)
     _, result = gradients_after(plan, Ranks())

@@ -28,7 +28,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_of(pairs: Path, out: Path, **options: int) -> VisualPlan:
     tokenizer = out / "tokenizer.model"
-    recipe = with_vocabulary(tiny(), learned_tokenizer(str(pairs), tokenizer, 1000).num_pieces)
+    recipe = with_vocabulary(tiny(), learned_tokenizer([str(pairs)], tokenizer, 1000).num_pieces)
     train = VisualTrainConfig(**{"steps": 60, "batch_size": 16, "num_threads": 0, **options})
     return VisualPlan(
         str(pairs), str(out / "model"), str(tokenizer), recipe.model, recipe.sequence, train

@@ -1,0 +1,186 @@
+"""Real positions per second of packed against padded batches on a mixed stream, forward and backward.
+
+    python -m benchmarks.packing
+
+Sequences have the lengths of the paper's formats: pairs, documents of both samplings, clips, storyboards. Padded
+batches hold `batch_size` of them in the order in which they come; packed ones the same in rows. The tower's outputs are
+given, so that the time is that of the language model, the Causal Former and the losses. Sides alternate; ratios are
+within a round. Subjects:
+
+- mixed: every batch holds sequences of all formats;
+- homogeneous: every batch holds one format, as in the paper's pretraining.
+
+`full_logits` is the padded batch with logits at every position, as in the published model.
+Prints JSON lines.
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from emu.config import EmuConfig, LanguageConfig, tiny_config
+from emu.data.batches import collate
+from emu.data.packing import collate_packed, efficiency, pack
+from emu.data.sequence import Sequence, Slot
+from emu.models.emu import Emu
+from emu.models.objective import Batch, Objective, text_labels
+
+Made = tuple[Sequence, Tensor]
+
+
+@dataclass(frozen=True)
+class PackingBenchmark:
+    """Compares packed and padded batches."""
+
+    batch_size: int = 24
+    """Sequences per padded batch."""
+    row_length: int = 2048
+    """Positions of a packed row."""
+    width: int = 128
+    """Width of the language model."""
+    layers: int = 4
+    """Its layers."""
+    vocabulary: int = 8000
+    """Its pieces."""
+    num_rounds: int = 3
+    """Rounds; medians are printed."""
+    num_threads: int = 1
+    """Threads of torch."""
+
+
+def run_benchmark(options: PackingBenchmark) -> Iterator[dict[str, Any]]:
+    """A record per subject."""
+    torch.set_num_threads(options.num_threads)
+    model = Emu(_config(options))
+    model.init_weights(0)
+    model.train()
+    for subject in ("mixed", "homogeneous"):
+        batches = _batches(options, model.config, subject)
+        yield {
+            "benchmark": "packing",
+            "subject": subject,
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            **asdict(options),
+            **_compared(options, model, batches),
+        }
+
+
+def _config(options: PackingBenchmark) -> EmuConfig:
+    tiny = tiny_config()
+    sizes = LanguageConfig(
+        options.width, options.layers, 4, options.width * 43 // 16, options.vocabulary, 2048
+    )
+    former = {**asdict(tiny.former), "num_queries": 32}
+    return EmuConfig(
+        vision=tiny.vision, former=type(tiny.former)(**former), language=sizes, decoder=None
+    )
+
+
+def _batches(options: PackingBenchmark, config: EmuConfig, subject: str) -> list[list[Made]]:
+    """Five batches: of all formats, or one of each format."""
+    dice = Random(0)
+    kinds = ("pair", "window", "sampled", "clip", "storyboard")
+    batches = []
+    for number in range(len(kinds)):
+        chosen = [kinds[number] if subject == "homogeneous" else dice.choice(kinds)]
+        while len(chosen) < options.batch_size:
+            chosen.append(chosen[0] if subject == "homogeneous" else dice.choice(kinds))
+        batches.append([_sequence(kind, config, dice) for kind in chosen])
+    return batches
+
+
+def _sequence(kind: str, config: EmuConfig, dice: Random) -> Made:
+    """A sequence of a format, with random words and images. Documents of the web are mostly short."""
+    document = min(1024, round(dice.lognormvariate(5.9, 0.8)))
+    words, images = {
+        "pair": (dice.randint(8, 40), 1),
+        "window": (max(20, document - 34 * 2), 2),
+        "sampled": (dice.randint(40, 300), dice.randint(1, 5)),
+        "clip": (dice.randint(8, 40), 8),
+        "storyboard": (dice.randint(100, 500), dice.randint(4, 14)),
+    }[kind]
+    special = config.special
+    block = [special.image_start, *[special.image] * config.former.num_queries, special.image_end]
+    text = [dice.randrange(3, special.pad) for _ in range(words)]
+    ids = [special.bos]
+    for number in range(images):
+        ids += text[number * words // images : (number + 1) * words // images] + block
+    ids_L = torch.tensor([*ids, special.eos])
+    labels_L = text_labels(ids_L, special, config.objective)
+    slots = tuple(Slot(number, b"") for number in range(images))
+    patches = torch.randn(images, config.vision.num_tokens, config.vision.width)
+    return Sequence(kind, 0, ids_L, labels_L, slots), patches
+
+
+def _compared(options: PackingBenchmark, model: Emu, batches: list[list[Made]]) -> dict[str, Any]:
+    sides: dict[str, Callable[[list[Made]], float]] = {
+        "packed": lambda made: _packed(options, model, made),
+        "padded": lambda made: _padded(model, made, with_logits=False),
+        "full_logits": lambda made: _padded(model, made, with_logits=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, float] = {}
+    for _ in range(options.num_rounds):
+        for name, work in sides.items():
+            began = time.perf_counter()
+            losses[name] = sum(work(made) for made in batches)
+            seconds[name].append(time.perf_counter() - began)
+    lengths = [[len(s.ids_L) for s, _ in made] for made in batches]
+    real = sum(map(sum, lengths))
+    padded = sum(len(row) * max(row) for row in lengths)
+    fills = [efficiency(row, pack(row, options.row_length), options.row_length) for row in lengths]
+    together = [length for row in lengths for length in row]
+    fill = efficiency(together, pack(together, options.row_length), options.row_length)
+    rates = {name: round(real / statistics.median(s)) for name, s in seconds.items()}
+
+    def ratio(slow: str) -> float:
+        pairs = zip(seconds[slow], seconds["packed"], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 2)
+
+    return {
+        "real_positions": real,
+        "padding_share": round(1 - real / padded, 3),
+        "fill_of_rows": {"per_batch": round(statistics.mean(fills), 3), "all": round(fill, 3)},
+        "positions_per_s": rates,
+        "packed_to_padded": ratio("padded"),
+        "packed_to_full_logits": ratio("full_logits"),
+        "largest_relative_difference": max(abs(x / losses["padded"] - 1) for x in losses.values()),
+    }
+
+
+def _packed(options: PackingBenchmark, model: Emu, made: list[Made]) -> float:
+    rows = pack([len(sequence.ids_L) for sequence, _ in made], options.row_length)
+    total = 0.0
+    for row in rows:
+        chosen = [made[index] for index in row]
+        batch = collate_packed([chosen], model.config.special.pad, True)
+        total += _step(model, batch, with_logits=False)
+    return total
+
+
+def _padded(model: Emu, made: list[Made], with_logits: bool) -> float:
+    sequences, images = [s for s, _ in made], [images for _, images in made]
+    return _step(model, collate(sequences, images, model.config.special.pad, True), with_logits)
+
+
+def _step(model: Emu, batch: Batch, with_logits: bool) -> float:
+    """Forward and backward; the summed text loss."""
+    losses = Objective(model.config.objective)(model(batch, with_logits=with_logits), batch)
+    losses.total.backward()
+    model.zero_grad()
+    return losses.text.item() * int(losses.num_text)
+
+
+if __name__ == "__main__":
+    for record in run_benchmark(tyro.cli(PackingBenchmark)):
+        print(json.dumps(record), flush=True)

@@ -1,0 +1,114 @@
+"""Attention over documents side by side: a packed batch holds many in a row, and none sees another.
+
+The language model is transformers' LLaMA; its layers call the attention that is registered here. Without documents it
+is the library's own scaled dot-product attention.
+
+- CPU, and float32 on CUDA: a loop of causal attention over the documents. A dense mask over a row of 1,000 positions
+  takes six times as long; flex attention has no backward on a CPU, and torch's `varlen_attn` no CPU kernel.
+- CUDA in bfloat16 or float16: torch's `varlen_attn`.
+
+Shapes: B rows, L positions of a row, T = B L positions of all rows in reading order, H heads, K width of a head,
+N documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+IMPLEMENTATION = "emu_documents"
+"""The name under which transformers finds the attention."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where the documents of a packed batch begin and end; the padding of a row counts as one more."""
+
+    lengths: tuple[int, ...]
+    """Positions of each document, over all rows in reading order."""
+    bounds_N: Tensor
+    """int32, their cumulative sums from 0: one more than there are documents."""
+    positions_BL: Tensor
+    """int64, from 0 in each document."""
+    real: tuple[int, ...]
+    """The lengths of the documents that are no padding."""
+
+    def to(self, device: torch.device | str) -> Documents:
+        """The same documents on `device`."""
+        bounds_N = self.bounds_N.to(device, non_blocking=True)
+        positions_BL = self.positions_BL.to(device, non_blocking=True)
+        return Documents(self.lengths, bounds_N, positions_BL, self.real)
+
+
+def documents_of(rows: Sequence[Sequence[int]], length: int) -> Documents:
+    """The documents of rows of `length` positions from the lengths of each row; what is left of a row is padding."""
+    padded = [[*row, length - sum(row)] if sum(row) < length else row for row in rows]
+    lengths = tuple(chain.from_iterable(padded))
+    assert sum(lengths) == length * len(rows), (rows, length)
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    real = tuple(chain.from_iterable(rows))
+    return Documents(lengths, bounds, positions.view(len(rows), length), real)
+
+
+def attend_within(documents: Documents, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal attention within each document; queries, keys, values and the result are `1HTK`."""
+    if queries.device.type == "cuda" and queries.dtype in (torch.bfloat16, torch.float16):
+        return _varlen(documents, queries, keys, values)
+    parts = zip(
+        queries.split(documents.lengths, dim=2),
+        keys.split(documents.lengths, dim=2),
+        values.split(documents.lengths, dim=2),
+        strict=True,
+    )
+    mixed = [scaled_dot_product_attention(q, k, v, is_causal=True) for q, k, v in parts]
+    return torch.cat(mixed, dim=2)
+
+
+def _varlen(documents: Documents, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = documents.positions_BL.shape[1]  # of any batch: one compiled kernel serves all
+    bounds_N = documents.bounds_N
+    mixed = varlen_attn(
+        queries[0].transpose(0, 1).contiguous(),
+        keys[0].transpose(0, 1).contiguous(),
+        values[0].transpose(0, 1).contiguous(),
+        bounds_N,
+        bounds_N,
+        longest,
+        longest,
+        window_size=(-1, 0),  # causal
+    )
+    assert isinstance(mixed, Tensor)
+    return mixed.transpose(0, 1)[None]
+
+
+def register_attention() -> None:
+    """Makes the attention known to transformers under `IMPLEMENTATION`; more than once changes nothing."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    def attention(
+        module: nn.Module,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        documents: Documents | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, None]:
+        if documents is None:
+            return sdpa_attention_forward(module, queries, keys, values, mask, **options)
+        return attend_within(documents, queries, keys, values).transpose(1, 2), None
+
+    if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, attention)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
