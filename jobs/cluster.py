@@ -230,7 +230,7 @@ class RunnerOnDemand:
     """Ends the session; the caller closes it."""
     num_cpus: int | None = None
     gpu_per_worker: bool = False
-    """Give every worker one GPU where the cluster has any."""
+    """Give every worker one GPU where the cluster has any and the stage does not say how much it needs."""
 
     def run(
         self, operators: Sequence[Operator], shards: Sequence[ShardPlan]
@@ -242,5 +242,8 @@ class RunnerOnDemand:
 
         self.sessions.enter_context(ray_session(self.num_cpus))
         if self.gpu_per_worker and ray.cluster_resources().get("GPU", 0) > 0:
-            operators = [replace(o, resources=replace(o.resources, num_gpus=1)) for o in operators]
+            operators = [
+                replace(o, resources=replace(o.resources, num_gpus=o.resources.num_gpus or 1))
+                for o in operators
+            ]
         return RayRunner().run(operators, shards)

@@ -238,7 +238,7 @@ def _features(manifest: Manifest, out: Path, report: Report, jobs: Jobs) -> None
     with report.part("Precompute features of the documents' images"):
         model = out / "run_visual" / "model"
         jobs.run(
-            "precompute_features", f"--data={out / 'mmc4'}", f"--init={model}", "--num-workers=0"
+            "precompute_features", f"--data={out / 'mmc4'}", f"--model={model}", "--num-workers=0"
         )
         features = _manifest(out / "mmc4").features or {}
         num_rows = 0
@@ -249,7 +249,7 @@ def _features(manifest: Manifest, out: Path, report: Report, jobs: Jobs) -> None
         report.say(
             "features",
             f"{num_rows} images x {features['num_tokens']} tokens x "
-            f"{features['width']}, {features['storage']}",
+            f"{features['width']}, {features['patches']}",
         )
 
 

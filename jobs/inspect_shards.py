@@ -132,8 +132,17 @@ def counts(manifest: Manifest) -> Iterator[str]:
         yield f"  mean     {size(num_bytes // manifest.num_samples)} per sample"
     for name, tally in (("records", manifest.records), ("links", manifest.links)):
         yield from _tally(name, tally)
+    yield f"features   {_features(manifest)}"
     for alarm in manifest.alarms:
         yield f"ALARM      {alarm}"
+
+
+def _features(manifest: Manifest) -> str:
+    found = manifest.features
+    if found is None:
+        return "none"
+    weights, patches = str(found.get("weights_sha256")), found.get("patches", "of an old release")
+    return f"patches {patches}, of '{found.get('encoder')}' (weights {weights[:12]}…)"
 
 
 def reasons_of_corpus(name: str) -> "Reasons":

@@ -55,6 +55,16 @@ def weights_path(text: str | None) -> str | None:
     return text if is_tag else folder_path(str(text))
 
 
+def encoder_path(text: str | None) -> str | None:
+    """As `weights_path`; also `MODEL:FILE`, `MODEL:TAG`, `local-dir:FOLDER` and `hf-hub:OWNER/NAME` of open_clip."""
+    head, colon, rest = (text or "").partition(":")
+    if not colon or rest.startswith("//") or "/" in head:
+        return weights_path(text)
+    if not rest or head == "hf-hub":
+        return text
+    return f"{head}:{folder_path(rest) if head == 'local-dir' else weights_path(rest)}"
+
+
 def _check_scheme(address: str) -> None:
     import fsspec  # takes a tenth of a second, and most paths are no addresses
 

@@ -33,6 +33,13 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 NORM_EPS = 1e-6
 
 
+def preprocessing(side: int) -> str:
+    """What `normalise` does, in words that change whenever its result does: features record it."""
+    return (
+        f"emu/1: RGB, bicubic to {side}x{side} without keeping the aspect ratio, CLIP mean and std"
+    )
+
+
 def normalise(image: Image.Image, side: int) -> Tensor:
     """The image as a float32 `CHW` tensor of `side` x `side`, normalised."""
     resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)

@@ -25,7 +25,7 @@ from emu.data.dataset import ShardReader
 from emu.data.mixture import Corpus, Mixture, Source
 from emu.data.sequence import SequenceMaker
 from emu.models.emu import Emu
-from emu.models.visual import VisualEncoder
+from emu.models.visual import VisualEncoder, preprocessing
 from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
 from emu.train.meters import CorpusLosses, WorkMeter
@@ -354,7 +354,8 @@ def open_source(
         from emu.data.features import FeatureReader
 
         assert tower is not None
-        features = FeatureReader(reader.dataset, weights_hash(tower))
+        prepared = preprocessing(plan.model.vision.image_size)
+        features = FeatureReader(reader.dataset, weights_hash(tower), prepared)
     name = corpus.name or reader.dataset.manifest.corpus
     per_rank = plan.train.batch_size_of(name) * plan.train.num_micro
     return Source(name, corpus.weight, reader, per_rank * ranks.share.world_size, features)

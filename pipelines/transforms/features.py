@@ -1,14 +1,20 @@
 """Features of a published dataset: the output of a visual encoder for every image, as one more stage of the engine.
 
-The encoder is handed in as a function that is called on the worker, so that nothing here knows a model. The engine
+The encoder is made on the worker by a function that is handed in, so that nothing here knows a model. The engine
 (`pipelines.core.run.extend`) runs the stage as any other: shard by shard, resumable, locally or on Ray. A shard is done
 when its features are there, of the same encoder and made from the same tar; the manifest names the features last.
+
+A worker reads, decodes, encodes and writes at the same time: one thread reads the tar, some decode the images of the
+next batches, one runs the encoder, and the thread of the stage writes.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO, Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +23,34 @@ from pydantic import Field
 from pipelines.core.pipeline import Resources, ShardPlan
 from pipelines.core.published import read_samples
 from pipelines.core.storage import Storage, read_arrow_schema
-from schemas.features import INFO_KEY, FeatureInfo, feature_info, features_schema
+from schemas.features import FeatureInfo, feature_info, features_schema, stamps
 from schemas.manifest import Manifest, ShardEntry
-from schemas.sample import Sample, canonical_json
+from schemas.sample import Sample
 from schemas.shard import FEATURES
-from schemas.validation import Checked
+from schemas.validation import Checked, SchemaError
 
-SOURCE_KEY = b"emu.features.tar_sha256"
+T = TypeVar("T")
+AHEAD = 2
+"""Batches that are read and decoded while the encoder works on one."""
+LARGEST_HALF = float(np.finfo(np.float16).max)
+SMALLEST_SCALE = np.finfo(np.float32).tiny
+LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(127), np.float32(0))
+"""127 times this is still finite."""
 
-Encode = Callable[[Sequence[bytes]], np.ndarray]
-"""Encoded images in, float32 tokens `[images, P, V]` out."""
+
+class Encoder(Protocol):
+    """Images to features in two steps, so that images are decoded while others are encoded."""
+
+    def prepare(self, image: bytes) -> Any:
+        """What `encode` takes of one encoded image; called from several threads at once.
+
+        Raises ValueError for an image that cannot be decoded.
+        """
+        ...
+
+    def encode(self, prepared: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The embeddings `[N, E]` and the tokens `[N, P, V]` of N images, float32; None if no tokens are wanted."""
+        ...
 
 
 class FeatureError(ValueError):
@@ -47,10 +71,12 @@ class FeatureStage(Checked):
     """The stage that adds features to a published dataset; see `pipelines.core.pipeline.Extension`."""
 
     info: FeatureInfo
-    make_encoder: Callable[[], Encode]
+    make_encoder: Callable[[], Encoder]
     """Called once on each worker, because it loads a model."""
     batch_size: Annotated[int, Field(ge=1, le=65_536, description="images per call")] = 32
     """Images that pass through the encoder at once. It decides how rows are grouped in the files."""
+    decode_threads: Annotated[int, Field(ge=1, le=1024, description="per worker")] = 2
+    """Threads of a worker that decode images."""
     overwrite: bool = False
     """Replace features of another encoder."""
     resources: Resources = field(default_factory=Resources)
@@ -62,19 +88,19 @@ class FeatureStage(Checked):
 
     def admit(self, manifest: Manifest, root: str) -> Manifest:
         """The manifest, no longer naming features of another encoder, which are refused without `overwrite`."""
-        if manifest.features is None:
-            return manifest
-        known = feature_info(manifest.features, root)
-        if known == self.info:
-            return manifest
-        if not self.overwrite:
+        if manifest.features is None or self.overwrite:
+            is_same = manifest.features == self.info.as_dict()
+            return manifest if is_same else replace(manifest, features=None)
+        try:
+            known = feature_info(manifest.features, root)
+        except SchemaError as error:
+            raise FeatureError(str(error)) from error
+        if known != self.info:
             raise FeatureError(
-                f"{root}: has features of '{known.encoder}' ({known.storage}, weights "
-                f"{known.weights_sha256[:12]}…), requested are those of '{self.info.encoder}' "
-                f"({self.info.storage}, weights {self.info.weights_sha256[:12]}…); give --overwrite to "
-                "replace them"
+                f"{root}: has features of {_words(known)}; requested are those of {_words(self.info)}; give "
+                "--overwrite to replace them"
             )
-        return replace(manifest, features=None)
+        return manifest
 
     def is_done(self, storage: Storage, entry: ShardEntry) -> bool:
         """Whether the features of a shard are there, from this encoder and this tar."""
@@ -82,14 +108,13 @@ class FeatureStage(Checked):
         if not storage.exists(path):
             return False
         found = read_arrow_schema(storage, path).metadata or {}
-        return (
-            found.get(INFO_KEY) == canonical_json(self.info.as_dict()).encode()
-            and found.get(SOURCE_KEY) == entry.sha256.encode()
-        )
+        return stamps(self.info, entry.sha256).items() <= found.items()
 
     def open(self, storage: Storage) -> "FeatureWork":
         """The work on shards, with an encoder of its own."""
-        return FeatureWork(storage, self.info, self.make_encoder(), self.batch_size)
+        return FeatureWork(
+            storage, self.info, self.make_encoder(), self.batch_size, self.decode_threads
+        )
 
     def complete(self, manifest: Manifest) -> Manifest:
         """The manifest that names the features."""
@@ -100,9 +125,15 @@ class FeatureWork:
     """Writes the features of one shard after another."""
 
     def __init__(
-        self, storage: Storage, info: FeatureInfo, encode: Encode, batch_size: int
+        self,
+        storage: Storage,
+        info: FeatureInfo,
+        encoder: Encoder,
+        batch_size: int,
+        decode_threads: int = 2,
     ) -> None:
-        self.storage, self.info, self.encode, self.batch_size = storage, info, encode, batch_size
+        self.storage, self.info, self.encoder = storage, info, encoder
+        self.batch_size, self.decode_threads = batch_size, decode_threads
 
     def __call__(self, shard: ShardPlan) -> int:
         """Commit the features of a shard and return its number of images."""
@@ -114,31 +145,56 @@ class FeatureWork:
         """Nothing to release: the encoder goes with the worker."""
 
     def _write(self, file: BinaryIO, entry: ShardEntry) -> int:
-        schema = features_schema(self.info)
-        schema = schema.with_metadata(
-            {**(schema.metadata or {}), SOURCE_KEY: entry.sha256.encode()}
-        )
+        schema = features_schema(self.info, entry.sha256)
         num_images = 0
-        with pa.ipc.new_file(file, schema) as writer:
-            samples = read_samples(self.storage, entry)
-            for images in batched(images_of(samples), self.batch_size):
-                tokens = self._encoded(images, entry.name)
-                writer.write_batch(feature_rows(images, tokens, self.info, schema))
-                num_images += len(images)
+        with ExitStack() as stack:
+            writer = stack.enter_context(pa.ipc.new_file(file, schema))
+            decoding = stack.enter_context(_threads(self.decode_threads, "decode"))
+            reading = stack.enter_context(_threads(1, "read"))
+            encoding = stack.enter_context(_threads(1, "encode"))
+            images = images_of(read_samples(self.storage, entry))
+            batches = ahead(self._decoded(images, decoding), reading, AHEAD)
+            encoded = self._encoded(batches, entry.name)
+            for refs, pooled, tokens in ahead(encoded, encoding, 1):
+                writer.write_batch(feature_rows(refs, pooled, tokens, self.info, schema))
+                num_images += len(refs)
         return num_images
 
-    def _encoded(self, images: Sequence[ImageRef], shard: str) -> np.ndarray:
-        tokens = self.encode([image.image for image in images])
-        wanted = (len(images), self.info.num_tokens, self.info.width)
-        if tokens.shape != wanted:
+    def _decoded(
+        self, images: Iterable[ImageRef], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[ImageRef], list[Future[Any]]]]:
+        """Batches, with the decoding of their images under way."""
+        for refs in batched(images, self.batch_size):
+            yield refs, [pool.submit(self.encoder.prepare, ref.image) for ref in refs]
+
+    def _encoded(
+        self, batches: Iterable[tuple[list[ImageRef], list[Future[Any]]]], shard: str
+    ) -> Iterator[tuple[list[ImageRef], np.ndarray, np.ndarray | None]]:
+        for refs, futures in batches:
+            prepared = [_result(ref, f, shard) for ref, f in zip(refs, futures, strict=True)]
+            pooled, tokens = self.encoder.encode(prepared)
+            self._check(refs, pooled, tokens, shard)
+            yield refs, pooled, tokens
+
+    def _check(
+        self,
+        refs: Sequence[ImageRef],
+        pooled: np.ndarray,
+        tokens: np.ndarray | None,
+        shard: str,
+    ) -> None:
+        info, num = self.info, len(refs)
+        wanted = [(num, info.pooled_width)]
+        wanted += [] if info.patches == "none" else [(num, info.num_tokens, info.width)]
+        found = [array for array in (pooled, tokens) if array is not None]
+        if [array.shape for array in found] != wanted:
             raise FeatureError(
-                f"{shard}: the encoder returned shape {tokens.shape}, expected {wanted}"
+                f"{shard}: the encoder returned shapes {[a.shape for a in found]}, expected {wanted}"
             )
-        if not np.isfinite(tokens).all():
+        if not all(np.isfinite(array).all() for array in found):
             raise FeatureError(
-                f"{shard}: the encoder returned NaN or infinity in the batch from '{images[0].key}'"
+                f"{shard}: the encoder returned NaN or infinity in the batch from '{refs[0].key}'"
             )
-        return tokens
 
 
 def features_path(shard: str) -> str:
@@ -155,30 +211,43 @@ def images_of(samples: Iterable[Sample]) -> Iterator[ImageRef]:
 
 
 def feature_rows(
-    images: Sequence[ImageRef], tokens: np.ndarray, info: FeatureInfo, schema: pa.Schema
+    images: Sequence[ImageRef],
+    pooled: np.ndarray,
+    tokens: np.ndarray | None,
+    info: FeatureInfo,
+    schema: pa.Schema,
 ) -> pa.RecordBatch:
-    """Rows of the table of features for images and their tokens `[images, P, V]`."""
-    scales: pa.Array = pa.nulls(len(images), schema.field("scales").type)
-    if info.storage == "int8":
-        stored, token_scales = quantised(tokens)
-        scales = _lists(token_scales, pa.float32())
-    else:
-        stored = _halves(tokens, images)
+    """Rows of the table of features for images, their embeddings `[N, E]` and their tokens `[N, P, V]`."""
+    whole = info.patches == "float32"
     columns = [
         pa.array([image.key for image in images], pa.string()),
         pa.array([image.segment for image in images], pa.int32()),
-        _lists(_halves(tokens.mean(axis=1), images), pa.float16()),
-        _lists(stored.reshape(len(images), -1), schema.field("tokens").type.value_type),
-        scales,
+        _lists(pooled if whole else _halves(pooled, images)),
     ]
+    if info.patches == "int8":
+        assert tokens is not None
+        stored, scales = quantised(tokens)
+        columns += [_lists(stored.reshape(len(images), -1)), _lists(scales)]
+    elif info.patches != "none":
+        assert tokens is not None
+        columns.append(
+            _lists((tokens if whole else _halves(tokens, images)).reshape(len(images), -1))
+        )
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def quantised(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 tokens and one float32 scale per token: token = int8 * scale, off by half a scale at most."""
-    scales = np.abs(tokens).max(axis=2) / np.float32(127)
-    safe = np.where(scales > 0, scales, 1).astype(np.float32)
-    return np.rint(tokens / safe[:, :, None]).astype(np.int8), safe
+    """int8 tokens `[N, P, V]` and float32 scales `[N, P]`: token = int8 * scale, off by half a scale at most.
+
+    The scale is the largest absolute value of the token / 127. A token whose scale would be subnormal (values below
+    1.5e-36) becomes zero, with the scale 1.
+    """
+    scales = (np.abs(tokens).max(axis=2) / np.float32(127)).astype(np.float32)
+    is_normal = scales >= SMALLEST_SCALE
+    scales[~is_normal] = 1
+    scales = np.minimum(scales, LARGEST_SCALE)
+    rounded = np.rint(tokens / scales[:, :, None])
+    return np.clip(rounded, -127, 127).astype(np.int8), scales
 
 
 def batched(images: Iterable[ImageRef], size: int) -> Iterator[list[ImageRef]]:
@@ -188,16 +257,54 @@ def batched(images: Iterable[ImageRef], size: int) -> Iterator[list[ImageRef]]:
         yield batch
 
 
+def ahead(items: Iterator[T], pool: ThreadPoolExecutor, depth: int) -> Iterator[T]:
+    """The items in order, the next `depth` of them made in the one thread of `pool`; exceptions come in turn."""
+    end = object()
+    waiting = deque(pool.submit(next, items, end) for _ in range(depth))
+    while True:
+        item = waiting.popleft().result()
+        if item is end:
+            return
+        waiting.append(pool.submit(next, items, end))
+        yield cast(T, item)
+
+
+@contextmanager
+def _threads(number: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads; at the end, what has not begun is cancelled and the rest is waited for."""
+    pool = ThreadPoolExecutor(number, name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(ref: ImageRef, future: Future[Any], shard: str) -> Any:
+    try:
+        return future.result()
+    except ValueError as error:
+        raise FeatureError(
+            f"{shard}: image {ref.segment} of sample '{ref.key}' cannot be decoded: {error}"
+        ) from error
+
+
+def _words(info: FeatureInfo) -> str:
+    return (
+        f"'{info.encoder}' (weights {info.weights_sha256[:12]}…, {info.preprocessing}, {info.precision}, "
+        f"patches {info.patches})"
+    )
+
+
 def _halves(values: np.ndarray, images: Sequence[ImageRef]) -> np.ndarray:
     largest = float(np.abs(values).max(initial=0))
-    if largest > float(np.finfo(np.float16).max):
+    if largest > LARGEST_HALF:
         raise FeatureError(
-            f"a token value in the batch from '{images[0].key}' of {largest:.3g} is beyond float16 (65504); store "
-            "the features as int8, which keeps a scale per token"
+            f"a value of {largest:.3g} in the batch from '{images[0].key}' is beyond float16 (65504); store "
+            "the features with --patches float32, or int8, which keeps a scale per token"
         )
     return values.astype(np.float16)
 
 
-def _lists(rows: np.ndarray, item: pa.DataType) -> pa.Array:
-    flat = pa.array(np.ascontiguousarray(rows).reshape(-1), item)
+def _lists(rows: np.ndarray) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(rows).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import fsspec
@@ -213,15 +213,23 @@ def test_tars_of_ours_stay_the_same_samples(tmp_path: Path) -> None:
     assert shards[0] == str(tmp_path / "built/shards/miniworld-000000.tar")
 
 
+class Ones:
+    """An encoder of one embedding and two tokens."""
+
+    def prepare(self, image: bytes) -> bytes:
+        return image
+
+    def encode(self, prepared: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        num = len(prepared)
+        return np.ones((num, 4), np.float32), np.ones((num, 2, 3), np.float32)
+
+
 def test_features_and_tables_work_on_adopted_shards(tmp_path: Path) -> None:
     tar(tmp_path / "00000.tar", [("bad.jpg", b"x"), *PAIR.items()])
     assert adopt(tmp_path) == 0
-    info = FeatureInfo("test", "0" * 64, 2, 3, "float16")
-
-    def make_encoder():
-        return lambda images: np.ones((len(images), 2, 3), np.float32)
-
-    _, num_done = extend(FeatureStage(info, make_encoder), str(tmp_path), progress=False)
+    info = FeatureInfo("test", "0" * 64, "as it is", "float32", 4, 2, 3)
+    stage = FeatureStage(info, lambda: Ones())
+    _, num_done = extend(stage, str(tmp_path), progress=False)
     assert num_done == 1 and export_parquet(str(tmp_path), LocalRunner()) == 1
     rows = pq.read_table(tmp_path / "parquet/adopted-000000.parquet").to_pylist()
     assert [row["text"] for row in rows] == ["<image>\na red one"]

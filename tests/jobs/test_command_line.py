@@ -25,7 +25,7 @@ REQUIRED = {
     "build_yt_storyboard": ["--videos", "a.jsonl", "b.json", "--out", "o", "--level", "1"],
     "build_miniworld": ["--out", "world", "--num-documents", "7"],
     "inspect_shards": ["mmc4", "--lint"],
-    "precompute_features": ["--data", "mmc4", "--storage", "int8"],
+    "precompute_features": ["--data", "mmc4", "--patches", "int8"],
     "train_emu": ["--data", "d", "--out", "o", "--train.corpus-batch-size", "mmc4", "3"],
     "train_decoder": ["--model", "m", "--data", "d", "--train.learning-rate", "1e-4"],
     "convert_checkpoint": ["--weights", "w", "--out", "o", "--no-fill-unused"],

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +16,13 @@ from schemas.table_spec import VERSION_KEY, TableSpec, check_table
 from schemas.tables import INDEX, LEDGER
 from schemas.validation import SchemaError
 
-INFO = FeatureInfo("eva", "ab" * 32, num_tokens=3, width=4)
-HALVES = FeatureInfo("eva", "ab" * 32, num_tokens=3, width=4, storage="int8")
+INFO = FeatureInfo("eva", "ab" * 32, "as it is", "float32", 4, 3, 4, "int8")
+TYPES = {
+    "none": (pa.float16(), None),
+    "float16": (pa.float16(), pa.float16()),
+    "float32": (pa.float32(), pa.float32()),
+    "int8": (pa.float16(), pa.int8()),
+}
 TABLES = {t.name: t for t in (SAMPLES, LEDGER, INDEX, features_spec(INFO))}
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -49,8 +55,8 @@ ROWS: dict[str, dict[str, Any]] = {
         "key": "k-1",
         "segment": 0,
         "pooled": [0.5] * 4,
-        "tokens": [0.25] * 12,
-        "scales": None,
+        "tokens": [25] * 12,
+        "scales": [0.25] * 3,
     },
 }
 
@@ -72,7 +78,7 @@ def documented(module: str, after: str) -> list[str]:
         ("schemas.sample", "Segment \\(struct", SEGMENT_TYPE.names),
         ("schemas.sample", "Sample \\(table", SAMPLES.schema.names),
         ("schemas.sample", "Link \\(struct", LINK_TYPE.names),
-        ("schemas.features", "Version 1", features_schema(INFO).names),
+        ("schemas.features", "Version 2", features_schema(INFO, "0" * 64).names),
     ],
 )
 def test_the_docstring_lists_exactly_the_columns(module: str, after: str, names: list[str]) -> None:
@@ -83,7 +89,7 @@ def test_the_docstring_lists_exactly_the_columns(module: str, after: str, names:
 def test_a_good_table_passes_and_carries_its_version(name: str) -> None:
     spec = TABLES[name]
     table = spec.table([ROWS[name]] * 2)
-    assert table.schema.metadata[VERSION_KEY] == f"{name}/1".encode()
+    assert table.schema.metadata[VERSION_KEY] == TABLES[name].label.encode()
     shuffled = table.select(list(reversed(table.column_names)))
     assert check_table(shuffled, spec).column_names == [c.name for c in spec.columns]
     assert check_table(spec.table([]), spec).num_rows == 0
@@ -95,7 +101,7 @@ def test_a_good_table_passes_and_carries_its_version(name: str) -> None:
 )
 def test_errors_name_the_column_and_the_row(spec: TableSpec, column: Any) -> None:
     table = spec.table([ROWS[spec.name]] * 3)
-    where = f"{spec.name}/1: column '{column.name}'"
+    where = f"{spec.label}: column '{column.name}'"
     with pytest.raises(SchemaError, match=f"{where} is missing"):
         check_table(table.drop_columns([column.name]), spec)
     place = table.schema.get_field_index(column.name)
@@ -132,7 +138,8 @@ def test_a_value_against_the_rule_is_shown(name: str, column: str, value: object
     rows = [ROWS[name], ROWS[name] | {column: value}]
     with pytest.raises(SchemaError) as caught:
         TABLES[name].table(rows)
-    assert f"{name}/1: column '{column}', row 1: {value!r} is not" in str(caught.value)
+    label = TABLES[name].label
+    assert f"{label}: column '{column}', row 1: {value!r} is not" in str(caught.value)
 
 
 def test_a_long_value_is_cut_in_the_message() -> None:
@@ -145,22 +152,27 @@ def test_other_columns_and_versions_are_refused(name: str) -> None:
     spec, table = TABLES[name], TABLES[name].table([ROWS[name]])
     with pytest.raises(SchemaError, match="unexpected column 'colour'"):
         check_table(table.append_column("colour", pa.array(["red"])), spec)
-    newer = table.replace_schema_metadata({VERSION_KEY: f"{name}/2"})
+    newer = table.replace_schema_metadata({VERSION_KEY: f"{name}/9"})
     with pytest.raises(
-        SchemaError, match=f"file is version '{name}/2', this release reads '{name}/1'"
+        SchemaError, match=f"file is version '{name}/9', this release reads '{spec.label}'"
     ):
         check_table(newer, spec)
 
 
 def test_features_know_what_made_them() -> None:
-    for info in (INFO, HALVES):
+    for patches, (pooled, tokens) in TYPES.items():
+        info = replace(INFO, patches=patches)
         assert feature_info(info.as_dict()) == info
-        tokens = features_schema(info).field("tokens").type
-        assert tokens.list_size == 12
-        assert tokens.value_type == (pa.int8() if info.storage == "int8" else pa.float16())
+        schema = features_schema(info, "0" * 64)
+        assert schema.field("pooled").type == pa.list_(pooled, 4)
+        if tokens is not None:
+            assert schema.field("tokens").type == pa.list_(tokens, 12)
+        assert ("tokens" in schema.names) == (tokens is not None)
+        assert ("scales" in schema.names) == (patches == "int8")
     for change, words in (
-        ({"storage": "float64"}, "storage 'float64'"),
+        ({"patches": "float64"}, "patches 'float64'"),
         ({"width": 0}, "3 tokens of width 0"),
+        ({"pooled_width": 0}, "an embedding of width 0"),
     ):
         with pytest.raises(SchemaError, match=words):
             feature_info(INFO.as_dict() | change)

@@ -69,6 +69,11 @@ def test_features_then_training_on_them_gives_a_model_that_loads(
     more = ["--data", data, "--out", tmp_path / "more", "--init", tmp_path / "run" / "model"]
     status, _, error = run(train_emu.main, *more, *train_here("--use-features"))
     assert status == 0, error  # the tower was frozen, so the features are still its own
+    again = run(
+        precompute_features.main,
+        *("--data", data, "--num-workers", 0, "--model", tmp_path / "run" / "model"),
+    )
+    assert again[0] == 2 and f"requested are those of '{tmp_path / 'run' / 'model'}'" in again[2]
 
 
 def test_features_of_another_seed_are_refused_before_training(run: Run, data: Path, tmp_path: Path):
