@@ -7,7 +7,8 @@ batches hold `batch_size` of them in the order in which they come; packed ones t
 given, so that the time is that of the language model, the Causal Former and the losses. Sides alternate; ratios are
 within a round. Subjects:
 
-- mixed: every batch holds sequences of all formats;
+- mixed: every batch holds sequences of all formats, as often as the paper's table of batch sizes has them;
+- uniform: the same, every format equally often;
 - homogeneous: every batch holds one format, as in the paper's pretraining.
 
 `full_logits` is the padded batch with logits at every position, as in the published model.
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -35,21 +36,26 @@ from emu.models.emu import Emu
 from emu.models.objective import Batch, Objective, text_labels
 
 Made = tuple[Sequence, Tensor]
+Subject = Literal["mixed", "uniform", "homogeneous"]
+KINDS = {"pair": 256, "window": 32, "sampled": 32, "clip": 16, "storyboard": 16}
+"""Formats, and the paper's sequences of each: two corpora of 128 pairs, 64 documents of two samplings, 16, 16."""
 
 
 @dataclass(frozen=True)
 class PackingBenchmark:
     """Compares packed and padded batches."""
 
-    batch_size: int = 24
+    subjects: tuple[Subject, ...] = ("mixed", "uniform", "homogeneous")
+    """What a batch holds."""
+    batch_size: int = 32
     """Sequences per padded batch."""
     row_length: int = 2048
     """Positions of a packed row."""
     width: int = 128
     """Width of the language model."""
-    layers: int = 4
+    layers: int = 2
     """Its layers."""
-    vocabulary: int = 8000
+    vocabulary: int = 2000
     """Its pieces."""
     num_rounds: int = 3
     """Rounds; medians are printed."""
@@ -63,14 +69,14 @@ def run_benchmark(options: PackingBenchmark) -> Iterator[dict[str, Any]]:
     model = Emu(_config(options))
     model.init_weights(0)
     model.train()
-    for subject in ("mixed", "homogeneous"):
+    for subject in options.subjects:
         batches = _batches(options, model.config, subject)
         yield {
             "benchmark": "packing",
             "subject": subject,
             "machine": platform.machine(),
             "torch": torch.__version__,
-            **asdict(options),
+            **{name: value for name, value in asdict(options).items() if name != "subjects"},
             **_compared(options, model, batches),
         }
 
@@ -86,15 +92,15 @@ def _config(options: PackingBenchmark) -> EmuConfig:
     )
 
 
-def _batches(options: PackingBenchmark, config: EmuConfig, subject: str) -> list[list[Made]]:
+def _batches(options: PackingBenchmark, config: EmuConfig, subject: Subject) -> list[list[Made]]:
     """Five batches: of all formats, or one of each format."""
     dice = Random(0)
-    kinds = ("pair", "window", "sampled", "clip", "storyboard")
     batches = []
-    for number in range(len(kinds)):
-        chosen = [kinds[number] if subject == "homogeneous" else dice.choice(kinds)]
-        while len(chosen) < options.batch_size:
-            chosen.append(chosen[0] if subject == "homogeneous" else dice.choice(kinds))
+    for kind in KINDS:
+        weights = [1] * len(KINDS) if subject == "uniform" else list(KINDS.values())
+        chosen = dice.choices(list(KINDS), weights, k=options.batch_size)
+        if subject == "homogeneous":
+            chosen = [kind] * options.batch_size
         batches.append([_sequence(kind, config, dice) for kind in chosen])
     return batches
 
