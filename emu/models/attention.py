@@ -46,6 +46,52 @@ class Documents:
         return Documents(self.lengths, bounds_N, positions_BL, self.real)
 
 
+@dataclass(frozen=True)
+class PaddedRows:
+    """Where the real positions of right-padded rows stand."""
+
+    cells_T: Tensor
+    """Their numbers among all B x L cells, in reading order."""
+    positions_T: Tensor
+    """Their positions in their own rows."""
+    shape: tuple[int, int]
+    """B and L."""
+
+    @classmethod
+    def of(cls, mask_BL: Tensor) -> PaddedRows:
+        """The real positions are those where the mask is true (or 1)."""
+        cells_T = mask_BL.flatten().nonzero()[:, 0]
+        size, length = mask_BL.shape
+        return cls(cells_T, cells_T % length, (size, length))
+
+    def real(self, rows: Tensor) -> Tensor:
+        """The real positions `T...` of padded rows `BL...`."""
+        return rows.flatten(0, 1).index_select(0, self.cells_T)
+
+    def padded(self, real: Tensor) -> Tensor:
+        """The padded rows `BL...` of real positions `T...`, with zeros at the padding."""
+        cells = real.new_zeros(self.shape[0] * self.shape[1], *real.shape[1:])
+        return cells.index_copy(0, self.cells_T, real).unflatten(0, self.shape)
+
+    def attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, dropout: float, scale: float | None
+    ) -> Tensor:
+        """Causal attention within each row; queries, keys and values are `1HTK`, the result is `1THK`.
+
+        Real positions precede the padding of their row, so the causal mask hides it from them.
+        """
+        mixed_BHLK = scaled_dot_product_attention(
+            *(
+                self.padded(each[0].transpose(0, 1)).transpose(1, 2)
+                for each in (queries, keys, values)
+            ),
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scale,
+        )
+        return self.real(mixed_BHLK.transpose(1, 2))[None]
+
+
 def documents_of(rows: Sequence[Sequence[int]], length: int) -> Documents:
     """The documents of rows of `length` positions from the lengths of each row; what is left of a row is padding."""
     padded = [[*row, length - sum(row)] if sum(row) < length else row for row in rows]
@@ -102,11 +148,17 @@ def register_attention() -> None:
         keys: Tensor,
         values: Tensor,
         mask: Tensor | None,
-        documents: Documents | None = None,
+        documents: Documents | PaddedRows | None = None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
         if documents is None:
-            return sdpa_attention_forward(module, queries, keys, values, mask, **options)
+            return sdpa_attention_forward(
+                module, queries, keys, values, mask, dropout, scaling, **options
+            )
+        if isinstance(documents, PaddedRows):
+            return documents.attend(queries, keys, values, dropout, scaling), None
         return attend_within(documents, queries, keys, values).transpose(1, 2), None
 
     if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:

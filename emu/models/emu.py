@@ -81,8 +81,8 @@ class Emu(nn.Module):
     def forward(self, batch: Batch, with_logits: bool = True) -> EmuOutput:
         """One pass that serves the cross-entropy and the regression.
 
-        Without logits the cross-entropy is taken here, in chunks of the positions whose next token is a target:
-        in training, most positions of an image and of the padding are not.
+        Without logits, for training, nothing is computed that no loss needs: the language model leaves out the
+        padding, and the cross-entropy is taken here, in chunks of the positions whose next token is a target.
         """
         embeddings_NQD = None
         if batch.patches_NPV is not None:
@@ -90,10 +90,12 @@ class Emu(nn.Module):
         elif batch.pixels_NCHW is not None:
             embeddings_NQD = self.encode_images(batch.pixels_NCHW)
         inputs_BLD = self.embed(batch.input_ids_BL, embeddings_NQD)
-        if batch.documents is None:
+        if batch.documents is not None:
+            hidden_BLD = self.language.forward_packed(inputs_BLD, batch.documents)
+        elif with_logits:
             hidden_BLD = self.language(inputs_BLD, batch.attention_mask_BL)
         else:
-            hidden_BLD = self.language.forward_packed(inputs_BLD, batch.documents)
+            hidden_BLD = self.language.forward_unpadded(inputs_BLD, batch.attention_mask_BL)
         predictors_BL, targets_BL = regression_positions(
             batch.input_ids_BL, self.config.special, self.config.objective
         )

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import Cache
 
 from emu.config import AdapterConfig, EmuConfig
-from emu.models.attention import IMPLEMENTATION, Documents, register_attention
+from emu.models.attention import IMPLEMENTATION, Documents, PaddedRows, register_attention
 
 ROPE_BASE = 10000.0
 
@@ -69,6 +69,15 @@ class LanguageModel(nn.Module):
         for layer in trunk.layers:
             states_1TD = layer(states_1TD, position_embeddings=angles, documents=documents)
         return trunk.norm(states_1TD)[0].view_as(inputs_BLD)
+
+    def forward_unpadded(self, inputs_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """The hidden states of right-padded rows, computed at their real positions alone; zero at the padding."""
+        rows = PaddedRows.of(mask_BL)
+        states_1TD = rows.real(inputs_BLD)[None]
+        angles = self.lm.model.rotary_emb(states_1TD, rows.positions_T[None])
+        for layer in self.lm.model.layers:
+            states_1TD = layer(states_1TD, position_embeddings=angles, documents=rows)
+        return rows.padded(self.lm.model.norm(states_1TD)[0])
 
     def head(self, hidden: Tensor) -> Tensor:
         """The logits over the vocabulary for hidden states of any leading shape."""

@@ -87,7 +87,7 @@ class EmuOutput:
     """What one forward gives; regressions in reading order."""
 
     logits_BLV: Tensor | None  # None where only the losses were asked for
-    hidden_BLD: Tensor  # after the final norm
+    hidden_BLD: Tensor  # after the final norm; without logits zero at the padding
     inputs_BLD: Tensor  # what the language model was fed
     regressed_ND: Tensor  # predicted next visual embeddings; N counts regression positions here
     targets_ND: Tensor  # the inputs that they predict, not detached

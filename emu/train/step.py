@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,9 @@ PARTS = (
     ("language.regress_head.", "regress"),
     ("language.", "language"),
 )
+
+
+Value = TypeVar("Value")
 
 
 class TrainingError(RuntimeError):
@@ -86,7 +89,14 @@ class LossModule(nn.Module):
         losses: Losses = self.objective(output, batch)
         total = text_weight * losses.text
         total = total + visual_weight * self.model.config.objective.visual_weight * losses.visual
+        if batch.num_images == 0:  # other ranks wait for the gradients of all weights
+            total = total + sum(0 * weight.flatten()[0] for weight in self.image_weights())
         return total, losses.text.detach(), losses.visual.detach(), losses.target_variance.detach()
+
+    def image_weights(self) -> list[Tensor]:
+        """The trainable weights that only images use."""
+        parts = (self.model.visual, self.model.ln_visual, self.model.former)
+        return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
 
 
 class Stepper:
@@ -102,7 +112,9 @@ class Stepper:
     ) -> None:
         self.config, self.ranks, self.device = config, ranks, device
         self.model_config: EmuConfig = model.config
-        self.module = ranks.wrap(LossModule(model, config.precision), device)
+        losses = LossModule(model, config.precision)
+        self.image_weights = losses.image_weights()
+        self.module = ranks.wrap(losses, device)
         self.optimizer = optimizer
         self.weights = [w for group in optimizer.param_groups for w in group["params"]]
 
@@ -119,6 +131,9 @@ class Stepper:
         counts = torch.stack([self._counts(batch) for batch in batches])
         totals = self.ranks.sum(counts.sum(dim=0))
         measured = self._backward(batches, counts, totals)
+        if totals[2] == 0:  # no image on any rank: nothing to learn, and no weight decay
+            for weight in self.image_weights:
+                weight.grad = None
         norm = nn.utils.clip_grad_norm_(self.weights, self.config.optim.clip_norm)
         text, visual, variance = self.ranks.sum(measured).tolist()
         if not (torch.isfinite(norm) and all(map(_is_finite, (text, visual)))):
@@ -190,14 +205,11 @@ class Ranks:
         return self.share.world_size > 1
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module with gradients averaged over ranks in the backward pass.
-
-        A batch without images leaves weights unused, so the wrapper searches for unused ones.
-        """
+        """The module with gradients averaged over ranks in the backward pass; each has to use all weights."""
         if not self.is_parallel:
             return module
         devices = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+        return DistributedDataParallel(module, device_ids=devices)
 
     def gradient_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
         """A context for a backward pass; gradients are synchronised after the last micro-batch of a step only."""
@@ -210,6 +222,36 @@ class Ranks:
         if self.is_parallel:
             dist.all_reduce(values)
         return values
+
+    def on_first(
+        self, context: Callable[[], AbstractContextManager[Value]]
+    ) -> AbstractContextManager[Value | None]:
+        """The context on the rank that writes files, None on the others."""
+        return context() if self.is_first else nullcontext(None)
+
+    def share_of(self, batch_size: int) -> int:
+        """This rank's rows of a batch; raises ValueError for a batch that cannot be shared equally."""
+        world = self.share.world_size
+        if batch_size % world:
+            raise ValueError(
+                f"a batch of {batch_size} cannot be shared by {world} processes; give a multiple of {world}"
+            )
+        return batch_size // world
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """The means of numbers over ranks, on every rank."""
+        total = self.sum(torch.tensor(values, dtype=torch.float64))
+        return (total / self.share.world_size).tolist()
+
+    def average_gradients(self, weights: Sequence[Tensor]) -> None:
+        """Replace the gradients of weights by their means over ranks, for modules that are not wrapped."""
+        if not self.is_parallel:
+            return
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = (flat / self.share.world_size).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def barrier(self) -> None:
         """Block until every rank has reached this call."""

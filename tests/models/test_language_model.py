@@ -57,6 +57,20 @@ def test_right_padding_changes_nothing(model: Emu) -> None:
     torch.testing.assert_close(found, model.language(inputs), atol=1e-5, rtol=1e-5)
 
 
+def test_packed_rows_give_the_states_and_gradients_of_padded_ones(model: Emu) -> None:
+    lengths = torch.tensor([9, 1, 4])
+    mask = torch.arange(9) < lengths[:, None]
+    inputs = torch.randn(3, 9, model.config.language.hidden_size)
+    packed_inputs, padded_inputs = (inputs.clone().requires_grad_() for _ in range(2))
+    packed = model.language.forward_unpadded(packed_inputs, mask)
+    padded = model.language.lm.model(inputs_embeds=padded_inputs, attention_mask=mask)[0]
+    assert torch.equal(packed[~mask], torch.zeros_like(packed[~mask]))
+    torch.testing.assert_close(packed[mask], padded[mask], atol=1e-5, rtol=1e-5)
+    for states in (packed, padded):
+        states[mask].square().sum().backward()
+    torch.testing.assert_close(packed_inputs.grad, padded_inputs.grad, atol=1e-4, rtol=1e-4)
+
+
 def test_rotary_angles_are_those_of_llama() -> None:
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=2048)
     states, positions = torch.zeros(1, 2048, 64), torch.arange(2048)[None]

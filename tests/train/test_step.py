@@ -10,6 +10,7 @@ from emu.train.loop import TrainPlan, open_stream
 from emu.train.start import start_model, start_tower
 from emu.train.step import Ranks, Stepper, StepResult, TrainingError, make_optimizer
 from emu.weights.store import weights_hash
+from tests.data.small_dataset import document, write_dataset
 from tests.train.plans import mini_plan
 from tests.train.processes import gradient_work, gradients_after, start
 
@@ -96,6 +97,20 @@ def test_a_step_without_images_trains_text_alone(tmp_path: Path):
     assert (result.num_text, result.num_visual, result.visual) == (3, 0, 0.0)
     moved = {n.split(".")[0] for n, w in model.named_parameters() if not torch.equal(w, before[n])}
     assert moved == {"language"}
+
+
+def test_a_rank_without_images_joins_one_with_images(tmp_path: Path):
+    plan = mini_plan(tmp_path, dropout=0.0)
+    write_dataset(tmp_path / "data2", [document(0, 0), document(1, 2)], 7)
+    plan = with_batches(replace(plan, data=str(tmp_path / "data2")), 2, 1)
+    whole, result = gradients_after(plan, Ranks())
+    assert {
+        b.num_images for b in open_stream(with_batches(plan, 1, 2), None, Ranks()).next_step()
+    } > {0}
+    (first, first_result), (second, _) = on_ranks(with_batches(plan, 1, 1), tmp_path / "ranks")
+    assert largest_difference(first, second) == 0.0
+    assert largest_difference(whole, first) < 1e-5
+    assert first_result.num_images == result.num_images > 0
 
 
 def test_bfloat16_stays_near_float32_and_keeps_float32_weights(tmp_path: Path):
