@@ -192,7 +192,19 @@ class DecoderConfig(Complete):
     noise_shift: Positive = 1.0
     """Factor on the ratio of noise to signal at every time; above 1 a small image is decided later in the schedule."""
 
-    optional_in_json: ClassVar = frozenset({"kind", "prediction", "snr_gamma", "noise_shift"})
+    num_block_embeddings: Count = 1
+    """Embeddings of an image that enter every residual block of pixel_diffusion side by side; 1: the mean of all."""
+
+    contrast_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight in the loss of pixel_diffusion of what differs from the mean of its image, beside 1 for all of it; small
+    things on plain backgrounds are learned sooner."""
+
+    optional_in_json: ClassVar = frozenset(
+        {
+            *("kind", "prediction", "snr_gamma", "noise_shift"),
+            *("num_block_embeddings", "contrast_weight"),
+        }
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -361,6 +373,8 @@ def tiny_config(vocab_size: int = 1000, instruct: bool = False) -> EmuConfig:
             vae_groups=1,
             prediction="sample",
             noise_shift=2.0,
+            num_block_embeddings=8,
+            contrast_weight=2.0,
         ),
     )
 

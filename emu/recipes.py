@@ -195,6 +195,8 @@ class DecoderTrainConfig(Checked):
     None: as in the model's configuration."""
     snr_gamma: Positive | None = None
     """Bound of the signal-to-noise ratio in the weights of the loss (min-SNR). None: as in the configuration."""
+    contrast_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of what differs from the mean of its image, for pixel_diffusion. None: as in the configuration."""
     noise_shift: Positive | None = None
     """Factor on the ratio of noise to signal at every time. None: as in the model's configuration."""
     seed: int = 0

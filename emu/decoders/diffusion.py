@@ -24,7 +24,6 @@ from diffusers import (
 )
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
-from torch.nn import functional
 
 from emu.config import DecoderConfig
 
@@ -87,7 +86,11 @@ def with_condition_width(
     """The U-Net for conditions of this width; only what takes them is initialised, from the seed."""
     sizes = dict(source.config) | {"cross_attention_dim": condition_width}
     if source.config["class_embed_type"] is not None:
-        sizes["projection_class_embeddings_input_dim"] = condition_width
+        num = (
+            source.config["projection_class_embeddings_input_dim"]
+            // source.config["cross_attention_dim"]
+        )
+        sizes["projection_class_embeddings_input_dim"] = num * condition_width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet: Any = UNet2DConditionModel.from_config(sizes)
@@ -118,8 +121,12 @@ def denoising_loss(
     condition_BQD: Tensor,
     generator: Generator | None = None,
     snr_gamma: float | None = None,
+    weights_B1hw: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error of what the U-Net predicts at random times, weighted by min-SNR if `snr_gamma` is given."""
+    """Mean squared error of what the U-Net predicts at random times, weighted by min-SNR if `snr_gamma` is given.
+
+    `weights_B1hw` weights the positions of each image.
+    """
     training: Any = DDPMScheduler.from_config(schedule.config)
     noise = randn_tensor(latents.shape, generator, latents.device, latents.dtype)
     times_B = uniform(len(latents), generator, latents.device)
@@ -132,11 +139,23 @@ def denoising_loss(
         target = training.get_velocity(latents, noise, times_B)
     elif kind == "sample":
         target = latents
+    squares = (predicted.float() - target.float()).square()
+    squares_B = (squares if weights_B1hw is None else weights_B1hw * squares).flatten(1).mean(1)
     if snr_gamma is None:
-        return functional.mse_loss(predicted.float(), target.float())
-    squares_B = (predicted.float() - target.float()).square().flatten(1).mean(1)
+        return squares_B.mean()
     kept_B = training.alphas_cumprod.to(latents.device)[times_B]
     return (min_snr_weights(kept_B, kind, snr_gamma) * squares_B).mean()
+
+
+def contrast_weights(latents_BZhw: Tensor, weight: float) -> Tensor | None:
+    """Weights `B1hw` with mean 1: 1 plus `weight` times the share of a position in the variance of its image."""
+    if not weight:
+        return None
+    means = latents_BZhw.mean(dim=(2, 3), keepdim=True)
+    squares_B1hw = (latents_BZhw - means).square().mean(dim=1, keepdim=True)
+    shares_B1hw = squares_B1hw / squares_B1hw.mean(dim=(2, 3), keepdim=True).clamp(min=1e-4)
+    weights_B1hw = 1 + weight * shares_B1hw
+    return weights_B1hw / weights_B1hw.mean(dim=(2, 3), keepdim=True)
 
 
 def predict(
@@ -144,12 +163,14 @@ def predict(
 ) -> Tensor:
     """The U-Net's prediction from noisy latents.
 
-    A U-Net with a class embedding takes the mean of the condition there too; one with more input channels than there
-    are latents takes coordinates.
+    A U-Net with a class embedding takes the condition there too: all its embeddings side by side, or their mean if it
+    has the width of one. One with more input channels than there are latents takes coordinates.
     """
     pooled = {}
     if unet.config["class_embed_type"] == "projection":
-        pooled["class_labels"] = condition_BQD.mean(dim=1)
+        width = unet.config["projection_class_embeddings_input_dim"]
+        is_mean = width == condition_BQD.shape[2]
+        pooled["class_labels"] = condition_BQD.mean(dim=1) if is_mean else condition_BQD.flatten(1)
     if unet.config["in_channels"] > noisy_BZhw.shape[1]:
         noisy_BZhw = torch.cat([noisy_BZhw, coordinates(noisy_BZhw)], dim=1)
     return unet(noisy_BZhw, times, condition_BQD, **pooled).sample

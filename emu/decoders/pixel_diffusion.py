@@ -5,7 +5,7 @@ Blocks of `factor` x `factor` pixels become channels (pixel unshuffle), so the U
 autoencoder. The factor is `latent_factor` of `DecoderConfig`, as with an autoencoder, whose other fields are unused.
 
 The conditions are standardised, each dimension on its own, before the U-Net reads them: most of what a small model
-regresses is common to all prompts. Their mean over the embeddings of an image also enters every residual block, beside
+regresses is common to all prompts. The embeddings of an image, or their mean, also enter every residual block, beside
 the time, and the U-Net is given coordinates.
 
 Shapes: B batch, Q embeddings of an image, D language width, C channels, H W pixels, Z = 3 * factor^2, h w positions.
@@ -28,6 +28,7 @@ from emu.decoders import write_decoder_file
 from emu.decoders.base import AutoencoderStage, check_conditions, load_part
 from emu.decoders.diffusion import (
     NUM_COORDINATES,
+    contrast_weights,
     denoising_loss,
     drop_conditions,
     guided_latents,
@@ -48,10 +49,15 @@ class PixelDiffusionDecoder(nn.Module):
     kind: ClassVar[str] = "pixel_diffusion"
 
     def __init__(
-        self, unet: UNet2DConditionModel, schedule: DDIMScheduler, snr_gamma: float | None = None
+        self,
+        unet: UNet2DConditionModel,
+        schedule: DDIMScheduler,
+        snr_gamma: float | None = None,
+        contrast_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.unet, self.schedule, self.snr_gamma = unet, schedule, snr_gamma
+        self.unet, self.schedule = unet, schedule
+        self.snr_gamma, self.contrast_weight = snr_gamma, contrast_weight
         self.factor = math.isqrt(unet.config["out_channels"] // 3)
         self.register_buffer("mean_D", torch.zeros(self.condition_width))
         self.register_buffer("scale_D", torch.ones(self.condition_width))
@@ -74,14 +80,14 @@ class PixelDiffusionDecoder(nn.Module):
         sizes["in_channels"] = sizes["out_channels"] + NUM_COORDINATES
         sizes |= {
             "class_embed_type": "projection",
-            "projection_class_embeddings_input_dim": condition_width,
+            "projection_class_embeddings_input_dim": condition_width * config.num_block_embeddings,
             "resnet_time_scale_shift": "scale_shift",
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             unet = UNet2DConditionModel(**sizes)
         schedule = DDIMScheduler(**schedule_options(config), clip_sample=False)
-        return cls(unet, schedule, config.snr_gamma)
+        return cls(unet, schedule, config.snr_gamma, config.contrast_weight)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, condition_width: int, seed: int) -> Self:
@@ -159,7 +165,13 @@ class PixelDiffusionDecoder(nn.Module):
         latents_BZhw = functional.pixel_unshuffle(pixels_BCHW, self.factor)
         standard_BQD = self._standardised(condition_BQD)
         return denoising_loss(
-            self.unet, self.schedule, latents_BZhw, standard_BQD, generator, self.snr_gamma
+            self.unet,
+            self.schedule,
+            latents_BZhw,
+            standard_BQD,
+            generator,
+            self.snr_gamma,
+            contrast_weights(latents_BZhw, self.contrast_weight),
         )
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ from emu.decoders import (
 )
 from emu.decoders.autoencoder import autoencoder_loss, pixels_of, posterior_of, standardise_latents
 from emu.decoders.base import VisualDecoder
-from emu.decoders.diffusion import SCHEDULERS, reads_condition
+from emu.decoders.diffusion import SCHEDULERS, contrast_weights, predict, reads_condition
 from emu.decoders.safety import SafetyChecker
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.weights.store import weights_hash
@@ -242,6 +242,36 @@ def test_sixty_steps_learn_a_fixed_batch() -> None:
         history.append(loss.item())
     assert sum(history[-15:]) < 0.7 * sum(history[:15])
     assert all(weight.grad is None for weight in decoder.vae.parameters())
+
+
+@pytest.mark.parametrize("num", [1, 3])
+@torch.no_grad()
+def test_embeddings_side_by_side_enter_the_blocks_in_their_order(num: int) -> None:
+    sizes = replace(SIZES, kind="pixel_diffusion", num_block_embeddings=num)
+    decoder = decoder_class("pixel_diffusion").from_config(sizes, WIDTH, seed=1)
+    _, network = decoder.trained_network()
+    condition_BQD = torch.randn(1, 3, WIDTH)
+    noisy = torch.randn(1, 12, 8, 8)
+    times = torch.tensor([500])
+    given, turned = (
+        predict(network, noisy, times, each)  # type: ignore[arg-type]
+        for each in (condition_BQD, condition_BQD.flip(1))
+    )
+    assert torch.allclose(given, turned, atol=1e-5) == (num == 1), (
+        "attention has no order, nor has a mean"
+    )
+
+
+def test_what_stands_out_of_its_image_weighs_more() -> None:
+    latents_BZhw = torch.zeros(2, 4, 4, 4)
+    latents_BZhw[0, :, 1, 2] = 1
+    weights_B1hw = contrast_weights(latents_BZhw, 2.0)
+    assert weights_B1hw is not None and contrast_weights(latents_BZhw, 0.0) is None
+    torch.testing.assert_close(weights_B1hw.mean(dim=(1, 2, 3)), torch.ones(2))
+    assert weights_B1hw[0].argmax() == 6 and weights_B1hw[0].max() > 5 * weights_B1hw[0].min()
+    torch.testing.assert_close(
+        weights_B1hw[1], torch.ones(1, 4, 4), msg="a plain image has equal weights"
+    )
 
 
 def test_the_autoencoder_learns_flat_colours_and_is_standardised() -> None:

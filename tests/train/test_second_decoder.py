@@ -115,6 +115,7 @@ def test_the_configuration_names_the_kind(model: Path) -> None:
     paper = emu_14b_config()
     values = json.loads(paper.to_json())
     added = {"kind", "prediction", "snr_gamma", "noise_shift"}
+    added |= {"num_block_embeddings", "contrast_weight"}
     assert not added & set(values["decoder"]), "as it was before there were these fields"
     assert EmuConfig.from_json(json.dumps(values)) == paper
     assert EmuConfig.from_json(tiny_config().to_json()) == tiny_config()
