@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from jobs.cli import interrupted, run_job
+from jobs.demo_jobs import DemoError, Jobs
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
@@ -25,17 +27,16 @@ if TYPE_CHECKING:
 
 RULE = "─" * 78
 NUM_SCENES = 64  # of the exam
-FIXED_MINUTES = 3.3  # what does not depend on the lengths of the trainings, on two cores
-MINUTES = 8.5
-STEPS = {"visual": 850, "features": 40, "emu": 1500, "decoder": 850}
+FIXED_MINUTES = 1.9  # what does not depend on the lengths of the trainings, on two cores
+MINUTES = 6.0
+STEPS = {"visual": 800, "features": 40, "emu": 1150, "decoder": 1350}
 """Optimizer steps at MINUTES."""
 MAX_PAIRS = 200_000
+NUM_CLIENTS = 3  # that ask the server at the same time
+NUM_PROCESSES = 2
+"""Of each large training: one per core of the machine that the demo is for."""
 PAIRS = {"captions": "visual", "questions": "emu"}
 """Which training the pairs are for."""
-
-
-class DemoError(RuntimeError):
-    """A step of the pipeline whose output is not as expected."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,10 @@ class Demo(Checked):
     out: Path = Path("demo_out")
     """Folder for all outputs. Datasets and trainings of Emu that are finished there are not repeated; the visual
     parts and the decoder are trained again."""
-    minutes: Annotated[float, Field(ge=3.4, le=1440)] = MINUTES
+    minutes: Annotated[float, Field(ge=2, le=1440)] = MINUTES
     """About how long it takes on two cores, installation not counted. The trainings get the time that is left
-    after the other steps; the more, the better the model. 8.5 is enough for captions, answers and places."""
+    after the other steps; the more, the better the model. 6 is enough for captions, answers, and
+    the place and colour of images."""
     num_documents: Annotated[int, Field(ge=3, description="they are in three files")] = 240
     """Documents of the synthetic world, at least 3 (they are in three files)."""
     num_scenes: Annotated[int, Field(ge=1, le=1000)] = NUM_SCENES
@@ -97,33 +99,6 @@ class Report:
         print(f"   {name}: {value}", flush=True)
 
 
-@dataclass(frozen=True)
-class Jobs:
-    """Runs the jobs as a user would, with their output on the terminal."""
-
-    environment: Mapping[str, str]
-
-    def run(self, name: str, *arguments: str, all_cores: bool = False) -> None:
-        """Run a job to its end; raises `DemoError` if it fails."""
-        self.finish(name, self.start(name, *arguments, all_cores=all_cores))
-
-    def start(self, name: str, *arguments: str, all_cores: bool = False) -> subprocess.Popen[bytes]:
-        """Start a job, for `finish`."""
-        print(f"   $ jobs/{name}.py {' '.join(arguments)}", flush=True)
-        environment = dict(self.environment)
-        if all_cores:  # a training in one process
-            environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
-        command = [sys.executable, "-m", f"jobs.{name}", *arguments]
-        return subprocess.Popen(command, env=environment)
-
-    def finish(self, name: str, job: subprocess.Popen[bytes]) -> None:
-        """Wait for a job; raises `DemoError` if it failed."""
-        if job.wait():
-            raise DemoError(
-                f"jobs/{name}.py ended with exit code {job.returncode}; its output is above"
-            )
-
-
 def run_demo(options: Demo) -> int:
     """Runs all steps; returns the exit code: 0 if all of them succeeded, 1 if not, 130 on Ctrl-C."""
     import ray
@@ -135,9 +110,11 @@ def run_demo(options: Demo) -> int:
     report, out = Report(), options.out.resolve()
     try:
         out.mkdir(parents=True, exist_ok=True)
+        jobs = Jobs()
         with ray_session(num_cpus=max(4, os.cpu_count() or 1)):
             say("")  # the jobs say what they do
-            jobs = Jobs(dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address))
+            # Ray has put its token into the environment
+            jobs.environment = dict(os.environ, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
             manifest = _documents(options, out, report, jobs)
             _visual(options, out, report, jobs)
             _features(manifest, out, report, jobs)
@@ -219,8 +196,9 @@ def _expect_pairs(options: Demo, out: Path, name: str) -> None:
 def _visual(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
     with report.part("Pretrain the visual encoder and the Causal Former from captions"):
         questions = jobs.start("build_pairs", *_pairs(options, out, "questions"))
-        jobs.run(
+        jobs.train(
             "train_visual",
+            f"--num-processes={NUM_PROCESSES}",
             f"--data={out / 'captions'}",
             f"--out={out / 'run_visual'}",
             f"--steps={options.steps('visual')}",
@@ -237,7 +215,7 @@ def _features(manifest: Manifest, out: Path, report: Report, jobs: Jobs) -> None
 
     with report.part("Precompute features of the documents' images"):
         model = out / "run_visual" / "model"
-        jobs.run(
+        jobs.train(
             "precompute_features", f"--data={out / 'mmc4'}", f"--model={model}", "--num-workers=0"
         )
         features = _manifest(out / "mmc4").features or {}
@@ -256,7 +234,7 @@ def _features(manifest: Manifest, out: Path, report: Report, jobs: Jobs) -> None
 def _train(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
     first, run = out / "run_documents", out / "run"
     with report.part("Train on the documents' features, the visual encoder frozen"):
-        jobs.run(
+        jobs.train(
             "train_emu",
             f"--data={out / 'mmc4'}",
             f"--out={first}",
@@ -267,13 +245,14 @@ def _train(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
         )
         _rows(first, options.steps("features"))
     with report.part("Train all parts: next token and next visual embedding"):
-        jobs.run(
+        jobs.train(
             "train_emu",
             f"--data={out / 'questions'}",
             f"--out={run}",
             f"--init={first / 'model'}",
             f"--steps={options.steps('emu')}",
-            "--num-workers=2",
+            "--num-workers=0",
+            f"--num-processes={NUM_PROCESSES}",
             "--train.batch-size=16",
             "--train.num-threads=1",
             "--train.optim.vision-lr=3e-4",
@@ -296,13 +275,13 @@ def _train(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
 def _decoder(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
     model = out / "run" / "model"
     with report.part("Train the visual decoder on the model's own embeddings"):
-        jobs.run(
+        jobs.train(
             "train_decoder",
+            f"--num-processes={NUM_PROCESSES}",
             f"--model={model}",
             f"--data={out / 'captions'}",
             f"--steps={options.steps('decoder')}",
             "--batch-size=16",
-            all_cores=True,
         )
         if not (model / "decoder" / "unet").is_dir():
             raise DemoError(f"{model / 'decoder'} holds no U-Net")
@@ -320,15 +299,19 @@ def _exam(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
     with report.part(f"Serve the model and examine it on {options.num_scenes} new scenes"):
         port = free_port("127.0.0.1")
         command = [sys.executable, "-m", "jobs.serve", f"--model={out / 'run' / 'model'}"]
-        server = subprocess.Popen([*command, f"--port={port}"], env=jobs.environment)
+        server = subprocess.Popen(
+            [*command, f"--port={port}"], env=jobs.environment, stderr=jobs.stderr
+        )
         config = PairsConfig(seed=options.seed)
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_healthy(address, lambda: server.poll() is None)
-            scenes = tqdm(range(options.num_scenes), desc="new scenes", mininterval=5)
-            replies = [
-                request_reply(address, held_out_pair(config, n), n, config.side_px) for n in scenes
-            ]
+            pairs = [held_out_pair(config, n) for n in range(options.num_scenes)]
+            with ThreadPoolExecutor(NUM_CLIENTS) as clients:
+                each = clients.map(
+                    lambda n: request_reply(address, pairs[n], n, config.side_px), range(len(pairs))
+                )
+                replies = list(tqdm(each, desc="new scenes", total=len(pairs), mininterval=5))
         finally:
             server.terminate()
             server.wait(timeout=60)

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from emu.recipes import DecoderTrainConfig, PromptRules
 from jobs.cli import checked_options, failing, run_job
@@ -62,6 +64,8 @@ class TrainDecoder:
     """Peak learning rate of the decoder. None: --train.learning-rate; with --pretrained the paper's 1e-4."""
     seed: int | None = None
     """Seed of initial weights, order of images and noise. None: --train.seed."""
+    num_processes: Annotated[int, Field(ge=1)] = 1
+    """Processes of this machine that share its cores and each batch."""
     train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
     rules: PromptRules = field(default_factory=PromptRules)
 
@@ -146,6 +150,7 @@ def train(options: TrainDecoder) -> str:
     import torch
 
     from emu.train.decoder import train_decoder
+    from emu.train.processes import run_in_processes
     from emu.train.step import TrainingError
 
     began = time.monotonic()
@@ -156,7 +161,11 @@ def train(options: TrainDecoder) -> str:
     if options.pretrained is None:
         print("no pretrained weights given: the visual decoder is trained from scratch")
     with progress(plan) as advance, failing(TrainingError), checked_options():
-        summary = train_decoder(plan, device, advance)
+        summary = run_in_processes(
+            options.num_processes,
+            lambda ranks, tell: train_decoder(plan, device, tell, ranks),
+            advance,
+        )
     return summary_text(summary, time.monotonic() - began)
 
 

@@ -82,6 +82,8 @@ class TrainEmu(Checked):
     """Peak of a GPU in bfloat16, for --plan; the default is an H100."""
     num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
     """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
+    num_processes: Annotated[int, Field(ge=1)] = 1
+    """With --num-workers 0: processes of this machine that share its cores, without Ray."""
     tokenizer: str | None = None
     """A sentencepiece tokenizer.model, or the folder that holds one.
     None: that of --init or --language-weights; for tiny, one trained on the texts of the dataset."""
@@ -122,6 +124,7 @@ def train_emu(options: TrainEmu) -> str:
     import torch
 
     from emu.train.loop import check_plan, finished_summary, train
+    from emu.train.processes import run_in_processes
     from emu.train.step import TrainingError
 
     began = time.monotonic()
@@ -136,7 +139,10 @@ def train_emu(options: TrainEmu) -> str:
     use_gpu = torch.cuda.is_available()
     with _progress_bar(plan), failing(TrainingError, ValueError):
         if options.num_workers == 0:
-            summary = train(plan, device=torch.device("cuda" if use_gpu else "cpu"))
+            device = torch.device("cuda" if use_gpu else "cpu")
+            summary = run_in_processes(
+                options.num_processes, lambda ranks, tell: train(plan, ranks, device)
+            )
         else:
             from emu.train.ray_trainer import train_on_ray
             from jobs.cluster import ray_session

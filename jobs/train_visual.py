@@ -8,7 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from emu.config import Count
 from emu.recipes import RECIPES, VisualTrainConfig, with_vocabulary
@@ -46,6 +48,8 @@ class TrainVisual(Checked):
     """Optimizer steps. None: --train.steps."""
     seed: int | None = None
     """Seed of initial weights and sample order. None: --train.seed."""
+    num_processes: Annotated[int, Field(ge=1)] = 1
+    """Processes of this machine that share its cores and each batch."""
     tokenizer: str | None = None
     """A sentencepiece tokenizer.model, or the folder that holds one. None: one trained on the texts of the dataset."""
     train: VisualTrainConfig = field(default_factory=VisualTrainConfig)
@@ -56,6 +60,7 @@ def pretrain_visual(options: TrainVisual) -> str:
     import torch
     from tqdm import tqdm
 
+    from emu.train.processes import run_in_processes
     from emu.train.step import TrainingError
     from emu.train.visual import train_visual
 
@@ -71,7 +76,11 @@ def pretrain_visual(options: TrainVisual) -> str:
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with failing(TrainingError), checked_options():
-            summary = train_visual(plan, device, advance)
+            summary = run_in_processes(
+                options.num_processes,
+                lambda ranks, tell: train_visual(plan, device, tell, ranks),
+                advance,
+            )
     return summary_text(summary, time.monotonic() - began)
 
 

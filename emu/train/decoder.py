@@ -1,4 +1,4 @@
-"""Training of the visual decoder (paper section 2.3, stage "visual decoding"), in one process.
+"""Training of the visual decoder (paper section 2.3, stage "visual decoding"), in one process or on several ranks.
 
 The model is frozen. The condition of each image is what the model regresses, embedding by embedding, from the
 image's prompt; the decoder learns to denoise under it, and a tenth of the conditions is replaced by that of the
@@ -33,13 +33,14 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from emu.config import DecoderConfig, EmuConfig
+from emu.data.dataset import derived_seed
 from emu.decoders import decoder_class, is_decoder, kind_of
 from emu.decoders.base import AutoencoderStage, VisualDecoder
 from emu.generate.engine import Engine
 from emu.recipes import DecoderTrainConfig, OptimConfig, PromptRules
 from emu.train.decoder_data import PromptedImages, read_images, regress_conditions
 from emu.train.run_folder import METRICS
-from emu.train.step import TrainingError, rate_factor
+from emu.train.step import Ranks, TrainingError, rate_factor
 from emu.weights.layout import check_free, new_directory
 from emu.weights.store import load_model
 
@@ -85,13 +86,16 @@ def train_decoder(
     plan: DecoderPlan,
     device: torch.device | None = None,
     advance: Advance = lambda stage, number, loss: None,
+    ranks: Ranks | None = None,
 ) -> DecoderSummary:
     """Trains the visual decoder of a model and writes it to `plan.out`.
+
+    Several ranks compute all conditions each, and share the batches; the first one writes.
 
     Raises FileNotFoundError, ValueError or `DatasetError` for a model, options or data that do not fit,
     `TrainingError` for a loss that is not finite.
     """
-    device = device or torch.device("cpu")
+    device, ranks = device or torch.device("cpu"), ranks or Ranks()
     folder = Path(plan.out)
     check_free(folder, is_decoder, overwrite=True)
     engine = Engine(*load_model(plan.model, device))
@@ -107,11 +111,13 @@ def train_decoder(
     null_QD = engine.regress_image([""])[0].clone()
     decoder.fit_conditions(conditions_UQD)
     stage = decoder.autoencoder_stage() if plan.pretrained is None else None
-    with new_directory(folder, is_decoder, overwrite=True) as new:
-        trainer = StageTrainer(plan.train, images, new / METRICS, device, advance)
+    with ranks.on_first(lambda: new_directory(folder, is_decoder, overwrite=True)) as new:
+        metrics = None if new is None else new / METRICS
+        trainer = StageTrainer(plan.train, images, metrics, device, advance, ranks)
         autoencoder_loss = None if stage is None else trainer.train_autoencoder(stage)
         loss = trainer.train_decoder(decoder, conditions_UQD, rows_N, null_QD)
-        decoder.save(new)
+        if new is not None:
+            decoder.save(new)
     return DecoderSummary(
         num_images=len(images),
         num_prompts=len(conditions_UQD),
@@ -127,7 +133,7 @@ def initial_decoder(plan: DecoderPlan, config: EmuConfig) -> VisualDecoder:
     width, seed = config.language.hidden_size, plan.train.seed
     changes = {
         name: value
-        for name in ("prediction", "snr_gamma", "noise_shift")
+        for name in ("prediction", "snr_gamma", "noise_shift", "contrast_weight")
         if (value := getattr(plan.train, name)) is not None
     }
     if plan.pretrained is not None:
@@ -165,20 +171,22 @@ class StageTrainer:
         self,
         config: DecoderTrainConfig,
         images: PromptedImages,
-        metrics: Path,
+        metrics: Path | None,
         device: torch.device,
         advance: Advance,
+        ranks: Ranks,
     ) -> None:
         self.config, self.images, self.metrics = config, images, metrics
-        self.device, self.advance = device, advance
+        self.device, self.advance, self.ranks = device, advance, ranks
 
     def train_autoencoder(self, stage: AutoencoderStage) -> float:
         """Trains the autoencoder, freezes and finishes it; returns the mean of the last losses."""
         config, generator = self.config, Generator().manual_seed(self.config.seed)
+        noise = self._noise(config.seed)
         network = stage.network.requires_grad_(True).train()
 
         def loss(rows: Tensor) -> Tensor:
-            return stage.loss(self._pixels(rows), generator)
+            return stage.loss(self._pixels(rows), noise)
 
         steps, rate = config.autoencoder_steps, config.autoencoder_learning_rate
         rows = shuffled_rows(len(self.images), config.autoencoder_batch_size, generator)
@@ -198,12 +206,13 @@ class StageTrainer:
     ) -> float:
         """Trains the decoder under the conditions; returns the mean of the last losses."""
         config, generator = self.config, Generator().manual_seed(self.config.seed + 1)
+        noise = self._noise(config.seed + 1)
         name, network = decoder.trained_network()
 
         def loss(rows: Tensor) -> Tensor:
             condition_BQD = conditions_UQD[rows_N[rows]].to(self.device)
             return decoder.loss(
-                condition_BQD, self._pixels(rows), generator, null_QD, config.drop_probability
+                condition_BQD, self._pixels(rows), noise, null_QD, config.drop_probability
             )
 
         network.train()
@@ -211,6 +220,10 @@ class StageTrainer:
         last = self._train(name, network, loss, config.steps, config.learning_rate, rows)
         network.eval()
         return last
+
+    def _noise(self, seed: int) -> Generator:
+        """Noise and times of this rank, apart from the order of the images, which is that of all ranks."""
+        return Generator().manual_seed(derived_seed("decoder", seed, self.ranks.share.rank))
 
     def _pixels(self, rows: Tensor) -> Tensor:
         """The images at `rows` in [-1, 1]."""
@@ -228,16 +241,24 @@ class StageTrainer:
         """Takes the steps of a stage; returns the mean loss of the last tenth."""
         config = self.config
         optimizer = torch.optim.AdamW(
-            network.parameters(), lr=rate, betas=config.betas, weight_decay=config.weight_decay
+            network.parameters(),
+            lr=rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         shape = OptimConfig(warmup_ratio=config.warmup_ratio)
         schedule = LambdaLR(optimizer, lambda step: rate_factor(step, steps, shape))
+        weights = list(network.parameters())
         losses: list[float] = []
         for step in range(1, steps + 1):
-            value = loss(next(rows))
+            batch = next(rows)
+            size, rank = self.ranks.share_of(len(batch)), self.ranks.share.rank
+            value = loss(batch[rank * size : (rank + 1) * size])
             value.backward()
-            norm = float(nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm))
-            losses.append(float(value.detach()))
+            self.ranks.average_gradients(weights)
+            norm = float(nn.utils.clip_grad_norm_(weights, config.clip_norm))
+            losses += self.ranks.mean([float(value.detach())])
             self._check(stage, step, losses[-1], norm)
             row = {"gradient_norm": norm, "learning_rate": schedule.get_last_lr()[0]}
             optimizer.step()
@@ -263,8 +284,9 @@ class StageTrainer:
             return
         since = losses[-(step % every or every) :]
         line = {"stage": stage, "step": step, "loss": sum(since) / len(since), **row}
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.metrics is not None:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def shuffled_rows(num_rows: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:

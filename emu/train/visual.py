@@ -48,7 +48,7 @@ from emu.models.objective import Batch
 from emu.recipes import OptimConfig, VisualTrainConfig
 from emu.tokenizer import EmuTokenizer
 from emu.train.run_folder import METRICS
-from emu.train.step import TrainingError, rate_factor
+from emu.train.step import Ranks, TrainingError, rate_factor
 from emu.weights.layout import check_free, new_directory
 from emu.weights.store import save_model
 
@@ -112,15 +112,18 @@ def train_visual(
     plan: VisualPlan,
     device: torch.device | None = None,
     advance: Advance = lambda step, loss: None,
+    ranks: Ranks | None = None,
 ) -> VisualSummary:
     """Pretrains the visual parts of a new model and writes it to `plan.out`, replacing a model there.
+
+    Several ranks share each batch; the first one writes.
 
     Raises:
         DatasetError: for unusable data.
         ValueError: for a dataset that is not one of image-text pairs.
         TrainingError: for a loss that is not finite; nothing is written then.
     """
-    device = device or torch.device("cpu")
+    device, ranks = device or torch.device("cpu"), ranks or Ranks()
     folder = Path(plan.out)
     check_free(folder, _is_model, overwrite=True)
     tokenizer = EmuTokenizer.load(plan.tokenizer)
@@ -130,18 +133,20 @@ def train_visual(
     maker = SequenceMaker(plan.sequence, plan.model, tokenizer, config.seed)
     name = reader.dataset.manifest.corpus
     mixture = Mixture([Source(name, 1.0, reader, config.batch_size)])
-    layout = Layout({name: config.batch_size})
-    stream = BatchStream(mixture, maker, layout, num_threads=config.num_threads)
+    layout = Layout({name: ranks.share_of(config.batch_size)})
+    stream = BatchStream(mixture, maker, layout, ranks.share, num_threads=config.num_threads)
     model = Emu(plan.model)
     model.init_weights(config.seed)
     torch.manual_seed(derived_seed("caption heads", config.seed))
     heads = CaptionHeads(plan.model, classes_K)
     try:
-        with new_directory(folder, _is_model, overwrite=True) as new:
-            trainer = _Trainer(config, model.to(device), heads.to(device), new / METRICS)
+        with ranks.on_first(lambda: new_directory(folder, _is_model, overwrite=True)) as new:
+            metrics = None if new is None else new / METRICS
+            trainer = _Trainer(config, model.to(device), heads.to(device), metrics, ranks)
             for step in range(config.steps):
                 advance(step + 1, trainer.step(stream.next_step()[0].to(device), step))
-            save_model(new, model.cpu(), plan.tokenizer)
+            if new is not None:
+                save_model(new, model.cpu(), plan.tokenizer)
     finally:
         stream.close()
     tenth = trainer.rows[-max(1, config.steps // 10) :]
@@ -178,9 +183,15 @@ class _Trainer:
     """Takes the optimizer steps and writes their metrics."""
 
     def __init__(
-        self, config: VisualTrainConfig, model: Emu, heads: CaptionHeads, metrics: Path
+        self,
+        config: VisualTrainConfig,
+        model: Emu,
+        heads: CaptionHeads,
+        metrics: Path | None,
+        ranks: Ranks,
     ) -> None:
-        self.config, self.model, self.heads, self.metrics = config, model, heads, metrics
+        self.config, self.model, self.heads = config, model, heads
+        self.metrics, self.ranks = metrics, ranks
         modules = (model.visual, model.ln_visual, model.former, heads)
         self.weights = [w for m in modules for w in m.parameters() if w.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -203,20 +214,24 @@ class _Trainer:
         losses = [_loss(each, targets_BK) for each in logits]
         total = losses[0] + losses[1]
         total.backward()
+        self.ranks.average_gradients(self.weights)
         norm = float(nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm))
-        value = float(total.detach())
+        recalls = [_recall(each, targets_BK) for each in logits]
+        encoder_loss, former_loss, *recalls = self.ranks.mean(
+            [*(float(loss.detach()) for loss in losses), *recalls]
+        )
+        value = encoder_loss + former_loss
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise TrainingError(
                 f"step {step + 1}: loss {value}, gradient norm {norm}; nothing was written: lower the learning rate"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        recalls = [_recall(each, targets_BK) for each in logits]
         self.rows.append(
             {
                 "step": step + 1,
-                "encoder_loss": float(losses[0].detach()),
-                "former_loss": float(losses[1].detach()),
+                "encoder_loss": encoder_loss,
+                "former_loss": former_loss,
                 "encoder_recall": recalls[0],
                 "former_recall": recalls[1],
                 "gradient_norm": norm,
@@ -228,7 +243,8 @@ class _Trainer:
 
     def _write(self) -> None:
         every, last = self.config.log_every, self.rows[-1]
-        if last["step"] % every and last["step"] != self.config.steps:
+        is_due = last["step"] % every == 0 or last["step"] == self.config.steps
+        if self.metrics is None or not is_due:
             return
         since = self.rows[-(last["step"] % every or every) :]
         means = {
