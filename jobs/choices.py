@@ -42,9 +42,14 @@ class Choices(Checked):
 
     def applied(self, pipeline: "Pipeline") -> "Pipeline":
         """The pipeline with the filters, then the removal of duplicates, behind its stages."""
-        from pipelines.dedup.stage import Dedup, with_dedup
-        from pipelines.filters.options import parse_filters, with_filters
+        if self.filters:
+            from pipelines.filters.options import parse_filters, with_filters
 
-        against = tuple(map(job_path, self.dedup_against))
-        dedup = Dedup(self.dedup, self.dedup_radius, self.dedup_similarity, against)
-        return with_dedup(with_filters(pipeline, parse_filters(self.filters)), dedup)
+            pipeline = with_filters(pipeline, parse_filters(self.filters))
+        if self.dedup:
+            from pipelines.dedup.stage import Dedup, with_dedup
+
+            against = tuple(map(job_path, self.dedup_against))
+            dedup = Dedup(self.dedup, self.dedup_radius, self.dedup_similarity, against)
+            pipeline = with_dedup(pipeline, dedup)
+        return pipeline

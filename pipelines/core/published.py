@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.core.storage import Storage, read_parquet
-from schemas.adopted import decode_adopted
 from schemas.manifest import ShardEntry
 from schemas.sample import Sample
 from schemas.shard import INDEXES, SHARDS, decode_members
@@ -28,7 +27,11 @@ def open_tar(storage: Storage, entry: ShardEntry) -> BinaryIO:
 
 def decoder_of(entry: ShardEntry) -> Callable[[str, Mapping[str, bytes], str], Sample]:
     """What makes a sample of the members of a shard: `schemas.adopted` where its tar was adopted."""
-    return decode_members if entry.path is None else decode_adopted
+    if entry.path is None:
+        return decode_members
+    from schemas.adopted import decode_adopted  # few datasets need it
+
+    return decode_adopted
 
 
 def read_sample(tar: BinaryIO, row: Mapping[str, Any], entry: ShardEntry) -> Sample:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipelines.core.pipeline import Reasons, ShardPlan
-from pipelines.core.storage import Storage, read_parquet
-from schemas.manifest import MANIFEST_FILE, Manifest, manifest_from_json
+from pipelines.core.published import read_samples
+from pipelines.core.storage import Storage
+from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, manifest_from_json
 from schemas.sample import SAMPLES
-from schemas.shard import INDEXES, SHARDS, decode_members, shard_name
-from schemas.tables import INDEX
+from schemas.shard import shard_name
 
 MAX_KEY = 80
 
@@ -36,7 +36,7 @@ class DatasetSource:
             ShardPlan(
                 shard_name(corpus, number),
                 shard.num_samples,
-                ({"dataset": n, "shard": shard.name},),
+                ({"dataset": n, "shard": shard.as_dict()},),
             )
             for number, (n, shard) in enumerate(shards)
         ]
@@ -45,9 +45,10 @@ class DatasetSource:
         """The samples of a shard, with the tar as their source and their number in it as the record."""
         part = shard.parts[0]
         root = self.roots[part["dataset"]]
-        table = published_table(Storage(root), part["shard"])
+        entry = ShardEntry(**part["shard"])
+        table = published_table(Storage(root), entry)
         keys = [self._key(part["dataset"], key) for key in table["key"].to_pylist()]
-        name = f"{root.rstrip('/').rpartition('/')[2]}/{SHARDS}/{part['shard']}.tar"
+        name = f"{root.rstrip('/').rpartition('/')[2]}/{entry.tar}"
         table = table.set_column(0, "key", pa.array(keys, pa.string()))
         numbers = pa.array(range(1, len(keys) + 1), pa.int64())
         table = table.append_column("source", pa.array([name] * len(keys), pa.string()))
@@ -77,18 +78,9 @@ def manifest_of(root: str) -> Manifest:
 def published_tables(root: str) -> Iterator[pa.Table]:
     """The samples of a finished dataset, shard by shard, as tables of `SAMPLES`."""
     for shard in manifest_of(root).shards:
-        yield published_table(Storage(root), shard.name)
+        yield published_table(Storage(root), shard)
 
 
-def published_table(storage: Storage, shard: str) -> pa.Table:
+def published_table(storage: Storage, shard: ShardEntry) -> pa.Table:
     """The samples of a published shard, in the order of its index."""
-    index = read_parquet(storage, f"{INDEXES}/{shard}.parquet", INDEX, ("key", "members"))
-    rows = []
-    with storage.open(f"{SHARDS}/{shard}.tar") as tar:
-        for row in index.to_pylist():
-            members = {}
-            for member in row["members"]:
-                tar.seek(member["offset"])
-                members[member["name"]] = tar.read(member["size"])
-            rows.append(decode_members(row["key"], members, shard).as_row())
-    return SAMPLES.table(rows)
+    return SAMPLES.table([sample.as_row() for sample in read_samples(storage, shard)])

@@ -56,7 +56,6 @@ from pipelines.corpora.mmc4.document import (
     DocumentError,
     parse_document,
 )
-from pipelines.corpora.mmc4.similarity import FillSimilarity
 from pipelines.download.fetcher import FetchConfig
 from pipelines.filters.min_images import min_images
 from pipelines.images.clip import ClipWeights
@@ -158,6 +157,8 @@ def clip_stages(rules: Rules) -> tuple[Stage, ...]:
     """The stage that computes similarities, where the rules name a CLIP."""
     if rules.clip is None:
         return ()
+    from pipelines.corpora.mmc4.similarity import FillSimilarity  # brings open_clip
+
     step = Construct(FillSimilarity, (rules.clip.checked("clip"),))
     return (Stage("clip", (step,), Resources(num_gpus=rules.clip.gpus)),)
 
