@@ -5,6 +5,7 @@
                               state.json           step, position in the data, configuration of the run
     metrics.jsonl                                  one line per logged step
     curves.svg                                     losses and target variance over the steps
+    tensorboard/                                   the same metrics for TensorBoard, where it is installed
 
 Checkpoints are written by `emu.weights.layout`, so a run that is killed while it writes leaves the
 earlier checkpoints intact. The dropout masks follow from (seed, step, rank) and the
@@ -26,6 +27,7 @@ learning rates from the step, so no generator and no scheduler has a state to sa
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -46,7 +48,7 @@ VERSION = 1
 FOLDER = "checkpoints"
 NAME = re.compile(r"^step-(\d{8,})$")
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
-METRICS, CURVES = "metrics.jsonl", "curves.svg"
+METRICS, CURVES, BOARD = "metrics.jsonl", "curves.svg", "tensorboard"
 CURVES_SHOWN = {
     "text_loss": ("text loss", "#2563eb"),
     "visual_loss": ("visual loss", "#d97706"),
@@ -197,12 +199,27 @@ class MetricsFile:
         temporary = out / f".{METRICS}.{os.getpid()}"
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         temporary.replace(self.path)
+        self._board = _tensorboard(out, first_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.last = row
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+            self._board.flush()
+
+
+def _tensorboard(out: Path, first_step: int) -> Any:
+    """A writer of TensorBoard's files that hides the steps after `first_step`; None where it is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # takes half a second
+
+    return SummaryWriter(str(out / BOARD), purge_step=first_step + 1)
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

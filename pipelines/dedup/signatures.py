@@ -13,7 +13,6 @@ A sample that has no such thing has null there. Only the columns that are asked 
 """
 
 import hashlib
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -53,13 +52,14 @@ def signature_column(table: pa.Table, kind: str) -> pa.Array:
 
 def minhash(texts: Iterable[str]) -> list[bytes | None]:
     """The signature of each normalised text, 128 values of 4 bytes; null for a text without characters."""
-    rensa: Any = importlib.import_module("rensa")
+    import rensa  # only these kinds of duplicates need it
+
     found: list[bytes | None] = []
     for text in texts:
         if not text:
             found.append(None)
             continue
-        sketch = rensa.RMinHash(NUM_PERMUTATIONS, SEED)
+        sketch = rensa.RMinHash(NUM_PERMUTATIONS, SEED)  # pyright: ignore[reportAttributeAccessIssue]
         sketch.update(shingles(text))
         found.append(np.array(sketch.digest(), "<u4").tobytes())
     return found

@@ -185,3 +185,17 @@ def test_collapsed_targets_raise_an_alarm_once(whole: TrainPlan, tmp_path: Path)
     curves = (tmp_path / "out" / "curves.svg").read_text()
     assert curves.count("<polyline") == 4 and "visual loss" in curves and "learning rate" in curves
     assert "max-width: 100%" in curves  # so that it fits a narrow window
+
+
+def test_tensorboard_shows_every_step_once(whole: TrainPlan, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plan = elsewhere(whole, tmp_path / "out")
+    stopped_after(plan, 3)
+    train(plan)
+    board = EventAccumulator(str(tmp_path / "out/tensorboard"))
+    board.Reload()
+    shown = [(event.step, event.value) for event in board.Scalars("loss")]
+    logged = [(row["step"], pytest.approx(row["loss"])) for row in read_metrics(tmp_path / "out")]
+    assert shown == logged
