@@ -16,6 +16,7 @@ from torch import Tensor
 
 from emu.config import IMAGE, EmuConfig
 from emu.decoders import load_decoder
+from emu.generate.batch_loop import BatchLoop, Outputs, reply_events, run_requests
 from emu.generate.beam import beam_search
 from emu.generate.kv_cache import DecodeState
 from emu.generate.prompts import (
@@ -26,13 +27,9 @@ from emu.generate.prompts import (
     Reply,
     TextOptions,
 )
-from emu.generate.sampling import (
-    Detokenizer,
-    Event,
-    ImageGeneration,
-    ReplyDecoder,
-    decode_text,
-)
+from emu.generate.request_state import Request
+from emu.generate.sampling import Detokenizer, Event, ImageGeneration, ReplyDecoder
+from emu.generate.scheduler import ScheduleOptions, Scheduler
 from emu.generate.scoring import summed_losses
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
@@ -62,6 +59,7 @@ class Engine:
         self.encode = PromptEncoder(tokenizer, model.config)
         self._null_condition_QD: Tensor | None = None
         self._null_lock = threading.Lock()
+        self._loop: BatchLoop | None = None
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Self:
@@ -79,6 +77,15 @@ class Engine:
     def config(self) -> EmuConfig:
         """The sizes and choices of the model."""
         return self.model.config
+
+    def start_batching(self, options: ScheduleOptions = ScheduleOptions()) -> BatchLoop:
+        """From now on `stream` and `generate` of all threads run together, over one pool of pages.
+
+        Without it each call runs alone. Beam search always does. `QueueFull` is raised where too many wait.
+        """
+        if self._loop is None:
+            self._loop = BatchLoop(Scheduler(self.model, self.tokenizer, options))
+        return self._loop
 
     def generate_text(
         self, prompts: Sequence[Prompt], options: TextOptions = TextOptions()
@@ -105,7 +112,12 @@ class Engine:
         ]
         if not encoded:
             return torch.empty(0, num_queries, self.config.language.hidden_size)
-        return DecodeState(self.model, encoded).regress_image()
+        images: dict[int, Tensor] = {}
+        requests = [Request(p, None, image_first=True, row=row) for row, p in enumerate(encoded)]
+        for state, output in run_requests(self.model, self.tokenizer, requests):
+            if isinstance(output, Tensor):
+                images[state.request.row] = output
+        return torch.stack([images[row] for row in range(len(requests))])
 
     def generate_image(
         self,
@@ -158,19 +170,23 @@ class Engine:
             max_images = 0 if self.decoder is None else 1
         if max_images < 0:
             raise ValueError(f"max_images is {max_images}, give 0 or more")
-        images = None
-        if image_first or max_images > 0:
+        has_images = image_first or max_images > 0
+        if has_images:
             self._decoder()
 
-            def decode(embeddings_BQD: Tensor, number: int) -> Image.Image:
-                return self._decode_image(embeddings_BQD, image, number)
+        def decode(embeddings_BQD: Tensor, number: int) -> Image.Image:
+            return self._decode_image(embeddings_BQD, image, number)
 
-            images = ImageGeneration(decode, image_first, max_images)
         num_reserved = self.config.former.num_queries + 1 if image_first else 1
         encoded = self.encode(prompt, opens_image=image_first, num_reserved=num_reserved)
-        with torch.inference_mode():
-            decoder = ReplyDecoder(self.model, self.tokenizer, encoded, text, images)
-        yield from decoder.events()
+        if (text is None and not image_first) or (text is not None and text.num_beams > 1):
+            images = ImageGeneration(decode, image_first, max_images) if has_images else None
+            with torch.inference_mode():
+                decoder = ReplyDecoder(self.model, self.tokenizer, encoded, text, images)
+            yield from decoder.events()
+            return
+        request = Request(encoded, text, image_first, max_images)
+        yield from reply_events(self._outputs(request), decode)
 
     def rank(
         self, prompt: Prompt, candidates: Sequence[str], score: RankScore = "released"
@@ -221,16 +237,22 @@ class Engine:
         encoded = [self.encode(prompt) for prompt in _listed(prompts)]
         if not encoded:
             return []
+        if options.num_beams == 1:
+            requests = [Request(prompt, options, row=row) for row, prompt in enumerate(encoded)]
+            outputs = run_requests(self.model, self.tokenizer, requests)
+            ended = {state.request.row: state.texts[0] for state, _ in outputs}
+            return [ended[row] for row in range(len(requests))]
         limits = [self._limit(prompt, options) for prompt in encoded]
         texts = [Detokenizer(self.tokenizer, limit, options.stop) for limit in limits]
         state = DecodeState(self.model, encoded)
-        if options.num_beams > 1:
-            for text, ids in zip(texts, beam_search(state, limits, options), strict=True):
-                text.push_all(ids)
-        else:
-            for _ in decode_text(state, texts, options):
-                pass
+        for text, ids in zip(texts, beam_search(state, limits, options), strict=True):
+            text.push_all(ids)
         return texts
+
+    def _outputs(self, request: Request) -> Outputs:
+        if self._loop is not None:
+            return self._loop.outputs(request)
+        return run_requests(self.model, self.tokenizer, [request])
 
     def _limit(self, prompt: EncodedPrompt, options: TextOptions) -> int:
         return min(options.max_new_tokens, self.config.language.max_positions - len(prompt.ids))

@@ -97,9 +97,9 @@ class Detokenizer:
 class Sampler:
     """Chooses one token per row. Each row has its own generator and does not affect the others."""
 
-    def __init__(self, options: TextOptions, num_rows: int) -> None:
+    def __init__(self, options: TextOptions, num_rows: int, first_row: int = 0) -> None:
         self._options = options
-        seeds = (options.seed + row for row in range(num_rows))
+        seeds = (options.seed + first_row + row for row in range(num_rows))
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, logits_BW: Tensor) -> list[int]:

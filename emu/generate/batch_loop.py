@@ -1,0 +1,151 @@
+"""What comes out of requests: of one alone or a list in the caller's thread, or of many callers through one thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+
+from PIL import Image
+from torch import Tensor
+
+from emu.generate.page_pool import pages_for
+from emu.generate.prompts import Reply
+from emu.generate.request_state import Finished, Output, Request, RequestState
+from emu.generate.sampling import Event, to_png
+from emu.generate.scheduler import ScheduleOptions, Scheduler
+from emu.models.emu import Emu
+from emu.tokenizer import EmuTokenizer
+from schemas.sample import Segment
+
+log = logging.getLogger(__name__)
+
+Outputs = Generator[tuple[RequestState, Output], None, None]
+"""What comes out of requests, in order; closing it ends them."""
+
+
+class StepFailed(RuntimeError):
+    """A step raised an error, which ended every request that ran."""
+
+
+def run_requests(model: Emu, tokenizer: EmuTokenizer, requests: Sequence[Request]) -> Outputs:
+    """Runs the requests together, in memory that is theirs alone, and gives what comes out.
+
+    Generation stops when the caller stops iterating.
+    """
+    num_pages = sum(pages_for(request.num_positions(model.config)) for request in requests)
+    options = ScheduleOptions(num_pages, max_rows=len(requests), max_cached_images=0)
+    scheduler = Scheduler(model, tokenizer, options)
+    for request in requests:
+        scheduler.submit(request)
+    while scheduler.num_waiting or scheduler.num_running:
+        yield from scheduler.step()
+
+
+class BatchLoop:
+    """A thread that steps one scheduler for the requests of all other threads."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._inboxes: dict[RequestState, queue.SimpleQueue[Output | StepFailed]] = {}
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="batch-loop", daemon=True)
+        self._thread.start()
+
+    def outputs(self, request: Request) -> Outputs:
+        """What comes out of one request; closing the iterator early ends it at the next step.
+
+        Raises QueueFull if too many wait, ValueError if the request can never fit, StepFailed if a step failed.
+        """
+        inbox: queue.SimpleQueue[Output | StepFailed] = queue.SimpleQueue()
+        with self._changed:
+            if self._is_closed:
+                raise StepFailed("the loop is closed")
+            state = self.scheduler.submit(request)
+            self._inboxes[state] = inbox
+            self._changed.notify()
+        try:
+            while True:
+                output = inbox.get()
+                if isinstance(output, StepFailed):
+                    raise output
+                yield state, output
+                if isinstance(output, Finished):
+                    return
+        finally:
+            with self._changed:
+                if self._inboxes.pop(state, None) is not None:
+                    self.scheduler.abort(state)
+
+    def close(self) -> None:
+        """Ends the thread after its step; requests that run get StepFailed."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or self._has_work())
+                if self._is_closed:
+                    self._fail("the loop was closed")
+                    return
+            try:
+                outputs = self.scheduler.step()
+            except Exception:
+                log.exception("step=failed")
+                with self._changed:
+                    self.scheduler.clear()
+                    self._fail("a step of the model failed; see the log")
+                continue
+            self._deliver(outputs)
+
+    def _has_work(self) -> bool:
+        return bool(self.scheduler.num_waiting or self.scheduler.num_running)
+
+    def _deliver(self, outputs: Iterable[tuple[RequestState, Output]]) -> None:
+        with self._changed:
+            for state, output in outputs:
+                inbox = self._inboxes.get(state)  # None: aborted during the step
+                if inbox is not None:
+                    inbox.put(output)
+                if isinstance(output, Finished):
+                    self._inboxes.pop(state, None)
+
+    def _fail(self, reason: str) -> None:
+        for inbox in self._inboxes.values():
+            inbox.put(StepFailed(reason))
+        self._inboxes.clear()
+
+
+def reply_events(outputs: Outputs, decode: Callable[[Tensor, int], Image.Image]) -> Iterator[Event]:
+    """Pieces of text (also empty ones) and decoded images of one request; at last the reply.
+
+    `decode` makes an image of visual embeddings `BQD` and the number of the image. The request ends
+    when the caller stops iterating.
+    """
+    segments: list[Segment] = []
+    pieces: list[str] = []
+    num_images = 0
+    with closing(outputs):
+        for state, output in outputs:
+            if isinstance(output, str):
+                pieces.append(output)
+                yield output
+                continue
+            if text := "".join(pieces):
+                segments.append(Segment.of_text(text, role="assistant"))
+            pieces = []
+            if isinstance(output, Finished):
+                num_prompt = len(state.request.prompt.ids)
+                num_reply = state.num_used - num_prompt
+                yield Reply(tuple(segments), output.reason, num_prompt, num_reply)
+                return
+            image = decode(output[None], num_images)
+            num_images += 1
+            segments.append(Segment.of_image(to_png(image), "png", *image.size, role="assistant"))
+            yield image
