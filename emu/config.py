@@ -282,6 +282,8 @@ class SequenceConfig(Checked):
     """Maximum positions of a video clip with its caption."""
     storyboard_length: Count = 1024
     """Maximum positions of a storyboard; of a longer one a random window (the paper does not say)."""
+    dialogue_length: Count = 2048
+    """Maximum positions of a dialogue of instruction tuning; a longer one is cut at its end."""
     max_images: Count = 5
     """Maximum images of an interleaved sequence (paper: 5)."""
     clip_frames: Count = 8

@@ -13,6 +13,7 @@ from pydantic import Field
 from tyro.constructors import PrimitiveConstructorSpec
 
 from emu.config import (
+    AdapterConfig,
     Count,
     EmuConfig,
     Positive,
@@ -229,6 +230,7 @@ def tiny() -> Recipe:
             sampled_length=96,
             clip_length=96,
             storyboard_length=96,
+            dialogue_length=96,
         ),
         train=TrainConfig(
             steps=700,
@@ -290,6 +292,52 @@ def with_vocabulary(recipe: Recipe, num_pieces: int) -> Recipe:
     """The recipe for a tokenizer of that many pieces."""
     language = replace(recipe.model.language, vocab_size=num_pieces)
     return replace(recipe, model=replace(recipe.model, language=language))
+
+
+def tiny_instruct() -> Recipe:
+    """Instruction tuning of a tiny model in a minute or two; rates as far above the paper's as those of `tiny`."""
+    return Recipe(
+        name="tiny",
+        model=replace(tiny_config(instruct=True), adapter=AdapterConfig()),
+        sequence=SequenceConfig(dialogue_length=512),
+        train=TrainConfig(
+            steps=300,
+            batch_size=16,
+            row_length=1024,
+            freeze_vision=True,
+            optim=OptimConfig(language_lr=2e-3, warmup_ratio=0.05),
+        ),
+    )
+
+
+def emu_14b_instruct() -> Recipe:
+    """The paper's instruction tuning: LoRA of rank 16, 10k steps of 128 dialogues on 16 GPUs.
+
+    Batch size, steps and learning rate are not confirmed by the authors; 0.05 of the steps is a warm-up of 500.
+    """
+    return Recipe(
+        name="emu_14b",
+        model=emu_14b_config(instruct=True),
+        sequence=SequenceConfig(dialogue_length=2048),
+        train=TrainConfig(
+            steps=10_000,
+            batch_size=8,
+            row_length=2048,
+            precision="bfloat16",
+            freeze_vision=True,
+            recompute_activations=True,
+            checkpoint_every=500,
+            num_threads=8,
+            optim=OptimConfig(language_lr=1e-5, warmup_ratio=0.05),
+        ),
+    )
+
+
+INSTRUCT_RECIPES: dict[str, Callable[[], Recipe]] = {
+    "tiny": tiny_instruct,
+    "emu_14b": emu_14b_instruct,
+}
+"""Recipes of instruction tuning; the sizes of the model are those of the model that is tuned."""
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {

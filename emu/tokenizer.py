@@ -62,15 +62,23 @@ class EmuTokenizer:
     def encode(self, text: str, bos: bool = True, eos: bool = False) -> list[int]:
         """The ids of `text`; special tokens written in it become their ids."""
         ids = [self.special.bos] if bos else []
-        parts = self._split.split(text)  # text at even indices, special tokens at odd ones
+        parts = self.split(text)
         for index, part in enumerate(parts):
-            if index % 2:
-                ids.append(self._id_of[part])
-                continue
-            part = part.lstrip() if index > 0 else part
-            part = part.rstrip() if index < len(parts) - 1 else part
-            ids.extend(self._pieces.EncodeAsIds(part) if part else [])
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self.encode_run(part, index == 0, index == len(parts) - 1)
         return ids + [self.special.eos] if eos else ids
+
+    def split(self, text: str) -> list[str | int]:
+        """The texts between special tokens, at even indices and perhaps empty, and the ids of the tokens at odd ones."""
+        parts = self._split.split(text)
+        return [self._id_of[part] if n % 2 else part for n, part in enumerate(parts)]
+
+    def encode_run(self, text: str, is_first: bool, is_last: bool) -> list[int]:
+        """The ids of a text between special tokens, stripped at the sides that touch one."""
+        text = text if is_first else text.lstrip()
+        return self.encode_text(text if is_last else text.rstrip())
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a text; special tokens written in it are plain text."""

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from emu.data.mixture import Mixture, Source
 from emu.data.packing import collate_packed, pack
-from emu.data.sequence import LENGTHS, Sequence, SequenceMaker
+from emu.data.sequence import Sequence, SequenceMaker
 from emu.models.objective import IGNORED, Batch
 from emu.models.visual import pixels_of
 from schemas.images import ImageError
@@ -156,15 +156,13 @@ class BatchStream:
                     f"corpus {source.name}: {source.num_sequences} sequences per step cannot be dealt to "
                     f"{self.share.world_size} ranks; use at most as many workers as sequences"
                 )
-        longest, row = max(LENGTHS, key=self._length), self.layout.row_length
-        if row and row < self._length(longest):
+        lengths, row = self.maker.lengths, self.layout.row_length
+        longest = max(lengths, key=lambda name: lengths[name])
+        if row and row < lengths[longest]:
             raise ValueError(
-                f"row_length is {row}, but {longest} is {self._length(longest)}; give rows of at least the longest "
+                f"row_length is {row}, but {longest} is {lengths[longest]}; give rows of at least the longest "
                 "sequence, or 0 for padded batches"
             )
-
-    def _length(self, name: str) -> int:
-        return getattr(self.maker.config, name)
 
     def _positions(self, source: Source) -> range:
         own = self.share.of(source.num_sequences)

@@ -9,6 +9,8 @@
 | text without)               | `clip_frames` frames, sampled at random and in order of time                     |
 | storyboard (frames and      | frames and subtitles in order of time, a frame first where times are equal; a    |
 | texts with times)           | random window of `storyboard_length` positions                                   |
+| dialogue (roles)            | `<s>` and the template of `emu/data/dialogue.py`, at most `dialogue_length`      |
+|                             | positions from the start; only answers are targets                               |
 
 What a sample is follows from its segments. B is an image block of `num_queries + 2` positions. Types 1 and 2 have
 equal probability. An image stands before or after its sentence, with equal probability; its sentence is the text that
@@ -26,6 +28,7 @@ Shapes: L sequence.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from random import Random
 
@@ -34,9 +37,12 @@ from torch import Tensor
 
 from emu.config import EmuConfig, SequenceConfig
 from emu.data.dataset import derived_seed
-from emu.models.objective import text_labels
+from emu.data.dialogue import conversation, encoded, turns_of
+from emu.models.objective import IGNORED, text_labels
 from emu.tokenizer import EmuTokenizer
 from schemas.sample import Sample, Segment
+
+log = logging.getLogger(__name__)
 
 
 class SequenceError(ValueError):
@@ -50,7 +56,8 @@ LENGTHS = (
     "clip_length",
     "storyboard_length",
 )
-"""The fields of a `SequenceConfig` that limit a format."""
+"""The fields of a `SequenceConfig` that limit a format of pretraining."""
+DIALOGUE_LENGTH = "dialogue_length"
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Passage:
 
 
 class SequenceMaker:
-    """Makes the sequences of one model and one seed from samples of every corpus but dialogues."""
+    """Makes the sequences of one model and one seed from samples of every corpus."""
 
     def __init__(
         self, config: SequenceConfig, model: EmuConfig, tokenizer: EmuTokenizer, seed: int
@@ -98,19 +105,48 @@ class SequenceMaker:
                 f"the tokenizer has {len(tokenizer)} tokens, the model {model.num_embeddings}; "
                 "give the tokenizer of the model"
             )
-        for name in LENGTHS:
+        formats = () if model.adapter is not None else LENGTHS
+        formats = (*formats, DIALOGUE_LENGTH) if model.instruct else formats
+        self.lengths = {name: getattr(config, name) for name in formats}
+        for name in self.lengths:
             self._check_length(name)
 
     def make(self, sample: Sample, epoch: int, shard: int = 0) -> Sequence:
-        """The sequence of a sample in an epoch; raises `SequenceError` for samples without a sequence format."""
+        """The sequence of a sample in an epoch; raises `SequenceError` for samples that are not for this model."""
         if any(s.role is not None for s in sample.segments):
+            return self._dialogue(sample, shard)
+        if self.model.adapter is not None:
             raise SequenceError(
-                f"sample '{sample.key}' of corpus '{sample.corpus}' has roles: dialogues have no sequence "
-                "format in pretraining"
+                f"sample '{sample.key}' of corpus '{sample.corpus}' has no roles; instruction tuning trains on "
+                "dialogues, as emu build instruct writes them"
             )
         rng = Random(derived_seed("sequence", self.seed, epoch, sample.key))
         atoms = self._formatted(sample.segments, rng)
-        return self._wrapped(sample.key, shard, atoms)
+        return self._wrapped(sample.key, shard, [*atoms, self.model.special.eos])
+
+    def _dialogue(self, sample: Sample, shard: int) -> Sequence:
+        if not self.model.instruct:
+            raise SequenceError(
+                f"sample '{sample.key}' of corpus '{sample.corpus}' is a dialogue, and the model has no [USER] and "
+                "[ASSISTANT]; emu train-instruct adds them and trains on dialogues"
+            )
+        if any(s.role is None for s in sample.segments):
+            raise SequenceError(f"sample '{sample.key}': some segments have a role, others none")
+        pairs = enumerate(sample.segments)
+        slots = [Slot(n, s.image or b"") for n, s in pairs if s.kind == "image"]
+        turns = turns_of(sample.segments, slots)
+        marked = encoded(conversation(turns, is_closed=True), self.tokenizer)
+        atoms = self._cut([m.atom for m in marked], 0, self.config.dialogue_length - 1, len(slots))
+        answers = [m.is_answer for m in marked[: len(atoms)]]
+        while answers and not answers[-1]:  # nothing is learned from what follows the last answer
+            answers.pop()
+        if not answers:
+            log.warning(
+                "sample %s: its first question takes all %d positions of dialogue_length, so no answer is learned",
+                sample.key,
+                self.config.dialogue_length,
+            )
+        return self._wrapped(sample.key, shard, atoms[: len(answers)], answers)
 
     def _formatted(self, segments: tuple[Segment, ...], rng: Random) -> list[Atom]:
         if any(segment.time_s is not None for segment in segments):
@@ -210,14 +246,21 @@ class SequenceMaker:
             taken.append(atom)
         return taken
 
-    def _wrapped(self, key: str, shard: int, atoms: list[Atom]) -> Sequence:
+    def _wrapped(
+        self, key: str, shard: int, atoms: list[Atom], answers: list[bool] | None = None
+    ) -> Sequence:
+        """The sequence of `<s>` and the atoms; with `answers` only those of them that are true are targets."""
         special = self.model.special
         block = [special.image_start, *[special.image] * (self.block_length - 2), special.image_end]
         ids = [special.bos]
         for atom in atoms:
             ids += block if isinstance(atom, Slot) else [atom]
-        ids_L = torch.tensor([*ids, special.eos], dtype=torch.int64)
+        ids_L = torch.tensor(ids, dtype=torch.int64)
         labels_L = text_labels(ids_L, special, self.model.objective)
+        if answers is not None:
+            lengths = torch.tensor([1, *map(self._length, atoms)])
+            is_answer_L = torch.tensor([False, *answers]).repeat_interleave(lengths)
+            labels_L = labels_L.masked_fill(~is_answer_L, IGNORED)
         slots = tuple(atom for atom in atoms if isinstance(atom, Slot))
         return Sequence(key, shard, ids_L, labels_L, slots)
 

@@ -33,8 +33,8 @@ from emu.generate.scheduler import ScheduleOptions, Scheduler
 from emu.generate.scoring import summed_losses
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
+from emu.weights.adapter import open_model
 from emu.weights.layout import DECODER
-from emu.weights.store import load_model
 
 if TYPE_CHECKING:
     from emu.decoders.base import VisualDecoder
@@ -67,7 +67,7 @@ class Engine:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, give one of {sorted(DTYPES)}")
         _check_device(device)
-        model, tokenizer = load_model(directory, device, DTYPES[dtype])
+        model, tokenizer = open_model(directory, device, DTYPES[dtype])
         decoder = None
         if (Path(directory) / DECODER).is_dir():
             decoder = load_decoder(Path(directory) / DECODER, device, DTYPES[dtype])

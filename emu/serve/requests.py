@@ -5,7 +5,8 @@ Instruction format of Emu-I (paper section 3; evaluation code of the release):
     <System Message> [USER]: <Instruction> [ASSISTANT]: <Answer></s> [USER]: …
 
 The last turn stays open for the model; if the last message is the assistant's, the reply continues its text. Without
-a system message, the released one is used if there is an image, and none otherwise. Models without instruction tuning
+a system message, the released one is used if there is one image, and none otherwise; for the frames of a video, send
+the released message of videos. Models without instruction tuning
 get the contents of all messages, separated by spaces, and continue them.
 """
 
@@ -20,11 +21,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emu.config import INSTRUCT_TOKENS
+from emu.data.dialogue import conversation
 from emu.generate.prompts import ImageOptions, TextOptions
 from emu.serve.backend import Content, EncodedImage, GenerationRequest, ModelCard
 from emu.serve.errors import ApiError, nearest, shown
 from emu.serve.schema import DEFAULT_MAX_TOKENS, ChatRequest, ImagePart, Limits, Message
-from schemas.dialogue import IMAGE_SYSTEM_MESSAGE
+from schemas.dialogue import IMAGE_SYSTEM_MESSAGE, VIDEO_SYSTEM_MESSAGE, system_message
 from schemas.images import ImageError, open_image
 
 Fetch = Callable[[Sequence[str]], list[bytes | str]]
@@ -233,22 +235,25 @@ def _too_large(num_bytes: int, limits: Limits) -> str:
 def to_turn(message: Message, param: str, images: dict[str, EncodedImage]) -> Turn:
     """The message with its images, its texts checked."""
     role = "system" if message.role == "developer" else message.role
+    is_system = role == "system"
     if isinstance(message.content, str):
-        return Turn(role, (check_text(message.content, f"{param}.content"),))
+        return Turn(role, (check_text(message.content, f"{param}.content", is_system),))
     pieces: list[str | EncodedImage] = []
     for index, part in enumerate(message.content):
         where = f"{param}.content.{index}"
         if isinstance(part, ImagePart):
             pieces.append(images[f"{where}.image_url.url"])
         else:
-            pieces.append(check_text(part.text, f"{where}.text"))
+            pieces.append(check_text(part.text, f"{where}.text", is_system))
     return Turn(role, tuple(pieces))
 
 
-def check_text(text: str, param: str) -> str:
-    """The text; raises `ApiError` if it writes a control token of the model."""
+def check_text(text: str, param: str, is_system: bool = False) -> str:
+    """The text; raises `ApiError` if it writes a control token, unless as the paper's system message."""
+    known = (IMAGE_SYSTEM_MESSAGE, VIDEO_SYSTEM_MESSAGE) if is_system else ()
+    message = next((m for m in known if text.startswith(m)), "")
     for token in RESERVED:
-        if token in text:
+        if token in text.removeprefix(message):
             message = (
                 f"{param} contains {token}, a control token of the model; write it differently"
             )
@@ -271,19 +276,12 @@ def _concatenation(turns: Sequence[Turn]) -> Content:
 def _instruction(turns: Sequence[Turn]) -> Content:
     if all(turn.role == "system" for turn in turns):
         raise ApiError(400, "messages holds no message of the user", "messages")
-    pieces: list[str | EncodedImage] = [p for t in turns if t.role == "system" for p in t.content]
-    if not pieces and any(isinstance(p, EncodedImage) for turn in turns for p in turn.content):
-        pieces.append(IMAGE_SYSTEM_MESSAGE)
-    spoken = [turn for turn in turns if turn.role != "system"]
-    for number, turn in enumerate(spoken):
-        is_last = number == len(spoken) - 1
-        if turn.role == "user":
-            pieces += [" [USER]: ", *turn.content]
-            pieces += [" [ASSISTANT]:"] if is_last else []
-        else:
-            pieces += [" [ASSISTANT]: ", *turn.content]
-            pieces += [] if is_last else ["</s>"]
-    return tuple(pieces)
+    given: list[tuple[str, Content]] = [(turn.role, turn.content) for turn in turns]
+    if not any(turn.role == "system" for turn in turns):
+        images = [p for turn in turns for p in turn.content if isinstance(p, EncodedImage)]
+        message = system_message(len(images), 0)
+        given = [("system", (message,)), *given] if message else given
+    return tuple(conversation(given))
 
 
 def text_options(request: ChatRequest, limits: Limits) -> TextOptions:

@@ -1,6 +1,6 @@
 """The folder of a run: checkpoints, metrics and their curves.
 
-    checkpoints/step-00000100/model.safetensors    weights
+    checkpoints/step-00000100/model.safetensors    weights; of a run that trains an adapter alone, the adapter
                               optimizer.pt         optimizer state (the moments of AdamW), by weight name
                               state.json           step, position in the data, configuration of the run
     metrics.jsonl                                  one line per logged step
@@ -42,6 +42,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from emu.models.language_model import LORA
 from emu.weights.layout import new_directory, remove_directory, remove_unfinished
 
 VERSION = 1
@@ -66,7 +67,12 @@ RENAMED = {
 }
 """Options whose names in older checkpoints differ: name there -> name today."""
 
-ADDED = ("sequence.clip_length", "sequence.storyboard_length", "sequence.clip_frames")
+ADDED = (
+    "sequence.clip_length",
+    "sequence.storyboard_length",
+    "sequence.clip_frames",
+    "sequence.dialogue_length",
+)
 """Options that older checkpoints lack; they concern formats that those runs did not have."""
 
 
@@ -94,7 +100,7 @@ def save_checkpoint(
     final = folder / f"step-{progress.step:08d}"
     if final.is_dir():
         return final
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in saved_weights(model).items()}
     state = {"version": VERSION, "step": progress.step}
     state |= {"data": dict(progress.data), "counts": dict(progress.counts)}
     state |= {"config": dict(progress.config)}
@@ -104,6 +110,14 @@ def save_checkpoint(
         (new / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
     keep_newest(out, keep)
     return final
+
+
+def saved_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint: all, or the adapter where it alone is trained and the others follow from the start."""
+    state = model.state_dict()
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    is_tuning = bool(trained) and all(LORA in name for name in trained)
+    return {name: state[name] for name in trained} if is_tuning else state
 
 
 def keep_newest(out: Path, keep: int) -> None:
@@ -133,7 +147,9 @@ def read_progress(checkpoint: Path) -> Progress:
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Restore weights and optimizer state exactly; every key must be present and fit."""
     device = next(model.parameters()).device
-    model.load_state_dict(load_file(checkpoint / WEIGHTS, device=str(device)))
+    weights = load_file(checkpoint / WEIGHTS, device=str(device))
+    is_whole = set(weights) != set(saved_weights(model))  # then strict: it names what does not fit
+    model.load_state_dict(weights, strict=is_whole or len(weights) == len(model.state_dict()))
     state = torch.load(checkpoint / OPTIMIZER, map_location=device, weights_only=True)
     load_optimizer_state(optimizer, state)
 

@@ -42,6 +42,9 @@ def start_model(
 ) -> Emu:
     """The model of a run in training mode, with the visual encoder frozen if `train` asks for it.
 
+    Of a model with an adapter only that is trained; visual encoder and Causal Former are then in evaluation mode, so
+    that images look as they do at serving.
+
     Args:
         init: a model folder; None initialises the weights randomly from `train.seed`. A model that was pretrained
             without instruction tokens or adapter gets those that `config` asks for.
@@ -68,7 +71,12 @@ def start_model(
         model.visual.requires_grad_(False)
     if train.recompute_activations:
         model.recompute_activations()
-    return model.train()
+    model.train()
+    if config.adapter is not None:
+        train_adapter_alone(model)
+        model.visual.eval()
+        model.former.eval()
+    return model
 
 
 def start_tower(

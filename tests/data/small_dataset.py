@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from emu.tokenizer import EmuTokenizer, train_tokenizer
+from schemas.dialogue import system_message
 from schemas.manifest import MANIFEST_FILE, Fingerprint, Manifest, ShardEntry, Tally
 from schemas.sample import Sample, Segment
 from schemas.shard import INDEXES, SHARDS, shard_name, tar_bytes
@@ -67,6 +68,25 @@ def storyboard(number: int, num_frames: int = 4) -> Sample:
         colour = COLOURS[(number + index) % len(COLOURS)]
         segments.append(Segment.of_text(f"Sentence {index} about {colour}.", time_s=10 * index + 4))
     return Sample(f"board-{number:05d}", "yt_storyboard", tuple(segments))
+
+
+def dialogue(
+    number: int, num_images: int = 1, num_answers: int = 2, is_video: bool = False
+) -> Sample:
+    """Questions with answers; the images, or the frames of one video, come before the first."""
+    times = [0.5 * n if is_video else None for n in range(num_images)]
+    frames = [
+        Segment.of_image(square_image(number + n), "png", 24, 24, time_s=time, role="user")
+        for n, time in enumerate(times)
+    ]
+    message = system_message(0, 1) if is_video else system_message(num_images, 0)
+    segments = [Segment.of_text(message, role="system")] if message else []
+    for index in range(num_answers):
+        colour = COLOURS[(number + index) % len(COLOURS)]
+        segments.append(Segment.of_text(f"Sentence {index} about?", role="user"))
+        segments += frames if index == 0 else []
+        segments.append(Segment.of_text(f"A {colour} square.", role="assistant"))
+    return Sample(f"talk-{number:05d}", "instruct", tuple(segments))
 
 
 def write_dataset(root: Path, samples: Sequence[Sample], shard_size: int = 10) -> Path:
