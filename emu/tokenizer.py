@@ -71,7 +71,7 @@ class EmuTokenizer:
         return ids + [self.special.eos] if eos else ids
 
     def split(self, text: str) -> list[str | int]:
-        """The texts between special tokens, at even indices and perhaps empty, and the ids of the tokens at odd ones."""
+        """Texts, at even indices and perhaps empty, and the ids of the special tokens between them."""
         parts = self._split.split(text)
         return [self._id_of[part] if n % 2 else part for n, part in enumerate(parts)]
 

@@ -88,6 +88,9 @@ COMMANDS = {
         "train_visual", "Pretrain the visual encoder of a small model from captions", "train"
     ),
     "train": Command("train_emu", "Train Emu on a dataset", "train"),
+    "train-instruct": Command(
+        "train_instruct", "Tune a trained model on dialogues with low-rank adapters", "train"
+    ),
     "train-decoder": Command(
         "train_decoder", "Train the visual decoder of a trained model", "train"
     ),

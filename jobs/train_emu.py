@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -19,14 +14,15 @@ from pydantic import Field
 
 from emu.config import Count, ObjectiveConfig, Positive, SequenceConfig
 from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
-from jobs.cli import JobError, checked_options, failing, run_job
-from jobs.paths import folder_path, job_path, weights_path
-from jobs.progress import say, say_importing
+from jobs.cli import JobError, checked_options, run_job
+from jobs.paths import folder_path, weights_path
+from jobs.progress import say
+from jobs.training import Workers, corpora_of, named_recipe, run_training, train_config
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
     from emu.data.mixture import Corpus
-    from emu.train.loop import Summary, TrainPlan
+    from emu.train.loop import TrainPlan
 
 
 @dataclass(frozen=True)
@@ -120,38 +116,10 @@ def train_emu(options: TrainEmu) -> str:
     """Train, or resume a run; returns the summary for a terminal."""
     if options.plan:
         return _forecast(options)
-    say_importing("torch")
-    import torch
-
-    from emu.train.loop import check_plan, finished_summary, train
-    from emu.train.processes import run_in_processes
-    from emu.train.step import TrainingError
-
-    began = time.monotonic()
-    say("reading the dataset and the weights' headers")
-    with checked_options():
-        plan = plan_of(options)
-        if finished := finished_summary(plan):
-            print(f"the run in {plan.out} has finished before; nothing is left to do")
-            return _summary_text(finished, plan, time.monotonic() - began)
-        check_plan(plan)
-        Path(plan.out).mkdir(parents=True, exist_ok=True)
-    use_gpu = torch.cuda.is_available()
-    with _progress_bar(plan), failing(TrainingError, ValueError):
-        if options.num_workers == 0:
-            device = torch.device("cuda" if use_gpu else "cpu")
-            summary = run_in_processes(
-                options.num_processes, lambda ranks, tell: train(plan, ranks, device)
-            )
-        else:
-            from emu.train.ray_trainer import train_on_ray
-            from jobs.cluster import ray_session
-
-            num_cpus = options.num_cpus or max(options.num_workers, os.cpu_count() or 1)
-            say("starting Ray")
-            with ray_session(num_cpus):
-                summary = train_on_ray(plan, options.num_workers, use_gpu, options.max_failures)
-    return _summary_text(summary, plan, time.monotonic() - began)
+    workers = Workers(
+        options.num_workers, options.num_processes, options.num_cpus, options.max_failures
+    )
+    return run_training(lambda: plan_of(options), workers)
 
 
 def plan_of(options: TrainEmu) -> TrainPlan:
@@ -162,7 +130,7 @@ def plan_of(options: TrainEmu) -> TrainPlan:
     from emu.weights.layout import load_config
 
     recipe = RECIPES[options.recipe]()
-    out, data = folder_path(options.out), _corpora(options.data)
+    out, data = folder_path(options.out), corpora_of(options.data)
     init = None if options.init is None else folder_path(options.init)
     llama = None if options.language_weights is None else folder_path(options.language_weights)
     model = recipe.model if init is None else load_config(init)
@@ -200,14 +168,10 @@ def plan_of(options: TrainEmu) -> TrainPlan:
 
 def recipe_defaults(arguments: Sequence[str]) -> TrainEmu:
     """The options before the command line changes them: --train.*, --sequence.* and --objective.* of its --recipe."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--recipe", default="tiny")
-    peek.add_argument("--plan", action="store_true")
-    known = peek.parse_known_args(arguments)[0]
-    recipe = RECIPES.get(known.recipe, RECIPES["tiny"])()  # tyro refuses an unknown name
+    recipe, is_plan = named_recipe(arguments, RECIPES), "--plan" in arguments
     return TrainEmu(
-        data=() if known.plan else tyro.MISSING,
-        out="." if known.plan else tyro.MISSING,
+        data=() if is_plan else tyro.MISSING,
+        out="." if is_plan else tyro.MISSING,
         train=recipe.train,
         sequence=recipe.sequence,
         objective=recipe.model.objective,
@@ -226,13 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train_config(options: TrainEmu) -> TrainConfig:
-    shortcuts = {name: getattr(options, name) for name in ("steps", "batch_size", "seed")}
-    changes = {name: value for name, value in shortcuts.items() if value is not None}
-    if options.batch_size is not None:
-        changes["corpus_batch_size"] = {}
-    if options.use_features:
-        changes["freeze_vision"] = True
-    return replace(options.train, **changes)
+    return train_config(
+        options.train, options.steps, options.batch_size, options.seed, options.use_features
+    )
 
 
 PAPER_CORPORA = ("laion", "laion_coco", "mmc4", "webvid", "yt_storyboard")
@@ -267,18 +227,6 @@ def _forecast(options: TrainEmu) -> str:
     )
 
 
-def _corpora(words: tuple[str, ...]) -> tuple[Corpus, ...]:
-    """The corpora of `--data`, their folders made absolute."""
-    from emu.data.mixture import parse_corpus
-
-    if not words:
-        raise ValueError(
-            "data=(): no dataset; give --data DIR, or NAME=DIR:WEIGHT for each of several"
-        )
-    corpora = [parse_corpus(word) for word in words]
-    return tuple(replace(corpus, address=job_path(corpus.address)) for corpus in corpora)
-
-
 def _tokenizer(
     options: TrainEmu, recipe: Recipe, data: tuple[Corpus, ...], out: Path, start: str | None
 ) -> str:
@@ -296,78 +244,6 @@ def _tokenizer(
     path = out / "tokenizer.model"
     learned_tokenizer([corpus.address for corpus in data], path, recipe.model.language.vocab_size)
     return str(path)
-
-
-@contextmanager
-def _progress_bar(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
-    """A progress bar over the steps, read from the metrics file that the first worker writes."""
-    from tqdm import tqdm
-
-    from emu.train.run_folder import read_metrics
-
-    stop = Event()
-
-    def follow() -> None:
-        interval_s = 0.5 if sys.stderr.isatty() else 10.0  # fewer lines in a log file
-        with tqdm(total=plan.train.steps, unit="step", mininterval=interval_s) as bar:
-            bar.set_description("starting")
-            while True:
-                is_last = stop.wait(poll_s)
-                rows = read_metrics(Path(plan.out))
-                if rows:
-                    row = rows[-1]
-                    bar.set_description("training", refresh=False)
-                    bar.set_postfix_str(
-                        f"text {row['text_loss']:.3f} visual {row['visual_loss']:.3f} "
-                        f"{row['samples_per_s']:.1f} samples/s",
-                        refresh=False,
-                    )
-                    bar.update(row["step"] - bar.n)
-                if is_last:
-                    return
-
-    follower = Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        follower.join()
-
-
-def _summary_text(summary: Summary, plan: TrainPlan, seconds: float) -> str:
-    from emu.train.run_folder import CURVES, METRICS, read_metrics
-
-    first = read_metrics(Path(plan.out))[0]
-    lines = [
-        "",
-        f"steps      {summary.steps:,} ({summary.samples:,} samples, {summary.images:,} images, "
-        f"{summary.positions:,} positions)",
-        f"text       loss {first['text_loss']:.4f} at the start, {summary.text_loss:.4f} at the end",
-        f"visual     loss {first['visual_loss']:.4f} at the start, {summary.visual_loss:.4f} at the end "
-        f"(variance of its targets {summary.target_variance:.4f})",
-        *(f"ALARM      {alarm}" for alarm in summary.alarms),
-        f"model      {summary.model}",
-        f"metrics    {plan.out}/{METRICS}, {plan.out}/{CURVES}",
-        *_by_corpus(Path(plan.out)),
-        f"time       {seconds:.1f} s",
-    ]
-    return "\n".join(lines)
-
-
-def _by_corpus(out: Path) -> list[str]:
-    """A line per corpus of a mixture: its steps and its last logged losses."""
-    from emu.train.run_folder import read_metrics
-
-    last: dict[str, float] = {}
-    for row in read_metrics(out):
-        last |= {name: value for name, value in row.items() if "/" in name}
-    names = sorted({name.partition("/")[2] for name in last})
-    return [
-        f"corpus     {name}: {last[f'steps/{name}']:,} steps, text loss {last[f'text_loss/{name}']:.4f}, "
-        f"visual loss {last[f'visual_loss/{name}']:.4f}"
-        for name in names
-    ]
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def save_checkpoint(
 
 
 def saved_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint: all, or the adapter where it alone is trained and the others follow from the start."""
+    """The weights of a checkpoint: all, or the adapter where it alone is trained; `init` has the others."""
     state = model.state_dict()
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     is_tuning = bool(trained) and all(LORA in name for name in trained)

@@ -96,6 +96,19 @@ def open_model(
     return model.to(device, dtype).eval(), tokenizer
 
 
+def publish_adapter(out: str | Path, base: str | Path, merge: bool) -> Path:
+    """Write `OUT/adapter` of the model in `OUT/model` over the model `base`; with `merge`, the model loses it after.
+
+    Nothing is written where the model was merged before. Returns the folder of the adapter.
+    """
+    model, folder = Path(out) / "model", Path(out) / "adapter"
+    if load_config(model).adapter is not None:
+        export_adapter(model, folder, base)
+        if merge:
+            merge_folder(model)
+    return folder
+
+
 def merge_folder(folder: str | Path) -> None:
     """Fold the adapter of a model directory into its weights, atomically; without one, nothing is done."""
     folder = Path(folder)

@@ -36,9 +36,7 @@ def model(tokenizer: EmuTokenizer) -> EmuConfig:
     return tiny_config(tokenizer.num_pieces, instruct=True)
 
 
-def made(
-    tokenizer: EmuTokenizer, model: EmuConfig, sample: Sample, length: int = 1000
-) -> Sequence:
+def made(tokenizer: EmuTokenizer, model: EmuConfig, sample: Sample, length: int = 1000) -> Sequence:
     lengths = SequenceConfig(96, 96, 96, clip_length=96, storyboard_length=96)
     maker = SequenceMaker(replace(lengths, dialogue_length=length), model, tokenizer, 0)
     return maker.make(sample, 0)

@@ -1,0 +1,182 @@
+"""What the jobs of training do alike: run a plan with or without Ray, show its progress, sum it up."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from emu.recipes import Recipe, TrainConfig
+from jobs.cli import checked_options, failing
+from jobs.paths import job_path
+from jobs.progress import say, say_importing
+
+if TYPE_CHECKING:
+    from emu.data.mixture import Corpus
+    from emu.train.loop import Summary, TrainPlan
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where a run is trained: the options of the jobs."""
+
+    num_workers: int
+    num_processes: int = 1
+    num_cpus: int | None = None
+    max_failures: int = 3
+
+
+def run_training(make_plan: Callable[[], TrainPlan], workers: Workers) -> str:
+    """Train, or resume a run; returns the summary for a terminal.
+
+    What `make_plan` and the checks of the plan raise are errors of the options.
+    """
+    say_importing("torch")
+    import torch
+
+    from emu.train.loop import check_plan, finished_summary, train
+    from emu.train.processes import run_in_processes
+    from emu.train.step import TrainingError
+
+    began = time.monotonic()
+    say("reading the dataset and the weights' headers")
+    with checked_options():
+        plan = make_plan()
+        if finished := finished_summary(plan):
+            print(f"the run in {plan.out} has finished before; nothing is left to do")
+            return summary_text(finished, plan, time.monotonic() - began)
+        check_plan(plan)
+        Path(plan.out).mkdir(parents=True, exist_ok=True)
+    use_gpu = torch.cuda.is_available()
+    with progress_bar(plan), failing(TrainingError, ValueError):
+        if workers.num_workers == 0:
+            device = torch.device("cuda" if use_gpu else "cpu")
+            summary = run_in_processes(
+                workers.num_processes, lambda ranks, tell: train(plan, ranks, device)
+            )
+        else:
+            from emu.train.ray_trainer import train_on_ray
+            from jobs.cluster import ray_session
+
+            num_cpus = workers.num_cpus or max(workers.num_workers, os.cpu_count() or 1)
+            say("starting Ray")
+            with ray_session(num_cpus):
+                summary = train_on_ray(plan, workers.num_workers, use_gpu, workers.max_failures)
+    return summary_text(summary, plan, time.monotonic() - began)
+
+
+def named_recipe(arguments: Sequence[str], recipes: Mapping[str, Callable[[], Recipe]]) -> Recipe:
+    """The recipe that a command line names, `tiny` for none and for a name that the parser will refuse."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--recipe", default="tiny")
+    name = peek.parse_known_args(arguments)[0].recipe
+    return recipes.get(name, recipes["tiny"])()
+
+
+def train_config(
+    train: TrainConfig,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    use_features: bool,
+) -> TrainConfig:
+    """The recipe's training, changed by `--steps`, `--batch-size`, `--seed` and `--use-features`."""
+    given = {"steps": steps, "batch_size": batch_size, "seed": seed}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if batch_size is not None:
+        changes["corpus_batch_size"] = {}
+    if use_features:
+        changes["freeze_vision"] = True
+    return replace(train, **changes)
+
+
+def corpora_of(words: tuple[str, ...]) -> tuple[Corpus, ...]:
+    """The corpora of `--data`, their folders made absolute."""
+    from emu.data.mixture import parse_corpus
+
+    if not words:
+        raise ValueError(
+            "data=(): no dataset; give --data DIR, or NAME=DIR:WEIGHT for each of several"
+        )
+    corpora = [parse_corpus(word) for word in words]
+    return tuple(replace(corpus, address=job_path(corpus.address)) for corpus in corpora)
+
+
+@contextmanager
+def progress_bar(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
+    """A progress bar over the steps, read from the metrics file that the first worker writes."""
+    from tqdm import tqdm
+
+    from emu.train.run_folder import read_metrics
+
+    stop = Event()
+
+    def follow() -> None:
+        interval_s = 0.5 if sys.stderr.isatty() else 10.0  # fewer lines in a log file
+        with tqdm(total=plan.train.steps, unit="step", mininterval=interval_s) as bar:
+            bar.set_description("starting")
+            while True:
+                is_last = stop.wait(poll_s)
+                rows = read_metrics(Path(plan.out))
+                if rows:
+                    row = rows[-1]
+                    bar.set_description("training", refresh=False)
+                    bar.set_postfix_str(
+                        f"text {row['text_loss']:.3f} visual {row['visual_loss']:.3f} "
+                        f"{row['samples_per_s']:.1f} samples/s",
+                        refresh=False,
+                    )
+                    bar.update(row["step"] - bar.n)
+                if is_last:
+                    return
+
+    follower = Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        follower.join()
+
+
+def summary_text(summary: Summary, plan: TrainPlan, seconds: float) -> str:
+    """What a run has done, for a terminal."""
+    from emu.train.run_folder import CURVES, METRICS, read_metrics
+
+    first = read_metrics(Path(plan.out))[0]
+    lines = [
+        "",
+        f"steps      {summary.steps:,} ({summary.samples:,} samples, {summary.images:,} images, "
+        f"{summary.positions:,} positions)",
+        f"text       loss {first['text_loss']:.4f} at the start, {summary.text_loss:.4f} at the end",
+        f"visual     loss {first['visual_loss']:.4f} at the start, {summary.visual_loss:.4f} at the end "
+        f"(variance of its targets {summary.target_variance:.4f})",
+        *(f"ALARM      {alarm}" for alarm in summary.alarms),
+        f"model      {summary.model}",
+        f"metrics    {plan.out}/{METRICS}, {plan.out}/{CURVES}",
+        *_by_corpus(Path(plan.out)),
+        f"time       {seconds:.1f} s",
+    ]
+    return "\n".join(lines)
+
+
+def _by_corpus(out: Path) -> list[str]:
+    """A line per corpus of a mixture: its steps and its last logged losses."""
+    from emu.train.run_folder import read_metrics
+
+    last: dict[str, float] = {}
+    for row in read_metrics(out):
+        last |= {name: value for name, value in row.items() if "/" in name}
+    names = sorted({name.partition("/")[2] for name in last})
+    return [
+        f"corpus     {name}: {last[f'steps/{name}']:,} steps, text loss {last[f'text_loss/{name}']:.4f}, "
+        f"visual loss {last[f'visual_loss/{name}']:.4f}"
+        for name in names
+    ]
