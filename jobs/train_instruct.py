@@ -31,7 +31,7 @@ class TrainInstruct(Checked):
 
     Low-rank adapters (LoRA) on the attention of the language model are trained, everything else stays as it is.
     OUT/adapter has them alone, in peft's layout; OUT/model is the whole model in the form of Emu-I, or with --merge
-    an ordinary model. emu serve and emu.load take each of them. A run resumes as that of emu train does.
+    an ordinary model, which emu serve takes; emu.load opens each. A run resumes as that of emu train does.
     """
 
     init: str

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emu.config import ATTENTION, AdapterConfig
+from emu.config import AdapterConfig
 from emu.models.emu import Emu, add_instruct_tokens
 from emu.models.language_model import LORA, add_adapter
 from emu.tokenizer import EmuTokenizer
@@ -87,7 +87,7 @@ def open_model(
     if not model.config.instruct:
         add_instruct_tokens(model, tokenizer)
         tokenizer = EmuTokenizer(tokenizer.model_bytes, instruct=True)
-    targets = tuple(name for name in ATTENTION if name in values["target_modules"])
+    targets: Any = tuple(name for name in AdapterConfig().targets if name in values["target_modules"])
     config = AdapterConfig(values["r"], values["lora_alpha"], values["lora_dropout"], targets)
     if model.config.adapter is None:
         add_adapter(model.language, config)
