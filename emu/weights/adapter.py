@@ -87,7 +87,9 @@ def open_model(
     if not model.config.instruct:
         add_instruct_tokens(model, tokenizer)
         tokenizer = EmuTokenizer(tokenizer.model_bytes, instruct=True)
-    targets: Any = tuple(name for name in AdapterConfig().targets if name in values["target_modules"])
+    targets: Any = tuple(
+        name for name in AdapterConfig().targets if name in values["target_modules"]
+    )
     config = AdapterConfig(values["r"], values["lora_alpha"], values["lora_dropout"], targets)
     if model.config.adapter is None:
         add_adapter(model.language, config)
