@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from jobs.cli import interrupted, run_job
-from jobs.demo_jobs import DemoError, Jobs
+from jobs.demo_jobs import DemoError, Jobs, build_portions, dataset_of
+from pipelines.miniworld import WORLDS
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ RULE = "─" * 78
 NUM_SCENES = 64  # of the exam
 FIXED_MINUTES = 1.9  # what does not depend on the lengths of the trainings, on two cores
 MINUTES = 6.0
-STEPS = {"visual": 800, "features": 40, "emu": 1150, "decoder": 1350}
+STEPS = {"visual": 900, "features": 40, "emu": 1450, "decoder": 1200}
 """Optimizer steps at MINUTES."""
 MAX_PAIRS = 200_000
 NUM_CLIENTS = 3  # that ask the server at the same time
@@ -163,6 +164,12 @@ def _documents(options: Demo, out: Path, report: Report, jobs: Jobs) -> Manifest
             f"{manifest.num_samples} documents, {manifest.num_images} images in "
             f"{len(manifest.shards)} shards; {dropped} links dropped, each with its reason",
         )
+    with report.part("A small portion of each other corpus"):
+        names = sorted(set(WORLDS) - {"mmc4"})
+        jobs.join("a build", jobs.fork(build_portions, out / "corpora", names, options.seed))
+        for name in names:
+            found = _manifest(dataset_of(out / "corpora", name))
+            report.say(name, f"{found.num_samples} samples with {found.num_images} images")
     return manifest
 
 

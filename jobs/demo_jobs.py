@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 IMPORTED_ONCE = (
     "jobs.train_emu",
@@ -48,21 +54,64 @@ class Jobs:
 
     def finish(self, name: str, job: subprocess.Popen[bytes]) -> None:
         """Wait for a job; raises `DemoError` if it failed."""
-        self._check(name, job.wait())
+        self._check(f"jobs/{name}.py", job.wait())
 
     def train(self, name: str, *arguments: str) -> None:
         """Run a job of a model to its end; raises `DemoError` if it fails."""
         print(f"   $ jobs/{name}.py {' '.join(arguments)}", flush=True)
-        job = self._server.Process(target=run_imported, args=(name, arguments))
-        job.start()
-        job.join()
-        self._check(name, job.exitcode)
+        self.join(f"jobs/{name}.py", self.fork(run_imported, name, arguments))
+
+    def fork(self, target: Callable[..., None], *arguments: Any) -> BaseProcess:
+        """Start a function in a process that has torch imported, for `join`."""
+        process = self._server.Process(target=target, args=arguments)
+        process.start()
+        return process
+
+    def join(self, name: str, process: BaseProcess) -> None:
+        """Wait for a process; raises `DemoError` if it failed."""
+        process.join()
+        self._check(name, process.exitcode)
 
     def _check(self, name: str, exit_code: int | None) -> None:
         if exit_code:
-            raise DemoError(f"jobs/{name}.py ended with exit code {exit_code}; its output is above")
+            raise DemoError(f"{name} ended with exit code {exit_code}; its output is above")
 
 
 def run_imported(name: str, arguments: Sequence[str]) -> None:
     """Run a job in this process and end it with the job's exit code."""
     sys.exit(import_module(f"jobs.{name}").main(arguments))
+
+
+NUM_RECORDS = 24
+"""Records of each corpus in the demo."""
+
+
+def dataset_of(out: Path, corpus: str) -> Path:
+    """The dataset of a corpus that `build_portions` writes."""
+    return out / corpus
+
+
+def build_portions(out: Path, corpora: Sequence[str], seed: int) -> None:
+    """Write and build a small portion of each corpus, one after the other, as `emu build` does.
+
+    Ends the process with the exit code of the first build that fails, and shows its output.
+    """
+    from jobs.__main__ import main
+    from pipelines.miniworld import WORLDS
+    from pipelines.miniworld.config import MiniworldConfig
+    from pipelines.miniworld.server import ImageServer
+
+    for corpus in corpora:
+        form, world = import_module(WORLDS[corpus]), out / f"{corpus}_world"
+        form.write_world(MiniworldConfig(seed=seed, num_documents=NUM_RECORDS), world)
+        words = [*shlex.split(form.BUILD.format(out=world))[1:], "--runner=local"]
+        words.append(f"--out={dataset_of(out, corpus)}")
+        with (
+            ImageServer(world / "images", retry_after_s=0) as server,
+            redirect_stdout(io.StringIO()) as printed,
+        ):
+            words += [f"--fetch.allow-host={server.allow_host}", "--log-level=error"]
+            exit_code = main(words)
+        if exit_code:
+            print(printed.getvalue(), flush=True)
+            sys.exit(exit_code)
