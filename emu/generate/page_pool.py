@@ -50,7 +50,8 @@ class PagePool:
         sizes, weight = language.lm.config, language.lm.model.embed_tokens.weight
         heads = sizes.num_attention_heads
         shape = (2, heads, num_pages * PAGE_POSITIONS, sizes.hidden_size // heads)
-        self._layers = [weight.new_zeros(shape) for _ in range(sizes.num_hidden_layers)]
+        # not zeros: only positions that were written are read, and what no one needs takes no memory on a CPU
+        self._layers = [weight.new_empty(shape) for _ in range(sizes.num_hidden_layers)]
         self._is_taken = bytearray(num_pages)  # 1: used or registered
         self._references = [0] * num_pages
         self._registered: OrderedDict[bytes, int] = OrderedDict()  # least recently used first

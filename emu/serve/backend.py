@@ -100,8 +100,13 @@ class LocalBackend:
     """Generates in threads of this process, so that the event loop stays free for streams and health checks."""
 
     def __init__(self, engine: Engine, num_threads: int, max_pixels: int = MAX_PIXELS) -> None:
-        """Up to `num_threads` requests run at the same time; further ones wait."""
-        self._engine = engine
+        """Up to `num_threads` requests run at the same time, as one batch; further ones wait."""
+        from emu.generate.page_pool import pages_for  # imports torch
+        from emu.generate.scheduler import QueueFull, ScheduleOptions
+
+        num_pages = num_threads * pages_for(engine.config.language.max_positions)
+        engine.start_batching(ScheduleOptions(num_pages, max_rows=num_threads))
+        self._engine, self._queue_full = engine, QueueFull
         self._max_pixels = max_pixels
         self._threads = ThreadPoolExecutor(num_threads, "generate")
 
@@ -149,6 +154,8 @@ class LocalBackend:
             yield ErrorResponse(400, str(error), "messages", "context_length_exceeded")
         except ValueError as error:
             yield ErrorResponse(400, str(error), code="invalid_value")
+        except self._queue_full:
+            yield ErrorResponse(503, "too many requests wait, try again soon", code="overloaded")
         except Exception:
             log.exception("generation=failed")
             yield ErrorResponse(500, "generation failed; see the log of the server")
