@@ -255,3 +255,16 @@ def test_the_recipes_are_those_of_the_paper():
     assert recipe.model.adapter == AdapterConfig(16, 16, 0.05)
     assert recipe.train.steps * recipe.train.optim.warmup_ratio == 500
     assert recipe.train.optim.language_lr == 1e-5 and recipe.train.batch_size * 16 == 128
+
+
+def test_a_step_without_any_answer_changes_nothing(
+    whole: TrainPlan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    short = replace(whole.sequence, dialogue_length=12)  # the first question takes all of it
+    data = write_dataset(tmp_path / "talks", [dialogue(n, 1) for n in range(6)])
+    plan = replace(whole, data=str(data), out=str(tmp_path / "out"), sequence=short)
+    decay = replace(whole.train.optim, weight_decay=0.0)
+    train(replace(plan, train=replace(plan.train, steps=1, optim=decay)))
+    tuned = weights_of(tmp_path / "out" / "model")
+    assert not any(w.any() for n, w in tuned.items() if "lora_B" in n), "still as they started"
+    assert "so no answer is learned" in caplog.text
