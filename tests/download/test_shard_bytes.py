@@ -16,7 +16,8 @@ def table_of(records: list[list[str]]) -> pa.Table:
         for urls in records
     ]
     keys = [f"k-{n}" for n in range(len(records))]
-    return pa.table({"key": keys, "links": pa.array(links, pa.list_(LINK_TYPE))})
+    places = {"source": ["x"] * len(keys), "record": list(range(1, len(keys) + 1))}
+    return pa.table({"key": keys, **places, "links": pa.array(links, pa.list_(LINK_TYPE))})
 
 
 def test_the_links_after_the_bound_are_dropped_in_their_order(photo: bytes, quick_config) -> None:

@@ -46,12 +46,14 @@ def batch_of(kind: str, tokenizer: EmuTokenizer, config: EmuConfig, is_packed: b
 
 
 def size_of(batch: Batch, config: EmuConfig) -> BatchSize:
-    """With padding: the counter sees it too."""
+    """As the counter sees it: of padded rows the real positions, but the attention over whole rows."""
     rows, length = batch.input_ids_BL.shape
     lengths = [length] * rows if batch.documents is None else batch.documents.lengths
+    is_padded = batch.documents is None
+    positions = int(batch.attention_mask_BL.sum()) if is_padded else sum(lengths)
     predictors, _ = regression_positions(batch.input_ids_BL, config.special, config.objective)
     return BatchSize(
-        sum(lengths),
+        positions,
         sum(n * n for n in lengths),
         batch.num_images,
         int((batch.labels_BL[:, 1:] != IGNORED).sum()),
