@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 RULE = "─" * 78
 NUM_SCENES = 64  # of the exam
-FIXED_MINUTES = 1.9  # what does not depend on the lengths of the trainings, on two cores
-MINUTES = 6.0
-STEPS = {"visual": 900, "features": 40, "emu": 1450, "decoder": 1200}
+FIXED_MINUTES = 2.1  # what does not depend on the lengths of the trainings, on two cores
+MINUTES = 7.0
+STEPS = {"visual": 750, "features": 40, "emu": 1600, "decoder": 1250}
 """Optimizer steps at MINUTES."""
 MAX_PAIRS = 200_000
 NUM_CLIENTS = 3  # that ask the server at the same time
@@ -58,7 +58,7 @@ class Demo(Checked):
     parts and the decoder are trained again."""
     minutes: Annotated[float, Field(ge=2, le=1440)] = MINUTES
     """About how long it takes on two cores, installation not counted. The trainings get the time that is left
-    after the other steps; the more, the better the model. 6 is enough for captions, answers, and
+    after the other steps; the more, the better the model. 7 is enough for captions, answers, and
     the place and colour of images."""
     num_documents: Annotated[int, Field(ge=3, description="they are in three files")] = 240
     """Documents of the synthetic world, at least 3 (they are in three files)."""
