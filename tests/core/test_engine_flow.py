@@ -100,6 +100,7 @@ def test_a_build_waits_for_a_full_cluster_and_says_so_then_uses_the_one_cpu_that
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_limits_per_host_hold_over_all_workers(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

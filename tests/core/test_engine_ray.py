@@ -113,9 +113,8 @@ class MadeDeadly:
         return Deadly(self.deaths)
 
 
-@pytest.mark.parametrize(
-    "on_actor", [pytest.param(False, marks=pytest.mark.slow), True], ids=["task", "actor"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("on_actor", [False, True], ids=["task", "actor"])
 @pytest.mark.usefixtures("local_ray")
 def test_a_shard_that_kills_its_worker_each_time_ends_the_run(
     tmp_path: Path, on_actor: bool
