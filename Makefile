@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= demo_out
-MINUTES ?= 7
+MINUTES ?= 7.2
 # Prints the path of a Python that fits, or an error that says which ones do.
 FIND_PYTHON := for p in "$(PYTHON)" python3.11 python3.12 python3 python; do \
 	  [ -n "$$p" ] && "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
