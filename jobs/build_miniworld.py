@@ -20,6 +20,7 @@ import tyro
 
 from jobs.cli import JobError, checked_options, run_job
 from jobs.paths import check_port
+from jobs.progress import say
 from pipelines.miniworld import WORLDS
 from pipelines.miniworld.config import MiniworldConfig
 
@@ -79,6 +80,7 @@ def serve_images(options: BuildMiniworld, build: str) -> None:
         ) from error
     print(f"serving {options.out / 'images'} on http://{server.address}, Ctrl-C stops it")
     print(f"build with: {build} --fetch.allow-host {server.allow_host} --out DATASET", flush=True)
+    say("")  # it serves, which is silent
     serve_until_stopped(server)
 
 

@@ -177,6 +177,7 @@ def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> None:
         if not is_healthy(url):
             log.warning("address=%s healthy=no hint=an earlier Ray Serve keeps its port", url)
         print(f"ready: {url}/ (page), {url}/v1 (API)", flush=True)
+        say("")  # it serves, which is silent
         stop.wait()
         print("stopping", flush=True)
     except (RuntimeError, RayError) as error:

@@ -215,3 +215,19 @@ def test_the_job_serves_until_it_receives_a_signal(
     finally:
         job.kill()
         job.communicate()
+
+
+def test_a_job_that_serves_is_silent(tmp_path: Path, repository: Path):
+    command = [sys.executable, str(repository / "jobs" / "build_miniworld.py")]
+    options = ["--out", str(tmp_path / "w"), "--num-documents", "3", "--serve", "--port", "0"]
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            assert job.stdout is not None
+            assert any("build with" in line for line in iter(job.stdout.readline, ""))
+            before = (tmp_path / "said").read_text()
+            time.sleep(4)  # a status is written after 2 seconds
+            assert (tmp_path / "said").read_text() == before
+        finally:
+            job.kill()
+            job.communicate()
