@@ -165,6 +165,7 @@ def test_two_passes_give_the_same_bytes(storage: Storage, tower: VisualEncoder, 
         assert storage.read_bytes(features_path(name)) == other.read_bytes(features_path(name))
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(
     storage: Storage, tower: VisualEncoder, tmp_path: Path, local_ray: None
 ):
