@@ -1,6 +1,6 @@
 """Samples read back from a published dataset, wherever its tars lie."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,7 +40,7 @@ def read_sample(tar: BinaryIO, row: Mapping[str, Any], entry: ShardEntry) -> Sam
     Raises:
         SchemaError: the bytes there are not that sample.
     """
-    return decoder_of(entry)(row["key"], _members(tar, row), f"{entry.name}.tar")
+    return decoder_of(entry)(row["key"], members_of(tar, row["members"]), f"{entry.name}.tar")
 
 
 def read_samples(storage: Storage, entry: ShardEntry) -> Iterator[Sample]:
@@ -54,7 +54,7 @@ def read_built_samples(storage: Storage, shard: str) -> Iterator[Sample]:
     """The samples of a shard that a build wrote, by the name of the shard alone."""
     with storage.open(f"{SHARDS}/{shard}.tar") as tar:
         for row in _rows(storage, shard):
-            yield decode_members(row["key"], _members(tar, row), f"{shard}.tar")
+            yield decode_members(row["key"], members_of(tar, row["members"]), f"{shard}.tar")
 
 
 def _rows(storage: Storage, shard: str) -> list[dict[str, Any]]:
@@ -62,9 +62,10 @@ def _rows(storage: Storage, shard: str) -> list[dict[str, Any]]:
     return read_parquet(storage, path, INDEX, ("key", "members")).to_pylist()
 
 
-def _members(tar: BinaryIO, row: Mapping[str, Any]) -> dict[str, bytes]:
+def members_of(tar: BinaryIO, places: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The members of an open tar at places of an index (`name`, `offset`, `size`), by suffix."""
     members = {}
-    for member in row["members"]:
-        tar.seek(member["offset"])
-        members[member["name"]] = tar.read(member["size"])
+    for place in places:
+        tar.seek(place["offset"])
+        members[place["name"]] = tar.read(place["size"])
     return members

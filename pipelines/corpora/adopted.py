@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, ClassVar, cast
 import pyarrow as pa
 
 from pipelines.core.pipeline import RECORD_FIELDS, Filter, Pipeline, Reason, Reasons, Stage
+from pipelines.core.published import members_of
 from pipelines.core.storage import Storage, write_parquet
 from pipelines.images.normalise import IMAGE_REASONS
 from pipelines.publish.card import Card
@@ -97,7 +98,7 @@ class CheckSamples:
             return row
         shard = row["key"].rpartition("-")[0]
         try:
-            sample = checked_sample(row["key"], _read(tar, places), f"{shard}.tar")
+            sample = checked_sample(row["key"], members_of(tar, places), f"{shard}.tar")
         except AdoptError as error:
             detail = f"{tar_key}: {error.detail}" if error.detail else tar_key
             return row | {"drop_reason": error.reason, "drop_detail": detail}
@@ -126,14 +127,6 @@ def checked_sample(key: str, members: Mapping[str, bytes], name: str) -> Sample:
         except ImageError as error:
             raise AdoptError(error.reason, f"image {number}: {error.detail or ''}") from None
     return sample
-
-
-def _read(tar: BinaryIO, places: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    members = {}
-    for place in places:
-        tar.seek(place["offset"])
-        members[place["name"]] = tar.read(place["size"])
-    return members
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,9 @@ def refresh_card(storage: Storage, manifest: Manifest) -> None:
     if not is_card(storage):
         return
     found = _FRONT.match(storage.read_bytes(CARD_FILE).decode())
-    assert found is not None, CARD_FILE
+    if found is None:
+        log.warning("out=%s file=%s status=kept: it has no front matter", storage.root, CARD_FILE)
+        return
     front = yaml.safe_load(found[1])
     configs = _configs(storage, manifest)
     front.pop("configs", None)

@@ -162,3 +162,10 @@ def test_a_folder_without_a_dataset_is_refused(
     assert exit_code(export_main, [str(tmp_path)]) == 1
     assert "not a dataset" in capsys.readouterr().err
     assert Storage(str(tmp_path)).list("") == []
+
+
+def test_a_card_whose_front_matter_was_removed_is_kept(tmp_path: Path) -> None:
+    pairs(tmp_path / "out")
+    (tmp_path / "out" / CARD_FILE).write_text(f"{CARD_MARK}\nmy words\n")
+    assert export_parquet(str(tmp_path / "out"), LocalRunner()) == 2
+    assert (tmp_path / "out" / CARD_FILE).read_text() == f"{CARD_MARK}\nmy words\n"

@@ -53,7 +53,7 @@ from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.publish.shards import ShardSink
 from pipelines.readers.json_array import RecordSource
-from pipelines.transforms.fetch_links import Prior, fetch_links, media_config
+from pipelines.transforms.fetch_links import Prior, fetch_limits, fetch_links, media_config
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
 from schemas.dialogue import system_message
@@ -119,8 +119,6 @@ def pipeline(
         fetch_resources: what a worker that fetches needs.
         media: folder or address in which media lie under the paths that the records name.
     """
-    names = ("respect_robots_tag", "max_bytes", "max_shard_bytes")
-    limits = {name: getattr(fetch, name) for name in names}
     content = MediaContent(rules.image, rules.frames, rules.limits)
     made_by = {name: value for name, value in asdict(rules).items() if name != "limits"}
     return Pipeline(
@@ -136,7 +134,7 @@ def pipeline(
             Stage("assemble", (assemble_dialogues,)),
         ),
         sink=ShardSink(),
-        config={**made_by, **limits, **media_config(media), **(extra or {})},
+        config={**made_by, **fetch_limits(fetch), **media_config(media), **(extra or {})},
         finish=(REPORT, CARD),
     )
 
