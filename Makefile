@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= demo_out
 MINUTES ?= 7.2
+TEST_PROCESSES ?= 2
 # Prints the path of a Python that fits, or an error that says which ones do.
 FIND_PYTHON := for p in "$(PYTHON)" python3.11 python3.12 python3 python; do \
 	  [ -n "$$p" ] && "$$p" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
@@ -34,8 +35,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the whole workflow on a synthetic world (MINUTES=30 trains longer)
 	@$(BIN)/python -m jobs.demo --out $(OUT) --minutes $(MINUTES)
 
-test: $(STAMP) ## The default tests
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## The default tests (TEST_PROCESSES=0 runs them in one process)
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(STAMP) ## The proofs that take minutes
 	@$(BIN)/python -m pytest -m slow
