@@ -77,15 +77,15 @@ def first_pairs(bands: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield later, starts[later] + first
 
 
-def band_values(signatures: np.ndarray, band: int) -> np.ndarray:
-    """The value of a band, as uint64, of MinHash signatures `[N, 128]` of uint32."""
-    return mixed(signatures[:, band * BAND_VALUES : (band + 1) * BAND_VALUES])
+def band_values(signatures: np.ndarray) -> np.ndarray:
+    """The values of all bands, `[N, 16]` of uint64, of MinHash signatures `[N, 128]` of uint32."""
+    return mixed(signatures.reshape(len(signatures), NUM_BANDS, BAND_VALUES))
 
 
 def mixed(columns: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of each row of `[N, columns]`."""
-    found = np.full(len(columns), 0xCBF29CE484222325, np.uint64)
-    for number in range(columns.shape[1]):
-        found = (found ^ columns[:, number].astype(np.uint64)) * np.uint64(0x100000001B3)
+    """A 64-bit hash of each row of `[..., columns]`."""
+    found = np.full(columns.shape[:-1], 0xCBF29CE484222325, np.uint64)
+    for number in range(columns.shape[-1]):
+        found = (found ^ columns[..., number].astype(np.uint64)) * np.uint64(0x100000001B3)
         found ^= found >> np.uint64(29)
     return found

@@ -19,14 +19,12 @@ import pyarrow as pa
 
 from pipelines.dedup.candidates import (
     NUM_BANDS,
-    NUM_PERMUTATIONS,
-    band_values,
     block_masks,
     first_pairs,
     hash_pairs,
-    mixed,
 )
 from pipelines.dedup.spill import Bits, Buckets, Spill
+from pipelines.dedup.text_signatures import TextSignatures
 
 EXACT = ("url", "sample", "image", "text")
 NEAR_IMAGE, NEAR_TEXT = "near_image", "near_text"
@@ -35,7 +33,6 @@ KINDS = (*EXACT, NEAR_IMAGE, NEAR_TEXT)
 ROWS = 1_000_000
 """Rows of a bucket, about; 100 MB."""
 NO_KEYS = pa.array([], pa.string())
-_VERIFIED = 50_000  # pairs of texts at a time: 50 MB of signatures
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,7 @@ class DuplicateFinder:
         self._columns = {kind: Spill(self._folder / kind) for kind in self.kinds}
         self._keys = Spill(self._folder / "keys")
         self._drops = Spill(self._folder / "drops")
-        self._signatures = (self._folder / "signatures").open("wb")
-        self._num_signatures = 0
+        self._texts = TextSignatures(self._folder / "signatures")
         self._shards: list[tuple[str | None, int, int]] = []
         self.num_rows = 0
 
@@ -93,23 +89,14 @@ class DuplicateFinder:
         for kind in self.kinds:
             column = columns[kind]
             is_there = column.is_valid()
-            values = column.filter(is_there)
-            own = {"row": pa.array(rows[is_there.to_numpy(zero_copy_only=False)])}
+            values, own = column.filter(is_there), rows[is_there.to_numpy(zero_copy_only=False)]
             if kind == NEAR_TEXT:
-                values, own["signature"] = self._stored(values)
-            self._columns[kind].append(pa.table({"value": values, **own}))
-
-    def _stored(self, signatures: pa.Array) -> tuple[pa.Array, pa.Array]:
-        """Write signatures; their hashes and their numbers in the file."""
-        matrix = as_matrix(signatures)
-        self._signatures.write(matrix.tobytes())
-        numbers = np.arange(self._num_signatures, self._num_signatures + len(matrix))
-        self._num_signatures += len(matrix)
-        return pa.array(mixed(matrix), pa.uint64()), pa.array(numbers)
+                values = pa.array(self._texts.append(values, own), pa.uint64())
+            self._columns[kind].append(pa.table({"value": values, "row": own}))
 
     def drops(self) -> Iterator[tuple[str, list[Drop]]]:
         """The duplicates of every shard that has some, in order; ends with nothing left on disk."""
-        self._signatures.close()
+        self._texts.close()
         dropped = Bits(self.num_rows)
         for kind in self.kinds:
             self._equal(kind, dropped)
@@ -157,39 +144,53 @@ class DuplicateFinder:
                         yield _pairs(rows[one], rows[other], distance)
 
     def _text_pairs(self, dropped: Bits) -> Iterator[pa.Table]:
-        column = self._columns[NEAR_TEXT]
-        for band in range(NUM_BANDS):
-            with Buckets(self._folder / "band", column.num_rows, self.rows_per_bucket) as buckets:
-                for chunk in column.chunks(self.rows_per_bucket // 8 or 1):
-                    numbers = _numpy(chunk, "signature")
-                    values = band_values(self._read(numbers[0], len(numbers)), band)
-                    chunk = chunk.set_column(0, "value", pa.array(values, pa.uint64()))
-                    is_left = ~dropped.of(_numpy(chunk, "row"))
-                    buckets.add_by_hash(chunk.filter(pa.array(is_left)), values[is_left])
-                for bucket in buckets.spills:
-                    values, rows, numbers = _whole(bucket, "value", "row", "signature")
-                    order = np.argsort(values, kind="stable")
-                    yield from self._verified(values[order], rows[order], numbers[order])
+        """Pairs whose signatures agree in the share `similarity` of their values; each is compared once."""
+        texts, size = self._texts, self.rows_per_bucket
+        is_left = Bits(texts.count)
+        for first in range(0, texts.count, size):
+            rows = texts.rows(first, size)
+            is_left.set(first + np.flatnonzero(~dropped.of(rows)))
+        # Smaller buckets, since a row may agree with up to 16 earlier ones in each band.
+        with Buckets(self._folder / "texts", texts.count, size // 4 or 1) as candidates:
+            for band in range(NUM_BANDS):
+                for later, earlier in self._agreeing(band, is_left):
+                    table = pa.table({"later": later, "earlier": earlier})
+                    candidates.add_by_range(table, later, texts.count)
+            for bucket in candidates.spills:
+                for chunk in bucket.chunks(size):
+                    later, earlier = _unique(_numpy(chunk, "later"), _numpy(chunk, "earlier"))
+                    agree = texts.similarity(later, earlier)
+                    near = agree >= self.similarity
+                    rows = texts.rows_of(later[near]), texts.rows_of(earlier[near])
+                    yield _pairs(*rows, agree[near])
 
-    def _verified(
-        self, values: np.ndarray, rows: np.ndarray, numbers: np.ndarray
-    ) -> Iterator[pa.Table]:
-        """Pairs whose signatures agree in the share `similarity` of their values."""
-        for later, first in first_pairs(values):
-            for start in range(0, len(later), _VERIFIED):
-                one, other = (part[start : start + _VERIFIED] for part in (later, first))
-                agree = (self._gathered(numbers[one]) == self._gathered(numbers[other])).mean(
-                    axis=1
-                )
-                is_near = agree >= self.similarity
-                if is_near.any():
-                    yield _pairs(rows[one[is_near]], rows[other[is_near]], agree[is_near])
+    def _agreeing(self, band: int, is_left: Bits) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Numbers of signatures and of earlier ones that agree in a band."""
+        texts, size = self._texts, self.rows_per_bucket
+        with Buckets(self._folder / "band", texts.count, size) as buckets:
+            for first in range(0, texts.count, size):
+                values = texts.band(band, first, size)
+                numbers = np.arange(first, first + len(values))
+                left = is_left.of(numbers)
+                values, numbers = values[left], numbers[left]
+                buckets.add_by_hash(pa.table({"value": values, "number": numbers}), values)
+            for bucket in buckets.spills:
+                values, numbers = _whole(bucket, "value", "number")
+                order = np.argsort(values, kind="stable")
+                numbers = numbers[order]
+                for later, first in first_pairs(values[order]):
+                    yield numbers[later], numbers[first]
 
     def _near(self, kind: str, pairs: Iterator[pa.Table], dropped: Bits) -> None:
         """Drop rows that are near an earlier one that stays; the pairs are sorted by the later of their rows."""
-        with Buckets(self._folder / "pairs", self.num_rows, self.rows_per_bucket) as buckets:
-            for table in pairs:
+        found_pairs = Spill(self._folder / "found")
+        for table in pairs:
+            found_pairs.append(table)
+        num = max(self.num_rows, found_pairs.num_rows)
+        with Buckets(self._folder / "pairs", num, self.rows_per_bucket) as buckets:
+            for table in found_pairs.chunks(self.rows_per_bucket):
                 buckets.add_by_range(table, _numpy(table, "later"), self.num_rows)
+            found_pairs.delete()
             for bucket in buckets.spills:
                 later, earlier, nearness = _whole(bucket, "later", "earlier", "nearness")
                 order = np.lexsort((earlier, later))
@@ -258,25 +259,6 @@ class DuplicateFinder:
         if shard is not None and held:
             yield shard, held
 
-    def _read(self, first: int, count: int) -> np.ndarray:
-        """Signatures that follow each other, `[count, 128]`."""
-        path = self._folder / "signatures"
-        size = NUM_PERMUTATIONS * 4
-        values = np.fromfile(path, "<u4", count * NUM_PERMUTATIONS, offset=int(first) * size)
-        return values.reshape(-1, NUM_PERMUTATIONS)
-
-    def _gathered(self, numbers: np.ndarray) -> np.ndarray:
-        """Signatures by number; mapped anew each time, so that no more of the file stays in memory."""
-        return np.memmap(self._folder / "signatures", "<u4", "r").reshape(-1, NUM_PERMUTATIONS)[
-            numbers
-        ]
-
-
-def as_matrix(signatures: pa.Array) -> np.ndarray:
-    """MinHash signatures `[N, 128]` from a column of 512 bytes each."""
-    joined = b"".join(signatures.to_pylist())
-    return np.frombuffer(joined, "<u4").reshape(-1, NUM_PERMUTATIONS)
-
 
 def _numpy(table: pa.Table, name: str) -> np.ndarray:
     return table[name].to_numpy()
@@ -295,6 +277,15 @@ def _whole(bucket: Spill, *names: str) -> list[np.ndarray]:
     if not chunks:
         return [np.zeros(0, np.uint64 if name == "value" else np.int64) for name in names]
     return [_numpy(chunks[0], name) for name in names]
+
+
+def _unique(later: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs, each once, sorted."""
+    order = np.lexsort((earlier, later))
+    later, earlier = later[order], earlier[order]
+    is_new = np.ones(len(later), bool)
+    is_new[1:] = (later[1:] != later[:-1]) | (earlier[1:] != earlier[:-1])
+    return later[is_new], earlier[is_new]
 
 
 def _pairs(one: np.ndarray, other: np.ndarray, nearness: np.ndarray) -> pa.Table:

@@ -102,8 +102,9 @@ class Buckets:
         if self.count == 1:
             self.spills[0].append(table)
             return
+        numbers = numbers.astype(np.uint16)  # numpy sorts 16 bits by radix
         order = np.argsort(numbers, kind="stable")
-        starts = np.searchsorted(numbers[order], np.arange(self.count + 1, dtype=numbers.dtype))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=self.count))])
         ordered = table.take(pa.array(order))
         for number, spill in enumerate(self.spills):
             spill.append(ordered.slice(starts[number], starts[number + 1] - starts[number]))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.dedup.candidates import NUM_PERMUTATIONS, block_masks
 from pipelines.dedup.finder import EXACT, KINDS, NEAR_IMAGE, NEAR_TEXT, DuplicateFinder
+from pipelines.dedup.text_signatures import as_matrix
 
 Found = dict[int, tuple[str, int]]
 RADIUS = 4
@@ -142,3 +143,33 @@ def test_texts_above_the_similarity_are_found_and_no_others(rows_per_bucket: int
         found = found_by(columns, rows_per_bucket, similarity=0.8)
         assert low <= len(found) <= high
         assert all(kept == row - 1 and row % 2 for row, (_, kept) in found.items())
+
+
+def changed(rng: np.random.Generator, signature: np.ndarray, num: int) -> np.ndarray:
+    """Signatures that differ from one in 6 of 128 values each."""
+    rows = np.tile(signature, (num, 1))
+    for row in rows:
+        row[rng.choice(NUM_PERMUTATIONS, 6, replace=False)] = rng.integers(0, 2**32, 6)
+    return rows
+
+
+@pytest.mark.parametrize("rows_per_bucket", [40, 10**6])
+def test_boilerplate_and_records_without_text(rows_per_bucket: int) -> None:
+    rng = np.random.default_rng(1)
+    texts = rng.integers(0, 2**32, (3, NUM_PERMUTATIONS), dtype=np.uint32)
+    groups = [changed(rng, text, 200) for text in texts]
+    values = [row.astype("<u4").tobytes() for row in np.stack(groups, 1).reshape(600, -1)]
+    # Every fourth record has no text: rows and numbers of signatures are not the same.
+    rows: list[bytes | None] = list(values)
+    for position in range(0, 800, 4):
+        rows.insert(position, None)
+    found = found_by({NEAR_TEXT: pa.array(rows, pa.binary(512))}, rows_per_bucket, shard=91)
+    kept = {kept for _, kept in found.values()}
+    assert kept <= {1, 2, 3} | {row for row in range(800) if row not in found}
+    assert all(kept < row and kept % 4 == row % 4 for row, (_, kept) in found.items())
+    assert len(found) >= 590, "in rows that share a band with 16 earlier ones, nearly all are found"
+
+
+def test_signatures_are_read_out_of_a_slice() -> None:
+    rows = [bytes([n]) * 512 for n in range(5)]
+    assert as_matrix(pa.array(rows, pa.binary(512))[2:4])[:, 0].tolist() == [0x02020202, 0x03030303]
