@@ -35,6 +35,11 @@ class BuildOptions(Choices):
         None
     )
     """Records to read at most, for a trial. None reads all."""
+    name: Annotated[str, Field(pattern="^[a-z0-9_]+$", description="letters, digits, _")] | None = (
+        None
+    )
+    """Name of the dataset, such as laion_coco, by which mixtures of a training tell it from others of its corpus:
+    its shards and samples carry it. None takes the name of the corpus."""
     hash_inputs: bool = False
     """Recognise the input files by their contents, not by size and modification time, when a build is resumed.
     Reads them once more at each start; a copy or a `touch` then changes nothing. Keep it the same for one OUT."""
@@ -121,17 +126,23 @@ def build(
         options: how to build.
     """
     from pipelines.core.run import run
+    from pipelines.corpora.build import Build
     from pipelines.readers.files import refuse_overlap
     from pipelines.transforms.fetch_links import Prior, has_retryable, with_engine
 
     began, where = time.monotonic(), job_path(out)
     cut = {"samples_per_shard": options.samples_per_shard, "limit": options.limit}
     source = corpus.READER(inputs, **cut, base=str(Path.cwd()), hash_inputs=options.hash_inputs)
-    refuse_overlap(source.patterns, source.base, where, corpus.CORPUS)
-    prior = Prior(where) if options.retry_failed else None
-    pipeline = corpus.pipeline(
-        source, rules, fetch, extra=cut, prior=prior, media=options.media_path
+    refuse_overlap(source.patterns, source.base, where, options.name or corpus.CORPUS)
+    handed = Build(
+        source,
+        fetch,
+        media=options.media_path,
+        prior=Prior(where) if options.retry_failed else None,
+        name=options.name,
+        extra=cut,
     )
+    pipeline = corpus.pipeline(handed, rules)
     pipeline = with_engine(options.applied(pipeline), options.engine)
     noun = f"{corpus.REPORT.record_word}s"
     with ExitStack() as sessions:

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """Prints the counts of a dataset and a few samples, shows it as a page, looks up a key, verifies its files."""
 
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
 
 from jobs.cli import BAD_VALUE, COMPLETE, FAILED, report_error, run_job
 from jobs.paths import job_path
-from pipelines.corpora import CORPORA
+from pipelines.corpora import corpus_of
 from schemas.manifest import MANIFEST_FILE, Manifest, Tally, manifest_from_json
 from schemas.validation import Checked, SchemaError
 
@@ -75,7 +74,7 @@ def print_key(storage: "Storage", manifest: Manifest, key: str) -> int:
     found = find_key(storage, manifest, key)
     if found is None:
         return report_error(f"no record '{key}' in '{storage.root}'", BAD_VALUE)
-    print("\n".join(lines_of(found, reasons_of_corpus(manifest.corpus))))
+    print("\n".join(lines_of(found, reasons_of(manifest))))
     return COMPLETE
 
 
@@ -96,10 +95,10 @@ def write_page(storage: "Storage", manifest: Manifest, path: Path, num_cards: in
 
     from pipelines.publish.report import Report
 
-    module: Any = _module(manifest.corpus)
+    module = corpus_of(manifest)
     report = module.REPORT if module else Report(f"Dataset {manifest.corpus}", "sample")
     page = replace(report, num_cards=num_cards)
-    html = page.render(storage, manifest, reasons_of_corpus(manifest.corpus))
+    html = page.render(storage, manifest, reasons_of(manifest))
     path.write_text(html, "utf-8", errors="replace")
     print(f"\npage       {path}")
 
@@ -145,19 +144,14 @@ def _features(manifest: Manifest) -> str:
     return f"patches {patches}, of '{found.get('encoder')}' (weights {weights[:12]}…)"
 
 
-def reasons_of_corpus(name: str) -> "Reasons":
-    """What the reasons of a corpus mean; nothing for a corpus that this release does not build."""
-    from pipelines.download.config import FetchConfig
+def reasons_of(manifest: Manifest) -> "Reasons":
+    """What the reasons of a dataset mean; nothing where its corpus is none that this release builds."""
+    from pipelines.corpora.build import Build
 
-    corpus: Any = _module(name)
+    corpus = corpus_of(manifest)
     if corpus is None:
         return {}
-    source = corpus.READER(["x"])
-    return corpus.pipeline(source, corpus.Rules(), FetchConfig(), media="x").reasons
-
-
-def _module(corpus: str) -> Any:
-    return importlib.import_module(CORPORA[corpus]) if corpus in CORPORA else None
+    return corpus.pipeline(Build(corpus.READER(["x"]), media="x"), corpus.Rules()).reasons
 
 
 def _tally(name: str, tally: Tally) -> Iterator[str]:

@@ -41,7 +41,7 @@ def dry_run(pipeline: "Pipeline", noun: str, out: str, runner: "Runner") -> str:
     began, where = time.monotonic(), dry_run_folder(out)
     source = pipeline.source
     refuse_overlap(
-        getattr(source, "patterns", ()), getattr(source, "base", "."), where, pipeline.corpus
+        getattr(source, "patterns", ()), getattr(source, "base", "."), where, pipeline.dataset
     )
     manifest = run(pipeline, where, runner, overwrite=True)
     seconds = time.monotonic() - began
@@ -72,7 +72,7 @@ def estimate(pipeline: "Pipeline", noun: str, rates: Rates) -> str:
     from pipelines.publish.report import size
     from pipelines.transforms.dry_run import NOT_FETCHED, SampledSource
 
-    shards = pipeline.source.plan(pipeline.corpus)
+    shards = pipeline.source.plan(pipeline.dataset)
     total = sum(shard.num_records for shard in shards)
     sampled = replace(pipeline, source=SampledSource.of(pipeline.source, shards, SAMPLED_SHARDS))
     with tempfile.TemporaryDirectory(prefix="emu-estimate-") as folder:

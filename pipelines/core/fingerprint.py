@@ -66,7 +66,7 @@ class PipelineFingerprint:
         """Hashes of the inputs, the configuration and the code."""
         pipeline = self._pipeline
         stages = [s.name for s in pipeline.stages]
-        described = {"corpus": pipeline.corpus, "stages": stages, "config": self.config}
+        described = {"corpus": pipeline.dataset, "stages": stages, "config": self.config}
         return Fingerprint(
             inputs=pipeline.source.fingerprint(),
             config=_sha256(canonical_json(described).encode()),

@@ -251,6 +251,7 @@ class Pipeline:
     """A corpus from its source to its sink; the fingerprint covers `config` and all code but that of `finish`."""
 
     corpus: str
+    """By whose rules it is built; its package in `pipelines.corpora`, if there is one, counts for the fingerprint."""
     source: Source
     stages: tuple[Stage | Barrier, ...]
     sink: Sink
@@ -258,6 +259,13 @@ class Pipeline:
     finish: tuple[Callable[["Storage", "Manifest", Reasons], None], ...] = ()
     """Called with the checked manifest and `reasons` before the manifest is written (report, card); after a
     kill, again."""
+    name: str | None = None
+    """Of the dataset, where that is another than the name of the corpus."""
+
+    @property
+    def dataset(self) -> str:
+        """The name that the manifest and the shards carry."""
+        return self.name or self.corpus
 
     @property
     def reasons(self) -> Reasons:

@@ -252,7 +252,7 @@ class _Build:
         records = _summed([f.records for f in named])
         found = alarms(counts, self.pipeline.stages, records.total, records.kept)
         return Manifest(
-            corpus=self.pipeline.corpus,
+            corpus=self.pipeline.dataset,
             shards=tuple(f.entry for f in named),
             records=records,
             links=_summed([f.links for f in named]),

@@ -281,7 +281,7 @@ def load_plan(storage: Storage) -> BuildPlan | None:
 
 def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
     """The checked shards of a pipeline's source; raises `EngineError` naming the first bad one."""
-    shards = tuple(pipeline.source.plan(pipeline.corpus))
+    shards = tuple(pipeline.source.plan(pipeline.dataset))
     names = [s.name for s in shards]
     if names != sorted(set(names), key=lambda n: (len(n), n)):
         raise EngineError(f"the source plans shards twice or out of order: {names[:5]} ...")
@@ -290,8 +290,8 @@ def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
             raise EngineError(
                 f"the source plans a shard '{shard.name}', which is not {SHARD_PATTERN}"
             )
-        if not shard.name.startswith(f"{pipeline.corpus}-"):
-            raise EngineError(f"shard '{shard.name}' is not named after corpus '{pipeline.corpus}'")
+        if not shard.name.startswith(f"{pipeline.dataset}-"):
+            raise EngineError(f"shard '{shard.name}' is not named after '{pipeline.dataset}'")
         if shard.num_records < 0:
             raise EngineError(f"shard '{shard.name}' is planned with {shard.num_records} records")
     return shards
@@ -299,8 +299,8 @@ def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
 
 def check_pipeline(pipeline: Pipeline) -> None:
     """Raise `EngineError` if the corpus or a stage has a name that ledger or folders cannot hold."""
-    if not re.fullmatch(CORPUS_PATTERN, pipeline.corpus):
-        raise EngineError(f"corpus '{pipeline.corpus}' is not {CORPUS_PATTERN}")
+    if not re.fullmatch(CORPUS_PATTERN, pipeline.dataset):
+        raise EngineError(f"corpus '{pipeline.dataset}' is not {CORPUS_PATTERN}")
     names = [s.name for s in pipeline.stages]
     for name in names:
         if not re.fullmatch(REASON_PATTERN, name) or name in RESERVED_STAGES:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.readers.files import InputError
+from pipelines.readers.files import FileSource, InputError
 
 EXTRA = "extra"
 """The column of `TableColumns.converted` that holds all others, as JSON objects."""
@@ -40,6 +40,13 @@ class Column:
     def names(self) -> tuple[str, ...]:
         """The names that are looked for, the preferred one first."""
         return self.aliases or (self.name,)
+
+
+@dataclass(frozen=True)
+class ColumnSource(FileSource):
+    """The options of every `Source` of tables: those of files, and the columns that the corpus wants."""
+
+    columns: tuple[Column, ...] = ()
 
 
 def find_columns(wanted: Sequence[Column], there: Sequence[str], file: str) -> Mapping[str, str]:

@@ -22,18 +22,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
-from pydantic import Field
 
 from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
-from pipelines.readers.columns import EXTRA, Column, find_columns
-from pipelines.readers.files import InputError, InputFiles
+from pipelines.readers.columns import EXTRA, ColumnSource, find_columns
+from pipelines.readers.files import InputError
 from pipelines.readers.jsonl import LINE_REASONS
 from pipelines.readers.sequential import OpenReaders, SequentialReader
 from schemas.shard import shard_name
-from schemas.validation import Checked
 
 SUFFIXES = (".csv", ".csv.gz")
 MAX_LINE_BYTES = 1 << 20
@@ -66,36 +64,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class CsvSource(Checked):
-    """A `Source`: the rows of the files that match, in the order of the files' names.
+class CsvSource(ColumnSource):
+    """A `Source`: the rows of the files that match, in the order of the files' names; all columns are texts."""
 
-    Raises:
-        ConfigError: a bound is not kept.
-        InputError: from `files`, `plan`, `fingerprint` and `read`, where inputs are missing or changed, or have other
-            columns.
-    """
-
-    patterns: Sequence[str]
-    """Paths, globs, or any fsspec address such as `s3://bucket/results_*.csv`."""
-    samples_per_shard: Annotated[int, Field(ge=1)] = 1000
-    limit: Annotated[int, Field(ge=1, description="None reads all records")] | None = None
-    """Records at most."""
-    base: str = "."
-    """Folder that relative patterns are relative to; names in the ledger stay as written."""
-    hash_inputs: bool = False
-    """Recognise the inputs by their contents, which reads them once more, not by size and time."""
-    columns: tuple[Column, ...] = ()
-    """What the corpus wants; all are texts."""
+    suffixes = SUFFIXES
 
     @property
     def reasons(self) -> Reasons:
         """Why a row is no record."""
         return CSV_REASONS
-
-    @property
-    def files(self) -> InputFiles:
-        """The inputs."""
-        return InputFiles(self.patterns, SUFFIXES, self.base)
 
     def plan(self, corpus: str) -> list[ShardPlan]:
         """The shards, from streaming through all inputs once; a shard may cross files."""
@@ -110,10 +87,6 @@ class CsvSource(Checked):
         """The records of a shard: reserved columns, wanted ones, and `extra`."""
         rows = [row for part in shard.parts for row in self._read_part(part)]
         return pa.Table.from_pylist(rows, schema=self.schema)
-
-    def fingerprint(self) -> str:
-        """As of `InputFiles`, of contents with `hash_inputs`."""
-        return self.files.fingerprint(self.hash_inputs)
 
     @property
     def schema(self) -> pa.Schema:

@@ -13,16 +13,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, ClassVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
+from pydantic import Field
 
 from pipelines.core.storage import TEMPORARY
 from pipelines.core.workspace import LOCK, PLAN_FILE, WORK
 from schemas.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE
 from schemas.shard import FEATURES, INDEXES, LEDGERS, PARQUET, SHARDS, shard_name
+from schemas.validation import Checked
 
 _REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::[^/]*://)", re.IGNORECASE)
 _MAGIC = re.compile(r"[*?\[]")
@@ -98,6 +100,41 @@ class InputFiles:
         if not name.endswith(self.suffixes):
             raise InputError(f"'{name}': the name ends in none of {', '.join(self.suffixes)}")
         return name
+
+
+@dataclass(frozen=True)
+class FileSource(Checked):
+    """The options that every `Source` of input files has; a format adds `plan`, `read` and `reasons`.
+
+    Raises:
+        ConfigError: a bound is not kept.
+        InputError: from `files`, `plan`, `fingerprint` and `read`, where inputs are missing or changed, or have other
+            columns than are wanted.
+    """
+
+    patterns: Sequence[str]
+    """Paths, globs, or any fsspec address such as `s3://bucket/docs_*.jsonl.zip` or `hf://datasets/OWNER/NAME/*.parquet`."""
+    samples_per_shard: Annotated[int, Field(ge=1)] = 1000
+    limit: Annotated[int, Field(ge=1, description="None reads all records")] | None = None
+    """Records at most."""
+    base: str = "."
+    """Folder that relative patterns are relative to; names in the ledger stay as written."""
+    hash_inputs: bool = False
+    """Recognise the inputs by their contents, which reads them once more, not by size and time."""
+
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Endings of names that the format can read."""
+    stem_length: ClassVar[int] = _STEM_LENGTH
+    """As of `InputFiles`."""
+
+    @property
+    def files(self) -> InputFiles:
+        """The inputs."""
+        return InputFiles(self.patterns, self.suffixes, self.base, self.stem_length)
+
+    def fingerprint(self) -> str:
+        """As of `InputFiles`, of contents with `hash_inputs`."""
+        return self.files.fingerprint(self.hash_inputs)
 
 
 def located(name: str, base: str) -> tuple[Any, str]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import BinaryIO, ClassVar
+from typing import BinaryIO
 
 from pipelines.core.pipeline import Reason, Reasons
 from pipelines.readers.jsonl import (
@@ -48,8 +48,8 @@ _INSIDE = re.compile(rb'(?:[^"\\\n]++|\\.)*+')
 class RecordSource(LineSource):
     """A `Source`: the records of the files that match, arrays and lines, in the order of the files' names."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (*ARRAY_SUFFIXES, *SUFFIXES)
-    seekable: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
+    suffixes = (*ARRAY_SUFFIXES, *SUFFIXES)
+    seekable = (".jsonl", ".json")
 
     @property
     def reasons(self) -> Reasons:

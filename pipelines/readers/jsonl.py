@@ -17,7 +17,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,10 +29,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
-from pipelines.readers.files import InputError, InputFiles
+from pipelines.readers.files import FileSource, InputError
 from pipelines.readers.sequential import OpenReaders, SequentialReader
 from schemas.shard import shard_name
-from schemas.validation import Checked
 
 log = logging.getLogger(__name__)
 
@@ -260,26 +259,12 @@ TOLD_S = 10.0
 
 
 @dataclass(frozen=True)
-class LineSource(Checked):
-    """A `Source`: the lines of the files that match, in the order of the files' names.
+class LineSource(FileSource):
+    """A `Source`: the lines of the files that match, in the order of the files' names."""
 
-    Raises:
-        ConfigError: a bound is not kept.
-        InputError: from `files`, `plan`, `fingerprint` and `read`, where inputs are missing or changed.
-    """
-
-    patterns: Sequence[str]
-    """Paths, globs, or any fsspec address such as `s3://bucket/docs_*.jsonl.zip`."""
-    samples_per_shard: Annotated[int, Field(ge=1)] = 1000
-    limit: Annotated[int, Field(ge=1, description="None reads all records")] | None = None
-    """Records at most."""
-    base: str = "."
-    """Folder that relative patterns are relative to; names in the ledger stay as written."""
     max_line_bytes: Annotated[int, Field(ge=1)] = MAX_LINE_BYTES
-    hash_inputs: bool = False
-    """Recognise the inputs by their contents, which reads them once more, not by size and time."""
 
-    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    suffixes = SUFFIXES
     seekable: ClassVar[tuple[str, ...]] = (".jsonl",)
     """Endings of names of files in which a record is found again by its offset."""
 
@@ -294,11 +279,6 @@ class LineSource(Checked):
         """Why a line is no record."""
         return LINE_REASONS
 
-    @property
-    def files(self) -> InputFiles:
-        """The inputs."""
-        return InputFiles(self.patterns, self.suffixes, self.base)
-
     def plan(self, corpus: str) -> list[ShardPlan]:
         """The shards, from streaming through all inputs once; a shard may cross files."""
         lines = islice(_told(self._lines()), self.limit)
@@ -312,10 +292,6 @@ class LineSource(Checked):
         """The records of a shard as a table of `LINE_SCHEMA`."""
         rows = [row for part in shard.parts for row in self._read_part(part)]
         return pa.Table.from_pylist(rows, schema=LINE_SCHEMA)
-
-    def fingerprint(self) -> str:
-        """As of `InputFiles`, of contents with `hash_inputs`."""
-        return self.files.fingerprint(self.hash_inputs)
 
     def _lines(self) -> Iterator[tuple[str, str, Line]]:
         names = self.files.names()

@@ -17,23 +17,21 @@ Wrong columns are an error of the whole build, before anything is written.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
 from types import MappingProxyType
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
-from pipelines.readers.columns import EXTRA, Column, TableColumns
-from pipelines.readers.files import InputError, InputFiles
+from pipelines.readers.columns import EXTRA, ColumnSource, TableColumns
+from pipelines.readers.files import InputError
 from pipelines.readers.sequential import OpenReaders
 from schemas.shard import shard_name
-from schemas.validation import Checked
 
 SUFFIXES = (".snappy.parquet", ".parquet")
 BATCH_ROWS = 1024
@@ -55,36 +53,15 @@ PARQUET_REASONS: Reasons = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class ParquetSource(Checked):
-    """A `Source`: the rows of the files that match, in the order of the files' names.
+class ParquetSource(ColumnSource):
+    """A `Source`: the rows of the files that match, in the order of the files' names."""
 
-    Raises:
-        ConfigError: a bound is not kept.
-        InputError: from `files`, `plan`, `fingerprint` and `read`, where inputs are missing or changed, or have other
-            columns.
-    """
-
-    patterns: Sequence[str]
-    """Paths, globs, or any fsspec address such as `s3://bucket/part-*.parquet` or `hf://datasets/OWNER/NAME/*.parquet`."""
-    samples_per_shard: Annotated[int, Field(ge=1)] = 1000
-    limit: Annotated[int, Field(ge=1, description="None reads all records")] | None = None
-    """Records at most."""
-    base: str = "."
-    """Folder that relative patterns are relative to; names in the ledger stay as written."""
-    hash_inputs: bool = False
-    """Recognise the inputs by their contents, which reads them once more, not by size and time."""
-    columns: tuple[Column, ...] = ()
-    """What the corpus wants."""
+    suffixes = SUFFIXES
 
     @property
     def reasons(self) -> Reasons:
         """Why a row is no record."""
         return PARQUET_REASONS
-
-    @property
-    def files(self) -> InputFiles:
-        """The inputs."""
-        return InputFiles(self.patterns, SUFFIXES, self.base)
 
     def plan(self, corpus: str) -> list[ShardPlan]:
         """The shards, from the footers of all inputs; a shard may cross files."""
@@ -107,10 +84,6 @@ class ParquetSource(Checked):
         """The records of a shard: reserved columns, wanted ones, and `extra`."""
         pieces = [table for part in shard.parts for table in self._read_part(part)]
         return pa.concat_tables([self.schema.empty_table(), *pieces])
-
-    def fingerprint(self) -> str:
-        """As of `InputFiles`, of contents with `hash_inputs`."""
-        return self.files.fingerprint(self.hash_inputs)
 
     @property
     def schema(self) -> pa.Schema:

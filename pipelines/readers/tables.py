@@ -4,52 +4,31 @@ The shards of CSV files come first, those of Parquet files follow; no shard cros
 reasons are those of `pipelines.readers.csv` and `pipelines.readers.parquet`, which agree.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
 
 import pyarrow as pa
-from pydantic import Field
 
 from pipelines.core.pipeline import Reasons, ShardPlan
 from pipelines.readers import csv, parquet
-from pipelines.readers.columns import Column
+from pipelines.readers.columns import ColumnSource
 from pipelines.readers.csv import CsvSource
-from pipelines.readers.files import InputFiles
 from pipelines.readers.parquet import ParquetSource
 from schemas.shard import shard_name
-from schemas.validation import Checked
 
 SUFFIXES = (*csv.SUFFIXES, *parquet.SUFFIXES)
 
 
 @dataclass(frozen=True)
-class TableSource(Checked):
-    """A `Source`: the rows of the files that match; parameters as of `ParquetSource`.
+class TableSource(ColumnSource):
+    """A `Source`: the rows of the files that match."""
 
-    Raises:
-        ConfigError: a bound is not kept.
-        InputError: from `files`, `plan`, `fingerprint` and `read`, where inputs are missing or changed, or have other
-            columns.
-    """
-
-    patterns: Sequence[str]
-    samples_per_shard: Annotated[int, Field(ge=1)] = 1000
-    limit: Annotated[int, Field(ge=1, description="None reads all records")] | None = None
-    base: str = "."
-    hash_inputs: bool = False
-    columns: tuple[Column, ...] = ()
+    suffixes = SUFFIXES
 
     @property
     def reasons(self) -> Reasons:
         """Why a row is no record."""
         return {**parquet.PARQUET_REASONS, **csv.CSV_REASONS}
-
-    @property
-    def files(self) -> InputFiles:
-        """The inputs."""
-        return InputFiles(self.patterns, SUFFIXES, self.base)
 
     def plan(self, corpus: str) -> list[ShardPlan]:
         """The shards, from reading CSV files once and the footers of Parquet files."""
@@ -71,10 +50,6 @@ class TableSource(Checked):
         """The records of a shard: reserved columns, wanted ones, and `extra`."""
         is_csv = shard.parts[0]["file"].endswith(csv.SUFFIXES)
         return (self._csv if is_csv else self._parquet).read(shard)
-
-    def fingerprint(self) -> str:
-        """As of `InputFiles`, of contents with `hash_inputs`."""
-        return self.files.fingerprint(self.hash_inputs)
 
     @cached_property
     def _csv(self) -> CsvSource:

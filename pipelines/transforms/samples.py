@@ -1,11 +1,11 @@
 """From fetched images to the columns of a sample; the same for every corpus that fetches images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.core.pipeline import Filter, Reason
+from pipelines.core.pipeline import RECORD_FIELDS, Filter, Reason, shard_of
 from schemas.sample import SEGMENT_TYPE, Segment
 
 SAMPLE_FIELDS = (
@@ -14,6 +14,14 @@ SAMPLE_FIELDS = (
     pa.field("meta", pa.string()),
 )
 """What the sink takes beside the reserved columns."""
+SAMPLE_SCHEMA = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
+
+
+def sample_table(rows: Iterable[Mapping[str, Any]], table: pa.Table) -> pa.Table:
+    """Rows with `segments` and `meta` as samples of the dataset that a table, of which they were made, is of."""
+    corpus = shard_of(table).rpartition("-")[0]
+    named = [{**row, "corpus": corpus} for row in rows]
+    return pa.Table.from_pylist(named, schema=SAMPLE_SCHEMA.with_metadata(table.schema.metadata))
 
 
 def image_segment(image: Mapping[str, Any]) -> Segment:

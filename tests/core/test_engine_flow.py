@@ -19,6 +19,7 @@ from ray import cloudpickle
 from pipelines.core.pipeline import Pipeline, Resources
 from pipelines.core.run import run
 from pipelines.core.run_ray import RayRunner
+from pipelines.corpora.build import Build
 from pipelines.corpora.mmc4 import rules as mmc4
 from pipelines.download.config import FetchConfig
 from tests.servers.web import Call, WebServer
@@ -127,7 +128,7 @@ def test_limits_per_host_hold_over_all_workers(tmp_path: Path) -> None:
         fetch = FetchConfig(allow_host=(server.allow(),), per_host=3)
         source = mmc4.READER([str(documents)], samples_per_shard=20)
         needs = Resources(num_cpus=2.0)
-        pipeline = mmc4.pipeline(source, mmc4.Rules(), fetch, fetch_resources=needs)
+        pipeline = mmc4.pipeline(Build(source, fetch, fetch_resources=needs), mmc4.Rules())
         manifest = run(pipeline, str(tmp_path / "ray"), RayRunner(), progress=False)
         assert manifest.links.kept == 120
         assert server.most_at_once <= 3

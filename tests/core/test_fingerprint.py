@@ -17,8 +17,8 @@ from numbers_pipeline import contents, numbers_pipeline
 from pipelines.core.fingerprint import reached_modules
 from pipelines.core.pipeline import Barrier, Construct, Filter, FingerprintError, Stage
 from pipelines.core.run import run
+from pipelines.corpora.build import Build
 from pipelines.corpora.mmc4 import rules as mmc4
-from pipelines.download.config import FetchConfig
 from pipelines.readers.jsonl import LineSource
 
 
@@ -117,9 +117,7 @@ def test_a_manifest_without_modules_is_of_another_release(tmp_path: Path) -> Non
 
 
 def test_a_corpus_reaches_its_own_rules_and_nothing_of_others() -> None:
-    reached = set(
-        reached_modules(mmc4.pipeline(LineSource(["x.jsonl"]), mmc4.Rules(), FetchConfig()))
-    )
+    reached = set(reached_modules(mmc4.pipeline(Build(LineSource(["x.jsonl"])), mmc4.Rules())))
     assert reached >= {
         "pipelines.core.stage_runner",
         "pipelines.corpora.mmc4.rules",

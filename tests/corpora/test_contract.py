@@ -12,7 +12,7 @@ from pipelines.core.pipeline import ENGINE_REASONS, Pipeline
 from pipelines.core.run import run
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.corpora import CORPORA
-from pipelines.download.config import FetchConfig
+from pipelines.corpora.build import Build
 from pipelines.readers.files import InputError
 from schemas.manifest import manifest_from_json
 from schemas.shard import INDEXES, LEDGERS
@@ -40,9 +40,7 @@ def suffixes(name: str) -> tuple[str, ...]:
 
 def pipeline_of(name: str, patterns: list[str]) -> Pipeline:
     corpus = module(name)
-    return corpus.pipeline(
-        corpus.READER(patterns, samples_per_shard=3), corpus.Rules(), FetchConfig()
-    )
+    return corpus.pipeline(Build(corpus.READER(patterns, samples_per_shard=3)), corpus.Rules())
 
 
 @pytest.mark.parametrize("name", CORPORA)

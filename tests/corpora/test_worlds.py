@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from emu.data.dataset import Dataset
+from emu.data.dataset import Dataset, ShardReader
+from emu.data.mixture import Mixture, Source
 from jobs.__main__ import main
 from pipelines.miniworld import WORLDS
 from pipelines.miniworld.config import MiniworldConfig
@@ -87,3 +88,30 @@ def test_a_node_is_lost_in_the_middle_and_no_byte_differs(tmp_path: Path, corpus
             cluster.shutdown()
     assert is_running, "the build was over before the node was lost"
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_a_dataset_by_another_name_is_a_corpus_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outs = {"laion": tmp_path / "laion", "laion_coco": tmp_path / "coco"}
+    with world("laion", tmp_path / "world", 12) as command:
+        for name, out in outs.items():
+            named = [] if name == "laion" else ["--name", name]
+            assert exit_code(main, [*command, *named, "--out", str(out), "--runner", "local"]) == 0
+        again = [*command, "--out", str(outs["laion_coco"]), "--runner", "local"]
+        assert exit_code(main, again) == 1, "the name is part of what a dataset is"
+    for name, out in outs.items():
+        found = manifest(out)
+        assert found.corpus == name
+        assert {entry.name.rpartition("-")[0] for entry in found.shards} == {name}
+        assert Dataset(out).sample(0, 0).corpus == name
+    assert (
+        "pretty_name: LAION dataset (laion_coco)" in (outs["laion_coco"] / "README.md").read_text()
+    )
+    readers = [ShardReader(str(out), seed=0) for out in outs.values()]
+    names = [reader.dataset.manifest.corpus for reader in readers]
+    pairs = zip(names, readers, strict=True)
+    assert list(Mixture([Source(n, 1.0, r, 1) for n, r in pairs]).sources) == list(outs)
+    capsys.readouterr()
+    key = Dataset(outs["laion_coco"]).sample(0, 0).key
+    assert exit_code(main, ["inspect", str(outs["laion_coco"]), "--key", key, "--lint"]) == 0

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipelines.core.pipeline import Rejected
 from pipelines.core.run import run
+from pipelines.corpora.build import Build
 from pipelines.corpora.mmc4 import rules as mmc4
 from pipelines.download.fetcher import FetchConfig
 from pipelines.download.media import MEDIA_REASONS, MediaFolder, is_web_address
@@ -113,7 +114,7 @@ def test_a_build_takes_files_from_disk_fetches_the_rest_and_names_what_is_missin
 
     def build(server: ImageServer, prior: Prior | None = None) -> Manifest:
         fetch = FetchConfig(allow_host=(server.allow_host,), backoff_s=0.01)
-        pipeline = mmc4.pipeline(source, mmc4.Rules(), fetch, prior=prior, media=str(media))
+        pipeline = mmc4.pipeline(Build(source, fetch, str(media), prior), mmc4.Rules())
         redo = has_retryable(pipeline.reasons) if prior else None
         return run(pipeline, str(out), redo=redo, progress=False)
 
@@ -135,7 +136,7 @@ def test_without_a_media_folder_a_path_is_no_address(tmp_path: Path) -> None:
     document = page(["red"], ["red"], [[1]])
     document["image_info"][0]["raw_url"] = "photos/red.png"
     source = LineSource([str(write_pages(tmp_path / "d.jsonl", [document]))])
-    pipeline = mmc4.pipeline(source, mmc4.Rules(), FetchConfig())
+    pipeline = mmc4.pipeline(Build(source), mmc4.Rules())
     manifest = run(pipeline, str(tmp_path / "out"), progress=False)
     assert manifest.links.dropped == {"url_invalid": 1}
     assert "media_missing" not in pipeline.reasons

@@ -10,6 +10,7 @@ from jobs.list_filters import main as list_filters
 from pipelines.core.pipeline import Stage
 from pipelines.core.run import run
 from pipelines.core.storage import Storage, read_parquet
+from pipelines.corpora.build import Build
 from pipelines.filters import FILTERS
 from pipelines.filters.options import parse_filters, with_filters
 from pipelines.miniworld.config import PairsConfig
@@ -142,7 +143,9 @@ def test_blocked_addresses_are_not_fetched(tmp_path: Path):
     ]
     source = tmp_path / "docs.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    pipeline = mmc4.pipeline(mmc4.READER([str(source)]), mmc4.Rules(), FetchConfig(retries=0))
+    pipeline = mmc4.pipeline(
+        Build(mmc4.READER([str(source)]), FetchConfig(retries=0)), mmc4.Rules()
+    )
     pipeline = with_filters(pipeline, parse_filters([f"block_list:file={blocked}"]))
     parse = pipeline.stages[0]
     assert isinstance(parse, Stage) and parse.steps[-1].name == "block_list"  # type: ignore[union-attr]

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.core.run import run
 from pipelines.core.storage import Storage, read_parquet
+from pipelines.corpora.build import Build
 from pipelines.corpora.instruct import rules as instruct
 from pipelines.corpora.instruct.rules import Rules
 from pipelines.download.config import FetchConfig
@@ -33,12 +34,9 @@ def build(
         write_images(folder / "media")
     texts = [r if isinstance(r, str) else json.dumps(r) for r in records]
     (folder / "d.json").write_text("[" + ",".join(texts) + "]")
-    pipeline = instruct.pipeline(
-        instruct.READER([str(folder / "d.json")], samples_per_shard=50),
-        rules or Rules(),
-        FetchConfig(**fetch),
-        media=str(folder / "media"),
-    )
+    source = instruct.READER([str(folder / "d.json")], samples_per_shard=50)
+    build = Build(source, FetchConfig(**fetch), media=str(folder / "media"))
+    pipeline = instruct.pipeline(build, rules or Rules())
     return run(pipeline, str(folder / "out"), progress=False)
 
 

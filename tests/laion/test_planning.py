@@ -8,8 +8,8 @@ import pytest
 
 from jobs.build_laion import main
 from pipelines.core.storage import Storage, read_parquet
+from pipelines.corpora.build import Build
 from pipelines.corpora.mmc4 import rules as mmc4
-from pipelines.download.config import FetchConfig
 from pipelines.miniworld.config import PairsConfig
 from pipelines.miniworld.laion import LaionSummary
 from pipelines.miniworld.pairs import pairs_pipeline
@@ -108,7 +108,7 @@ def test_the_sampled_shards_are_evenly_spaced() -> None:
 
 
 def test_every_corpus_that_fetches_has_a_dry_run() -> None:
-    pipeline = mmc4.pipeline(mmc4.READER(["x"]), mmc4.Rules(), FetchConfig())
+    pipeline = mmc4.pipeline(Build(mmc4.READER(["x"])), mmc4.Rules())
     dry = without_fetch(pipeline)
     assert [s.name for s in dry.stages] == ["parse", "fetch"]
     assert dry.stages[0] is pipeline.stages[0]

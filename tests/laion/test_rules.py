@@ -7,10 +7,10 @@ import pytest
 
 from pipelines.core.run import run
 from pipelines.core.storage import Storage, read_parquet
+from pipelines.corpora.build import Build
 from pipelines.corpora.laion import rules as laion
 from pipelines.corpora.laion.cuts import Cuts
 from pipelines.corpora.laion.rules import Rules
-from pipelines.download.config import FetchConfig
 from pipelines.readers.files import InputError
 from pipelines.readers.parquet import ParquetSource
 from schemas.manifest import Manifest
@@ -24,7 +24,7 @@ URL = "http://127.0.0.1:9/a.jpg"  # refused without a request
 
 def parsed(rules: Rules, *files: Path) -> list[dict[str, Any]]:
     """The rows of the files after the parse stage, those with a reason included."""
-    pipeline = laion.pipeline(ParquetSource([str(f) for f in files]), rules, FetchConfig())
+    pipeline = laion.pipeline(Build(ParquetSource([str(f) for f in files])), rules)
     assert isinstance(pipeline.source, ParquetSource)
     found = []
     for shard in pipeline.source.plan("laion"):
@@ -34,7 +34,7 @@ def parsed(rules: Rules, *files: Path) -> list[dict[str, Any]]:
 
 
 def built(out: Path, rules: Rules, *files: Path) -> Manifest:
-    pipeline = laion.pipeline(ParquetSource([str(f) for f in files]), rules, FetchConfig())
+    pipeline = laion.pipeline(Build(ParquetSource([str(f) for f in files])), rules)
     return run(pipeline, str(out), progress=False)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.core.run import run
+from pipelines.corpora.build import Build
 from pipelines.corpora.mmc4 import rules as mmc4
 from pipelines.corpora.mmc4.rules import Rules
 from pipelines.download.fetcher import FetchConfig
@@ -81,12 +82,12 @@ def build(
     **fetch: Any,
 ) -> Manifest:
     """The dataset of the documents, fetched from the server."""
-    pipeline = mmc4.pipeline(
+    build = Build(
         LineSource([str(documents)], samples_per_shard),
-        rules or Rules(),
         FetchConfig(allow_host=(server.allow_host,), backoff_s=0.01, **fetch),
         prior=Prior(str(out)) if retry else None,
     )
+    pipeline = mmc4.pipeline(build, rules or Rules())
     redo = has_retryable(pipeline.reasons) if retry else None
     return run(pipeline, str(out), runner, redo=redo, progress=False)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pipelines.core.pipeline import FingerprintError
 from pipelines.core.run import run
+from pipelines.corpora.build import Build
 from pipelines.corpora.mmc4 import rules as mmc4
-from pipelines.download.config import FetchConfig
 from pipelines.readers.files import InputError, refuse_overlap
 from pipelines.readers.jsonl import LINE_REASONS, LineSource, read_lines
 from schemas.manifest import Manifest
@@ -265,7 +265,7 @@ def test_inputs_are_recognised_by_size_and_time_or_by_contents(tmp_path: Path):
 
     def build(hash_inputs: bool) -> Manifest:
         source = LineSource([str(path)], hash_inputs=hash_inputs)
-        pipeline = mmc4.pipeline(source, mmc4.Rules(), FetchConfig())
+        pipeline = mmc4.pipeline(Build(source), mmc4.Rules())
         return run(pipeline, str(kinds[hash_inputs]), progress=False)
 
     rewrite(path, page, 1_000_000_000)

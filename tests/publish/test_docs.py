@@ -11,6 +11,7 @@ from jobs import COMMANDS
 from jobs.building import BuildOptions
 from pipelines.core.pipeline import Reason
 from pipelines.corpora import CORPORA
+from pipelines.corpora.build import Build
 from pipelines.download.config import FetchConfig
 from pipelines.miniworld.config import MiniworldConfig
 from schemas.sample import SAMPLES, Sample, Segment
@@ -19,7 +20,7 @@ from schemas.sample import SAMPLES, Sample, Segment
 def reasons_of_all_corpora() -> Iterator[tuple[str, Reason]]:
     for name in CORPORA.values():
         corpus = importlib.import_module(name)
-        pipeline = corpus.pipeline(corpus.READER(["x"]), corpus.Rules(), FetchConfig(), media="x")
+        pipeline = corpus.pipeline(Build(corpus.READER(["x"]), media="x"), corpus.Rules())
         yield from pipeline.reasons.items()
 
 

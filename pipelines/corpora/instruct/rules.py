@@ -39,25 +39,23 @@ from pipelines.core.pipeline import (
     Reason,
     Reasons,
     Rejected,
-    Resources,
     Source,
     Stage,
 )
+from pipelines.corpora.build import Build
 from pipelines.corpora.instruct.forms import FORM_REASONS, Dialogue, Form, parse_dialogue
 from pipelines.corpora.instruct.media import CLIP_FIELDS, MediaContent
 from pipelines.corpora.instruct.paper_filter import PAPER_FILTER_REASONS, check_against_paper
 from pipelines.corpora.instruct.turns import TURN_REASONS, CleanDialogue, CleanTurn, clean
-from pipelines.download.fetcher import FetchConfig
 from pipelines.images.normalise import ImageConfig
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
-from pipelines.publish.shards import ShardSink
 from pipelines.readers.json_array import RecordSource
-from pipelines.transforms.fetch_links import Prior, fetch_limits, fetch_links, media_config
+from pipelines.transforms.samples import sample_table
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
 from schemas.dialogue import system_message
-from schemas.sample import SEGMENT_TYPE, Link, Segment, canonical_json
+from schemas.sample import Link, Segment, canonical_json
 from schemas.validation import Checked
 
 CORPUS = "instruct"
@@ -98,45 +96,16 @@ class Rules(Checked):
     image: ImageConfig = field(default_factory=ImageConfig)
 
 
-def pipeline(
-    source: Source,
-    rules: Rules,
-    fetch: FetchConfig,
-    *,
-    extra: Mapping[str, Any] | None = None,
-    prior: Prior | None = None,
-    fetch_resources: Resources | None = None,
-    media: str | None = None,
-) -> Pipeline:
-    """The pipeline from records to published shards and their report.
-
-    Args:
-        source: gives tables with the column `line`, the JSON of a record.
-        rules: forms and cleaning.
-        fetch: how to fetch.
-        extra: further configuration for the fingerprint (how the source cuts shards, for example).
-        prior: the published dataset to take media from where only failures are fetched again.
-        fetch_resources: what a worker that fetches needs.
-        media: folder or address in which media lie under the paths that the records name.
-    """
+def pipeline(build: Build[Source], rules: Rules) -> Pipeline:
+    """The pipeline from records, the JSON of each in the column `line`, to published dialogues."""
     content = MediaContent(rules.image, rules.frames, rules.limits)
     made_by = {name: value for name, value in asdict(rules).items() if name != "limits"}
-    return Pipeline(
-        corpus=CORPUS,
-        source=source,
-        stages=(
-            Stage("parse", (ParseDialogues(rules),)),
-            Stage(
-                "fetch",
-                (fetch_links(fetch, content, prior, media), all_media_arrived()),
-                fetch_resources or Resources(),
-            ),
-            Stage("assemble", (assemble_dialogues,)),
-        ),
-        sink=ShardSink(),
-        config={**made_by, **fetch_limits(fetch), **media_config(media), **(extra or {})},
-        finish=(REPORT, CARD),
+    stages = (
+        Stage("parse", (ParseDialogues(rules),)),
+        build.fetch_stage(content, all_media_arrived()),
+        Stage("assemble", (assemble_dialogues,)),
     )
+    return build.pipeline(CORPUS, stages, made_by, REPORT, CARD)
 
 
 TURN_TYPE = pa.struct(
@@ -150,13 +119,7 @@ DIALOGUE_FIELDS = (
     pa.field("turns", pa.list_(TURN_TYPE)),
     pa.field("about", pa.string()),
 )
-SAMPLE_FIELDS = (
-    pa.field("corpus", pa.string()),
-    pa.field("segments", pa.list_(SEGMENT_TYPE)),
-    pa.field("meta", pa.string()),
-)
 PARSED = pa.schema([*RECORD_FIELDS, *DIALOGUE_FIELDS])
-ASSEMBLED = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
 
 
 @dataclass(frozen=True)
@@ -208,8 +171,7 @@ class ParseDialogues:
 
 def assemble_dialogues(table: pa.Table) -> pa.Table:
     """Transform: `turns`, `about` and `media` become the `segments` and `meta` of a sample."""
-    rows = [_assembled(row) for row in table.to_pylist()]
-    return pa.Table.from_pylist(rows, schema=ASSEMBLED.with_metadata(table.schema.metadata))
+    return sample_table((_assembled(row) for row in table.to_pylist()), table)
 
 
 def _assembled(row: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +194,6 @@ def _assembled(row: dict[str, Any]) -> dict[str, Any]:
         "scores": {"num_turns": num_turns, "removed_turns": sum(about["removed_turns"].values())},
     }
     return row | {
-        "corpus": CORPUS,
         "segments": [segment.as_row() for segment in segments],
         "meta": canonical_json(meta),
     }

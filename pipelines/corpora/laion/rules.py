@@ -43,19 +43,16 @@ from pipelines.core.pipeline import (
     Pipeline,
     Reason,
     Reasons,
-    Resources,
     Stage,
 )
+from pipelines.corpora.build import Build
 from pipelines.corpora.laion.cuts import Bound, Cuts
-from pipelines.download.fetcher import FetchConfig
 from pipelines.images.normalise import ImageConfig, ImageContent
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
-from pipelines.publish.shards import ShardSink
 from pipelines.readers.columns import Column
 from pipelines.readers.parquet import ParquetSource
-from pipelines.transforms.fetch_links import Prior, fetch_limits, fetch_links, media_config
-from pipelines.transforms.samples import SAMPLE_FIELDS, arrived_images, image_segment
+from pipelines.transforms.samples import arrived_images, image_segment, sample_table
 from schemas.sample import Link, Segment, canonical_json
 from schemas.validation import Checked
 
@@ -104,46 +101,17 @@ class Rules(Checked):
     image: ImageConfig = field(default_factory=ImageConfig)
 
 
-def pipeline(
-    source: ParquetSource,
-    rules: Rules,
-    fetch: FetchConfig,
-    *,
-    extra: Mapping[str, Any] | None = None,
-    prior: Prior | None = None,
-    fetch_resources: Resources | None = None,
-    media: str | None = None,
-) -> Pipeline:
-    """The pipeline from rows of metadata to published pairs and their report.
-
-    Args:
-        source: reads the files; which columns it reads follows from the rules.
-        rules: cuts and image sizes.
-        fetch: how to fetch.
-        extra: further configuration for the fingerprint (how the source cuts shards, for example).
-        prior: the published dataset to take images from where only failures are fetched again.
-        fetch_resources: what a worker that fetches needs.
-        media: folder or address; links that are no web addresses are paths in it.
-    """
+def pipeline(build: Build[ParquetSource], rules: Rules) -> Pipeline:
+    """The pipeline from rows of metadata to published pairs; the rules say which columns are read."""
     content = ImageContent(rules.image)
-    return Pipeline(
-        corpus=CORPUS,
-        source=replace(source, columns=wanted_columns(rules)),
-        stages=(
-            Stage("parse", (*metadata_filters(rules.cuts), ParsePairs(rules.max_caption_chars))),
-            Stage(
-                "fetch",
-                (
-                    fetch_links(fetch, content, prior, media),
-                    arrived_images(),
-                    make_pairs,
-                ),
-                fetch_resources or Resources(),
-            ),
-        ),
-        sink=ShardSink(),
-        config={**asdict(rules), **fetch_limits(fetch), **media_config(media), **(extra or {})},
-        finish=(REPORT, CARD),
+    parse = Stage("parse", (*metadata_filters(rules.cuts), ParsePairs(rules.max_caption_chars)))
+    return build.pipeline(
+        CORPUS,
+        (parse, build.fetch_stage(content, arrived_images(), make_pairs)),
+        asdict(rules),
+        REPORT,
+        CARD,
+        replace(build.source, columns=wanted_columns(rules)),
     )
 
 
@@ -213,7 +181,6 @@ def _tag_filter(tags: tuple[str, ...], keep_unscored: bool) -> Filter:
 
 
 PARSED = pa.schema([*RECORD_FIELDS, ("caption", pa.large_string()), ("meta", pa.string())])
-PAIRS = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
 
 
 @dataclass(frozen=True)
@@ -276,7 +243,6 @@ def make_pairs(table: pa.Table) -> pa.Table:
     rows = [
         row
         | {
-            "corpus": CORPUS,
             "segments": [
                 segment.as_row()
                 for image in row["images"]
@@ -285,4 +251,4 @@ def make_pairs(table: pa.Table) -> pa.Table:
         }
         for row in table.to_pylist()
     ]
-    return pa.Table.from_pylist(rows, schema=PAIRS.with_metadata(table.schema.metadata))
+    return sample_table(rows, table)

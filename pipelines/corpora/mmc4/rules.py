@@ -30,7 +30,7 @@ image directly before its sentence. Training samples "before or after" itself. I
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -50,22 +50,20 @@ from pipelines.core.pipeline import (
     Source,
     Stage,
 )
+from pipelines.corpora.build import Build
 from pipelines.corpora.mmc4.document import (
     DOCUMENT_REASONS,
     Document,
     DocumentError,
     parse_document,
 )
-from pipelines.download.fetcher import FetchConfig
 from pipelines.filters.min_images import min_images
 from pipelines.images.clip import ClipWeights
 from pipelines.images.normalise import ImageConfig, ImageContent
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
-from pipelines.publish.shards import ShardSink
 from pipelines.readers.jsonl import LineSource
-from pipelines.transforms.fetch_links import Prior, fetch_limits, fetch_links, media_config
-from pipelines.transforms.samples import SAMPLE_FIELDS, arrived_images, image_segment
+from pipelines.transforms.samples import arrived_images, image_segment, sample_table
 from schemas.sample import Link, Segment, canonical_json, link_from_row
 from schemas.validation import Checked
 
@@ -113,44 +111,18 @@ class Rules(Checked):
         return found if self.clip else {n: v for n, v in found.items() if n != "clip"}
 
 
-def pipeline(
-    source: Source,
-    rules: Rules,
-    fetch: FetchConfig,
-    *,
-    extra: Mapping[str, Any] | None = None,
-    prior: Prior | None = None,
-    fetch_resources: Resources | None = None,
-    media: str | None = None,
-) -> Pipeline:
-    """The pipeline from lines of documents to published shards and their report.
+def pipeline(build: Build[Source], rules: Rules) -> Pipeline:
+    """The pipeline from lines of documents to published shards.
 
-    Args:
-        source: gives tables with the column `line`.
-        rules: thresholds and image sizes.
-        fetch: how to fetch (`fetch_limits` of it is part of the fingerprint).
-        extra: further configuration for the fingerprint (how the source cuts shards, for example).
-        prior: the published dataset to take images from where only failures are fetched again.
-        fetch_resources: what a worker that fetches needs.
-        media: folder or address in which images lie under their `image_name`; those without one are fetched.
+    Media lie under their `image_name`; images without one are fetched.
     """
-    return Pipeline(
-        corpus=CORPUS,
-        source=source,
-        stages=(
-            Stage("parse", (ParseDocuments(rules, media is not None), links_to_fetch())),
-            Stage(
-                "fetch",
-                (fetch_links(fetch, ImageContent(rules.image), prior, media), arrived_images()),
-                fetch_resources or Resources(),
-            ),
-            *clip_stages(rules),
-            Stage("match", (MatchDocuments(rules), min_images(1, *NO_IMAGE_LEFT))),
-        ),
-        sink=ShardSink(),
-        config={**rules.config, **fetch_limits(fetch), **media_config(media), **(extra or {})},
-        finish=(REPORT, CARD),
+    stages = (
+        Stage("parse", (ParseDocuments(rules, build.media is not None), links_to_fetch())),
+        build.fetch_stage(ImageContent(rules.image), arrived_images()),
+        *clip_stages(rules),
+        Stage("match", (MatchDocuments(rules), min_images(1, *NO_IMAGE_LEFT))),
     )
+    return build.pipeline(CORPUS, stages, rules.config, REPORT, CARD)
 
 
 def clip_stages(rules: Rules) -> tuple[Stage, ...]:
@@ -239,7 +211,6 @@ DOCUMENT_FIELDS = (
     pa.field("similarity", pa.list_(pa.list_(pa.float64()))),
 )
 PARSED = pa.schema([*RECORD_FIELDS, *DOCUMENT_FIELDS])
-MATCHED = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
 
 
 @dataclass(frozen=True)
@@ -309,8 +280,7 @@ class MatchDocuments:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The samples; images left out carry their reason in `links`."""
-        rows = [self._row(row) for row in table.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=MATCHED.with_metadata(table.schema.metadata))
+        return sample_table((self._row(row) for row in table.to_pylist()), table)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         images = {image["slot"]: image for image in row["images"]}
@@ -336,7 +306,7 @@ class MatchDocuments:
             "similarity": similarity,
             "scores": _scores(similarity),
         }
-        return row | {"corpus": CORPUS, "segments": segments, "meta": canonical_json(meta)}
+        return row | {"segments": segments, "meta": canonical_json(meta)}
 
 
 def _segments(

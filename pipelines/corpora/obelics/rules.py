@@ -23,7 +23,7 @@ Source: OBELICS as released (huggingface.co/datasets/HuggingFaceM4/OBELICS).
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
@@ -36,18 +36,15 @@ from pipelines.core.pipeline import (
     Reason,
     Reasons,
     Rejected,
-    Resources,
     Stage,
 )
-from pipelines.download.fetcher import FetchConfig
+from pipelines.corpora.build import Build
 from pipelines.images.normalise import ImageConfig, ImageContent
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
-from pipelines.publish.shards import ShardSink
 from pipelines.readers.columns import Column
 from pipelines.readers.parquet import ParquetSource
-from pipelines.transforms.fetch_links import Prior, fetch_limits, fetch_links, media_config
-from pipelines.transforms.samples import SAMPLE_FIELDS, arrived_images, image_segment
+from pipelines.transforms.samples import arrived_images, image_segment, sample_table
 from schemas.sample import Link, Segment, canonical_json
 from schemas.validation import Checked
 
@@ -79,48 +76,19 @@ class Rules(Checked):
     image: ImageConfig = field(default_factory=ImageConfig)
 
 
-def pipeline(
-    source: ParquetSource,
-    rules: Rules,
-    fetch: FetchConfig,
-    *,
-    extra: Mapping[str, Any] | None = None,
-    prior: Prior | None = None,
-    fetch_resources: Resources | None = None,
-    media: str | None = None,
-) -> Pipeline:
-    """The pipeline from rows of documents to published shards and their report.
-
-    Args:
-        source: reads the files; this function adds the columns that it wants.
-        rules: bounds and image sizes.
-        fetch: how to fetch.
-        extra: further configuration for the fingerprint (how the source cuts shards, for example).
-        prior: the published dataset to take images from where only failures are fetched again.
-        fetch_resources: what a worker that fetches needs.
-        media: folder or address; links that are no web addresses are paths in it.
-    """
+def pipeline(build: Build[ParquetSource], rules: Rules) -> Pipeline:
+    """The pipeline from rows of documents to published shards."""
     content = ImageContent(rules.image)
-    return Pipeline(
-        corpus=CORPUS,
-        source=replace(source, columns=COLUMNS),
-        stages=(
-            Stage("parse", (ParsePages(rules.max_images),)),
-            Stage(
-                "fetch",
-                (fetch_links(fetch, content, prior, media), arrived_images()),
-                fetch_resources or Resources(),
-            ),
-            Stage("assemble", (assemble_pages,)),
-        ),
-        sink=ShardSink(),
-        config={**asdict(rules), **fetch_limits(fetch), **media_config(media), **(extra or {})},
-        finish=(REPORT, CARD),
+    stages = (
+        Stage("parse", (ParsePages(rules.max_images),)),
+        build.fetch_stage(content, arrived_images()),
+        Stage("assemble", (assemble_pages,)),
     )
+    source = replace(build.source, columns=COLUMNS)
+    return build.pipeline(CORPUS, stages, asdict(rules), REPORT, CARD, source)
 
 
 PARSED = pa.schema([*RECORD_FIELDS, ("texts", pa.list_(pa.large_string())), ("meta", pa.string())])
-ASSEMBLED = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
 
 
 @dataclass(frozen=True)
@@ -188,8 +156,7 @@ def _check(images: Sequence[str | None] | None, texts: Sequence[str | None] | No
 
 def assemble_pages(table: pa.Table) -> pa.Table:
     """Transform: `texts` and `images` become the segments of a sample, in the order of the page."""
-    rows = [_assembled(row) for row in table.to_pylist()]
-    return pa.Table.from_pylist(rows, schema=ASSEMBLED.with_metadata(table.schema.metadata))
+    return sample_table((_assembled(row) for row in table.to_pylist()), table)
 
 
 def _assembled(row: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +175,6 @@ def _assembled(row: dict[str, Any]) -> dict[str, Any]:
         "image_url": [row["links"][slot]["url"] for slot in sorted(images)],
     }
     return row | {
-        "corpus": CORPUS,
         "segments": [segment.as_row() for segment in segments],
         "meta": canonical_json(json.loads(row["meta"]) | about),
     }

@@ -40,22 +40,19 @@ from pipelines.core.pipeline import (
     Pipeline,
     Reason,
     Reasons,
-    Resources,
     Stage,
 )
 from pipelines.core.storage import Storage
+from pipelines.corpora.build import Build
 from pipelines.corpora.webvid.captions import clean_caption
 from pipelines.corpora.webvid.rewrite import RewriteCaptions, RewriteConfig
-from pipelines.download.fetcher import FetchConfig
 from pipelines.images.normalise import ImageConfig
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
-from pipelines.publish.shards import ShardSink
 from pipelines.readers.columns import EXTRA, Column
 from pipelines.readers.tables import TableSource
-from pipelines.transforms.fetch_links import Prior, fetch_limits, fetch_links, media_config
 from pipelines.transforms.frames import CLIP_FIELDS, VideoContent
-from pipelines.transforms.samples import SAMPLE_FIELDS, image_segment
+from pipelines.transforms.samples import image_segment, sample_table
 from pipelines.videos.decode import DECODERS
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
@@ -112,48 +109,24 @@ class Rules(Checked):
             )
 
 
-def pipeline(
-    source: TableSource,
-    rules: Rules,
-    fetch: FetchConfig,
-    *,
-    extra: Mapping[str, Any] | None = None,
-    prior: Prior | None = None,
-    fetch_resources: Resources | None = None,
-    media: str | None = None,
-) -> Pipeline:
-    """The pipeline from rows of metadata to published clips and their report.
+def pipeline(build: Build[TableSource], rules: Rules) -> Pipeline:
+    """The pipeline from rows of metadata to published clips.
 
-    Args:
-        source: reads the files; which columns it reads follows from the rules.
-        rules: frames, sizes and captions.
-        fetch: how to fetch.
-        extra: further configuration for the fingerprint (how the source cuts shards, for example).
-        prior: the published dataset to take clips from where only failures are fetched again.
-        fetch_resources: what a worker that fetches needs.
-        media: folder or address in which the clips lie at `rules.path`; nothing is fetched then.
+    With media, the clips lie in them at `rules.path`, and nothing is fetched.
     """
     content = VideoContent(rules.frames, rules.image, rules.limits)
-    config = {**asdict(rules), **fetch_limits(fetch)}
+    config = {**asdict(rules), "decoders": decoder_versions()}
     del config["limits"]  # so that a retry may try harder
     rewrite = () if rules.rewrite.model is None else (_rewriting(rules.rewrite),)
-    return Pipeline(
-        corpus=CORPUS,
-        source=replace(source, columns=wanted_columns(rules, media is not None)),
-        stages=(
-            Stage("parse", (ParseRows(rules, media is not None),)),
-            Stage(
-                "fetch",
-                (fetch_links(fetch, content, prior, media), arrived_clips()),
-                fetch_resources or Resources(),
-            ),
-            *rewrite,
-            Stage("sample", (make_samples,)),
-        ),
-        sink=ShardSink(),
-        config={**config, "decoders": decoder_versions(), **media_config(media), **(extra or {})},
-        finish=(REPORT, CARD),
+    has_media = build.media is not None
+    stages = (
+        Stage("parse", (ParseRows(rules, has_media),)),
+        build.fetch_stage(content, arrived_clips()),
+        *rewrite,
+        Stage("sample", (make_samples,)),
     )
+    source = replace(build.source, columns=wanted_columns(rules, has_media))
+    return build.pipeline(CORPUS, stages, config, REPORT, CARD, source)
 
 
 def _rewriting(config: RewriteConfig) -> Stage:
@@ -201,7 +174,6 @@ PARSED = pa.schema(
         pa.field("removed", pa.list_(pa.list_(pa.string()))),
     ]
 )
-SAMPLE_SCHEMA = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
 
 
 @dataclass(frozen=True)
@@ -262,8 +234,7 @@ def arrived_clips() -> Filter:
 
 def make_samples(table: pa.Table) -> pa.Table:
     """Transform: `clips` and `text` become the `segments` and `meta` of a sample."""
-    rows = [_sample(row) for row in table.to_pylist()]
-    return pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA.with_metadata(table.schema.metadata))
+    return sample_table((_sample(row) for row in table.to_pylist()), table)
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
@@ -286,7 +257,6 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
         meta |= {"rewrite_error": row["rewrite_error"]}
     segments.append(Segment.of_text(row["text"]))
     return row | {
-        "corpus": CORPUS,
         "segments": [s.as_row() for s in segments],
         "meta": canonical_json(meta),
     }

@@ -8,22 +8,15 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import sentencepiece
 
-from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, Rejected
+from pipelines.core.pipeline import Reason, Reasons, Rejected
 from pipelines.corpora.yt_storyboard.options import Rules
 from pipelines.corpora.yt_storyboard.sheets import SHEET_REASONS, Frame, cut_sheet
 from pipelines.corpora.yt_storyboard.videos import Plan, plan_from_json
 from pipelines.storyboards.timeline import Block, Part, estimated_positions, merged, parts
 from pipelines.subtitles import read_subtitles
 from pipelines.subtitles.cues import SUBTITLE_REASONS, Cue
-from schemas.sample import SEGMENT_TYPE, Link, canonical_json, link_from_row
-
-CORPUS = "yt_storyboard"
-SAMPLE_FIELDS = (
-    pa.field("corpus", pa.string()),
-    pa.field("segments", pa.list_(SEGMENT_TYPE)),
-    pa.field("meta", pa.string()),
-)
-ASSEMBLED = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
+from pipelines.transforms.samples import sample_table
+from schemas.sample import Link, canonical_json, link_from_row
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class AssembleSamples:
         """The samples, those of a video one behind the other."""
         count = text_counter(self.rules.tokenizer)
         rows = [part for row in table.to_pylist() for part in self._rows(row, count)]
-        return pa.Table.from_pylist(rows, schema=ASSEMBLED.with_metadata(table.schema.metadata))
+        return sample_table(rows, table)
 
     def _rows(self, row: dict[str, Any], count: Callable[[str], int]) -> Iterator[dict[str, Any]]:
         plan = plan_from_json(row.pop("video"))
@@ -134,7 +127,6 @@ def _samples(
         yield row | {
             "key": f"{row['key']}-{number:03d}",
             "links": held,
-            "corpus": CORPUS,
             "segments": [_segment(block, frames) for block in blocks],
             "meta": canonical_json(_meta(row, plan, part, number, len(found))),
         }

@@ -30,25 +30,22 @@ Source: the released tools of Emu (storyboards), with the times of the storyboar
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from pipelines.core.division import Divide
-from pipelines.core.pipeline import Pipeline, Resources, Source, Stage
-from pipelines.corpora.yt_storyboard.assemble import CORPUS, AssembleSamples, tokenizer_bytes
+from pipelines.core.pipeline import Pipeline, Source, Stage
+from pipelines.corpora.build import Build
+from pipelines.corpora.yt_storyboard.assemble import AssembleSamples, tokenizer_bytes
 from pipelines.corpora.yt_storyboard.options import Rules
 from pipelines.corpora.yt_storyboard.sheets import BodyContent
 from pipelines.corpora.yt_storyboard.videos import ParseVideos
-from pipelines.download.fetcher import FetchConfig
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
-from pipelines.publish.shards import ShardSink
 from pipelines.readers.json_records import RecordSource
-from pipelines.transforms.fetch_links import Prior, fetch_links, media_config
 
 __all__ = ["CARD", "CORPUS", "READER", "REPORT", "Rules", "pipeline"]
 
+CORPUS = "yt_storyboard"
 READER = RecordSource
 """Reads the input files: a video per line, or per `.json` file."""
 REPORT = Report(title="YT-Storyboard dataset", record_word="sample")
@@ -60,51 +57,15 @@ CARD = Card(
 )
 
 
-def pipeline(
-    source: Source,
-    rules: Rules,
-    fetch: FetchConfig,
-    *,
-    extra: Mapping[str, Any] | None = None,
-    prior: Prior | None = None,
-    fetch_resources: Resources | None = None,
-    media: str | None = None,
-) -> Pipeline:
-    """The pipeline from records of videos to published shards and their report.
-
-    Args:
-        source: gives tables with the column `line`.
-        rules: which level and language, and how long a sample may be.
-        fetch: how to fetch; politeness and retries are not part of the fingerprint.
-        extra: further configuration for the fingerprint (how the source cuts shards, for example).
-        prior: the published dataset to take frames and subtitles from where only failures are fetched again.
-        fetch_resources: what a worker that fetches needs.
-        media: folder or address in which sheets and subtitles lie as `rules` says.
-    """
-    names = ("respect_robots_tag", "max_bytes", "max_shard_bytes")
-    limits = {name: getattr(fetch, name) for name in names}
-    return Pipeline(
-        corpus=CORPUS,
-        source=source,
-        stages=(
-            Stage("parse", (ParseVideos(rules, media is not None),)),
-            Stage(
-                "fetch",
-                (fetch_links(fetch, BodyContent(), prior, media),),
-                fetch_resources or Resources(),
-            ),
-            Stage("assemble", (Divide(AssembleSamples(rules)),)),
-        ),
-        sink=ShardSink(),
-        config={
-            **asdict(rules),
-            "tokenizer": _digest(rules.tokenizer),
-            **limits,
-            **media_config(media),
-            **(extra or {}),
-        },
-        finish=(REPORT, CARD),
+def pipeline(build: Build[Source], rules: Rules) -> Pipeline:
+    """The pipeline from records of videos, each in the column `line`, to published samples."""
+    stages = (
+        Stage("parse", (ParseVideos(rules, build.media is not None),)),
+        build.fetch_stage(BodyContent()),
+        Stage("assemble", (Divide(AssembleSamples(rules)),)),
     )
+    config = {**asdict(rules), "tokenizer": _digest(rules.tokenizer)}
+    return build.pipeline(CORPUS, stages, config, REPORT, CARD)
 
 
 def _digest(tokenizer: str | None) -> str | None:
