@@ -59,6 +59,8 @@ class BuildOptions(Choices):
     export: Literal["parquet"] | None = None
     """parquet: write the samples once more as tables, OUT/parquet/, which `datasets` opens with decoded images and
     times. Takes as much disk again. Pairs open without it."""
+    allow_damaged_inputs: bool = False
+    """End with exit code 0 although input files are damaged and some of their records are lost."""
     fail_on_alarm: bool = False
     """End with an error, instead of a warning, where a rule drops more than 90% of what it sees."""
     estimate: bool = False
@@ -160,7 +162,8 @@ def build(
         )
         if options.export:
             export_parquet(where, runner)
-    return build_summary(manifest, pipeline.reasons, noun, out, time.monotonic() - began)
+    seconds, is_allowed = time.monotonic() - began, options.allow_damaged_inputs
+    return build_summary(manifest, pipeline.reasons, noun, out, seconds, is_allowed)
 
 
 def export_parquet(where: str, runner: "Runner") -> int:
@@ -190,6 +193,8 @@ HINTS = {
     "no_image_wanted": "--min-similarity sets the threshold",
     "input_truncated": "the file is damaged: download it again, then --overwrite",
     "input_corrupt": "the file is damaged: download it again, then --overwrite",
+    "tar_truncated": "the tar is damaged: download it again, then --overwrite",
+    "tar_corrupt": "the tar is damaged: download it again, then --overwrite",
     "no_storyboard": "the ledger has the status that YouTube gave; LOGIN_REQUIRED is its bot check",
     "sheet_size_unexpected": "check that --level and --sheet-path name the same sheets",
     "unknown_form": "docs/instruct.md has the forms of records; --form sets one for all",
@@ -200,17 +205,21 @@ HINTS = {
 """What to do about the commonest reasons, where a build kept nothing."""
 
 
-DAMAGED = ("input_truncated", "input_corrupt")
-"""Reasons that stand for all the records that follow in their file."""
+NUM_NAMED = 3
+"""Damaged inputs that an error names; the ledger has all."""
 
 
-def nothing_kept(manifest: "Manifest", noun: str) -> str:
+def nothing_kept(manifest: "Manifest", reasons: "Reasons", noun: str) -> str:
     """Why a dataset is empty: the commonest reason, of links where any were to be fetched, with a hint."""
     records, links = manifest.records, manifest.links
     if not records.total:
         return f"no {noun} were found in the inputs, so the dataset is empty; check the inputs"
     tally, name = (links, "links") if links.total and not links.kept else (records, noun)
-    damaged = {word: n for word, n in records.dropped.items() if word in DAMAGED}
+    damaged = {
+        word: n
+        for word, n in records.dropped.items()
+        if word in reasons and reasons[word].is_damage
+    }
     if damaged:
         tally, name = records, noun
     reason, count = max((damaged or tally.dropped).items(), key=lambda item: item[1])
@@ -220,12 +229,19 @@ def nothing_kept(manifest: "Manifest", noun: str) -> str:
 
 
 def build_summary(
-    manifest: "Manifest", reasons: "Reasons", noun: str, out: str, seconds: float
+    manifest: "Manifest",
+    reasons: "Reasons",
+    noun: str,
+    out: str,
+    seconds: float,
+    allow_damaged_inputs: bool | None = None,
 ) -> str:
     """What was built, in words for a terminal; `noun` names the records.
 
+    `allow_damaged_inputs` is the option of that name; None where the job has none.
+
     Raises:
-        JobError: nothing was kept; with the commonest reason.
+        JobError: nothing was kept; with the commonest reason. Or records of damaged inputs are lost.
     """
     from pipelines.publish.report import REPORT_FILE, size
     from schemas.shard import LEDGERS, SHARDS
@@ -247,8 +263,29 @@ def build_summary(
     ]
     summary = "\n".join(lines)
     if manifest.records.kept == 0:
-        raise JobError(nothing_kept(manifest, noun), summary)
+        raise JobError(nothing_kept(manifest, reasons, noun), summary)
+    if not allow_damaged_inputs:
+        way_on = (
+            "" if allow_damaged_inputs is None else ", or accept the loss: --allow-damaged-inputs"
+        )
+        _refuse_damage(manifest, reasons, noun, out, summary, way_on)
     return summary
+
+
+def _refuse_damage(
+    manifest: "Manifest", reasons: "Reasons", noun: str, out: str, summary: str, way_on: str
+) -> None:
+    from pipelines.core.storage import Storage
+    from pipelines.publish.lookup import damaged_inputs
+
+    found = damaged_inputs(Storage(job_path(out)), manifest, reasons, NUM_NAMED + 1)
+    if found:
+        named = found[:NUM_NAMED] + ["and more"] * (len(found) > NUM_NAMED)
+        raise JobError(
+            f"inputs are damaged, and some of their {noun} are lost: {', '.join(named)}. What could be read is "
+            f"published. Replace the files and build again with --overwrite{way_on}",
+            summary,
+        )
 
 
 def build_runner(

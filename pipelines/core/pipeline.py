@@ -45,6 +45,8 @@ class Reason:
     """One sentence for a person."""
     retryable: bool = False
     """True where a later run may get another answer for the same link (`--retry-failed` takes exactly those)."""
+    is_damage: bool = False
+    """True where an input file is damaged and some of its records are lost: the build does not end with exit code 0."""
 
 
 Reasons = Mapping[str, Reason]

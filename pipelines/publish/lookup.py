@@ -1,9 +1,10 @@
-"""A sample of a dataset by its key, with everything that ledger and index know of it, as lines for a terminal."""
+"""What ledger and index know: all of one key, as lines for a terminal, and which inputs are damaged."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Reasons
@@ -105,6 +106,28 @@ def segments_of(
     num_more = len(sample.segments) - len(sample.segments[:num_segments])
     if num_more:
         yield f"  …        {num_more} more segments"
+
+
+def damaged_inputs(storage: Storage, manifest: Manifest, reasons: Reasons, limit: int) -> list[str]:
+    """The first damaged input files by the ledger, `limit` at most, each with where it is damaged and how.
+
+    Without damage no ledger is read.
+    """
+    words = [
+        word for word in manifest.records.dropped if word in reasons and reasons[word].is_damage
+    ]
+    found: dict[str, str] = {}
+    for shard in manifest.shards if words else ():
+        path = f"{LEDGERS}/{shard.name}.parquet"
+        columns = ("slot", "source", "record", "reason", "detail")
+        rows = read_parquet(storage, path, LEDGER, columns)
+        is_damage = pc.and_(pc.is_null(rows["slot"]), pc.is_in(rows["reason"], pa.array(words)))
+        for row in rows.filter(is_damage).to_pylist():
+            where = f"'{row['source']}' from record {row['record']} on ({row['reason']}: {row['detail']})"
+            found.setdefault(row["source"], where)
+            if len(found) == limit:
+                return list(found.values())
+    return list(found.values())
 
 
 def _fate(row: Mapping[str, Any], reasons: Reasons) -> str:

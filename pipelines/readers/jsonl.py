@@ -48,8 +48,12 @@ LINE_REASONS: Reasons = MappingProxyType(
     {
         "record_too_long": Reason("The record is longer than the cap on one record."),
         "not_utf8": Reason("The record is not valid UTF-8."),
-        "input_truncated": Reason("The input ends in the middle; what followed is lost."),
-        "input_corrupt": Reason("The compressed input cannot be unpacked from here on."),
+        "input_truncated": Reason(
+            "The input ends in the middle; what followed is lost.", is_damage=True
+        ),
+        "input_corrupt": Reason(
+            "The compressed input cannot be unpacked from here on.", is_damage=True
+        ),
         "not_a_jsonl_member": Reason(
             "A member of a zip whose name does not end in .jsonl; it was not read."
         ),
