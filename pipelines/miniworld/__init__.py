@@ -18,6 +18,7 @@ WORLDS: Mapping[str, str] = MappingProxyType(
         "instruct": "pipelines.miniworld.dialogues",
         "laion": "pipelines.miniworld.laion",
         "mmc4": "pipelines.miniworld.mmc4",
+        "obelics": "pipelines.miniworld.obelics",
         "webvid": "pipelines.miniworld.clips",
         "yt_storyboard": "pipelines.miniworld.storyboards",
     }
