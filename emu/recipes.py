@@ -122,6 +122,10 @@ class TrainConfig(Checked):
     """Peak of a worker's processor in TFLOP/s, for the MFU in the log. None: that of known GPUs in bfloat16."""
     collapse_variance: Annotated[float, Field(ge=0)] = 1e-6
     """Raise an alarm if the variance of the regression targets falls below this."""
+    max_bad_samples: Annotated[int, Field(ge=0)] = 32
+    """Bad samples in a row, in the order of their corpus, that are left out; one more ends the run."""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 4
+    """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def batch_size_of(self, corpus: str) -> int:

@@ -5,7 +5,9 @@ the next G samples of its corpus. Rank r of W makes the sequences from r G // W 
 number of ranks reads the same samples in the same order, and after a step every rank is at the same position. How a
 rank lays out its share in rows and micro-batches changes no loss.
 
-G is fixed when a run starts (ranks x micro-batches x batch size) and saved with its position.
+G is fixed when a run starts (ranks x micro-batches x batch size) and saved with its position. A bad sample is left out
+of its step, whichever rank meets it; what is bad follows from its bytes alone. Storage that fails is no bad sample: it
+ends the run.
 
 Shapes: B batch, L sequence, N images, C channels, H W pixels, P patches, V vision width.
 """
@@ -24,16 +26,32 @@ from torch.nn.utils.rnn import pad_sequence
 
 from emu.data.mixture import Mixture, Source
 from emu.data.packing import collate_packed, pack
-from emu.data.sequence import Sequence, SequenceMaker
+from emu.data.sequence import Sequence, SequenceError, SequenceMaker
 from emu.models.objective import IGNORED, Batch
 from emu.models.visual import pixels_of
 from schemas.images import ImageError
+from schemas.validation import SchemaError
 
 if TYPE_CHECKING:
     from emu.data.features import FeatureReader
 
 Made = tuple[Sequence, Tensor]
 """A sequence with its images."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that a step leaves out, with a reason word and the words of the error."""
+
+    corpus: str
+    position: int
+    """Of the endless stream of its corpus."""
+    epoch: int
+    shard: str
+    key: str
+    reason: str
+    """One of `ImageError`, or sample_damaged (not as its format asks) or sample_unsuitable (not for this model)."""
+    detail: str
 
 
 def collate(sequences: Rows[Sequence], images: Rows[Tensor], pad: int, are_patches: bool) -> Batch:
@@ -105,18 +123,26 @@ class BatchStream:
         self.share = share or Share()
         self.corpus = ""
         """The corpus of the step that was read last."""
+        self.positions = range(0)
+        """Positions of the whole global batch of that step in the stream of its corpus."""
+        self.bad: list[BadSample] = []
+        """What this rank has left out of that step."""
         self._pool = ThreadPoolExecutor(num_threads, "batches") if num_threads else None
-        self._ahead: dict[tuple[str, int], Future[Made]] = {}
+        self._ahead: dict[tuple[str, int], Future[Made | BadSample]] = {}
         self._check()
 
     def next_step(self) -> list[Batch]:
-        """The micro-batches of this rank for the next step."""
+        """The micro-batches of this rank for the next step; none if all its samples are bad."""
         source = self.mixture.next_source()
         rows = [
             self._ahead.pop((source.name, position), None) or self._start(source, position)
             for position in self._positions(source)
         ]
-        made = [row.result() if isinstance(row, Future) else row for row in rows]
+        found = [row.result() if isinstance(row, Future) else row for row in rows]
+        made = [one for one in found if not isinstance(one, BadSample)]
+        self.bad = [one for one in found if isinstance(one, BadSample)]
+        start = source.reader.position
+        self.positions = range(start, start + source.num_sequences)
         self.corpus = self.mixture.take().name
         if self._pool:
             following = self.mixture.next_source()
@@ -124,7 +150,14 @@ class BatchStream:
                 self._ahead[following.name, position] = self._pool.submit(
                     self._make, following, position
                 )
+        if not made:
+            return []
         return self._packed(made) if self.layout.row_length else self._padded(made)
+
+    def keys(self) -> list[str]:
+        """The keys of the whole global batch that was read last, in order."""
+        reader = self.mixture.sources[self.corpus].reader
+        return [reader.place(position).key for position in self.positions]
 
     def state(self) -> dict[str, Any]:
         """The position of the next step, the same on every rank."""
@@ -168,19 +201,23 @@ class BatchStream:
         own = self.share.of(source.num_sequences)
         return range(source.reader.position + own.start, source.reader.position + own.stop)
 
-    def _start(self, source: Source, position: int) -> Future[Made] | Made:
+    def _start(self, source: Source, position: int) -> Future[Made | BadSample] | Made | BadSample:
         if self._pool:
             return self._pool.submit(self._make, source, position)
         return self._make(source, position)
 
-    def _make(self, source: Source, position: int) -> Made:
-        visit = source.reader.visit(position)
-        sequence = self.maker.make(visit.sample, visit.epoch, visit.shard)
-        side = self.maker.model.vision.image_size
+    def _make(self, source: Source, position: int) -> Made | BadSample:
         try:
+            visit = source.reader.visit(position)
+            sequence = self.maker.make(visit.sample, visit.epoch, visit.shard)
+            side = self.maker.model.vision.image_size
             return sequence, images_of(sequence, side, source.features)
         except ImageError as error:
-            raise error.at(f"sample '{sequence.key}'") from error
+            return _bad(source, position, error.reason, error)
+        except SequenceError as error:
+            return _bad(source, position, "sample_unsuitable", error)
+        except SchemaError as error:
+            return _bad(source, position, "sample_damaged", error)
 
     def _packed(self, made: list[Made]) -> list[Batch]:
         rows = pack([len(sequence.ids_L) for sequence, _ in made], self.layout.row_length)
@@ -209,3 +246,9 @@ class BatchStream:
     @property
     def _are_patches(self) -> bool:
         return self.mixture.sources[self.corpus].features is not None
+
+
+def _bad(source: Source, position: int, reason: str, error: Exception) -> BadSample:
+    place = source.reader.place(position)
+    shard = source.reader.dataset.entries[place.shard].name
+    return BadSample(source.name, position, place.epoch, shard, place.key, reason, str(error))

@@ -160,8 +160,12 @@ class Dataset:
         """The contents of a file."""
         return self._fs.cat_file(path)
 
+    def key(self, shard: int, row: int) -> str:
+        """The key of the sample in a row of a shard; reads the index alone."""
+        return self._open[shard].index["key"][row].as_py()
+
     def sample(self, shard: int, row: int) -> Sample:
-        """The sample in a row of a shard (shards in the order of the manifest)."""
+        """The sample in a row of a shard (shards in the order of the manifest); `SchemaError` for a damaged one."""
         opened = self._open[shard]
         members = opened.index["members"][row].as_py()
         start = min(m["offset"] for m in members)
@@ -283,6 +287,16 @@ class Visit:
     epoch: int
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a sample stands: its key, shard and row, and the epoch of its position."""
+
+    key: str
+    shard: int
+    row: int
+    epoch: int
+
+
 class ShardReader:
     """Iterates over the samples of a published dataset without end; `state` / `load` are exact.
 
@@ -311,9 +325,14 @@ class ShardReader:
 
     def visit(self, position: int) -> Visit:
         """The sample at a position of the endless stream; does not move the reader."""
+        place = self.place(position)
+        return Visit(self.dataset.sample(place.shard, place.row), place.shard, place.epoch)
+
+    def place(self, position: int) -> Place:
+        """Where the sample at a position stands, and its key; the sample itself is not read."""
         epoch, index = divmod(position, len(self.dataset))
         shard, row = self.locate(epoch, index)
-        return Visit(self.dataset.sample(shard, row), shard, epoch)
+        return Place(self.dataset.key(shard, row), shard, row, epoch)
 
     def locate(self, epoch: int, index: int) -> tuple[int, int]:
         """Shard and row of the sample at an index of an epoch."""

@@ -8,27 +8,21 @@ bit-identical to those of an uninterrupted run.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from emu.config import EmuConfig, SequenceConfig
-from emu.data.batches import BatchStream, Layout
-from emu.data.dataset import ShardReader
-from emu.data.mixture import Corpus, Mixture, Source
-from emu.data.sequence import SequenceMaker
+from emu.data.dataset import DatasetError
 from emu.models.emu import Emu
-from emu.models.visual import VisualEncoder, preprocessing
-from emu.recipes import TrainConfig
-from emu.tokenizer import EmuTokenizer
+from emu.train.faults import Faults
 from emu.train.meters import CorpusLosses, WorkMeter
+from emu.train.plan import TrainPlan, configuration, open_stream
 from emu.train.run_folder import (
     CheckpointError,
     MetricsFile,
@@ -51,39 +45,15 @@ from emu.train.step import (
     set_learning_rates,
 )
 from emu.weights.layout import CONFIG, new_directory
-from emu.weights.store import save_model, weights_hash
+from emu.weights.store import save_model
 
 log = logging.getLogger(__name__)
 
-Resume = Literal["auto", "must", "never"]
 Report = Callable[[Mapping[str, Any], Path | None], None]
 """Called on every rank after a checkpoint with the newest metrics and, on the first rank, its directory."""
 
 SUMMARY = "summary.json"
-HOUSEKEEPING = {"checkpoint_every", "keep_checkpoints", "log_every", "num_threads", "peak_tflops"}
-CUTTING = {"batch_size", "corpus_batch_size", "num_micro", "row_length", "num_rows"}
-"""How a global batch is split: may change on resume if losses are normalised over the whole of it."""
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """Model, data, options and output of a run; sent to workers."""
-
-    data: str | tuple[Corpus, ...]
-    """The address of a dataset, or the corpora of a mixture."""
-    out: str
-    tokenizer: str
-    model: EmuConfig
-    sequence: SequenceConfig
-    train: TrainConfig
-    init: str | None = None
-    """A model folder to start from; None initialises the weights from the seed."""
-    vision_weights: str | None = None
-    """A pretrained tag of open_clip or a CLIP checkpoint for the visual encoder; only without `init`."""
-    language_weights: str | None = None
-    """The folder of a LLaMA for the language model; only without `init`."""
-    use_features: bool = False
-    resume: Resume = "auto"
+COUNTS = ("samples", "images", "positions", "bad_samples", "skipped_steps")
 
 
 @dataclass(frozen=True)
@@ -99,6 +69,8 @@ class Summary:
     target_variance: float
     alarms: tuple[str, ...]
     model: str
+    bad_samples: int = 0
+    skipped_steps: int = 0
 
 
 def train(
@@ -113,7 +85,7 @@ def train(
     Raises:
         CheckpointError: if the output folder holds another run.
         DatasetError: for unusable data.
-        TrainingError: for a loss that is not finite.
+        TrainingError: for too many bad samples or steps without a finite loss in a row.
     """
     run = Run(plan, ranks or Ranks(), device or torch.device("cpu"), clock)
     try:
@@ -140,10 +112,11 @@ class Run:
         self.optimizer = make_optimizer(self.model, plan.train.optim)
         self.stream = open_stream(plan, self.model.visual, ranks)
         self.step = 0
-        self.counts = {"samples": 0, "images": 0, "positions": 0}
+        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._resume()
         self.stepper = Stepper(self.model, self.optimizer, plan.train, ranks, device)
         self.metrics = MetricsFile(self.out, self.step) if ranks.is_first else None
+        self.faults = Faults(self.out, ranks, plan.train, self.step)
         self.row: dict[str, Any] = {}
         self.alarms: list[str] = []
         self._logged = (clock(), dict(self.counts))
@@ -158,15 +131,19 @@ class Run:
         config = self.plan.train
         batches = self.stream.next_step()
         set_learning_rates(self.optimizer, self.step, config.steps, config.optim)
-        result = self.stepper.step(batches, self.step)
+        result = self.stepper.step(batches, self.step, len(self.stream.bad))
         self.step += 1
+        self.faults.watch(self.step, result, self.stream)
         self.counts["samples"] += result.num_sequences
         self.counts["images"] += result.num_images
         self.counts["positions"] += result.num_positions
+        self.counts["bad_samples"] += result.num_bad
+        self.counts["skipped_steps"] += not result.is_finite
         self._computed += result.num_computed
         self._work.add(result)
-        self._corpora.add(self.stream.corpus, result)
-        self._watch(result)
+        if result.is_finite:
+            self._corpora.add(self.stream.corpus, result)
+            self._watch(result)
         if self.step % config.log_every == 0 or self.step == config.steps:
             self._log(result)
 
@@ -220,15 +197,15 @@ class Run:
         progress = read_progress(checkpoint)
         load_checkpoint(checkpoint, self.model, self.optimizer)
         self.stream.load(progress.data)
-        self.step, self.counts = progress.step, dict(progress.counts)
+        self.step, self.counts = progress.step, self.counts | dict(progress.counts)
         log.info("resumed step=%d checkpoint=%s", self.step, checkpoint)
 
     def _log(self, result: StepResult) -> None:
         config = self.plan.train
         now, (then, before) = self.clock(), self._logged
         speeds = {
-            f"{name}_per_s": (count - before[name]) / max(now - then, 1e-9)
-            for name, count in self.counts.items()
+            f"{name}_per_s": (self.counts[name] - before[name]) / max(now - then, 1e-9)
+            for name in ("samples", "images", "positions")
         }
         filled = (self.counts["positions"] - before["positions"]) / max(self._computed, 1)
         self._logged, self._computed = (now, dict(self.counts)), 0
@@ -311,76 +288,11 @@ def check_plan(plan: TrainPlan) -> None:
     if plan.use_features or plan.vision_weights is not None:
         tower = start_tower(plan.model, plan.train.seed, plan.init, plan.vision_weights)
     in_this_thread = replace(plan, train=replace(plan.train, num_threads=0))
-    open_stream(in_this_thread, tower, Ranks()).next_step()
-
-
-def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> BatchStream:
-    """The batches of a rank; precomputed features must come from the frozen encoder `tower`."""
-    config = plan.train
-    if config.normalisation == "micro_batch" and config.row_length:
-        raise ValueError(
-            "normalisation micro_batch counts micro-batches, which packing makes from any number of sequences; "
-            "give --train.row-length 0 with it"
+    stream = open_stream(in_this_thread, tower, Ranks())
+    if not stream.next_step():
+        raise DatasetError(
+            f"all {len(stream.bad)} samples of the first step are bad; the first: {stream.bad[0].detail}"
         )
-    tokenizer = EmuTokenizer.load(plan.tokenizer, plan.model.instruct)
-    maker = SequenceMaker(plan.sequence, plan.model, tokenizer, config.seed)
-    mixture = Mixture([open_source(plan, corpus, tower, ranks) for corpus in corpora_of(plan)])
-    layout = Layout(
-        {name: config.batch_size_of(name) for name in mixture.sources},
-        config.row_length,
-        config.num_rows,
-        is_fixed=torch.cuda.is_available(),
-        keeps_global_batch=config.normalisation == "global",
-    )
-    return BatchStream(mixture, maker, layout, ranks.share, config.num_threads)
-
-
-def corpora_of(plan: TrainPlan) -> tuple[Corpus, ...]:
-    """The corpora of a run, one or several."""
-    return (Corpus(plan.data),) if isinstance(plan.data, str) else plan.data
-
-
-def open_source(
-    plan: TrainPlan, corpus: Corpus, tower: VisualEncoder | None, ranks: Ranks
-) -> Source:
-    """A corpus with its reader and, where the plan uses them, its features."""
-    reader = ShardReader(corpus.address, plan.train.seed)
-    features = None
-    if plan.use_features:
-        if not plan.train.freeze_vision:
-            raise ValueError(
-                "precomputed features need a frozen visual encoder: freeze_vision=True"
-            )
-        from emu.data.features import FeatureReader
-
-        assert tower is not None
-        prepared = preprocessing(plan.model.vision.image_size)
-        features = FeatureReader(reader.dataset, weights_hash(tower), prepared)
-    name = corpus.name or reader.dataset.manifest.corpus
-    per_rank = plan.train.batch_size_of(name) * plan.train.num_micro
-    return Source(name, corpus.weight, reader, per_rank * ranks.share.world_size, features)
-
-
-def configuration(plan: TrainPlan) -> dict[str, Any]:
-    """The options that determine the weights of a run, as JSON values."""
-    free = HOUSEKEEPING | (CUTTING if plan.train.normalisation == "global" else set())
-    chosen = {
-        name: value for name, value in dataclasses.asdict(plan.train).items() if name not in free
-    }
-    tokenizer = EmuTokenizer.load(plan.tokenizer)
-    described = {
-        "model": json.loads(plan.model.to_json()),
-        "sequence": dataclasses.asdict(plan.sequence),
-        "train": chosen,
-        "tokenizer": hashlib.sha256(tokenizer.model_bytes).hexdigest(),
-        "init": plan.init,
-        "vision_weights": plan.vision_weights,
-        "language_weights": plan.language_weights,
-        "use_features": plan.use_features,
-    }
-    if len(corpora_of(plan)) > 1:
-        described["mixture"] = [[c.name or "", c.weight] for c in corpora_of(plan)]
-    return json.loads(json.dumps(described))
 
 
 def publish_model(folder: Path, model: Emu, tokenizer: str) -> None:

@@ -4,6 +4,7 @@
                               optimizer.pt         optimizer state (the moments of AdamW), by weight name
                               state.json           step, position in the data, configuration of the run
     metrics.jsonl                                  one line per logged step
+    skipped.jsonl                                  bad samples and steps that were skipped (`emu/train/faults.py`)
     curves.svg                                     losses and target variance over the steps
     tensorboard/                                   the same metrics for TensorBoard, where it is installed
 
@@ -14,11 +15,12 @@ learning rates from the step, so no generator and no scheduler has a state to sa
 | field of metrics.jsonl       | meaning                                                       |
 |------------------------------|---------------------------------------------------------------|
 | step                         | optimizer steps done, from 1                                  |
-| loss, text_loss, visual_loss | over all ranks; loss = text + visual_weight * visual          |
+| loss, text_loss, visual_loss | over all ranks; loss = text + visual_weight * visual; null in a skipped step |
 | target_variance              | of the regression targets; near 0 means that they collapse    |
 | gradient_norm                | before clipping                                               |
 | rate_factor                  | learning rates relative to their peaks                        |
 | samples, images, positions   | processed since the start of the run                          |
+| bad_samples, skipped_steps   | skipped since the start of the run                            |
 | samples_per_s, images_per_s, positions_per_s | since the previous line, over all ranks       |
 | filled                       | real positions among all that were computed since that line   |
 | tflops_per_s, mfu            | model FLOPs of all ranks (`emu/train/flops.py`), their share of a known peak |
@@ -213,18 +215,18 @@ class MetricsFile:
         kept = [row for row in read_metrics(out) if row["step"] <= first_step]
         self.last: Mapping[str, Any] | None = kept[-1] if kept else None
         temporary = out / f".{METRICS}.{os.getpid()}"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.write_text("".join(map(_line, kept)))
         temporary.replace(self.path)
         self._board = _tensorboard(out, first_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
         self.last = row
         if self._board is not None:
             for name, value in row.items():
-                if isinstance(value, int | float) and name != "step":
+                if isinstance(value, int | float) and name != "step" and math.isfinite(value):
                     self._board.add_scalar(name, value, row["step"])
             self._board.flush()
 
@@ -244,7 +246,17 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{n: math.nan if v is None else v for n, v in row.items()} for row in rows]
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A row as JSON, which has no numbers that are not finite: null stands for them."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite) + "\n"
 
 
 def write_curves(out: Path) -> Path:

@@ -68,6 +68,10 @@ class StepResult:
     """The same with padding."""
     num_squares: int
     """Sum of the squared lengths of the sequences."""
+    num_bad: int = 0
+    """Bad samples that were left out."""
+    is_finite: bool = True
+    """False if a loss or the gradient norm was not; then no weight has changed."""
 
 
 class LossModule(nn.Module):
@@ -118,34 +122,46 @@ class Stepper:
         self.optimizer = optimizer
         self.weights = [w for group in optimizer.param_groups for w in group["params"]]
 
-    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
-        """Update the weights once.
+    def step(self, batches: Sequence[Batch], step: int, num_bad: int = 0) -> StepResult:
+        """Update the weights once, unless a loss or gradient is not finite or no rank has a sequence.
 
-        Dropout masks follow from (seed, step, rank), so that a resumed run repeats an uninterrupted one.
+        Dropout masks follow from (seed, step, rank), so that a resumed run repeats an uninterrupted one. All ranks
+        decide alike whether weights change.
 
-        Raises:
-            TrainingError: for a loss or gradient that is not finite; the weights are unchanged.
+        Args:
+            batches: the micro-batches of this rank; none where all its samples are bad.
+            num_bad: bad samples of this rank, to be summed over all.
         """
         torch.manual_seed(derived_seed("step", self.config.seed, step, self.ranks.share.rank))
         batches = [batch.to(self.device) for batch in batches]
-        counts = torch.stack([self._counts(batch) for batch in batches])
-        totals = self.ranks.sum(counts.sum(dim=0))
+        counted = [self._counts(batch) for batch in batches]
+        # a rank without sequences takes part in the synchronisation of gradients
+        batches = batches or [self._empty_batch()]
+        counts = torch.stack(counted or [torch.zeros(7, dtype=torch.float64, device=self.device)])
+        own = torch.cat([counts.sum(dim=0), counts.new_tensor([num_bad])])
+        totals = self.ranks.sum(own)
         measured = self._backward(batches, counts, totals)
         if totals[2] == 0:  # no image on any rank: nothing to learn, and no weight decay
             for weight in self.image_weights:
                 weight.grad = None
         norm = nn.utils.clip_grad_norm_(self.weights, self.config.optim.clip_norm)
-        text, visual, variance = self.ranks.sum(measured).tolist()
-        if not (torch.isfinite(norm) and all(map(_is_finite, (text, visual)))):
-            raise TrainingError(
-                f"step {step}: text loss {text}, visual loss {visual}, gradient norm {float(norm)}; "
-                "the last checkpoint is from before this step: lower the learning rates or use float32"
-            )
-        self.optimizer.step()
+        is_infinite = (~torch.isfinite(norm)).to(measured)
+        text, visual, variance, num_infinite = self.ranks.sum(
+            torch.cat([measured, is_infinite.reshape(1)])
+        ).tolist()
+        is_finite = num_infinite == 0 and all(map(math.isfinite, (text, visual)))
+        numbers = [int(n) for n in totals.tolist()]
+        if is_finite and totals[3]:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         total = text + self.model_config.objective.visual_weight * visual
-        numbers = [int(n) for n in totals.tolist()]
-        return StepResult(text, visual, total, variance, float(norm), *numbers)
+        return StepResult(text, visual, total, variance, float(norm), *numbers, is_finite=is_finite)
+
+    def _empty_batch(self) -> Batch:
+        """A sequence without targets and images; it counts as nothing."""
+        special = self.model_config.special
+        ids = torch.tensor([[special.bos, special.eos]], device=self.device)
+        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids, IGNORED))
 
     def _backward(self, batches: list[Batch], counts: Tensor, totals: Tensor) -> Tensor:
         """Accumulate gradients; returns this rank's share of text loss, visual loss and variance."""
@@ -222,6 +238,14 @@ class Ranks:
         if self.is_parallel:
             dist.all_reduce(values)
         return values
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all ranks, in order, on every rank."""
+        if not self.is_parallel:
+            return [value]
+        found: list[Any] = [None] * self.share.world_size
+        dist.all_gather_object(found, value)
+        return found
 
     def on_first(
         self, context: Callable[[], AbstractContextManager[Value]]
@@ -335,7 +359,3 @@ def set_learning_rates(optimizer: Optimizer, step: int, steps: int, config: Opti
     for group in optimizer.param_groups:
         is_visual = group["name"].partition("/")[0] in ("vision", "former")
         group["lr"] = group["peak_lr"] * (visual if is_visual else factor)
-
-
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

@@ -17,7 +17,7 @@ from emu.models.visual import CLIP_MEAN, CLIP_STD, pixels_of
 from emu.tokenizer import EmuTokenizer
 from schemas.images import ImageError, decode_image
 from schemas.sample import Sample, Segment
-from tests.data.small_dataset import document, small_tokenizer, square_image, write_dataset
+from tests.data.small_dataset import document, pair, small_tokenizer, square_image, write_dataset
 
 SHORT = SequenceConfig(pair_length=128, window_length=128, sampled_length=96)
 
@@ -184,12 +184,17 @@ def test_a_state_of_earlier_releases_is_read(dataset: Path, tokenizer: EmuTokeni
     assert other.state() == saved
 
 
-def test_a_broken_image_names_its_sample(tmp_path: Path, tokenizer: EmuTokenizer):
+def test_a_bad_sample_is_left_out_and_named(tmp_path: Path, tokenizer: EmuTokenizer):
     broken = Segment.of_image(b"not an image", "png", 5, 5)
     sample = Sample("bad-one", "pairs", (broken, Segment.of_text("a square")))
-    stream = stream_of(write_dataset(tmp_path, [sample]), tokenizer, Share(), 1)
-    with pytest.raises(ImageError, match="sample 'bad-one': 12 bytes"):
-        stream.next_step()
+    stream = stream_of(write_dataset(tmp_path, [sample, pair(1)]), tokenizer, Share(), 2)
+    (batch,) = stream.next_step()
+    (bad,) = stream.bad
+    assert batch.num_sequences == 1
+    assert (bad.key, bad.corpus, bad.epoch, bad.reason) == ("bad-one", "mmc4", 0, "not_an_image")
+    assert bad.detail.startswith("12 bytes") and bad.shard.startswith("pairs-")
+    assert sorted(stream.keys()) == ["bad-one", "pair-00001"]
+    assert len(stream_of(tmp_path, tokenizer, Share(), 2, num_threads=1).next_step()) == 1
 
 
 def test_a_batch_without_images_has_none(tmp_path: Path, tokenizer: EmuTokenizer):

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from emu.models.emu import Emu
 from emu.models.objective import Batch, Objective
 from emu.train.loop import TrainPlan, open_stream
 from emu.train.start import start_model, start_tower
-from emu.train.step import Ranks, Stepper, StepResult, TrainingError, make_optimizer
+from emu.train.step import Ranks, Stepper, StepResult, make_optimizer
 from emu.weights.store import weights_hash
 from tests.data.small_dataset import document, write_dataset
 from tests.train.plans import mini_plan
@@ -123,15 +124,15 @@ def test_bfloat16_stays_near_float32_and_keeps_float32_weights(tmp_path: Path):
     assert half_result.text == pytest.approx(result.text, rel=0.01)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_move(tmp_path: Path):
+def test_a_loss_that_is_not_finite_moves_no_weights(tmp_path: Path):
     plan = mini_plan(tmp_path)
     model = start_model(plan.model, plan.train, None, CPU)
     with torch.no_grad():
         model.ln_visual.weight.fill_(float("inf"))
     before = model.language.regress_head.weight.clone()
     stepper = Stepper(model, make_optimizer(model, plan.train.optim), plan.train, Ranks(), CPU)
-    with pytest.raises(TrainingError, match=r"step 7: .*nan"):
-        stepper.step(open_stream(plan, None, Ranks()).next_step(), 7)
+    result = stepper.step(open_stream(plan, None, Ranks()).next_step(), 7)
+    assert not result.is_finite and math.isnan(result.visual)
     assert torch.equal(before, model.language.regress_head.weight)
 
 
