@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from jobs.progress import say
 
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 START_VARIABLE = "EMU_RAY_START_S"
 START_S = 300.0
 """Seconds that a local Ray may take to start. Ray itself waits 30, which a busy machine exceeds."""
+REACH_S = 5.0
+"""Seconds in which a cluster has to respond to a first connection. Ray itself would try for minutes."""
 
 
 class ClusterError(ConnectionError):
@@ -57,12 +61,14 @@ def ray_session(num_cpus: int | None = None, start_s: float | None = None) -> It
         return
     address = cluster_address(os.environ)
     start_s = _start_s() if start_s is None else start_s
-    with _ray_log() as path, _explained(address, start_s, path):
+    with _ray_log() as path:
         say(f"connecting to Ray at {address}" if address else "starting a local Ray")
-        _connect(address, num_cpus, start_s)
+        with _explained(address, start_s, path, is_start=True):
+            _connect(address, num_cpus, start_s)
         log.info("ray address=%s cpus=%s", address or "local", ray.cluster_resources().get("CPU"))
         try:
-            yield
+            with _explained(address, start_s, path):
+                yield
         finally:
             ray.shutdown()
 
@@ -85,6 +91,7 @@ def _connect(address: str | None, num_cpus: int | None, start_s: float) -> None:
     import ray
 
     if address:
+        check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
     with patient_start(start_s):
@@ -95,6 +102,38 @@ def _connect(address: str | None, num_cpus: int | None, start_s: float) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
+
+
+def check_reachable(address: str, timeout_s: float = REACH_S) -> None:
+    """Raise `ClusterError` if no Ray responds at `HOST:PORT` or `ray://HOST:PORT`; other addresses are left to Ray."""
+    try:
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ClusterError(f"RAY_ADDRESS={address}: {error}; give HOST:6379") from error
+    if host is None or port is None:
+        return
+    try:
+        with socket.create_connection((host, port), timeout_s) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") in ("0", "") and not _speaks_http2(connection):
+                raise ConnectionError("what listens there is not Ray")
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray at RAY_ADDRESS={address} ({error}); start the cluster, or unset RAY_ADDRESS"
+        ) from error
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """True where the other side greets as servers of gRPC do, by a frame of settings (RFC 9113, section 3.4)."""
+    settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+    head = b""
+    while len(head) < len(settings):
+        found = connection.recv(len(settings) - len(head))
+        if not found:
+            return False
+        head += found
+    return head[3] == settings[3]
 
 
 def _start_s() -> float:
@@ -147,23 +186,20 @@ def patient_start(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(address: str | None, start_s: float, path: Path) -> Iterator[None]:
-    """Turn failures of Ray itself inside the block into `ClusterError`."""
+def _explained(
+    address: str | None, start_s: float, path: Path, is_start: bool = False
+) -> Iterator[None]:
+    """Turn failures of Ray inside the block into `ClusterError`: at its start all, later those that Ray raises."""
     import ray
     from ray.exceptions import RayError
 
     try:
         yield
-    except (ClusterError, KeyboardInterrupt):
+    except ClusterError:
         raise
-    except (RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        is_rays = isinstance(error, RayError) or _comes_from_ray(error)
-        if not is_rays or (ray.is_initialized() and not isinstance(error, RayError)):
-            raise
-        raise ClusterError(f"{_words(error, address, start_s)}; Ray's own log: {path}") from error
     except Exception as error:
-        # Ray raises a plain Exception where a node does not start in time.
-        if type(error) is not Exception or not _comes_from_ray(error):
+        is_lost = not ray.is_initialized() or type(error) is Exception
+        if not (is_start or isinstance(error, RayError) or (is_lost and _comes_from_ray(error))):
             raise
         raise ClusterError(f"{_words(error, address, start_s)}; Ray's own log: {path}") from error
 
