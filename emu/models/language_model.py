@@ -90,6 +90,7 @@ class LanguageModel(nn.Module):
     def recompute_layers(self) -> None:
         """Trades time for memory in training: activations inside layers are computed again."""
         self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        self.lm.disable_input_require_grads()  # only reentrant checkpoints need them
 
 
 class RotaryAngles(nn.Module):

@@ -132,8 +132,9 @@ class Objective:
         targets = output.targets_ND.detach() if self.config.detach_targets else output.targets_ND
         squares = (output.regressed_ND.float() - targets.float()).square()
         visual = squares.mean() if squares.numel() else output.regressed_ND.float().sum()
+        weight = self.config.visual_weight
         return Losses(
-            total=text + self.config.visual_weight * visual,
+            total=text + weight * visual if weight else text,
             text=text,
             visual=visual,
             target_variance=variance(output.targets_ND.detach().float()),

@@ -9,6 +9,8 @@ The conventions are those of torch's `FlopCounterMode`, with which the tests com
 - The square of a document counts in full, although causal attention needs half of it.
 - Backward of a matrix product costs twice the forward; of fused attention 2.5 times, as it computes the scores again.
   The Causal Former's self-attention has a trained bias, is not fused, and costs twice.
+- A linear layer with frozen weights costs in the backward pass what it costs in the forward pass, for its input; below
+  the first LoRA adapter nothing needs a gradient.
 - A part whose weights are frozen costs its forward alone; precomputed features cost nothing. Pixels need no gradient.
 - Activation checkpointing repeats the forward of each layer up to its last product, whose result nothing needs; that is
   in `recomputed`, not in the model's work.
@@ -19,7 +21,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from emu.config import CausalFormerConfig, EmuConfig, LanguageConfig, VisionConfig
+from emu.config import (
+    AdapterConfig,
+    CausalFormerConfig,
+    EmuConfig,
+    LanguageConfig,
+    VisionConfig,
+)
 
 FUSED_BACKWARD = 2.5  # of fused attention, in units of its forward
 PEAK_TFLOPS = {
@@ -82,7 +90,9 @@ def step_cost(
     use_features: bool = False,
     recompute_activations: bool = False,
 ) -> StepCost:
-    """The cost of a step of a model in pretraining; LoRA adapters are not counted."""
+    """The cost of a step in pretraining, or in instruction tuning if the model has an adapter."""
+    if config.adapter is not None:
+        return _tuning_cost(config, config.adapter, use_features, recompute_activations)
     products, attention = tower_cost(config.vision)
     patches = patch_cost(config.vision)
     tower = 0.0 if use_features else patches + products + attention
@@ -121,6 +131,39 @@ def _repeated(
     position_last = language.num_layers * 2.0 * language.hidden_size * language.intermediate_size
     images = max(0.0, tower - tower_last) + former - former_last
     return Cost(position - position_last, square, images)
+
+
+def _tuning_cost(
+    config: EmuConfig, adapter: AdapterConfig, use_features: bool, recompute_activations: bool
+) -> StepCost:
+    """The cost of a step that trains LoRA alone: no gradient of a frozen weight, none below the first adapter."""
+    products, attention = tower_cost(config.vision)
+    tower = 0.0 if use_features else patch_cost(config.vision) + products + attention
+    width = config.language.hidden_size
+    former, former_fused, former_head = former_cost(config.former, config.vision, width)
+    position, square = language_cost(config.language)
+    num_layers, num = config.language.num_layers, len(adapter.targets)
+    pair = 4.0 * width * adapter.rank  # of A and B
+    added = num_layers * num * pair
+    num_early = sum(name != "o_proj" for name in adapter.targets)
+    no_input = num_early or 1  # adapters of the first layer whose input needs no gradient
+    unneeded = (6.0 if num_early else 8.0) * width**2 + no_input * pair / 2
+    text = 2.0 * width * config.num_embeddings
+    visual = 2.0 * width**2
+    last = num_layers * 2.0 * width * config.language.intermediate_size
+    repeated = Cost(position + added - last, square) if recompute_activations else Cost()
+    fused_layers = num_layers if num_early else num_layers - 1
+    return StepCost(
+        Cost(position + added, square, tower + former + former_fused + former_head, text, visual),
+        Cost(
+            position + 2 * added - unneeded,
+            FUSED_BACKWARD * square * fused_layers / num_layers,
+            0.0,
+            text,
+            visual if config.objective.visual_weight else 0.0,
+        ),
+        repeated,
+    )
 
 
 def patch_cost(config: VisionConfig) -> float:

@@ -5,7 +5,8 @@ computing: one and two layers of each part run on fake tensors (torch's `FakeTen
 summed; the rest is linear in layers, positions and images. So the plan follows the code, not a formula for it.
 
 Of a step these moments are compared: when the backward pass begins, all activations are held; then language model,
-Causal Former and tower one after the other give up theirs and have gradients instead. The highest is the peak.
+Causal Former and tower one after the other give up theirs and have gradients instead. The highest is the peak. A model
+with an adapter is planned as instruction tuning: the adapter alone has gradients.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from emu.config import EmuConfig
 from emu.models.attention import documents_of
 from emu.models.cross_entropy import default_rows
 from emu.models.emu import Emu
-from emu.models.language_model import LanguageModel
+from emu.models.language_model import LORA, LanguageModel, add_adapter
 from emu.models.visual import CausalFormer, VisualEncoder
 from emu.recipes import TrainConfig
+from emu.train.start import train_adapter_alone
 
 FLOAT = 4  # bytes of weights, gradients and optimizer state
 MOMENTS = 2 * FLOAT
@@ -91,10 +93,11 @@ def plan_memory(
     buckets = 2 if num_workers > 1 and not is_sharded else 1
     held = {name: part.fixed + part.per_unit * units[name] for name, part in parts.items()}
     extra = {name: part.transient * units[name] for name, part in parts.items()}
-    head = model.language.hidden_size * model.num_embeddings * FLOAT
-    states = (
-        2 * batch.text_targets * model.language.hidden_size * FLOAT
-    )  # of the rows, and gradients
+    width = model.language.hidden_size
+    flowing = 3 * model.language.intermediate_size + 2 * width  # gradients inside a layer
+    extra["language"] += flowing * FLOAT * batch.positions
+    head = 0 if model.adapter is not None else width * model.num_embeddings * FLOAT
+    states = 2 * batch.text_targets * width * FLOAT  # of the rows, and gradients
     rows = min(batch.text_targets, default_rows(model.num_embeddings, device))
     loss = head + rows * model.num_embeddings * FLOAT + states
     optimizer = sum(trained.values()) / FLOAT * MOMENTS
@@ -104,9 +107,10 @@ def plan_memory(
     moments = [sum(held.values()) + loss]
     done, left = 0.0, sum(held.values())
     for name in order:
-        moments.append(left + extra[name] + done + buckets * trained[name])
+        moments.append(left + extra[name] + done)
         done += buckets * trained[name]
         left -= held[name]
+        moments.append(left + extra[name] + done)
     moments.append(done)
     return Memory(
         weights=weights,
@@ -127,6 +131,9 @@ def measured_parts(
         whole = Emu(replace(model, decoder=None))
     if is_frozen:
         whole.visual.requires_grad_(False)
+    is_tuning = model.adapter is not None
+    if is_tuning:
+        train_adapter_alone(whole)
     vision, former, language = model.vision, model.former, model.language
     width = language.hidden_size
     pixels = (3, vision.image_size, vision.image_size)
@@ -140,21 +147,32 @@ def measured_parts(
 
     def layers(num_layers: int) -> nn.Module:
         sizes = replace(language, num_layers=num_layers)
-        return LanguageModel(replace(model, decoder=None, adapter=None, language=sizes))
+        part = LanguageModel(replace(model, decoder=None, language=sizes))
+        if model.adapter is not None:
+            add_adapter(part, model.adapter)
+            for name, weight in part.named_parameters():
+                weight.requires_grad_(LORA in name)
+        return part
 
-    is_trained = any(weight.requires_grad for weight in whole.visual.parameters())
+    trained = {
+        name: any(weight.requires_grad for weight in getattr(whole, name).parameters())
+        for name in ("visual", "former")
+    }
     visual = _Saved(tower, _run_images, pixels, vision.layers, is_half)
     causal = _Saved(blocks, _run_images, patches, former.num_layers, is_half)
-    text = _Saved(layers, _run_language, (width,), language.num_layers, is_half)
+    text = _Saved(layers, _run_language, (width,), language.num_layers, is_half, not is_tuning)
     return {
         "visual": _part(
             [whole.visual],
-            visual if is_trained else None,
+            visual if trained["visual"] else None,
             recompute,
             vision.num_tokens * vision.width,
         ),
         "former": _part(
-            [whole.former, whole.ln_visual], causal, recompute, former.num_queries * former.d_model
+            [whole.former, whole.ln_visual],
+            causal if trained["former"] else None,
+            recompute,
+            former.num_queries * former.d_model,
         ),
         "language": _part([whole.language], text, recompute, width),
     }
@@ -204,6 +222,8 @@ class _Saved:
     shape: tuple[int, ...]
     num_layers: int
     is_half: bool
+    has_gradient: bool = True
+    """Whether the inputs need one, where they are no pixels."""
 
     def measure(self) -> tuple[float, float, float]:
         """Bytes that do not depend on the batch; bytes per unit, of all layers, and of one layer."""
@@ -223,7 +243,7 @@ class _Saved:
             _fill(part)
             is_text = len(self.shape) == 1
             shape = (1, units, *self.shape) if is_text else (units, *self.shape)
-            inputs = torch.empty(shape, requires_grad=len(self.shape) < 3)  # pixels need none
+            inputs = torch.empty(shape, requires_grad=self.has_gradient and len(self.shape) < 3)
             return _saved_bytes(part, lambda: self.run(part, inputs))
 
 

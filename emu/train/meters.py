@@ -28,7 +28,6 @@ class WorkMeter:
         if peak is None and device.type == "cuda" and config.precision == "bfloat16":
             peak = known_peak_tflops(torch.cuda.get_device_name(device))
         self._peak = None if peak is None else peak * world_size
-        self._is_counted = model.adapter is None
 
     def add(self, result: StepResult) -> None:
         """Note the work of a step, over all ranks and without padding."""
@@ -44,8 +43,6 @@ class WorkMeter:
     def taken(self, seconds: float) -> dict[str, float]:
         """The fields `tflops_per_s` and, where the peak is known, `mfu`; starts again from zero."""
         tflops, self._flops = self._flops / max(seconds, 1e-9) / 1e12, 0.0
-        if not self._is_counted:
-            return {}
         row = {"tflops_per_s": tflops}
         return row if self._peak is None else row | {"mfu": tflops / self._peak}
 

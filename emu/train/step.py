@@ -92,7 +92,9 @@ class LossModule(nn.Module):
             output = self.model(batch, with_logits=False)
         losses: Losses = self.objective(output, batch)
         total = text_weight * losses.text
-        total = total + visual_weight * self.model.config.objective.visual_weight * losses.visual
+        factor = self.model.config.objective.visual_weight
+        if factor or self.model.language.regress_head.weight.requires_grad:
+            total = total + visual_weight * factor * losses.visual
         if batch.num_images == 0:  # other ranks wait for the gradients of all weights
             total = total + sum(0 * weight.flatten()[0] for weight in self.image_weights())
         return total, losses.text.detach(), losses.visual.detach(), losses.target_variance.detach()

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from emu.config import EmuConfig, SequenceConfig, tiny_config
+from emu.config import AdapterConfig, EmuConfig, SequenceConfig, tiny_config
 from emu.data.batches import collate, images_of
 from emu.data.packing import collate_packed, pack
 from emu.data.sequence import SequenceMaker
@@ -12,7 +13,8 @@ from emu.models.emu import Emu
 from emu.models.objective import IGNORED, Batch, Objective, regression_positions
 from emu.tokenizer import EmuTokenizer
 from emu.train.flops import BatchSize, known_peak_tflops, step_cost
-from tests.data.small_dataset import clip, document, pair, small_tokenizer, storyboard
+from emu.train.start import train_adapter_alone
+from tests.data.small_dataset import clip, dialogue, document, pair, small_tokenizer, storyboard
 
 KINDS = {
     "pairs": [pair(1), pair(2), pair(3)],
@@ -21,7 +23,7 @@ KINDS = {
     "clips": [clip(1), clip(2)],
     "storyboards": [storyboard(1), storyboard(2)],
 }
-LENGTHS = SequenceConfig(96, 128, 96, clip_length=128, storyboard_length=128)
+LENGTHS = SequenceConfig(96, 128, 96, clip_length=128, storyboard_length=128, dialogue_length=256)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,50 @@ def test_the_count_is_that_of_torch(
     if state == "recomputed":
         model.recompute_activations()
     cost = step_cost(config, state == "frozen", state == "cached", state == "recomputed")
+    assert cost.executed(size_of(batch, config)) == pytest.approx(counted(model, batch), rel=1e-3)
+
+
+TALKS = {
+    "text": [dialogue(1, 0), dialogue(2, 0)],
+    "images": [dialogue(1, 1), dialogue(2, 3)],
+    "videos": [dialogue(1, 8, is_video=True), dialogue(2, 0)],
+}
+
+
+@pytest.mark.parametrize("kind", list(TALKS))
+@pytest.mark.parametrize(
+    ("state", "targets"),
+    [
+        ("pixels", ("q_proj", "k_proj", "v_proj", "o_proj")),
+        ("cached", ("q_proj", "v_proj")),
+        ("recomputed", ("q_proj", "k_proj", "v_proj", "o_proj")),
+        ("pixels", ("o_proj",)),
+    ],
+)
+def test_the_count_of_instruction_tuning_is_that_of_torch(
+    kind: str, state: str, targets: tuple[Any, ...], tokenizer: EmuTokenizer
+):
+    adapter = AdapterConfig(rank=4, targets=targets)
+    config = tiny_config(tokenizer.num_pieces, instruct=True)
+    objective = replace(config.objective, visual_weight=0.0)
+    config = replace(config, adapter=adapter, objective=objective)
+    model = Emu(config)
+    model.init_weights(0)
+    train_adapter_alone(model.train())
+    speaking = EmuTokenizer(tokenizer.model_bytes, instruct=True)
+    maker = SequenceMaker(LENGTHS, config, speaking, 0)
+    sequences = [maker.make(sample, 0) for sample in TALKS[kind]]
+    images = [images_of(sequence, config.vision.image_size, None) for sequence in sequences]
+    batch = collate_packed(
+        [list(zip(sequences, images, strict=True))], config.special.pad, are_patches=False
+    )
+    if state == "cached" and batch.pixels_NCHW is not None:
+        with torch.no_grad():
+            patches = model.visual(batch.pixels_NCHW)
+        batch = replace(batch, pixels_NCHW=None, patches_NPV=patches)
+    if state == "recomputed":
+        model.recompute_activations()
+    cost = step_cost(config, True, state == "cached", state == "recomputed")
     assert cost.executed(size_of(batch, config)) == pytest.approx(counted(model, batch), rel=1e-3)
 
 

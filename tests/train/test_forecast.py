@@ -6,13 +6,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from emu.config import EmuConfig, LanguageConfig, tiny_config
+from emu.config import AdapterConfig, EmuConfig, LanguageConfig, tiny_config
 from emu.models.attention import documents_of
 from emu.models.emu import Emu
 from emu.models.objective import IGNORED, Batch, Objective, text_labels
 from emu.recipes import TrainConfig, emu_14b, tiny
 from emu.train.forecast import Cluster, alternatives, forecast
 from emu.train.memory import MicroBatch, plan_memory
+from emu.train.start import train_adapter_alone
 from emu.train.step import make_optimizer
 
 PAPER = [("laion", 1.0), ("mmc4", 1.0), ("webvid", 1.0), ("yt_storyboard", 1.0)]
@@ -68,18 +69,23 @@ def batch_of(config: EmuConfig) -> Batch:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_planned_memory_is_that_of_a_real_step(recompute: bool, frozen: bool):
-    config, train = (
-        small_config(),
-        TrainConfig(steps=1, batch_size=1, recompute_activations=recompute, freeze_vision=frozen),
+@pytest.mark.parametrize("trained", ["all", "no_vision", "adapter"])
+def test_the_planned_memory_is_that_of_a_real_step(recompute: bool, trained: str):
+    config, frozen = small_config(), trained != "all"
+    train = TrainConfig(
+        steps=1, batch_size=1, recompute_activations=recompute, freeze_vision=frozen
     )
+    if trained == "adapter":
+        objective = replace(config.objective, visual_weight=0.0)
+        config = replace(config, adapter=AdapterConfig(), objective=objective)
     model = Emu(config)
     model.init_weights(0)
     model.train()
     if recompute:
         model.recompute_activations()
     model.visual.requires_grad_(not frozen)
+    if trained == "adapter":
+        train_adapter_alone(model)
     optimizer, batch = make_optimizer(model, train.optim), batch_of(config)
 
     def step() -> None:
