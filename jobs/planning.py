@@ -73,7 +73,7 @@ def estimate(pipeline: "Pipeline", noun: str, rates: Rates) -> str:
     from pipelines.transforms.dry_run import NOT_FETCHED, SampledSource
 
     shards = pipeline.source.plan(pipeline.dataset)
-    total = sum(shard.num_records for shard in shards)
+    total = sum(shard.num_records or 0 for shard in shards)
     sampled = replace(pipeline, source=SampledSource.of(pipeline.source, shards, SAMPLED_SHARDS))
     with tempfile.TemporaryDirectory(prefix="emu-estimate-") as folder:
         manifest = run(sampled, str(Path(folder, "sample")), progress=False)

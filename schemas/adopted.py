@@ -16,6 +16,8 @@ The text is, where it is there and not blank: `top_caption` of the JSON (of LAIO
 text), the member `txt`, `caption` or `text`, then `caption`, `text`, `TEXT` of the JSON. Images: jpg, jpeg, png, webp;
 their format follows from their bytes. `meta` holds the JSON's other fields under `fields`, and its numbers among
 `SCORES` as `scores`.
+
+Clips (`mp4 txt json`) are no samples before frames are cut out of them: `decode_clip` gives what is needed for that.
 """
 
 import base64
@@ -23,7 +25,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from schemas.images import ImageError, open_image
@@ -32,6 +34,7 @@ from schemas.shard import decode_members
 from schemas.validation import SchemaError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+VIDEO_SUFFIXES = ("mp4", "webm", "mkv", "avi", "mov")
 TEXT_SUFFIXES = ("txt", "caption", "text")
 CAPTION_FIELDS = ("caption", "text", "TEXT")
 SCORES = ("similarity", "punsafe", "pwatermark", "aesthetic")
@@ -71,8 +74,32 @@ def decode_adopted(key: str, members: Mapping[str, bytes], name: str = "tar") ->
         segments = _numbered(members) or list(_plain(members, fields))
     if not any(s.kind == "image" for s in segments):
         raise AdoptError("no_image_member", f"members {sorted(members)}")
-    meta = {"fields": _finite(fields), "scores": _scores(fields)}
-    return check_sample(Sample(key, name.rpartition("-")[0], tuple(segments), meta))
+    return check_sample(Sample(key, name.rpartition("-")[0], tuple(segments), meta_of(fields)))
+
+
+def decode_clip(members: Mapping[str, bytes]) -> tuple[str, str | None, dict[str, Any]]:
+    """The suffix of the video, the caption and the `meta` of a clip (`mp4 txt json`, as video2dataset writes it).
+
+    Raises:
+        AdoptError: no member is a video, or a member cannot be read.
+    """
+    video = next((s for s in members if s.rpartition(".")[2] in VIDEO_SUFFIXES), None)
+    if video is None:
+        raise AdoptError("no_image_member", f"members {sorted(members)}")
+    document = _json(members.get("json", b"{}"))
+    fields = document if isinstance(document, Mapping) else {"json": document}
+    return video, _caption(members, fields), meta_of(fields)
+
+
+def is_clip(suffixes: Iterable[str]) -> bool:
+    """Whether members of these suffixes are a clip: a video, and no image."""
+    ends = {suffix.rpartition(".")[2] for suffix in suffixes}
+    return bool(ends.intersection(VIDEO_SUFFIXES)) and not ends.intersection(IMAGE_SUFFIXES)
+
+
+def meta_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The `meta` of a sample whose JSON has these fields."""
+    return {"fields": _finite(fields), "scores": _scores(fields)}
 
 
 def _plain(members: Mapping[str, bytes], fields: Mapping[str, Any]) -> Iterator[Segment]:

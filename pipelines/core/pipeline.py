@@ -210,7 +210,8 @@ class ShardPlan:
     """One shard of the input: its name, how many records it has, and where its source finds them."""
 
     name: str
-    num_records: int
+    num_records: int | None
+    """Null where only reading tells: what a worker reads is then what the ledger must account for."""
     parts: tuple[Mapping[str, Any], ...]
     """For the source alone; JSON values."""
 
@@ -229,7 +230,7 @@ class Source(Protocol):
 
     def read(self, shard: ShardPlan) -> pa.Table:
         """The records of a shard: `key`, `source`, `record` and the raw record, one row for each of
-        `num_records`; unreadable ones carry a `drop_reason`."""
+        `num_records`, if they are known; unreadable ones carry a `drop_reason`."""
         ...
 
     def fingerprint(self) -> str:

@@ -204,7 +204,7 @@ class _Build:
         chosen = operators(self.pipeline, self.workspace)[first - 1 : last]
         label = " > ".join(o.name for o in chosen)
         results = self.runner.run(chosen, pending)
-        shards = {s.name: s.num_records for s in active}
+        shards = _sizes(active)
         left = [s.name for s in pending]
         reached = partial(self._reached, first, [o.name for o in chosen], shards)
         for name in with_progress(results, label, shards, left, self.progress, reached):
@@ -275,6 +275,11 @@ class _Build:
         path = f"{LEDGERS}/{shard}.parquet"
         rows = read_parquet(self.storage, path, LEDGER, ["key", "slot"])
         return rows.filter(rows.column("slot").is_null()).column("key").to_pylist()
+
+
+def _sizes(plans: Iterable[ShardPlan]) -> dict[str, int]:
+    """What the progress bar counts: records, or one for a shard of which they are not known."""
+    return {s.name: 1 if s.num_records is None else s.num_records for s in plans}
 
 
 def _summed(tallies: list[Tally]) -> Tally:

@@ -121,12 +121,12 @@ class LocalRunner:
                 yield shard.name, num_records
 
 
-def admit(table: pa.Table, shard: str, num_records: int, declared: Reasons) -> ShardState:
+def admit(table: pa.Table, shard: str, num_records: int | None, declared: Reasons) -> ShardState:
     """The state of a shard just read; raises `StepError` if the source gave other rows than planned."""
     context = ErrorContext(READ, shard, "the source")
     if not isinstance(table, pa.Table):
         raise context.error(f"returned {type(table).__name__}, not a table")
-    if table.num_rows != num_records:
+    if num_records is not None and table.num_rows != num_records:
         raise context.error(
             f"read {table.num_rows} records, the plan counts {num_records}; did the input change "
             "since the build began?"

@@ -2,8 +2,8 @@
 
 Every input record occurs in the ledger exactly once, kept or dropped with a reason (one that was divided: each of its
 parts, see `division`); every link once; kept records = rows of the index = samples in the tar; no key occurs in two
-shards. The counts come from the files: the number of records from the plan, rows from ledger and index, bytes from the
-tar itself.
+shards. The counts come from the files: the number of records from the plan (or from what was read, where the plan
+does not know), rows from ledger and index, bytes from the tar itself.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.contracts import ABOUT_KEY, Counts, tally
+from pipelines.core.contracts import ABOUT_KEY, READ, Counts, tally
 from pipelines.core.pipeline import LedgerError, ShardPlan
 from pipelines.core.published import tar_of
 from pipelines.core.storage import Storage, read_parquet, read_parquet_metadata
@@ -50,7 +50,8 @@ def check_shard(storage: Storage, plan: ShardPlan) -> ShardFacts:
     _check_exist(tars, name, (tar,))
     is_record = pc.is_null(ledger.column("slot"))
     records, links = ledger.filter(is_record), ledger.filter(pc.invert(is_record))
-    _check_records(name, records, plan.num_records)
+    num_read = about["stages"][READ]["seen"] if plan.num_records is None else plan.num_records
+    _check_records(name, records, num_read)
     _check_links(name, records, links)
     _check_reasons(name, ledger)
     _check_index(name, records, index, entry)

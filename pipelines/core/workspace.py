@@ -292,7 +292,7 @@ def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
             )
         if not shard.name.startswith(f"{pipeline.dataset}-"):
             raise EngineError(f"shard '{shard.name}' is not named after '{pipeline.dataset}'")
-        if shard.num_records < 0:
+        if shard.num_records is not None and shard.num_records < 0:
             raise EngineError(f"shard '{shard.name}' is planned with {shard.num_records} records")
     return shards
 

@@ -3,28 +3,41 @@
 One stage: every sample is decoded (`schemas.adopted`), its images too; what cannot be trained on is a row of the
 ledger. The sink writes the index, and the manifest names where the tar lies. So features, filters, reports and exact
 training work as on shards that a build wrote.
+
+Clips (`mp4 txt json`, as video2dataset writes them) are of no use to training before frames are cut out of them: a tar
+that has some gives a shard of its own in `shards/`, of frames with their times and captions, as of WebVid.
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
-from pipelines.core.pipeline import RECORD_FIELDS, Filter, Pipeline, Reason, Reasons, Stage
+from pipelines.core.pipeline import (
+    RECORD_FIELDS,
+    Construct,
+    Pipeline,
+    Reason,
+    Reasons,
+    Rejected,
+    Stage,
+)
 from pipelines.core.published import members_of
 from pipelines.core.storage import Storage, write_parquet
 from pipelines.images.normalise import IMAGE_REASONS
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
-from pipelines.publish.shards import HashedFile
+from pipelines.publish.shards import HashedFile, ShardSink
 from pipelines.readers.tars import TarSource
-from schemas.adopted import AdoptError, decode_adopted
+from pipelines.transforms.frames import CLIP_FIELDS, VideoContent
+from pipelines.transforms.samples import image_segment
+from schemas.adopted import AdoptError, decode_adopted, decode_clip, is_clip
 from schemas.images import ImageError, open_image
 from schemas.manifest import ShardEntry
-from schemas.sample import SEGMENT_TYPE, Sample, canonical_json
+from schemas.sample import SEGMENT_TYPE, Sample, Segment, canonical_json, check_sample
 from schemas.shard import INDEXES, index_row
 from schemas.tables import INDEX
 from schemas.validation import SchemaError
@@ -38,13 +51,11 @@ CARD = Card(
 ADOPT_REASONS: Reasons = {
     **IMAGE_REASONS,
     "no_image_member": Reason("The sample has no member that is a JPEG, PNG or WebP image."),
-    "video_member": Reason("A clip: `emu build webvid --media` cuts frames out of it."),
     "malformed_json": Reason("The JSON member cannot be read."),
     "not_utf8": Reason("The text is not valid UTF-8."),
     "document_malformed": Reason("The JSON member is no document of the form that it begins."),
     "sample_malformed": Reason("The members are a sample of ours, but damaged."),
 }
-_VIDEOS = frozenset(("mp4", "webm", "mkv", "avi", "mov"))
 _INDEX_FIELDS = tuple(f for f in INDEX.schema if f.name not in ("key", "shard"))
 _SCHEMA = pa.schema(
     [
@@ -57,70 +68,91 @@ _SCHEMA = pa.schema(
 )
 
 
-def pipeline(source: TarSource, corpus: str, root: str, filters: Sequence[Filter] = ()) -> Pipeline:
+def pipeline(
+    source: TarSource, corpus: str, root: str, clips: VideoContent | None = None
+) -> Pipeline:
     """The pipeline from tars to an index of them.
 
     Args:
         source: the tars.
         corpus: the name of the dataset's shards.
         root: where the dataset will be; paths of tars below it are relative to it.
-        filters: further reasons to drop a sample; they see segments without the bytes of images.
+        clips: which frames are cut out of clips, and their size.
     """
+    clips = clips or VideoContent()
+    check = Construct(CheckSamples, (source, clips), {**ADOPT_REASONS, **clips.reasons})
     return Pipeline(
         corpus=corpus,
         source=source,
-        stages=(Stage("check", (CheckSamples(source), *filters)),),
+        stages=(Stage("check", (check,)),),
         sink=IndexSink(source, root),
-        config={"limit": source.limit},
+        config={
+            "limit": source.limit,
+            "frames": asdict(clips.frames),
+            "image": asdict(clips.image),
+        },
         finish=(REPORT, CARD),
     )
 
 
-@dataclass(frozen=True)
 class CheckSamples:
-    """Transform: the column `members` becomes the columns of samples, with images decoded but not kept."""
+    """Transform: the column `members` becomes the columns of samples, with images decoded but not kept.
 
-    source: TarSource
-    reasons: ClassVar[Reasons] = ADOPT_REASONS
+    Where a tar has clips, all its samples are to be written: their images are kept, and `index` is null.
+    """
+
+    def __init__(self, source: TarSource, clips: VideoContent) -> None:
+        self.source, self.clips = source, clips
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The samples; what cannot be trained on carries the reason."""
         rows = table.to_pylist()
+        has_clips = any(is_clip(m["name"] for m in row["members"]) for row in rows)
         if rows:
             with self.source.files.open(rows[0]["source"]) as tar:
-                rows = [self._row(tar, row) for row in rows]
+                rows = [self._row(tar, row, has_clips) for row in rows]
         return pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(table.schema.metadata))
 
-    def _row(self, tar: BinaryIO, row: dict[str, Any]) -> dict[str, Any]:
+    def close(self) -> None:
+        """End the process of the decoder."""
+        self.clips.close()
+
+    def _row(self, tar: BinaryIO, row: dict[str, Any], has_clips: bool) -> dict[str, Any]:
         places = row.pop("members")
         tar_key = row.pop("tar_key")
         if row["drop_reason"] is not None:
             return row
         shard = row["key"].rpartition("-")[0]
         try:
-            sample = checked_sample(row["key"], members_of(tar, places), f"{shard}.tar")
-        except AdoptError as error:
+            sample = self._sample(row["key"], members_of(tar, places), f"{shard}.tar")
+        except (AdoptError, Rejected) as error:
             detail = f"{tar_key}: {error.detail}" if error.detail else tar_key
             return row | {"drop_reason": error.reason, "drop_detail": detail}
         except SchemaError as error:
             return row | {"drop_reason": "sample_malformed", "drop_detail": str(error)}
-        segments = [s.as_row() | {"image": None} for s in sample.segments]
+        dropped = {} if has_clips else {"image": None}
         return row | {
-            "segments": segments,
+            "segments": [s.as_row() | dropped for s in sample.segments],
             "meta": canonical_json(dict(sample.meta)),
             "corpus": sample.corpus,
-            "index": index_row(sample, shard, places),
+            "index": None if has_clips else index_row(sample, shard, places),
         }
+
+    def _sample(self, key: str, members: Mapping[str, bytes], name: str) -> Sample:
+        if not is_clip(members):
+            return checked_sample(key, members, name)
+        video, caption, meta = decode_clip(members)
+        value = self.clips.convert(members[video])
+        segments = [replace(image_segment(f), time_s=f["time_s"]) for f in value["frames"]]
+        if caption is not None:
+            segments.append(Segment.of_text(caption))
+        meta["clip"] = {f.name: value[f.name] for f in CLIP_FIELDS}
+        return check_sample(Sample(key, name.rpartition("-")[0], tuple(segments), meta))
 
 
 def checked_sample(key: str, members: Mapping[str, bytes], name: str) -> Sample:
     """The sample of members whose images can all be decoded; raises `AdoptError` or `SchemaError`."""
-    try:
-        sample = decode_adopted(key, members, name)
-    except AdoptError as error:
-        if error.reason == "no_image_member" and _VIDEOS.intersection(members):
-            raise AdoptError("video_member", ", ".join(_VIDEOS.intersection(members))) from None
-        raise
+    sample = decode_adopted(key, members, name)
     for number, segment in enumerate(sample.images):
         try:
             open_image(segment.image or b"").decode()
@@ -131,13 +163,15 @@ def checked_sample(key: str, members: Mapping[str, bytes], name: str) -> Sample:
 
 @dataclass(frozen=True)
 class IndexSink:
-    """A `Sink` that writes the index of a shard whose tar exists."""
+    """A `Sink` that writes the index of a shard whose tar exists; where it has clips, a tar of their frames."""
 
     source: TarSource
     root: str
 
     def write(self, shard: str, table: pa.Table, storage: Storage) -> ShardEntry:
         """Write the index, and hash the tar."""
+        if table.num_rows and table["index"].null_count == table.num_rows:
+            return ShardSink().write(shard, table, storage)
         name = self.source.names[int(shard.rpartition("-")[2])]
         rows = [
             {**row["index"], "key": row["key"], "shard": shard}

@@ -99,6 +99,8 @@ def _commit(storage: Storage, front: Mapping[str, Any], body: str) -> None:
 def _configs(storage: Storage, manifest: Manifest) -> list[dict[str, str]]:
     if is_exported(storage, manifest):
         return [PARQUET_CONFIG]
+    if any(entry.path is not None for entry in manifest.shards):
+        return []  # tars of others lie elsewhere, and hold what was dropped too
     return [TAR_CONFIG] if _has_equal_members(storage, manifest) else []
 
 

@@ -40,7 +40,7 @@ class TableSource(ColumnSource):
             if not own or left == 0:
                 continue
             planned = replace(source, patterns=own, limit=left).plan(corpus)
-            left = None if left is None else left - sum(s.num_records for s in planned)
+            left = None if left is None else left - sum(s.num_records or 0 for s in planned)
             for shard in planned:
                 parts = tuple({**part, "stem": stems[part["file"]]} for part in shard.parts)
                 shards.append(ShardPlan(shard_name(corpus, len(shards)), shard.num_records, parts))

@@ -5,7 +5,8 @@ The table of a shard has the reserved columns, `tar_key` (the name of the sample
 (`webdataset.tariterators.base_plus_ext`): consecutive ones of one name up to the first dot. What webdataset skips is
 skipped (folders, links, names without an extension, `__…__`).
 
-What can be wrong is data: a tar that ends in the middle, or is none, has one record more, which says so.
+Planning opens no tar: the headers of each are read by the worker that takes its shard. What can be wrong is data: a tar
+that ends in the middle, or is none, has one record more, which says so.
 """
 
 import re
@@ -82,9 +83,9 @@ class TarSource(Checked):
         return self.files.names()[: self.limit]
 
     def plan(self, corpus: str) -> Sequence[ShardPlan]:
-        """One shard for each tar; reads the headers of all."""
+        """One shard for each tar; which samples it has, its worker finds."""
         return [
-            ShardPlan(shard_name(corpus, n), len(self._records(name)), ({"file": name},))
+            ShardPlan(shard_name(corpus, n), None, ({"file": name},))
             for n, name in enumerate(self.names)
         ]
 
