@@ -84,6 +84,10 @@ class EmuTokenizer:
         """The ids of a text; special tokens written in it are plain text."""
         return self._pieces.EncodeAsIds(text) if text else []
 
+    def piece(self, token: int) -> str:
+        """One token on its own: a space where a word begins, `<0x0A>` for a byte, a special token by its name."""
+        return self._token_of.get(token) or self._pieces.IdToPiece(token).replace("\u2581", " ")
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of `ids`; special tokens are omitted, or kept with a space on each side."""
         texts: list[str] = []

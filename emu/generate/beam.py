@@ -3,7 +3,7 @@
 Lengths include the start id and exclude the end token of a finished beam. The search of a prompt is over when enough
 beams are finished and no open one can score higher at the current length.
 
-Shapes: B prompts, K beams, W entries of the vocabulary.
+Shapes: K beams, B positions after the prompt, R rows that are read, W entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from emu.generate.kv_cache import DecodeState
-from emu.generate.prompts import TextOptions
+from emu.generate.request_state import Branches, Output, RequestState
+from emu.generate.sampling import Detokenizer
 
 CLOSED = -1e9  # score of beams that must not be continued: at the start, all but one
 
@@ -57,6 +57,17 @@ class Search:
             self._close()
         return origins
 
+    def take(self, log_probs_KW: Tensor, eos: int) -> list[int]:
+        """Takes the log-probabilities of the next tokens; returns the beam that each open beam came from."""
+        totals_KW = log_probs_KW + log_probs_KW.new_tensor(self.scores)[:, None]
+        scores, indices = totals_KW.flatten().topk(2 * self.num_beams)
+        vocabulary = log_probs_KW.shape[1]
+        ranked = [
+            (score, index // vocabulary, index % vocabulary)
+            for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
+        ]
+        return self.advance(ranked, eos)
+
     def best(self) -> list[int]:
         """The ids of the best beam, with its end token where it has one."""
         return max(self.finished, key=lambda entry: entry[0])[1]
@@ -72,45 +83,48 @@ class Search:
         del self.finished[self.num_beams :]
 
 
-@torch.inference_mode()
-def beam_search(state: DecodeState, limits: Sequence[int], options: TextOptions) -> list[list[int]]:
-    """The ids of the best text for each prompt, at most `limits` of them."""
-    beams, special = options.num_beams, state.model.config.special
-    searches = [Search(beams, options.length_penalty, limit) for limit in limits]
-    state.select([row for row in range(state.num_rows) for _ in range(beams)])
-    num_ids = 1  # the start id counts
-    while True:
-        logits_BW = state.model.language.head(state.hidden_BD).float()
-        log_probs_BKW = torch.log_softmax(logits_BW, dim=-1).unflatten(0, (-1, beams))
-        if num_ids < options.min_length:
-            log_probs_BKW[..., special.eos] = -torch.inf
-        origins, tokens = advance(searches, log_probs_BKW, special.eos, special.pad)
-        if all(search.is_over for search in searches):
-            return [search.best() for search in searches]
-        state.reorder(origins)
-        state.feed_ids(tokens)
-        num_ids += 1
+class BeamState(RequestState):
+    """A request whose text is searched: all beams are branches over the pages of one sequence.
 
+    A step feeds a token of every beam. Beams that were given up stay in the cache and are no longer seen, so that
+    nothing is copied when beams are exchanged.
+    """
 
-def advance(
-    searches: Sequence[Search], log_probs_BKW: Tensor, eos: int, pad: int
-) -> tuple[list[int], list[int]]:
-    """One step of all searches: the rows to continue, and the token for each."""
-    num_beams, vocabulary = log_probs_BKW.shape[1:]
-    origins: list[int] = []
-    tokens: list[int] = []
-    for number, search in enumerate(searches):
-        first = number * num_beams
+    def take_logits(self, logits_RW: Tensor, likeliest: Sequence[int]) -> list[Output]:
+        """Continues every beam; gives the best text once the search is over."""
+        special, search = self._config.special, self._search
+        log_probs_KW = torch.log_softmax(logits_RW, dim=-1).expand(search.num_beams, -1)
+        if self._num_ids < self._options.min_length:
+            log_probs_KW = log_probs_KW.clone()
+            log_probs_KW[:, special.eos] = -torch.inf
+        origins = search.take(log_probs_KW, special.eos)
         if search.is_over:
-            origins += range(first, first + num_beams)
-            tokens += [pad] * num_beams
-            continue
-        totals_KW = log_probs_BKW[number] + log_probs_BKW.new_tensor(search.scores)[:, None]
-        scores, indices = totals_KW.flatten().topk(2 * num_beams)
-        ranked = [
-            (score, index // vocabulary, index % vocabulary)
-            for score, index in zip(scores.tolist(), indices.tolist(), strict=True)
-        ]
-        origins += [first + beam for beam in search.advance(ranked, eos)]
-        tokens += [beam[-1] for beam in search.beams]
-    return origins, tokens
+            return self._end(search.best())
+        self._feed(origins)
+        return []
+
+    def _begin_text(self) -> None:
+        limit = self._max_tokens()
+        self.texts.append(Detokenizer(self._tokenizer, limit, self._options.stop))
+        self._search = Search(self._options.num_beams, self._options.length_penalty, limit)
+        self._num_ids = 1  # the start id counts
+        self._sees_KB = torch.zeros(self._options.num_beams, 0, dtype=torch.bool)
+
+    def _feed(self, origins: Sequence[int]) -> None:
+        if self.branches is None:
+            self._root = self.length
+        beams = self._search.beams
+        own_KK = torch.eye(len(beams), dtype=torch.bool)
+        self._sees_KB = torch.cat([self._sees_KB[list(origins)], own_KK], dim=1)
+        position = self._root + len(beams[0]) - 1
+        self.branches = Branches(self._root, torch.full((len(beams),), position), self._sees_KB)
+        self.inputs_TD = self._embed([beam[-1] for beam in beams])
+        self.num_read = len(beams)
+        self._num_ids += 1
+
+    def _end(self, ids: Sequence[int]) -> list[Output]:
+        (text,) = self.texts
+        piece = text.push_all(ids)
+        self._count(text)
+        assert text.reason is not None
+        return [piece, self._finish(text.reason)]

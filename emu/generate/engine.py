@@ -17,8 +17,6 @@ from torch import Tensor
 from emu.config import IMAGE, EmuConfig
 from emu.decoders import load_decoder
 from emu.generate.batch_loop import BatchLoop, Outputs, reply_events, run_requests
-from emu.generate.beam import beam_search
-from emu.generate.kv_cache import DecodeState
 from emu.generate.prompts import (
     EncodedPrompt,
     ImageOptions,
@@ -27,10 +25,10 @@ from emu.generate.prompts import (
     Reply,
     TextOptions,
 )
-from emu.generate.request_state import Request
-from emu.generate.sampling import Detokenizer, Event, ImageGeneration, ReplyDecoder
+from emu.generate.request_state import Losses, Request
+from emu.generate.sampling import Detokenizer, Event
 from emu.generate.scheduler import ScheduleOptions, Scheduler
-from emu.generate.scoring import summed_losses
+from emu.generate.scoring import rank_request
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 from emu.weights.adapter import open_model
@@ -81,7 +79,7 @@ class Engine:
     def start_batching(self, options: ScheduleOptions = ScheduleOptions()) -> BatchLoop:
         """From now on `stream` and `generate` of all threads run together, over one pool of pages.
 
-        Without it each call runs alone. Beam search always does. `QueueFull` is raised where too many wait.
+        Without it each call runs alone. `QueueFull` is raised where too many wait.
         """
         if self._loop is None:
             self._loop = BatchLoop(Scheduler(self.model, self.tokenizer, options))
@@ -179,11 +177,8 @@ class Engine:
 
         num_reserved = self.config.former.num_queries + 1 if image_first else 1
         encoded = self.encode(prompt, opens_image=image_first, num_reserved=num_reserved)
-        if (text is None and not image_first) or (text is not None and text.num_beams > 1):
-            images = ImageGeneration(decode, image_first, max_images) if has_images else None
-            with torch.inference_mode():
-                decoder = ReplyDecoder(self.model, self.tokenizer, encoded, text, images)
-            yield from decoder.events()
+        if text is None and not image_first:
+            yield Reply((), "stop", len(encoded.ids), 0)
             return
         request = Request(encoded, text, image_first, max_images)
         yield from reply_events(self._outputs(request), decode)
@@ -213,7 +208,11 @@ class Engine:
             raise ValueError(f"score is {score!r}, give 'released' or 'sum'")
         encoded = self.encode(prompt)
         answered = [self._answered(encoded, *entry) for entry in enumerate(candidates)]
-        losses = summed_losses(self.model, encoded, answered)
+        (losses,) = [
+            list(output.losses)
+            for _, output in self._outputs(rank_request(encoded, answered))
+            if isinstance(output, Losses)
+        ]
         if score == "sum":
             return losses
         return [loss / len(full.ids) for loss, full in zip(losses, answered, strict=True)]
@@ -237,25 +236,15 @@ class Engine:
         encoded = [self.encode(prompt) for prompt in _listed(prompts)]
         if not encoded:
             return []
-        if options.num_beams == 1:
-            requests = [Request(prompt, options, row=row) for row, prompt in enumerate(encoded)]
-            outputs = run_requests(self.model, self.tokenizer, requests)
-            ended = {state.request.row: state.texts[0] for state, _ in outputs}
-            return [ended[row] for row in range(len(requests))]
-        limits = [self._limit(prompt, options) for prompt in encoded]
-        texts = [Detokenizer(self.tokenizer, limit, options.stop) for limit in limits]
-        state = DecodeState(self.model, encoded)
-        for text, ids in zip(texts, beam_search(state, limits, options), strict=True):
-            text.push_all(ids)
-        return texts
+        requests = [Request(prompt, options, row=row) for row, prompt in enumerate(encoded)]
+        outputs = run_requests(self.model, self.tokenizer, requests)
+        ended = {state.request.row: state.texts[0] for state, _ in outputs if state.texts}
+        return [ended[row] for row in range(len(requests))]
 
     def _outputs(self, request: Request) -> Outputs:
         if self._loop is not None:
             return self._loop.outputs(request)
         return run_requests(self.model, self.tokenizer, [request])
-
-    def _limit(self, prompt: EncodedPrompt, options: TextOptions) -> int:
-        return min(options.max_new_tokens, self.config.language.max_positions - len(prompt.ids))
 
     def _decoder(self) -> VisualDecoder:
         if self.decoder is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from torch import Tensor
@@ -17,6 +18,17 @@ from emu.generate.page_pool import PAGE_POSITIONS
 from emu.models.emu import Emu
 
 KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class ContentKeys:
+    """The keys of one prompt."""
+
+    weights: bytes
+    """Of the weights and the adapter that it is for."""
+    images: Sequence[bytes]
+    pages: Sequence[bytes]
+    """Of the pages that it fills and another may share."""
 
 
 def weights_key(model: Emu, adapter: str = "") -> bytes:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MAX_SIDE = 4096
 """Pixels of a generated image along one side: eight times what Stable Diffusion was trained on."""
 
+MAX_LOGPROBS = 20
+"""Likeliest tokens per position, as in OpenAI's API."""
+
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, description="the seeds of torch")]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE, description="pixels")]
 
@@ -60,9 +63,20 @@ class TextOptions(Checked):
     """Of the sampler; row i of a batch uses `seed + i`, whatever else is in the batch."""
     stop: tuple[str, ...] = ()
     """The text ends before the first occurrence of any of these strings."""
+    num_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """Give the log-probability of each new token, and of so many likeliest ones; None gives none."""
+    prompt_logprobs: bool = False
+    """Give them for the tokens of the prompt as well; the prompt then reads no pages of others."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prompt_logprobs and self.num_logprobs is None:
+            raise ConfigError("prompt_logprobs is True with num_logprobs None, give 0 or more")
+        if self.num_logprobs is not None and self.num_beams > 1:
+            raise ConfigError(
+                f"num_logprobs is {self.num_logprobs} with num_beams {self.num_beams}; a beam search "
+                "has no log-probability of single tokens"
+            )
         if self.do_sample and self.num_beams > 1:
             raise ConfigError(
                 f"do_sample is True with num_beams {self.num_beams}, give one or the other"
@@ -97,6 +111,19 @@ text inside a reply and never the reply."""
 
 
 @dataclass(frozen=True)
+class TokenScore:
+    """A token and its log-probability in nats, as the model gives it: before temperature, top_p and min_length."""
+
+    token: int
+    text: str
+    """The token on its own (`EmuTokenizer.piece`)."""
+    logprob: float | None
+    """None for the first position of a prompt and for the positions of images, which nothing predicts."""
+    top: tuple[tuple[int, str, float], ...] = ()
+    """The likeliest tokens at its position: id, text, log-probability."""
+
+
+@dataclass(frozen=True)
 class Reply:
     """The segments of a reply in order, why it ended, and how many positions it took."""
 
@@ -104,6 +131,10 @@ class Reply:
     finish_reason: FinishReason
     num_prompt_tokens: int  # positions of the prompt, those of images included
     num_reply_tokens: int  # positions of the reply, those of images included
+    scores: tuple[TokenScore, ...] = ()
+    """Of the new tokens of all texts, with `TextOptions.num_logprobs`."""
+    prompt_scores: tuple[TokenScore, ...] = ()
+    """Of the positions of the prompt, with `TextOptions.prompt_logprobs`."""
 
     @property
     def text(self) -> str:

@@ -1,30 +1,26 @@
-"""Decodes text token by token, and replies that interleave text with images, over one KV cache.
+"""Decodes text token by token: chooses tokens, and turns them into text.
 
-Shapes: B rows (1 in a reply), Q causal queries, D language width, W entries of the vocabulary.
+Shapes: B rows, W entries of the vocabulary.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from emu.generate.beam import beam_search
 from emu.generate.kv_cache import DecodeState
-from emu.generate.prompts import EncodedPrompt, FinishReason, Reply, TextOptions
-from emu.models.emu import Emu
+from emu.generate.prompts import FinishReason, Reply, TextOptions, TokenScore
 from emu.tokenizer import EmuTokenizer
-from schemas.sample import Segment
 
 INCOMPLETE = "\ufffd"  # what sentencepiece returns for bytes that do not form a character yet
 MIN_TEMPERATURE = 1e-8  # float32 cannot divide by less; the sample is the likeliest token anyway
 
-Event = str | Image.Image | Reply
-"""A piece of text, an image, or at last the whole reply."""
+Event = str | TokenScore | Image.Image | Reply
+"""A piece of text, before it the score of its token if it is asked for, an image, or at last the whole reply."""
 
 
 class Detokenizer:
@@ -157,95 +153,6 @@ def decode_text(
             [pad if text.reason else token for text, token in zip(texts, tokens, strict=True)]
         )
         num_ids += 1
-
-
-@dataclass(frozen=True)
-class ImageGeneration:
-    """How images enter a reply."""
-
-    decode: Callable[[Tensor, int], Image.Image]  # from embeddings BQD and the number of the image
-    comes_first: bool  # the prompt ends in [IMG]
-    max_images: int  # the first image and those that the model chooses to open
-
-
-class ReplyDecoder:
-    """Decodes one reply: text, an image where the model opens one, and the text that follows it."""
-
-    def __init__(
-        self,
-        model: Emu,
-        tokenizer: EmuTokenizer,
-        prompt: EncodedPrompt,
-        options: TextOptions | None,
-        images: ImageGeneration | None,
-    ) -> None:
-        """Runs the prompt. Without `images` the reply is text only, without `options` it has no text."""
-        self._state = DecodeState(model, [prompt])
-        self._config = model.config
-        self._tokenizer, self._images = tokenizer, images
-        self._options = options or TextOptions()
-        self._has_text = options is not None
-        self._num_prompt = self._num_used = len(prompt.ids)
-        self._num_tokens = self._num_images = 0
-        self._segments: list[Segment] = []
-
-    def events(self) -> Iterator[Event]:
-        """Pieces of text (also empty ones) and images as they are generated; at last the reply."""
-        if self._images is not None and self._images.comes_first:
-            yield self._image(self._images)
-        reason: FinishReason = "length" if self._has_text else "stop"
-        while self._has_text and (limit := self._max_tokens()) > 0:
-            text = Detokenizer(self._tokenizer, limit, self._options.stop, self._may_open_image())
-            yield from self._pieces(text)
-            self._append(text)
-            assert text.reason is not None
-            reason = text.reason
-            if self._images is None or reason != "image":
-                break
-            if not self._fits_image():
-                reason = "length"
-                break
-            self._state.feed_ids([self._config.special.image_start])
-            yield self._image(self._images)
-        num_reply = self._num_used - self._num_prompt
-        yield Reply(tuple(self._segments), reason, self._num_prompt, num_reply)
-
-    def _pieces(self, text: Detokenizer) -> Iterator[str]:
-        if self._options.num_beams > 1:
-            (ids,) = beam_search(self._state, [self._max_tokens()], self._options)
-            yield text.push_all(ids)
-            return
-        for (piece,) in decode_text(self._state, [text], self._options):
-            yield piece
-
-    def _append(self, text: Detokenizer) -> None:
-        self._num_tokens += len(text.ids)
-        self._num_used += len(text.ids)
-        if text.text:
-            self._segments.append(Segment.of_text(text.text, role="assistant"))
-
-    def _image(self, images: ImageGeneration) -> Image.Image:
-        embeddings_BQD = self._state.regress_image()
-        self._state.close_image(embeddings_BQD)
-        self._num_used += self._config.former.num_queries + 1
-        image = images.decode(embeddings_BQD, self._num_images)
-        self._num_images += 1
-        segment = Segment.of_image(to_png(image), "png", *image.size, role="assistant")
-        self._segments.append(segment)
-        return image
-
-    def _max_tokens(self) -> int:
-        left = self._config.language.max_positions - self._num_used
-        return min(left, self._options.max_new_tokens - self._num_tokens)
-
-    def _may_open_image(self) -> bool:
-        # a beam search leaves no single row from which an image could be regressed
-        is_allowed = self._images is not None and self._num_images < self._images.max_images
-        return is_allowed and self._options.num_beams == 1
-
-    def _fits_image(self) -> bool:
-        needed = self._config.former.num_queries + 1
-        return self._num_used + needed <= self._config.language.max_positions
 
 
 def to_png(image: Image.Image) -> bytes:

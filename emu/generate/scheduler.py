@@ -4,14 +4,13 @@ A row of text and a row that regresses a visual embedding are the same to the la
 state differs. Prompts are fed in chunks beside the rows that generate. What a request gives does not depend on
 what runs beside it: attention is computed for each sequence on its own, and products of matrices differ by rounding.
 
-Shapes: B rows whose next output is due, T positions of all rows side by side, H heads, K width of a head,
-D language width, W entries of the vocabulary.
+Shapes: R rows that are read, T positions of all requests side by side, D language width, W entries of the vocabulary.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,12 +18,15 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from emu.generate.beam import BeamState
 from emu.generate.kv_cache import MAX_IMAGES, projected, run_layers, steadily_projected
 from emu.generate.page_pool import PAGE_POSITIONS, PagePool, pages_for
-from emu.generate.prefix import image_key, page_keys, weights_key
+from emu.generate.prefix import ContentKeys, image_key, page_keys, weights_key
+from emu.generate.prompt_inputs import PromptInputs, Rest
 from emu.generate.request_state import Output, Request, RequestState
+from emu.generate.scoring import RankState
+from emu.generate.step_attention import Span, StepAttention
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 from schemas.validation import Checked
@@ -51,23 +53,50 @@ class ScheduleOptions(Checked):
     max_cached_images: Annotated[int, Field(ge=0)] = 64
     """Images whose visual embeddings are kept for the next prompt with the same image."""
     deterministic: bool = False
-    """In float32 on a CPU, matrix products give a row the same bits whatever runs beside it; fewer than 12 rows are
-    slower (docs/decisions/0110)."""
+    """In float32 on a CPU, attention of a request has the same sizes whatever runs beside it, and so have products of few
+    rows. Slower for one row and for long prompts (docs/decisions/0110)."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """The rows of one request in a step."""
+class Counters:
+    """What a scheduler holds at present, and what it has done since it began."""
 
-    state: RequestState
-    start: int
-    number: int
+    num_waiting: int
+    """Requests that wait for a row or for pages."""
+    num_running: int
+    """Requests that take part in the next step."""
+    num_pages: int
+    """Pages of the pool."""
+    num_pages_used: int
+    """Pages of the requests that run."""
+    num_pages_registered: int
+    """Pages whose content another prompt may share."""
+    prefix_pages_wanted: int
+    """Full pages of the prompts that were admitted, since the beginning, as all that follow."""
+    prefix_pages_hit: int
+    """Those of them that were shared instead of computed."""
+    images_wanted: int
+    """Images of prompts whose visual embeddings were needed."""
+    images_hit: int
+    """Those of them whose embeddings were kept from before."""
+    steps: int
+    """Forward passes."""
+    positions: int
+    """Positions that were fed, of prompts and of replies."""
+    tokens: int
+    """Rows whose next token was chosen."""
+    embeddings: int
+    """Visual embeddings that were generated."""
+    finished: int
+    """Requests that ended by themselves."""
+    aborted: int
+    """Requests that were ended from outside."""
 
 
 class Scheduler:
     """Runs requests of all kinds together over one pool of pages.
 
-    One thread calls `step`; any thread may call `submit` and `abort`.
+    One thread calls `step`; any thread may call `submit`, `abort` and `counters`.
     """
 
     def __init__(
@@ -78,10 +107,16 @@ class Scheduler:
         self.pool = PagePool(model.language, options.num_pages)
         self._tokenizer = tokenizer
         self._project = steadily_projected if options.deterministic else projected
-        self._images: OrderedDict[bytes, Tensor] = OrderedDict()  # least recently used first
+        # chunks that begin at a multiple of the tile
+        whole = max(options.chunk // PAGE_POSITIONS, 1) * PAGE_POSITIONS
+        self._chunk = whole if options.deterministic else options.chunk
+        self._tile = PAGE_POSITIONS if options.deterministic else None
+        num_together = 1 if options.deterministic else MAX_IMAGES
+        self._inputs = PromptInputs(model, options.max_cached_images, num_together)
         self._waiting: deque[RequestState] = deque()
         self._running: list[RequestState] = []
         self._aborted: list[RequestState] = []
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
@@ -94,6 +129,27 @@ class Scheduler:
         """Requests that take part in the next step."""
         return len(self._running)
 
+    def counters(self) -> Counters:
+        """The counters as they are now."""
+        counts = self._counts
+        return Counters(
+            num_waiting=self.num_waiting,
+            num_running=self.num_running,
+            num_pages=self.pool.num_pages,
+            num_pages_used=self.pool.num_used,
+            num_pages_registered=self.pool.num_registered,
+            prefix_pages_wanted=counts["prefix_pages_wanted"],
+            prefix_pages_hit=self.pool.num_hits,
+            images_wanted=self._inputs.num_wanted,
+            images_hit=self._inputs.num_hits,
+            steps=counts["steps"],
+            positions=counts["positions"],
+            tokens=counts["tokens"],
+            embeddings=counts["embeddings"],
+            finished=counts["finished"],
+            aborted=counts["aborted"],
+        )
+
     def submit(self, request: Request) -> RequestState:
         """Queues a request.
 
@@ -105,7 +161,7 @@ class Scheduler:
                 f"the request takes up to {needed} pages of {PAGE_POSITIONS} positions, the pool has "
                 f"{self.pool.num_pages}; give a shorter prompt or fewer new tokens"
             )
-        state = RequestState(request, self.model.config, self._tokenizer, self._embed)
+        state = self._state(request)
         with self._lock:
             if len(self._waiting) >= self.options.max_waiting + self._num_free_rows():
                 raise QueueFull(
@@ -131,17 +187,19 @@ class Scheduler:
         if not spans:
             return []
         hidden_TD = self._forward(spans)
-        due: list[RequestState] = []
-        rows: list[int] = []
+        outputs = self._scored_prompts(spans, hidden_TD)
+        due: list[Span] = []
         for span in spans:
             if span.state.fed(span.number):
-                due.append(span.state)
-                rows.append(span.start + span.number - 1)
+                due.append(span)
             self._register(span.state)
-        outputs = self._read(due, hidden_TD[rows]) if due else []
-        for state in due:
-            if state.phase == "done":
-                self._leave(state)
+        outputs += self._read(due, hidden_TD)
+        for span in due:
+            if span.state.phase == "done":
+                self._leave(span.state)
+                self._counts["finished"] += 1
+        self._counts["steps"] += 1
+        self._counts["positions"] += len(hidden_TD)
         return outputs
 
     def clear(self) -> None:
@@ -150,6 +208,14 @@ class Scheduler:
             self._waiting.clear()
         for state in list(self._running):
             self._leave(state)
+
+    def _state(self, request: Request) -> RequestState:
+        kind = RequestState
+        if request.answers:
+            kind = RankState
+        elif request.text is not None and request.text.num_beams > 1:
+            kind = BeamState
+        return kind(request, self.model.config, self._tokenizer, self._inputs.embed)
 
     def _num_free_rows(self) -> int:
         return self.options.max_rows - len(self._running)
@@ -160,80 +226,52 @@ class Scheduler:
             for state in aborted:
                 if state in self._waiting:
                     self._waiting.remove(state)
+                    self._counts["aborted"] += 1
         for state in aborted:
             if state in self._running:
                 self._leave(state)
+                self._counts["aborted"] += 1
 
     def _leave(self, state: RequestState) -> None:
         assert state.table is not None
         self._running.remove(state)
         self.pool.release(state.table)
-        state.table, state.inputs_TD, state.phase = None, None, "done"
+        state.leave()
 
     def _admit(self) -> None:
         """Starts requests in the order they came, as long as rows and pages are free."""
-        admitted: list[RequestState] = []
-        weights, images = b"", {}
+        rests: list[Rest] = []
+        weights = b""
         while self._waiting and self._num_free_rows() > 0:
             state = self._waiting[0]
             weights = weights or weights_key(self.model)
-            prompt, config = state.request.prompt, self.model.config
-            pictures = [image_key(weights, pixels) for pixels in prompt.pixels]
-            num_queries = config.former.num_queries
-            keys = page_keys(weights, prompt.ids, pictures, config.special.image, num_queries)
-            table = self.pool.take(keys, pages_for(state.request.num_positions(config)))
+            content = self._content(state, weights)
+            request, prompt = state.request, state.request.prompt
+            readable = [] if request.scores_prompt else content.pages
+            table = self.pool.take(readable, pages_for(request.num_positions(self.model.config)))
             if table is None:
                 break
-            state.keys, state.table, state.num_registered = keys, table, table.num_shared
-            images[state] = pictures
+            state.table, state.num_registered = table, table.num_shared
+            rests.append(Rest(prompt, content.images, table.num_shared * PAGE_POSITIONS))
             with self._lock:
                 self._waiting.popleft()
             self._running.append(state)
-            admitted.append(state)
-        if admitted:
-            self._begin(admitted, images)
+            self._counts["prefix_pages_wanted"] += len(readable)
+        if rests:
+            admitted = self._running[-len(rests) :]
+            for state, rest, inputs in zip(admitted, rests, self._inputs.of(rests), strict=True):
+                assert state.table is not None
+                state.begin(state.table, rest.length, inputs)
 
-    def _begin(
-        self, admitted: Sequence[RequestState], images: dict[RequestState, list[bytes]]
-    ) -> None:
-        """Gives each new request the inputs of the rest of its prompt."""
-        wanted: dict[bytes, Tensor] = {}
-        used: dict[RequestState, tuple[list[bytes], int]] = {}
-        for state in admitted:
-            assert state.table is not None
-            length = state.table.num_shared * PAGE_POSITIONS
-            ids, pixels = state.request.prompt.ids, state.request.prompt.pixels
-            num_places = sum(token == self.model.config.special.image for token in ids[:length])
-            first, skipped = divmod(num_places, self.model.config.former.num_queries)
-            used[state] = images[state][first:], skipped
-            wanted |= dict(zip(images[state][first:], pixels[first:], strict=True))
-        encoded = self._encoded(wanted)
-        for state, (keys, skipped) in used.items():
-            assert state.table is not None
-            length = state.table.num_shared * PAGE_POSITIONS
-            ids_T = torch.tensor(state.request.prompt.ids[length:], device=self.device)
-            inputs_TD = self.model.language.embed(ids_T)
-            if keys:
-                flat = torch.cat([encoded[key] for key in keys])[skipped:]
-                is_place = ids_T == self.model.config.special.image
-                inputs_TD = inputs_TD.masked_scatter(is_place[:, None], flat.to(inputs_TD.dtype))
-            state.begin(state.table, length, inputs_TD)
-
-    def _encoded(self, wanted: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
-        """The visual embeddings `QD` of images; each is encoded once."""
-        found = {key: self._images[key] for key in wanted if key in self._images}
-        missing = [key for key in wanted if key not in found]
-        for start in range(0, len(missing), MAX_IMAGES):
-            group = missing[start : start + MAX_IMAGES]
-            pixels_NCHW = torch.stack([wanted[key] for key in group]).to(self.device)
-            embeddings_NQD = self.model.encode_images(pixels_NCHW)
-            found |= dict(zip(group, embeddings_NQD, strict=True))
-        for key, embeddings_QD in found.items():
-            self._images[key] = embeddings_QD
-            self._images.move_to_end(key)
-        while len(self._images) > self.options.max_cached_images:
-            self._images.popitem(last=False)
-        return found
+    def _content(self, state: RequestState, weights: bytes) -> ContentKeys:
+        """The keys of a prompt; computed once for a request, however often it is looked at."""
+        if state.content is None or state.content.weights != weights:
+            prompt, config = state.request.prompt, self.model.config
+            images = [image_key(weights, pixels) for pixels in prompt.pixels]
+            num_queries = config.former.num_queries
+            pages = page_keys(weights, prompt.ids, images, config.special.image, num_queries)
+            state.content = ContentKeys(weights, images, pages)
+        return state.content
 
     def _spans(self) -> list[Span]:
         """What is fed in this step: every row that generates, and chunks of prompts up to the limit."""
@@ -242,8 +280,8 @@ class Scheduler:
         for state in self._running:
             assert state.inputs_TD is not None
             number = len(state.inputs_TD)
-            if state.is_prefill:
-                number = min(number, self.options.chunk)
+            if state.is_prefill or state.request.answers:
+                number = min(number, self._chunk) if state.is_prefill else number
                 if num_prompt and num_prompt + number > self.options.max_prompt_positions:
                     continue
                 num_prompt += number
@@ -253,77 +291,65 @@ class Scheduler:
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
         """The hidden states `TD` of all inputs; their keys and values are in the pool afterwards."""
-        inputs, positions, slots = [], [], []
+        inputs: list[Tensor] = []
         for span in spans:
-            state, length = span.state, span.state.length
-            assert state.table is not None and state.inputs_TD is not None
-            inputs.append(state.inputs_TD[: span.number])
-            positions.append(torch.arange(length, length + span.number))
-            slots.append(state.table.slots_S[length : length + span.number])
-        slots_T = torch.cat(slots)
-        masks = {span.start: self._mask(span) for span in spans}
+            assert span.state.inputs_TD is not None
+            inputs.append(span.state.inputs_TD[: span.number])
+        attend = StepAttention(self.pool, spans, self.device, self._tile)
+        positions_T = attend.positions_T().to(self.device)
+        return run_layers(
+            self.model.language, torch.cat(inputs), positions_T, attend, self._project
+        )
 
-        def attend(layer: int, queries_THK: Tensor, keys_THK: Tensor, values_THK: Tensor) -> Tensor:
-            self.pool.write(layer, slots_T, keys_THK, values_THK)
-            mixed_THK = torch.empty_like(queries_THK)
-            for span in spans:
-                assert span.state.table is not None
-                end, rows = span.start + span.number, span.state.length + span.number
-                keys_HSK, values_HSK = self.pool.read(layer, span.state.table, rows)
-                queries_HTK = queries_THK[span.start : end].transpose(0, 1)
-                mask = masks[span.start]
-                seen_1HTK = scaled_dot_product_attention(
-                    queries_HTK[None],
-                    keys_HSK[None],
-                    values_HSK[None],
-                    attn_mask=mask,
-                    is_causal=mask is None and span.number > 1,
-                )
-                mixed_THK[span.start : end] = seen_1HTK[0].transpose(0, 1)
-            return mixed_THK
-
-        inputs_TD, positions_T = torch.cat(inputs), torch.cat(positions).to(self.device)
-        language = self.model.language
-        return run_layers(language, inputs_TD, positions_T, attend, self._project)
-
-    def _mask(self, span: Span) -> Tensor | None:
-        """Which positions each input sees, where neither all nor plain causal order says it."""
-        before = span.state.length
-        if span.number == 1 or before == 0:
-            return None
-        sees = torch.ones(span.number, before + span.number, dtype=torch.bool, device=self.device)
-        return sees.tril(diagonal=before)
+    def _scored_prompts(
+        self, spans: Sequence[Span], hidden_TD: Tensor
+    ) -> list[tuple[RequestState, Output]]:
+        """The log-probabilities of prompts that are asked for and complete now."""
+        outputs: list[tuple[RequestState, Output]] = []
+        for span in spans:
+            state = span.state
+            if not (state.request.scores_prompt and state.is_prefill):
+                continue
+            num_later = len(state.request.prompt.ids) - 1 - state.length
+            rows_TD = hidden_TD[span.start : span.start + min(span.number, num_later)]
+            logits_TW = self._project(rows_TD, self.model.language.lm.lm_head).float()
+            outputs += [(state, out) for out in state.take_prompt_logits(logits_TW)]
+        return outputs
 
     def _register(self, state: RequestState) -> None:
         """Makes the pages known that are full of the prompt now."""
-        assert state.table is not None
+        assert state.table is not None and state.content is not None
+        keys = state.content.pages
         while (
-            state.num_registered < len(state.keys)
+            state.num_registered < len(keys)
             and (state.num_registered + 1) * PAGE_POSITIONS <= state.length
         ):
             number = state.num_registered
-            self.pool.register(state.table, number, state.keys[number])
+            self.pool.register(state.table, number, keys[number])
             state.num_registered += 1
 
-    def _read(
-        self, due: Sequence[RequestState], hidden_BD: Tensor
-    ) -> list[tuple[RequestState, Output]]:
+    def _read(self, due: Sequence[Span], hidden_TD: Tensor) -> list[tuple[RequestState, Output]]:
         """The outputs of rows: the vocabulary head for text, the regression head for images."""
         outputs: list[tuple[RequestState, Output]] = []
-        texts = [row for row, state in enumerate(due) if state.phase == "text"]
-        images = [row for row, state in enumerate(due) if state.phase == "image"]
+        texts = [span for span in due if span.state.phase == "text"]
+        images = [span for span in due if span.state.phase == "image"]
         language = self.model.language
         if images:
-            regressed_BD = self._project(hidden_BD[images], language.regress_head)
-            for row, embedding_D in zip(images, regressed_BD, strict=True):
-                outputs += [(due[row], out) for out in due[row].push_embedding(embedding_D)]
+            rows_RD = hidden_TD[[span.end - 1 for span in images]]
+            regressed_RD = self._project(rows_RD, language.regress_head)
+            for span, embedding_D in zip(images, regressed_RD, strict=True):
+                made = span.state.take_embedding(embedding_D)
+                outputs += [(span.state, out) for out in made]
         if texts:
-            logits_BW = self._project(hidden_BD[texts], language.lm.lm_head).float()
-            likeliest = logits_BW.argmax(dim=-1).tolist()
-            for row, logits_W, token in zip(texts, logits_BW, likeliest, strict=True):
-                chosen = due[row].choose(logits_W, token)
-                outputs += [(due[row], out) for out in due[row].push_token(chosen)]
+            read = [range(span.end - span.state.num_read, span.end) for span in texts]
+            rows_RD = hidden_TD[[row for rows in read for row in rows]]
+            logits_RW = self._project(rows_RD, language.lm.lm_head).float()
+            likeliest, first = logits_RW.argmax(dim=-1).tolist(), 0
+            for span, rows in zip(texts, read, strict=True):
+                own = slice(first, first + len(rows))
+                first = own.stop
+                made = span.state.take_logits(logits_RW[own], likeliest[own])
+                outputs += [(span.state, out) for out in made]
+            self._counts["tokens"] += len(likeliest)
+        self._counts["embeddings"] += len(images)
         return outputs
-
-    def _embed(self, ids: Sequence[int]) -> Tensor:
-        return self.model.language.embed(torch.tensor(ids, device=self.device))

@@ -1,9 +1,9 @@
-"""How likely each of several answers is after one prompt, which runs once.
+"""How likely each of several answers is after one prompt: a request of the scheduler, whose prompt runs once.
 
 The answers form a tree of tokens: a prefix that several share runs once, and all branches go through the layers side
 by side, each position seeing the prompt and its own ancestors.
 
-Shapes: T positions of the tree, D language width, W entries of the vocabulary.
+Shapes: T positions of the tree, R rows that are read, W entries of the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,12 +14,25 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from emu.generate.kv_cache import DecodeState
+from emu.config import EmuConfig
+from emu.generate.page_pool import PageTable
 from emu.generate.prompts import EncodedPrompt
-from emu.models.emu import Emu
+from emu.generate.request_state import (
+    MAX_TREE_POSITIONS,
+    Branches,
+    Embed,
+    Finished,
+    Losses,
+    Output,
+    Request,
+    RequestState,
+)
+from emu.tokenizer import EmuTokenizer
 
-MAX_POSITIONS = 512  # of a tree: bounds the memory for any number of answers
+MAX_POSITIONS = MAX_TREE_POSITIONS
 ROOT = -1  # the end of the prompt, as a parent
+
+Ids = tuple[int, ...]
 
 
 class Tree:
@@ -56,47 +69,81 @@ class Tree:
         return sees_TT
 
 
-@torch.inference_mode()
-def summed_losses(
-    model: Emu, prompt: EncodedPrompt, answered: Sequence[EncodedPrompt]
-) -> list[float]:
-    """The loss of each answer after the prompt, summed over its tokens.
+def grow_trees(answers: Sequence[Ids], limit: int) -> list[tuple[Tree, dict[Ids, list[int]]]]:
+    """Trees of at most `limit` positions (more if one answer has more), and the paths of their answers."""
+    grown: list[tuple[Tree, dict[Ids, list[int]]]] = []
+    tree, paths = Tree(), {}
+    for answer in sorted(set(answers)):  # neighbours share their prefixes
+        if len(tree) + len(answer) > limit and paths:
+            grown.append((tree, paths))
+            tree, paths = Tree(), {}
+        paths[answer] = tree.add(answer)
+    return [*grown, (tree, paths)]
 
-    `answered` holds the prompt and each answer, encoded as one text. The ids that all of them share with
-    the prompt run once (a token at the border may differ from the prompt's own). Answers of the same
-    ids get the same loss to the last bit.
+
+def rank_request(prompt: EncodedPrompt, answered: Sequence[EncodedPrompt], row: int = 0) -> Request:
+    """The request for the losses of answers; `answered` holds the prompt and each answer, encoded as one text.
+
+    The ids that all of them share with the prompt run once (a token at the border may differ from the prompt's own).
     """
     shared = min(_num_shared(prompt.ids, full.ids) for full in answered)
     assert shared > 0, "every prompt starts with the start id"
-    answers = [full.ids[shared:] for full in answered]
+    answers = tuple(full.ids[shared:] for full in answered)
     assert all(answers), "an answer without a token"
-    state = DecodeState(model, [EncodedPrompt(prompt.ids[:shared], prompt.pixels)])
-    losses: dict[tuple[int, ...], float] = {}
-    tree, paths = Tree(), {}
-    for answer in sorted(set(answers)):  # neighbours share their prefixes
-        if len(tree) + len(answer) > MAX_POSITIONS and paths:
-            losses |= _losses(model, state, tree, paths)
-            tree, paths = Tree(), {}
-        paths[answer] = tree.add(answer)
-    losses |= _losses(model, state, tree, paths)
-    return [losses[answer] for answer in answers]
+    return Request(
+        EncodedPrompt(prompt.ids[:shared], prompt.pixels), None, row=row, answers=answers
+    )
 
 
-def _losses(
-    model: Emu, state: DecodeState, tree: Tree, paths: dict[tuple[int, ...], list[int]]
-) -> dict[tuple[int, ...], float]:
-    hidden_TD = state.hidden_BD
-    if len(tree):
-        tokens, depths = (torch.tensor(x, device=state.device) for x in (tree.tokens, tree.depths))
-        sees_TT = tree.sees().to(state.device)
-        later_TD = state.branch(model.language.embed(tokens), depths, sees_TT)
-        hidden_TD = torch.cat([hidden_TD, later_TD])  # the root is index 0 here
-    log_probs_TW = model.language.head(hidden_TD).float().log_softmax(dim=-1)
-    indices = torch.tensor([position + 1 for path in paths.values() for position in path])
-    tokens = torch.tensor([token for answer in paths for token in answer])
-    picked = log_probs_TW[indices.to(state.device), tokens.to(state.device)].double().cpu()
-    parts = picked.split([len(answer) for answer in paths])
-    return {answer: -float(part.sum()) for answer, part in zip(paths, parts, strict=True)}
+class RankState(RequestState):
+    """Feeds one tree after the other in the place of the one before.
+
+    Answers of the same ids get the same loss to the last bit.
+    """
+
+    def __init__(
+        self, request: Request, config: EmuConfig, tokenizer: EmuTokenizer, embed: Embed
+    ) -> None:
+        super().__init__(request, config, tokenizer, embed)
+        self._trees = grow_trees(request.answers, MAX_POSITIONS)
+        self._losses: dict[Ids, float] = {}
+
+    def begin(self, table: PageTable, length: int, inputs_TD: Tensor) -> None:
+        """As for a reply; the first logits are those after the prompt."""
+        self.table, self.length, self.inputs_TD, self.phase = table, length, inputs_TD, "text"
+
+    def take_logits(self, logits_RW: Tensor, likeliest: Sequence[int]) -> list[Output]:
+        """Takes the logits after the prompt, then those of every tree; at last gives the losses."""
+        log_probs_RW = logits_RW.log_softmax(dim=-1)
+        if self.branches is None:
+            self._root_1W = log_probs_RW
+        else:
+            self._score_tree(log_probs_RW)
+        while self._trees and not len(self._trees[0][0]):  # answers of one token
+            self._score_tree(log_probs_RW[:0])
+        if self._trees:
+            self._feed(self._trees[0][0])
+            return []
+        self.phase = "done"
+        losses = Losses(tuple(self._losses[answer] for answer in self.request.answers))
+        return [losses, Finished("stop")]
+
+    def _feed(self, tree: Tree) -> None:
+        root = len(self.request.prompt.ids)
+        self.length, self.num_read = root, len(tree)
+        self.inputs_TD = self._embed(tree.tokens)
+        self.branches = Branches(root, root + torch.tensor(tree.depths), tree.sees())
+
+    def _score_tree(self, log_probs_TW: Tensor) -> None:
+        _, paths = self._trees.pop(0)
+        log_probs_TW = torch.cat([self._root_1W, log_probs_TW])  # the root is index 0 here
+        device = log_probs_TW.device
+        indices = torch.tensor([position + 1 for path in paths.values() for position in path])
+        tokens = torch.tensor([token for answer in paths for token in answer])
+        picked = log_probs_TW[indices.to(device), tokens.to(device)].double().cpu()
+        parts = picked.split([len(answer) for answer in paths])
+        for answer, part in zip(paths, parts, strict=True):
+            self._losses[answer] = -float(part.sum())
 
 
 def _num_shared(ours: Sequence[int], theirs: Sequence[int]) -> int:

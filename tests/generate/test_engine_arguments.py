@@ -17,6 +17,7 @@ from emu.generate.prompts import ImageOptions, PromptTooLong, TextOptions
 from schemas.images import ImageError
 
 TEXT = "max_new_tokens min_length num_beams length_penalty do_sample temperature top_p seed stop"
+LOG_PROBABILITIES = "num_logprobs prompt_logprobs"
 IMAGE = "height width num_inference_steps guidance_scale seed scheduler"
 
 
@@ -32,7 +33,7 @@ def test_the_arguments_have_their_documented_names() -> None:
     assert arguments(Engine.generate_image) == ["prompt", "options", "initial_latents"]
     for method in (Engine.generate, Engine.stream):
         assert arguments(method) == ["prompt", "text", "image", "image_first", "max_images"]
-    assert [entry.name for entry in fields(TextOptions)] == TEXT.split()
+    assert [entry.name for entry in fields(TextOptions)] == f"{TEXT} {LOG_PROBABILITIES}".split()
     assert [entry.name for entry in fields(ImageOptions)] == IMAGE.split()
     assert arguments(Engine.rank)[:2] == ["prompt", "candidates"]
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,13 @@ import emu
 from emu.generate.batch_loop import BatchLoop, StepFailed
 from emu.generate.engine import Engine
 from emu.generate.kv_cache import DecodeState
-from emu.generate.prompts import Prompt, TextOptions
-from emu.generate.request_state import Finished, Output, Request, RequestState
+from emu.generate.prompts import EncodedPrompt, Prompt, TextOptions, TokenScore
+from emu.generate.request_state import Finished, Losses, Output, PromptScores, Request, RequestState
 from emu.generate.sampling import Detokenizer, decode_text
 from emu.generate.scheduler import QueueFull, ScheduleOptions, Scheduler
+from emu.generate.scoring import rank_request
 
+ANSWERS = ["red", "a blue square", "a blue circle", "it is green", "red", "stars"]
 LONG = "what colour is the triangle in the picture? it is green, describe the image in detail. "
 TOLERANCE = 1e-5  # of embeddings, whatever runs beside them
 ROUNDING = 1e-4  # what differences between matrix products of other sizes grow to in eight steps
@@ -31,6 +33,7 @@ class Answer:
     ids: list[list[int]]
     images: list[Tensor]
     reason: str
+    numbers: list[float] = field(default_factory=list)  # losses and log-probabilities
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +67,31 @@ def requests(opening: Engine, photo: Image.Image) -> list[Request]:
             Request(closed, sampled, row=2),
             Request(opened, None, image_first=True),
             Request(closed, TextOptions(max_new_tokens=9), max_images=2),
+            Request(closed, TextOptions(max_new_tokens=6, num_beams=3, length_penalty=-1.0)),
+            rank_request(closed, [_answered(opening, closed, answer) for answer in ANSWERS]),
             Request(opened, TextOptions(max_new_tokens=3, min_length=3), True, 1),
         ]
+    scored = TextOptions(max_new_tokens=4, num_logprobs=2, prompt_logprobs=True)
+    searched = TextOptions(max_new_tokens=4, num_beams=2)
+    made[-1:-1] = [
+        Request(made[0].prompt, scored),
+        Request(made[2].prompt, searched, image_first=True),
+    ]
     return made
+
+
+def _answered(engine: Engine, prompt: EncodedPrompt, answer: str) -> EncodedPrompt:
+    return engine.encode.encode_joined(f"{prompt.text} {answer}", prompt.pixels)
 
 
 def collect(answer: Answer, state: RequestState, output: Output) -> None:
     if isinstance(output, Tensor):
         answer.images.append(output)
+    elif isinstance(output, Losses):
+        answer.numbers += output.losses
+    elif isinstance(output, TokenScore | PromptScores):
+        scores = [output] if isinstance(output, TokenScore) else output.scores
+        answer.numbers += [score.logprob or 0.0 for score in scores]
     elif isinstance(output, Finished):
         answer.ids, answer.reason = [text.ids for text in state.texts], output.reason
 
@@ -93,9 +113,10 @@ def answers(opening: Engine, requests: list[Request]) -> list[Answer]:
 
 def check_equal(found: Answer, expected: Answer, tolerance: float = ROUNDING) -> None:
     assert (found.ids, found.reason) == (expected.ids, expected.reason)
+    assert found.numbers == pytest.approx(expected.numbers, abs=10 * tolerance)
     assert len(found.images) == len(expected.images)
     for one, other in zip(found.images, expected.images, strict=True):
-        assert (one - other).abs().max() < tolerance
+        assert (one - other).abs().max() <= tolerance
 
 
 def run_schedule(engine: Engine, requests: list[Request], answers: list[Answer], seed: int) -> int:
@@ -166,8 +187,11 @@ def test_answers_are_those_of_the_plain_loops(
 ) -> None:
     model = opening.model
     for request, answer in zip(requests, answers, strict=True):
-        if request.max_images > 1 or (request.row and request.text is not None):
-            continue  # that opens images; that samples with the seed of another row
+        is_search = request.text is not None and request.text.num_beams > 1
+        if request.max_images > 1 or request.answers or is_search:
+            continue  # that opens images; those are compared with transformers and plain forwards
+        if request.row and request.text is not None:
+            continue  # that samples with the seed of another row
         state = DecodeState(model, [request.prompt])
         if request.image_first:
             image_BQD = state.regress_image()
