@@ -85,27 +85,27 @@ def _text_part(text: str) -> dict[str, str]:
 
 
 def _complete(address: str, content: list[Any], **options: Any) -> Any:
-    """The content of the reply to one user message."""
+    """The message that replies to one user message."""
     body = json.dumps({"messages": [{"role": "user", "content": content}], **options}).encode()
     request = urllib.request.Request(
         f"{address}/v1/chat/completions", body, {"content-type": "application/json"}
     )
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
-            return json.load(response)["choices"][0]["message"]["content"]
+            return json.load(response)["choices"][0]["message"]
     except urllib.error.HTTPError as error:
         raise ClientError(f"status {error.code}: {error.read().decode()[:500]}") from error
 
 
-def _text(content: Any) -> str:
+def _text(message: Any) -> str:
+    content = message["content"]
     if not isinstance(content, str):
         raise ClientError(f"expected a text, got {str(content)[:200]!r}")
     return content.strip()
 
 
-def _image(content: Any) -> bytes:
-    parts = content if isinstance(content, list) else []
-    urls = [p["image_url"]["url"] for p in parts if p.get("type") == "image_url"]
+def _image(message: Any) -> bytes:
+    urls = [part["image_url"]["url"] for part in message.get("images", ())]
     if len(urls) != 1:
-        raise ClientError(f"expected one image, got {str(content)[:200]!r}")
+        raise ClientError(f"expected one image, got {str(message)[:200]!r}")
     return base64.b64decode(urls[0].partition(",")[2])

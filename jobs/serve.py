@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emu.serve.schema import Limits
+from emu.serve.limits import Limits
 from jobs.cli import JobError, checked_options, run_job
 from jobs.paths import check_port, free_port, refuse_address
 from jobs.progress import say, say_importing
@@ -29,7 +29,7 @@ from pipelines.download.config import FetchConfig
 
 if TYPE_CHECKING:
     from emu.serve.app import ServeOptions
-    from emu.serve.requests import Fetch
+    from emu.serve.media import Fetch
 
 APPLICATION = "emu"
 PROXY_START = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"

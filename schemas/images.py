@@ -119,9 +119,9 @@ class OpenedImage:
         _load(opened, self.format)
         return _rgb(opened)
 
-    def decode(self) -> Image.Image:
-        """The image as 8-bit RGB, upright; raises as `decode_stored`."""
-        pixels = self.decode_stored()
+    def decode(self, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """The image as 8-bit RGB, upright; takes `at_least` and raises as `decode_stored`."""
+        pixels = self.decode_stored(at_least)
         return _turned(pixels, self.orientation)
 
 

@@ -46,12 +46,14 @@ def frame_indices(num_total: int, num_frames: int = NUM_FRAMES) -> list[int]:
     return [int(step / 2) + round(step * number) for number in range(num_frames)]
 
 
-def read_frames(source: Path | str | bytes, num_frames: int = NUM_FRAMES) -> list[Image.Image]:
+def read_frames(
+    source: Path | str | bytes, num_frames: int = NUM_FRAMES, max_pixels: int | None = None
+) -> list[Image.Image]:
     """`num_frames` evenly spaced frames of a video file or of its bytes, as RGB images.
 
     Raises:
         FileNotFoundError: for an absent file.
-        VideoError: for a file that cannot be read.
+        VideoError: for a file that cannot be read, or whose frames have more than `max_pixels`.
         ModuleNotFoundError: if decord is not installed.
     """
     decord = _decord()
@@ -64,7 +66,14 @@ def read_frames(source: Path | str | bytes, num_frames: int = NUM_FRAMES) -> lis
         raise FileNotFoundError(f"no video at {name}")
     try:
         reader = decord.VideoReader(opened, num_threads=1)
+        height, width, _ = reader[0].shape
+        if max_pixels is not None and height * width > max_pixels:
+            raise VideoError(
+                f"{name}: its frames have {width} x {height} pixels, the limit is {max_pixels}"
+            )
         frames = reader.get_batch(frame_indices(len(reader), num_frames)).asnumpy()
+    except VideoError:
+        raise
     except (decord.DECORDError, RuntimeError, ValueError) as error:
         raise VideoError(
             f"{name}: cannot be read as a video (damaged, truncated, or of an unknown format)"

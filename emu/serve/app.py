@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -22,10 +22,11 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from emu.generate.prompts import TextOptions
 from emu.serve.api import build_api
-from emu.serve.backend import Event, GenerationRequest, LocalBackend, ModelCard
+from emu.serve.backend import EngineStats, Event, Health, ModelCard, Work
 from emu.serve.errors import ErrorResponse
-from emu.serve.requests import Fetch
-from emu.serve.schema import Limits
+from emu.serve.limits import Limits
+from emu.serve.local import LocalBackend
+from emu.serve.media import Fetch
 from emu.weights.layout import read_config
 from schemas.validation import Checked
 
@@ -33,6 +34,8 @@ INGRESS, REPLICA = "ingress", "engine"
 OpenFetch = Callable[[], Fetch]
 """Makes the function that fetches images; called in the process of the ingress."""
 
+STATS_TIMEOUT_S = 5.0
+BUSY, LOST = "overloaded", "replica_lost"
 log = logging.getLogger(__name__)
 
 
@@ -107,8 +110,9 @@ class EngineReplica:
         max_pixels = options.limits.max_image_pixels
         self._backend = LocalBackend(engine, options.requests_per_replica, max_pixels)
         engine.generate_text([""], TextOptions(max_new_tokens=1))  # ready means: it has answered
+        self._id = serve.get_replica_context().replica_id.unique_id
 
-    async def events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+    async def events(self, request: Work) -> AsyncGenerator[Event, None]:
         """As `LocalBackend.events`."""
         events = self._backend.events(request)
         try:
@@ -116,6 +120,11 @@ class EngineReplica:
                 yield event
         finally:
             await events.aclose()
+
+    async def stats(self) -> EngineStats:
+        """The figures of this copy."""
+        (stats,) = await self._backend.stats()
+        return replace(stats, replica=self._id)
 
 
 @dataclass(frozen=True)
@@ -125,33 +134,67 @@ class ReplicaBackend:
     handle: DeploymentHandle
     application: str
 
-    async def events(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """The events of the replica; its failures become an `ErrorResponse`."""
-        events = cast(
-            DeploymentResponseGenerator, self.handle.options(stream=True).events.remote(request)
-        )
-        try:
-            async for event in events:
-                yield event
-        except BackPressureError:
-            yield ErrorResponse(503, "all replicas are busy, try again soon", code="overloaded")
-        except (RayError, RayServeException):
-            log.exception("replica=failed")
-            yield ErrorResponse(503, "the replica was lost, try again soon", code="replica_lost")
-        finally:
-            events.cancel()
+    async def events(self, request: Work) -> AsyncGenerator[Event, None]:
+        """The events of a replica; its failures become an `ErrorResponse`.
 
-    async def is_ready(self) -> bool:
-        """Whether a replica runs; a busy one counts. The controller of Ray Serve knows."""
+        If the replica is lost before its first event, another one is asked, once.
+        """
+        for is_last_try in (False, True):
+            events = self._remote_events(request)
+            num_events, is_open = 0, True
+            try:
+                async for event in events:
+                    num_events += 1
+                    yield event
+                return
+            except BackPressureError:
+                is_open = False
+                failure = ErrorResponse(503, "all replicas are busy, try again soon", code=BUSY)
+                break
+            except (RayError, RayServeException):
+                is_open = False
+                log.exception("replica=lost num_events=%d", num_events)
+                failure = ErrorResponse(503, "the replica was lost, try again soon", code=LOST)
+                if is_last_try or num_events:
+                    break
+            finally:
+                if is_open:
+                    events.cancel()
+        yield failure
+
+    def _remote_events(self, request: Work) -> DeploymentResponseGenerator:
+        remote = self.handle.options(stream=True).events.remote(request)
+        return cast(DeploymentResponseGenerator, remote)
+
+    async def health(self) -> Health:
+        """Ready while a replica runs; a busy one counts. The controller of Ray Serve knows."""
         try:
-            return await asyncio.to_thread(_has_running_replica, self.application)
+            return await asyncio.to_thread(_replica_health, self.application)
         except (RayError, RayServeException):
             log.exception("controller=failed")
-            return False
+            return Health(False, "the controller of Ray Serve does not answer")
+
+    async def stats(self) -> Sequence[EngineStats]:
+        """The figures of all replicas that answer within a few seconds."""
+        try:
+            return await asyncio.to_thread(self._all_stats)
+        except (RayError, RayServeException, TimeoutError):
+            log.exception("stats=failed")
+            return []
+
+    def _all_stats(self) -> Sequence[EngineStats]:
+        return self.handle.broadcast("stats").results(timeout_s=STATS_TIMEOUT_S)
 
 
-def _has_running_replica(application: str) -> bool:
+def _replica_health(application: str) -> Health:
     found = serve.status().applications.get(application)
     replica = None if found is None else found.deployments.get(REPLICA)
     states = {} if replica is None else replica.replica_states
-    return any(state == "RUNNING" and count > 0 for state, count in states.items())
+    num_running = sum(count for state, count in states.items() if state == "RUNNING")
+    if num_running:
+        return Health(True)
+    counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if count)
+    message = f"no replica runs ({counts or 'none exists'})"
+    return Health(
+        False, f"{message}: {replica.message}" if replica and replica.message else message
+    )

@@ -30,6 +30,8 @@ BOUNDS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+"""The `type` of an error by its status, where it is not `invalid_request_error` or `server_error`."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ class ErrorResponse:
     message: str
     param: str | None = None  # the path of the field, such as messages.0.content.1
     code: str | None = None
+    retry_after_s: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The body of the response."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = TYPES.get(self.status, "invalid_request_error")
+        kind = "server_error" if self.status >= 500 else kind
         return {
             "error": {
                 "message": self.message,
@@ -58,15 +62,22 @@ class ApiError(Exception):
     """Ends a request with an error response."""
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.response = ErrorResponse(status, message, param, code)
+        self.response = ErrorResponse(status, message, param, code, retry_after_s)
 
     @classmethod
     def of(cls, response: ErrorResponse) -> ApiError:
         """The exception of an error response."""
-        return cls(response.status, response.message, response.param, response.code)
+        error = cls(response.status, response.message)
+        error.response = response
+        return error
 
 
 def shown(value: Any) -> str:

@@ -1,45 +1,48 @@
-"""From a parsed chat request to a request of the engine: limits checked, images read, messages made a prompt.
+"""From a parsed chat request to requests of the engine: limits checked, images read, messages made a prompt.
 
 Instruction format of Emu-I (paper section 3; evaluation code of the release):
 
     <System Message> [USER]: <Instruction> [ASSISTANT]: <Answer></s> [USER]: …
 
 The last turn stays open for the model; if the last message is the assistant's, the reply continues its text. Without
-a system message, the released one is used if there is one image, and none otherwise; for the frames of a video, send
-the released message of videos. Models without instruction tuning
-get the contents of all messages, separated by spaces, and continue them.
+a system message, the released one is used if there is one image or one video, and none otherwise. Models without
+instruction tuning get the contents of all messages, separated by spaces, and continue them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from emu.config import INSTRUCT_TOKENS
 from emu.data.dialogue import conversation
 from emu.generate.prompts import ImageOptions, TextOptions
-from emu.serve.backend import Content, EncodedImage, GenerationRequest, ModelCard
+from emu.serve.backend import Content, EncodedImage, EncodedVideo, GenerationRequest, ModelCard
 from emu.serve.errors import ApiError, nearest, shown
-from emu.serve.schema import DEFAULT_MAX_TOKENS, ChatRequest, ImagePart, Limits, Message
+from emu.serve.fields import check_limit
+from emu.serve.limits import Limits
+from emu.serve.media import Fetch, Media, Place, read_media
+from emu.serve.schema import (
+    DEFAULT_MAX_TOKENS,
+    ChatRequest,
+    ImagePart,
+    ImageRequest,
+    Message,
+    Part,
+    TextPart,
+    TextRequest,
+    VideoPart,
+)
 from schemas.dialogue import IMAGE_SYSTEM_MESSAGE, VIDEO_SYSTEM_MESSAGE, system_message
-from schemas.images import ImageError, open_image
-
-Fetch = Callable[[Sequence[str]], list[bytes | str]]
-"""From URLs to the bytes of each, or the reason why there are none. Called in a thread."""
 
 RESERVED = (*INSTRUCT_TOKENS, "<s>", "</s>", "<unk>")
 MAX_STOPS = 4  # OpenAI's limit
 MAX_STOP_LENGTH = 1000  # characters; a stop string is searched for after every token
-# RFC 2397: a media type, parameters whose values may be quoted, and `;base64`; as in browsers with spaces around it
-DATA_URL = re.compile(r'data:[^;,"]*(?:;(?:[^;,"]|"[^"]*")*)*?; *base64 *,', re.IGNORECASE)
-MAX_DATA_URL_HEAD = 4096
-NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]|=(?!=?$)")
-URL_SAFE = "write + and / for - and _"
+MAX_PIECE_LENGTH = 64
+"""Characters that one token can stand for at most: a longer text is refused before it is tokenized."""
 
 
 @dataclass(frozen=True)
@@ -55,56 +58,114 @@ async def read_request(
 ) -> GenerationRequest:
     """The request of the engine; raises `ApiError` naming the field, its value and the limit."""
     check_limits(request, card, limits)
-    urls = image_urls(request)
-    if len(urls) > limits.max_images:
-        message = f"the messages hold {len(urls)} images, the limit is {limits.max_images}"
-        raise ApiError(413, message, "messages", "too_many_images")
-    images = await asyncio.to_thread(read_images, urls, limits, fetch)
-    turns = [to_turn(m, f"messages.{i}", images) for i, m in enumerate(request.messages)]
+    contents = [content_of(m, f"messages.{i}") for i, m in enumerate(request.messages)]
+    places = [place for content in contents for place in content if isinstance(place, Place)]
+    media: Media = {}
+    if places:
+        media = await asyncio.to_thread(read_media, places, limits, fetch)
+    turns = [
+        to_turn(message, content, media)
+        for message, content in zip(request.messages, contents, strict=True)
+    ]
+    prompt = to_prompt(turns, card.config.instruct)
+    check_positions(prompt, card, "messages")
+    seed = secrets.randbits(62) if request.seed is None else request.seed
     return GenerationRequest(
-        prompt=to_prompt(turns, card.config.instruct),
-        text=text_options(request, limits) if request.has_text else None,
-        image=image_options(request),
+        prompt=prompt,
+        text=text_options(request, limits, seed) if request.has_text else None,
+        image=image_options(request, seed),
         image_first=request.has_image,
     )
 
 
+def choices_of(request: GenerationRequest, number: int | None) -> list[GenerationRequest]:
+    """The requests of `n` replies: each has the seed after that of the one before."""
+    return [
+        replace(
+            request,
+            text=request.text and replace(request.text, seed=_later(request.text.seed, index)),
+            image=replace(request.image, seed=_later(request.image.seed, index)),
+        )
+        for index in range(number or 1)
+    ]
+
+
+def _later(seed: int, steps: int) -> int:
+    """The seed so many steps on, in the range of 64 bits with a sign."""
+    return (seed + steps + 2**63) % 2**64 - 2**63
+
+
 def check_limits(request: ChatRequest, card: ModelCard, limits: Limits) -> None:
     """Raises `ApiError` for the first field beyond its limit, or that conflicts with another."""
-    bounds = (
-        ("max_tokens", request.max_tokens or 1, limits.max_tokens),
-        ("max_completion_tokens", request.max_completion_tokens or 1, limits.max_tokens),
-        ("num_beams", request.num_beams, limits.max_beams),
-        ("image.height", request.image.height or 1, limits.max_side),
-        ("image.width", request.image.width or 1, limits.max_side),
-        ("image.num_inference_steps", request.image.num_inference_steps, limits.max_steps),
-    )
-    for param, value, limit in bounds:
-        if value > limit:
-            raise ApiError(400, f"{param} is {value}, the limit is {limit}", param, "above_limit")
-    _check_stops(request)
+    check_limit("max_completion_tokens", request.max_completion_tokens or 1, limits.max_tokens)
+    check_limit("num_beams", request.num_beams, limits.max_beams)
+    check_text_limits(request, limits)
     _check_combinations(request)
-    if request.has_image and not card.generates_images:
+    if request.has_image:
+        check_generates_images(card, "modalities")
+    check_image_limits(request.image, card, limits)
+
+
+def check_text_limits(request: TextRequest, limits: Limits) -> None:
+    """Raises `ApiError` for a field of text generation that is beyond its limit."""
+    check_limit("max_tokens", request.max_tokens or 1, limits.max_tokens)
+    check_limit("n", request.n or 1, limits.max_choices)
+    _check_stops(request)
+    if request.stream_options is not None and not request.stream:
+        message = "stream_options is given without stream; give stream true, or omit it"
+        raise ApiError(400, message, "stream_options", "invalid_value")
+
+
+def check_generates_images(card: ModelCard, param: str | None) -> None:
+    """Raises `ApiError` for a model without a visual decoder."""
+    if not card.generates_images:
         message = f"the model {card.name!r} has no visual decoder and generates no images"
-        raise ApiError(400, message, "modalities", "invalid_value")
+        raise ApiError(400, message, param, "invalid_value")
+
+
+def check_image_limits(
+    image: ImageRequest, card: ModelCard, limits: Limits, prefix: str = "image."
+) -> None:
+    """Raises `ApiError` for a size, number of steps or scheduler that is not possible."""
+    check_limit(f"{prefix}height", image.height or 1, limits.max_side)
+    check_limit(f"{prefix}width", image.width or 1, limits.max_side)
+    check_limit(f"{prefix}num_inference_steps", image.num_inference_steps, limits.max_steps)
     for side in ("height", "width"):
-        value = getattr(request.image, side)
+        value = getattr(image, side)
         if card.image_multiple and value is not None and value % card.image_multiple:
-            message = f"image.{side} is {value}, give a multiple of {card.image_multiple}"
-            raise ApiError(400, message, f"image.{side}", "invalid_value")
-    _check_scheduler(request.image.scheduler, card.schedulers)
+            message = f"{prefix}{side} is {value}, give a multiple of {card.image_multiple}"
+            raise ApiError(400, message, f"{prefix}{side}", "invalid_value")
+    _check_scheduler(image.scheduler, card.schedulers, f"{prefix}scheduler")
 
 
-def _check_scheduler(name: str | None, known: Sequence[str]) -> None:
+def check_positions(prompt: Content, card: ModelCard, param: str) -> None:
+    """Raises `ApiError` for a prompt that cannot fit, before anything of it is decoded or tokenized."""
+    limit, per_image = card.config.language.max_positions, card.config.former.num_queries + 2
+    num_images = sum(
+        piece.num_frames if isinstance(piece, EncodedVideo) else 1
+        for piece in prompt
+        if not isinstance(piece, str)
+    )
+    num_chars = sum(len(piece) for piece in prompt if isinstance(piece, str))
+    needed = num_images * per_image + num_chars // MAX_PIECE_LENGTH + 1
+    if needed > limit:
+        message = (
+            f"the prompt takes at least {needed} positions ({num_images} images at {per_image} each), "
+            f"the model has {limit}; shorten the prompt"
+        )
+        raise ApiError(400, message, param, "context_length_exceeded")
+
+
+def _check_scheduler(name: str | None, known: Sequence[str], param: str) -> None:
     if name is None or name in known:
         return
     near = nearest(name, known)
     hint = f"; did you mean {shown(near)}?" if near else ""
-    message = f"image.scheduler is {shown(name)}, give one of {', '.join(map(shown, known))}{hint}"
-    raise ApiError(400, message, "image.scheduler", "invalid_value")
+    message = f"{param} is {shown(name)}, give one of {', '.join(map(shown, known))}{hint}"
+    raise ApiError(400, message, param, "invalid_value")
 
 
-def _check_stops(request: ChatRequest) -> None:
+def _check_stops(request: TextRequest) -> None:
     if len(request.stops) > MAX_STOPS:
         message = f"stop holds {len(request.stops)} strings, the limit is {MAX_STOPS}"
         raise ApiError(400, message, "stop", "above_limit")
@@ -130,122 +191,57 @@ def _check_combinations(request: ChatRequest) -> None:
         other = f"temperature {request.temperature:g}" if request.temperature else "stream true"
         message = f"num_beams is {request.num_beams} and {other}, give one or the other"
         raise ApiError(400, message, "num_beams", "invalid_value")
-    if request.stream_options is not None and not request.stream:
-        message = "stream_options is given without stream; give stream true, or omit it"
-        raise ApiError(400, message, "stream_options", "invalid_value")
-    if request.has_image and request.stream:
-        message = (
-            f"stream is true with modalities {shown(request.modalities)}; only text is streamed"
-        )
-        raise ApiError(400, message, "stream", "invalid_value")
 
 
-def image_urls(request: ChatRequest) -> list[tuple[str, str]]:
-    """The field and the URL of every image in the messages, in order."""
-    return [
-        (f"messages.{number}.content.{index}.image_url.url", part.image_url.url)
-        for number, message in enumerate(request.messages)
-        if not isinstance(message.content, str)
-        for index, part in enumerate(message.content)
-        if isinstance(part, ImagePart)
-    ]
+def content_of(message: Message, param: str) -> list[str | Place]:
+    """The texts of a message, checked, and where its images and videos are, in order."""
+    is_system = message.role in ("system", "developer")
+    content = message.content
+    pieces: list[str | Place] = []
+    if message.parts and message.images:
+        return _parts_of(message, param)
+    if isinstance(content, str):
+        pieces.append(check_text(content, f"{param}.content", is_system))
+    elif content is not None:
+        pieces += [_piece(p, f"{param}.content.{i}", is_system) for i, p in enumerate(content)]
+    elif not message.images:
+        message_text = f"{param}.content is null, give a string or a list of parts"
+        raise ApiError(400, message_text, f"{param}.content", "invalid_value")
+    for number, image in enumerate(message.images or ()):
+        pieces.append(_piece(image, f"{param}.images.{number}", is_system))
+    return pieces
 
 
-def read_images(
-    urls: list[tuple[str, str]], limits: Limits, fetch: Fetch | None
-) -> dict[str, EncodedImage]:
-    """The images by field; those with web addresses are fetched together."""
-    bodies = {param: data_of_url(url, param, limits) for param, url in urls if not is_web_url(url)}
-    web = [(param, url) for param, url in urls if is_web_url(url)]
-    params = [param for param, _ in web]
-    bodies |= zip(params, fetch_bodies([url for _, url in web], params, fetch), strict=True)
-    for param, data in bodies.items():
-        check_image(data, param, limits)
-    return {param: EncodedImage(data, param) for param, data in bodies.items()}
-
-
-def is_web_url(url: str) -> bool:
-    """Whether the image has to be fetched."""
-    return url[:8].lower().startswith(("http://", "https://"))
-
-
-def data_of_url(url: str, param: str, limits: Limits) -> bytes:
-    """The bytes of a `data:…;base64,` URL; raises `ApiError` naming `param`."""
-    match = DATA_URL.match(url, 0, MAX_DATA_URL_HEAD)
-    if match is None:
-        begin = f"starts with {url[:30]!r}" if url else "is empty"
-        message = f"{param} {begin}; give data:image/png;base64,… or an http(s) URL"
-        raise ApiError(400, message, param, "invalid_image_url")
-    encoded = url[match.end() :]
-    if len(encoded) > limits.max_image_bytes * 4 // 3 + 4:
-        num_bytes = len(encoded) * 3 // 4
-        raise ApiError(413, _too_large(num_bytes, limits), param, "image_too_large")
-    try:
-        return base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError) as error:
-        message = f"{param} is not base64: {_base64_error(encoded)}"
-        raise ApiError(400, message, param, "invalid_base64") from error
-
-
-def _base64_error(encoded: str) -> str:
-    """What is wrong with text that cannot be decoded, and how to correct it."""
-    wrong = NOT_BASE64.search(encoded)
-    if wrong is None:
-        return f"{len(encoded)} characters are truncated; pad with = to a multiple of 4"
-    hints = {"-": URL_SAFE, "_": URL_SAFE, "%": "send it without percent escapes"}
-    hint = "send it in one line" if wrong[0].isspace() else hints.get(wrong[0], "is it complete?")
-    return f"it holds {wrong[0]!r} at index {wrong.start()}; {hint}"
-
-
-def fetch_bodies(urls: Sequence[str], params: Sequence[str], fetch: Fetch | None) -> list[bytes]:
-    """The bytes behind web addresses; raises `ApiError` for the first that cannot be fetched."""
-    if not urls:
-        return []
-    if fetch is None:
-        message = (
-            f"{params[0]} is the web address {urls[0][:80]!r}; this server fetches no images, "
-            "send a data: URL (or start the server with --fetch-images)"
-        )
-        raise ApiError(400, message, params[0], "fetching_disabled")
-    bodies: list[bytes] = []
-    for param, url, body in zip(params, urls, fetch(urls), strict=True):
-        if isinstance(body, str):
-            message = f"{param}: {url[:200]!r} could not be fetched: {body}"
-            raise ApiError(400, message, param, "image_not_fetched")
-        bodies.append(body)
-    return bodies
-
-
-def check_image(data: bytes, param: str, limits: Limits) -> None:
-    """Raises `ApiError` for an image beyond the limits or of an unknown format."""
-    if len(data) > limits.max_image_bytes:
-        raise ApiError(413, _too_large(len(data), limits), param, "image_too_large")
-    try:
-        open_image(data, limits.max_image_pixels)
-    except ImageError as error:
-        is_large = error.reason == "image_too_many_pixels"
-        status, code = (413, "image_too_large") if is_large else (422, "invalid_image")
-        raise ApiError(status, str(error.at(param)), param, code) from error
-
-
-def _too_large(num_bytes: int, limits: Limits) -> str:
-    return f"an image has {num_bytes} bytes, the limit is {limits.max_image_bytes}"
-
-
-def to_turn(message: Message, param: str, images: dict[str, EncodedImage]) -> Turn:
-    """The message with its images, its texts checked."""
-    role = "system" if message.role == "developer" else message.role
-    is_system = role == "system"
-    if isinstance(message.content, str):
-        return Turn(role, (check_text(message.content, f"{param}.content", is_system),))
-    pieces: list[str | EncodedImage] = []
-    for index, part in enumerate(message.content):
-        where = f"{param}.content.{index}"
-        if isinstance(part, ImagePart):
-            pieces.append(images[f"{where}.image_url.url"])
+def _parts_of(message: Message, param: str) -> list[str | Place]:
+    """The pieces of a reply that is sent back, in the order that its parts say."""
+    images = message.images or []
+    pieces: list[str | Place] = []
+    for number, part in enumerate(message.parts or ()):
+        where = f"{param}.parts.{number}"
+        if isinstance(part, TextPart):
+            pieces.append(check_text(part.text, f"{where}.text"))
+        elif part.index < len(images):
+            pieces.append(_piece(images[part.index], f"{param}.images.{part.index}", False))
         else:
-            pieces.append(check_text(part.text, f"{where}.text", is_system))
-    return Turn(role, tuple(pieces))
+            text = f"{where}.index is {part.index}, the message has {len(images)} images"
+            raise ApiError(400, text, f"{where}.index", "invalid_value")
+    return pieces
+
+
+def _piece(part: Part, where: str, is_system: bool) -> str | Place:
+    if isinstance(part, ImagePart):
+        return Place(f"{where}.image_url.url", part.image_url.url)
+    if isinstance(part, VideoPart):
+        return Place(f"{where}.video_url.url", part.video_url.url, part.video_url.num_frames)
+    if isinstance(part, TextPart):
+        return check_text(part.text, f"{where}.text", is_system)
+    return check_text(part.refusal, f"{where}.refusal", is_system)
+
+
+def to_turn(message: Message, content: Sequence[str | Place], media: Media) -> Turn:
+    """The message with what its images and videos hold."""
+    role = "system" if message.role == "developer" else message.role
+    return Turn(role, tuple(p if isinstance(p, str) else media[p.param] for p in content))
 
 
 def check_text(text: str, param: str, is_system: bool = False) -> str:
@@ -267,7 +263,7 @@ def to_prompt(turns: Sequence[Turn], instruct: bool) -> Content:
 
 
 def _concatenation(turns: Sequence[Turn]) -> Content:
-    pieces: list[str | EncodedImage] = []
+    pieces: list[str | EncodedImage | EncodedVideo] = []
     for number, turn in enumerate(turns):
         pieces += [" ", *turn.content] if number else turn.content
     return tuple(pieces)
@@ -278,13 +274,15 @@ def _instruction(turns: Sequence[Turn]) -> Content:
         raise ApiError(400, "messages holds no message of the user", "messages")
     given: list[tuple[str, Content]] = [(turn.role, turn.content) for turn in turns]
     if not any(turn.role == "system" for turn in turns):
-        images = [p for turn in turns for p in turn.content if isinstance(p, EncodedImage)]
-        message = system_message(len(images), 0)
+        pieces = [piece for turn in turns for piece in turn.content]
+        num_images = sum(isinstance(piece, EncodedImage) for piece in pieces)
+        num_videos = sum(isinstance(piece, EncodedVideo) for piece in pieces)
+        message = system_message(num_images, num_videos)
         given = [("system", (message,)), *given] if message else given
     return tuple(conversation(given))
 
 
-def text_options(request: ChatRequest, limits: Limits) -> TextOptions:
+def text_options(request: ChatRequest, limits: Limits, seed: int = 0) -> TextOptions:
     """Greedy unless the temperature is above 0."""
     return TextOptions(
         max_new_tokens=request.num_tokens or min(DEFAULT_MAX_TOKENS, limits.max_tokens),
@@ -292,18 +290,18 @@ def text_options(request: ChatRequest, limits: Limits) -> TextOptions:
         do_sample=bool(request.temperature),
         temperature=request.temperature or 1.0,
         top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed or 0,
+        seed=seed,
         stop=request.stops,
     )
 
 
-def image_options(request: ChatRequest) -> ImageOptions:
-    """The options of the image; its noise follows the seed of the request."""
+def image_options(request: ChatRequest, seed: int = 0) -> ImageOptions:
+    """The options of the image."""
     return ImageOptions(
         height=request.image.height,
         width=request.image.width,
         num_inference_steps=request.image.num_inference_steps,
         guidance_scale=request.image.guidance_scale,
-        seed=request.seed or 0,
+        seed=seed,
         scheduler=request.image.scheduler,
     )

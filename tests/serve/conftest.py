@@ -20,9 +20,10 @@ import emu
 from emu.generate.engine import Engine
 from emu.generate.sampling import to_png
 from emu.serve.api import build_api
-from emu.serve.backend import LocalBackend, ModelCard
-from emu.serve.requests import Fetch
-from emu.serve.schema import Limits
+from emu.serve.backend import ModelCard
+from emu.serve.limits import Limits
+from emu.serve.local import LocalBackend
+from emu.serve.media import Fetch
 from tests.generate.tiny import write_tiny_model
 
 CHAT = "/v1/chat/completions"

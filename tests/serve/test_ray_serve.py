@@ -16,7 +16,7 @@ from PIL import Image
 from emu.generate.engine import Engine
 from emu.generate.prompts import ImageOptions, TextOptions
 from emu.serve.app import ServeOptions, build_app
-from emu.serve.schema import Limits
+from emu.serve.limits import Limits
 from tests.generate.bomb import bomb_png
 from tests.serve.conftest import CHAT, Caller, error_of, free_port, image_part, parts
 
@@ -47,7 +47,7 @@ def test_caption_question_and_image(served: Caller, engine: Engine, photo_png: b
         assert [answer] == engine.generate_text([[photo_png, text]], TextOptions(max_new_tokens=6))
     image = {"height": 32, "width": 32, "num_inference_steps": 2}
     response = served.ask("a red circle", modalities=["image"], image=image, seed=3)
-    (part,) = response.json()["choices"][0]["message"]["content"]
+    (part,) = response.json()["choices"][0]["message"]["images"]
     generated = Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2])))
     assert (
         generated.tobytes()
@@ -70,7 +70,7 @@ def test_health_is_not_ready_before_a_replica_has_the_model(served: Caller, tiny
         while (response := served.client.get("/waiting/health")).status_code == 404:
             assert time.monotonic() < end
             time.sleep(0.2)
-        assert (response.status_code, response.json()) == (503, {"status": "starting"})
+        assert (response.status_code, response.json()["status"]) == (503, "not ready")
         assert served.client.get("/health").json() == {"status": "ok"}
     finally:
         serve.delete("waiting")

@@ -9,7 +9,7 @@ import pytest
 from emu.config import ObjectiveConfig, SequenceConfig, tiny_config
 from emu.models.emu import Emu
 from emu.recipes import DecoderTrainConfig, OptimConfig, PromptRules, TrainConfig
-from emu.serve.schema import Limits
+from emu.serve.limits import Limits
 from jobs import convert_checkpoint, serve, train_decoder, train_emu
 from tests.documents import job_called
 

@@ -1,0 +1,151 @@
+"""Images and videos of requests: read from data URLs and the web, and checked by their headers before decoding."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from emu.serve.backend import EncodedImage, EncodedVideo
+from emu.serve.errors import ApiError
+from emu.serve.limits import Limits
+from schemas.images import ImageError, open_image
+
+Fetch = Callable[[Sequence[str]], list[bytes | str]]
+"""From URLs to the bytes of each, or the reason why there are none. Called in a thread."""
+
+# RFC 2397: a media type, parameters whose values may be quoted, and `;base64`; as in browsers with spaces around it
+DATA_URL = re.compile(r'data:[^;,"]*(?:;(?:[^;,"]|"[^"]*")*)*?; *base64 *,', re.IGNORECASE)
+MAX_DATA_URL_HEAD = 4096
+NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]|=(?!=?$)")
+URL_SAFE = "write + and / for - and _"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an image or a video stands in a request: the field and its URL."""
+
+    param: str
+    url: str
+    num_frames: int = 0
+    """Frames to take of a video; 0 for an image."""
+
+
+Media = Mapping[str, EncodedImage | EncodedVideo]
+"""Images and videos by the field that they came in."""
+
+
+def read_media(places: Sequence[Place], limits: Limits, fetch: Fetch | None) -> Media:
+    """What the URLs hold; those with web addresses are fetched together. Raises `ApiError`."""
+    check_number(sum(place.num_frames or 1 for place in places), limits)
+    local = [place for place in places if not is_web_url(place.url)]
+    web = [place for place in places if is_web_url(place.url)]
+    bodies = {place.param: data_of_url(place, limits) for place in local}
+    bodies |= zip([place.param for place in web], fetch_bodies(web, fetch), strict=True)
+    pixels = PixelCount(limits)
+    media: dict[str, EncodedImage | EncodedVideo] = {}
+    for place in places:
+        data = bodies[place.param]
+        if place.num_frames:
+            _check_bytes(len(data), place, limits)
+            media[place.param] = EncodedVideo(data, place.param, place.num_frames)
+        else:
+            media[place.param] = pixels.checked(data, place.param)
+    return media
+
+
+def check_number(number: int, limits: Limits, param: str = "messages") -> None:
+    """Raises `ApiError` for more images than a request may hold."""
+    if number > limits.max_images:
+        message = f"the {param} hold {number} images, the limit is {limits.max_images}"
+        raise ApiError(413, message, param, "too_many_images")
+
+
+@dataclass
+class PixelCount:
+    """Checks the images of one request, one by one and all together."""
+
+    limits: Limits
+    total: int = 0
+
+    def checked(self, data: bytes, param: str) -> EncodedImage:
+        """The image; raises `ApiError` if it is beyond a limit or of an unknown format. Reads its header only."""
+        _check_bytes(len(data), Place(param, ""), self.limits)
+        try:
+            opened = open_image(data, self.limits.max_image_pixels)
+        except ImageError as error:
+            is_large = error.reason == "image_too_many_pixels"
+            status, code = (413, "image_too_large") if is_large else (422, "invalid_image")
+            raise ApiError(status, str(error.at(param)), param, code) from error
+        self.total += opened.width * opened.height
+        if self.total > self.limits.max_total_pixels:
+            message = (
+                f"the images up to {param} have {self.total} pixels together, the limit is "
+                f"{self.limits.max_total_pixels}; send smaller or fewer images"
+            )
+            raise ApiError(413, message, param, "image_too_large")
+        return EncodedImage(data, param)
+
+
+def is_web_url(url: str) -> bool:
+    """Whether the URL has to be fetched."""
+    return url[:8].lower().startswith(("http://", "https://"))
+
+
+def data_of_url(place: Place, limits: Limits) -> bytes:
+    """The bytes of a `data:…;base64,` URL; raises `ApiError`."""
+    url, param = place.url, place.param
+    match = DATA_URL.match(url, 0, MAX_DATA_URL_HEAD)
+    if match is None:
+        begin = f"starts with {url[:30]!r}" if url else "is empty"
+        kind = "video/mp4" if place.num_frames else "image/png"
+        message = f"{param} {begin}; give data:{kind};base64,… or an http(s) URL"
+        raise ApiError(400, message, param, "invalid_image_url")
+    encoded = url[match.end() :]
+    _check_bytes((len(encoded) - 4) * 3 // 4, place, limits)
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = f"{param} is not base64: {_base64_error(encoded)}"
+        raise ApiError(400, message, param, "invalid_base64") from error
+
+
+def _base64_error(encoded: str) -> str:
+    """What is wrong with text that cannot be decoded, and how to correct it."""
+    wrong = NOT_BASE64.search(encoded)
+    if wrong is None:
+        return f"{len(encoded)} characters are truncated; pad with = to a multiple of 4"
+    hints = {"-": URL_SAFE, "_": URL_SAFE, "%": "send it without percent escapes"}
+    hint = "send it in one line" if wrong[0].isspace() else hints.get(wrong[0], "is it complete?")
+    return f"it holds {wrong[0]!r} at index {wrong.start()}; {hint}"
+
+
+def fetch_bodies(places: Sequence[Place], fetch: Fetch | None) -> list[bytes]:
+    """The bytes behind web addresses; raises `ApiError` for the first that cannot be fetched."""
+    if not places:
+        return []
+    if fetch is None:
+        param, url = places[0].param, places[0].url
+        message = (
+            f"{param} is the web address {url[:80]!r}; this server fetches no images, "
+            "send a data: URL (or start the server with --fetch-images)"
+        )
+        raise ApiError(400, message, param, "fetching_disabled")
+    bodies: list[bytes] = []
+    for place, body in zip(places, fetch([place.url for place in places]), strict=True):
+        if isinstance(body, str):
+            message = f"{place.param}: {place.url[:200]!r} could not be fetched: {body}"
+            raise ApiError(400, message, place.param, "image_not_fetched")
+        bodies.append(body)
+    return bodies
+
+
+def _check_bytes(num_bytes: int, place: Place, limits: Limits) -> None:
+    kind, limit = ("an image", limits.max_image_bytes)
+    if place.num_frames:
+        kind, limit = "a video", limits.max_video_bytes
+    if num_bytes > limit:
+        message = f"{kind} has {num_bytes} bytes, the limit is {limit}"
+        raise ApiError(413, message, place.param, "image_too_large")

@@ -1,0 +1,145 @@
+"""Replies in OpenAI's schema: one object, or a stream of chunks.
+
+Of a reply with images, `message.content` is its text (null if it has none), `message.images` are the images, and
+`message.parts`, an extension, says in which order they stand. A stream sends an image in `delta.images` when its
+pixels are ready; `delta.parts` marks its place in the text as soon as that is known.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from emu.generate.prompts import Reply
+from emu.serve.backend import Event, ImageBegun, ImageReady
+from emu.serve.errors import ErrorResponse
+from emu.serve.server import Answer
+from schemas.sample import Segment
+
+DONE = "data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class ChatReplies:
+    """Builds the response to one chat request."""
+
+    id: str
+    created: int  # seconds since 1970
+    model: str
+
+    def completion(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """All replies, one choice each."""
+        choices = [
+            {
+                "index": index,
+                "message": message_of(answer),
+                "finish_reason": answer.reply.finish_reason,
+                "logprobs": None,
+            }
+            for index, answer in enumerate(answers)
+        ]
+        replies = [answer.reply for answer in answers]
+        return self._head("chat.completion") | {"choices": choices, "usage": usage(replies)}
+
+    async def stream(
+        self, events: AsyncGenerator[tuple[int, Event], None], number: int, includes_usage: bool
+    ) -> AsyncIterator[str]:
+        """Server-sent events: text and images as they come, the end of each choice, `[DONE]`.
+
+        An error ends the stream as an event of its own.
+        """
+        head = self._head("chat.completion.chunk")
+        no_usage = {"usage": None} if includes_usage else {}
+
+        def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> str:
+            choice = {
+                "index": index,
+                "delta": delta,
+                "finish_reason": finish_reason,
+                "logprobs": None,
+            }
+            return sse(head | {"choices": [choice]} | no_usage)
+
+        replies: list[Reply] = []
+        async with aclosing(events):
+            first = [chunk(index, {"role": "assistant", "content": ""}) for index in range(number)]
+            yield "".join(first)
+            async for index, event in events:
+                if isinstance(event, ErrorResponse):
+                    yield sse(event.as_json())
+                    break
+                if isinstance(event, Reply):
+                    replies.append(event)
+                    yield chunk(index, {}, event.finish_reason)
+                else:
+                    yield chunk(index, _delta(event))
+            else:
+                if includes_usage:
+                    yield sse(head | {"choices": [], "usage": usage(replies)})
+        yield DONE
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def message_of(answer: Answer) -> dict[str, Any]:
+    """The message of a reply."""
+    text = answer.reply.text
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if answer.images:
+        message["content"] = text or None
+        message["images"] = [image_part(*entry) for entry in enumerate(answer.images)]
+        message["parts"] = _parts(answer.reply)
+    return message
+
+
+def _parts(reply: Reply) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    num_images = 0
+    for segment in reply.segments:
+        if segment.kind == "text":
+            parts.append({"type": "text", "text": segment.text})
+        else:
+            parts.append({"type": "image", "index": num_images})
+            num_images += 1
+    return parts
+
+
+def _delta(event: Event) -> dict[str, Any]:
+    if isinstance(event, ImageBegun):
+        return {"parts": [{"type": "image", "index": event.index}]}
+    if isinstance(event, ImageReady):
+        return {"images": [image_part(event.index, event.segment)]}
+    return {"content": event}
+
+
+def image_part(index: int, segment: Segment) -> dict[str, Any]:
+    """An image of a reply, as a part that can be sent back."""
+    url = f"data:image/{segment.format};base64,{encoded(segment)}"
+    return {"type": "image_url", "image_url": {"url": url}, "index": index}
+
+
+def encoded(segment: Segment) -> str:
+    """The bytes of an image in base64."""
+    assert segment.image is not None
+    return base64.b64encode(segment.image).decode()
+
+
+def usage(replies: Sequence[Reply]) -> dict[str, int]:
+    """Positions used, those of images included; the prompt counts once."""
+    num_prompt = replies[0].num_prompt_tokens if replies else 0
+    num_reply = sum(reply.num_reply_tokens for reply in replies)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_reply,
+        "total_tokens": num_prompt + num_reply,
+    }
+
+
+def sse(value: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
