@@ -29,7 +29,7 @@ class Choices(Checked):
     dedup_similarity: Annotated[float, Field(ge=0.5, le=1, description="a share")] = 0.8
     """Similarity (Jaccard, of runs of five characters; 0.5 to 1) from which texts are near."""
     dedup_against: tuple[str, ...] = ()
-    """Finished datasets whose samples count as earlier ones; the driver reads all of them."""
+    """Finished datasets whose samples count as earlier ones; the workers read all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -195,6 +195,16 @@ class Barrier:
     """Every word that `apply` may set."""
     columns: tuple[str, ...] | None = None
     """The columns that `plan` reads; null reads all, images included."""
+    beside: tuple["Beside", ...] = ()
+    """Other datasets, whose tables come first and name no shard."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another dataset that a barrier looks at: what `plan` gets of it is made by the workers, shard by shard."""
+
+    source: "Source"
+    make: Transform
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import chain
 from threading import Event, Thread
 
 import pyarrow as pa
 from tqdm import tqdm
 
+from pipelines.core.beside import BesideTables
 from pipelines.core.contracts import Counts, ErrorContext, alarms, merged
 from pipelines.core.pipeline import (
     SHARD_KEY,
@@ -228,7 +230,14 @@ class _Build:
         stage = stages[level - 1] if level <= len(stages) else None
         if not isinstance(stage, Barrier) or self.workspace.has_barrier(level):
             return
-        tables = (self._barrier_input(stage, level, shard) for shard in self.plan.active)
+        beside = BesideTables(stage, self.storage, self.workspace.folder(level))
+        if pending := beside.pending():
+            results = self.runner.run(beside.operators(), pending)
+            sizes = _sizes(pending)
+            for name in with_progress(results, f"{stage.name} beside", sizes, sizes, self.progress):
+                log.debug("shard=%s beside=%s status=done", name, stage.name)
+        own = (self._barrier_input(stage, level, shard) for shard in self.plan.active)
+        tables = chain(beside.tables(), own)
         with ErrorContext(stage.name, "(all)", "the plan of the barrier").explained():
             self.workspace.save_barrier(level, stage.plan(tables))
 

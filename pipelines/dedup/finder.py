@@ -23,6 +23,7 @@ from pipelines.dedup.candidates import (
     first_pairs,
     hash_pairs,
 )
+from pipelines.dedup.several import SeveralImages
 from pipelines.dedup.spill import Bits, Buckets, Spill
 from pipelines.dedup.text_signatures import TextSignatures
 
@@ -72,13 +73,14 @@ class DuplicateFinder:
         self._columns = {kind: Spill(self._folder / kind) for kind in self.kinds}
         self._keys = Spill(self._folder / "keys")
         self._drops = Spill(self._folder / "drops")
+        self._several = SeveralImages(self._folder, rows_per_bucket)
         self._texts = TextSignatures(self._folder / "signatures")
         self._shards: list[tuple[str | None, int, int]] = []
         self.num_rows = 0
 
     def add(self, shard: str | None, keys: pa.Array, columns: Mapping[str, pa.Array]) -> None:
-        """The next shard: keys, and for each kind a column of uint64 or, for texts, of 512 bytes; null has no such
-        thing.
+        """The next shard: keys, and for each kind a column of uint64, or of lists of them (the images of a sample), or,
+        for texts, of 512 bytes; null has no such thing.
 
         Of rows of no shard (null), other rows are duplicates, but they are none themselves.
         """
@@ -88,6 +90,8 @@ class DuplicateFinder:
         self._keys.append(pa.table({"key": keys}))
         for kind in self.kinds:
             column = columns[kind]
+            if pa.types.is_list(column.type):
+                column = self._several.add(column, rows)
             is_there = column.is_valid()
             values, own = column.filter(is_there), rows[is_there.to_numpy(zero_copy_only=False)]
             if kind == NEAR_TEXT:
@@ -99,17 +103,17 @@ class DuplicateFinder:
         self._texts.close()
         dropped = Bits(self.num_rows)
         for kind in self.kinds:
-            self._equal(kind, dropped)
+            self._equal(kind, self._columns[kind], dropped)
             if kind == NEAR_IMAGE:
+                self._equal(kind, self._several.spill, dropped)
                 self._near(kind, self._image_pairs(dropped), dropped)
             if kind == NEAR_TEXT:
                 self._near(kind, self._text_pairs(dropped), dropped)
         yield from self._by_shard()
         self._temporary.cleanup()
 
-    def _equal(self, kind: str, dropped: Bits) -> None:
+    def _equal(self, kind: str, column: Spill, dropped: Bits) -> None:
         """Drop rows whose value has occurred before."""
-        column = self._columns[kind]
         with Buckets(self._folder / "equal", column.num_rows, self.rows_per_bucket) as buckets:
             for chunk in column.chunks(self.rows_per_bucket):
                 buckets.add_by_hash(chunk.select(["value", "row"]), _numpy(chunk, "value"))
@@ -142,6 +146,8 @@ class DuplicateFinder:
                     hashes, rows = hashes[order], rows[order]
                     for one, other, distance in hash_pairs(hashes & mask, hashes, self.radius):
                         yield _pairs(rows[one], rows[other], distance)
+        for one, other, distance in self._several.pairs(self.radius, dropped):
+            yield _pairs(one, other, distance)
 
     def _text_pairs(self, dropped: Bits) -> Iterator[pa.Table]:
         """Pairs whose signatures agree in the share `similarity` of their values; each is compared once."""

@@ -6,7 +6,7 @@
 | `duplicate_sample`    | the bytes of all images and all texts, in order                                           |
 | `duplicate_image`     | the bytes of all images, in order                                                         |
 | `duplicate_text`      | all texts: NFKC, case folded, single spaces                                               |
-| `duplicate_near_image`| the perceptual hash, of samples with one image                                            |
+| `duplicate_near_image`| the perceptual hashes of all images, in order, as a list                                  |
 | `duplicate_near_text` | 128 MinHash values over runs of 5 characters of the normalised text                       |
 
 A sample that has no such thing has null there. Only the columns that are asked for are made.
@@ -98,7 +98,8 @@ def _texts(table: pa.Table) -> pa.Array:
 
 def _near_images(table: pa.Table) -> pa.Array:
     rows = images_of(table)
-    return pa.array([perceptual_hash(i[0]) if len(i) == 1 else None for i in rows], pa.uint64())
+    found = [[perceptual_hash(image) for image in images] or None for images in rows]
+    return pa.array(found, pa.list_(pa.uint64()))
 
 
 def _near_texts(table: pa.Table) -> pa.Array:

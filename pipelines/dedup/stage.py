@@ -13,11 +13,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.core.pipeline import Barrier, PerShard, Pipeline, Reason, Reasons, Stage, shard_of
+from pipelines.core.pipeline import (
+    Barrier,
+    Beside,
+    PerShard,
+    Pipeline,
+    Reason,
+    Reasons,
+    Stage,
+    shard_of,
+)
 from pipelines.core.storage import Storage
 from pipelines.dedup.finder import KINDS, NEAR_IMAGE, NEAR_TEXT, Drop, DuplicateFinder
 from pipelines.dedup.signatures import PREFIX, Signatures, signature_column
-from pipelines.readers.published import published_tables
+from pipelines.readers.published import DatasetSource
 from schemas.manifest import MANIFEST_FILE
 
 STAGE = "dedup"
@@ -28,7 +37,7 @@ REASONS: Reasons = {
     "duplicate_image": Reason("An earlier sample has the same images, byte for byte."),
     "duplicate_text": Reason("An earlier sample has the same text, but for case and spaces."),
     "duplicate_near_image": Reason(
-        "An earlier sample has nearly the same image (perceptual hash)."
+        "An earlier sample has nearly the same images (perceptual hash)."
     ),
     "duplicate_near_text": Reason("An earlier sample has nearly the same text (MinHash)."),
 }
@@ -70,25 +79,46 @@ def with_dedup(pipeline: Pipeline, dedup: Dedup) -> Pipeline:
         return pipeline
     columns = ("key", *(PREFIX + kind for kind in dedup.kinds))
     barrier = Barrier(
-        STAGE, partial(plan, dedup), partial(apply, dedup), reasons=REASONS, columns=columns
+        STAGE,
+        partial(plan, dedup),
+        partial(apply, dedup),
+        reasons=REASONS,
+        columns=columns,
+        beside=tuple(
+            Beside(DatasetSource((root,)), EarlierSignatures(_name(root), dedup.kinds))
+            for root in dedup.against
+        ),
     )
     stages = (*pipeline.stages, Stage(SIGNATURE_STAGE, (Signatures(dedup.kinds),)), barrier)
     config = {**pipeline.config, "dedup": dedup.config}
     return replace(pipeline, stages=stages, config=config)
 
 
+@dataclass(frozen=True)
+class EarlierSignatures:
+    """Transform: the keys of a finished dataset, with its name in front, and the signatures of its samples."""
+
+    name: str
+    kinds: tuple[str, ...]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Nothing else of the samples."""
+        keys = [f"{self.name}/{key}" for key in table["key"].to_pylist()]
+        made = {PREFIX + kind: signature_column(table, kind) for kind in self.kinds}
+        return pa.table({"key": pa.array(keys, pa.string()), **made})
+
+
+def _name(root: str) -> str:
+    return root.rstrip("/").rpartition("/")[2]
+
+
 def plan(dedup: Dedup, tables: Iterable[pa.Table]) -> PerShard:
     """The duplicates of every shard, from the signatures of all of them."""
     finder = DuplicateFinder(dedup.kinds, dedup.radius, dedup.similarity, folder=dedup.folder)
-    for root in dedup.against:
-        name = root.rstrip("/").rpartition("/")[2]
-        for table in published_tables(root):
-            keys = pa.array([f"{name}/{key}" for key in table["key"].to_pylist()], pa.string())
-            made = {kind: signature_column(table, kind) for kind in dedup.kinds}
-            finder.add(None, keys, made)
     for table in tables:
         made = {kind: table[PREFIX + kind].combine_chunks() for kind in dedup.kinds}
-        finder.add(shard_of(table), table["key"].combine_chunks(), made)
+        shard = shard_of(table) if table.schema.metadata else None  # null: of a dataset beside
+        finder.add(shard, table["key"].combine_chunks(), made)
     return PerShard((shard, as_table(drops)) for shard, drops in finder.drops())
 
 

@@ -1,7 +1,7 @@
 """Reads finished datasets: their samples are the records of another pipeline, shard for shard."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -73,12 +73,6 @@ class DatasetSource:
 def manifest_of(root: str) -> Manifest:
     """The manifest of a finished dataset; raises `FileNotFoundError` where there is none."""
     return manifest_from_json(Storage(root).read_bytes(MANIFEST_FILE).decode(), root)
-
-
-def published_tables(root: str) -> Iterator[pa.Table]:
-    """The samples of a finished dataset, shard by shard, as tables of `SAMPLES`."""
-    for shard in manifest_of(root).shards:
-        yield published_table(Storage(root), shard)
 
 
 def published_table(storage: Storage, shard: ShardEntry) -> pa.Table:

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -154,6 +155,44 @@ def test_against_a_dataset_that_is_built(tmp_path: Path) -> None:
     assert first == ("duplicate_near_text", "of out/miniworld-0-00000000; similarity 1.00")
 
 
+def test_datasets_beside_are_made_by_workers_once(tmp_path: Path) -> None:
+    pairs(tmp_path / "first", Dedup(()), 20)
+    dedup = Dedup(("image",), against=(str(tmp_path / "first"),))
+    pipeline = with_dedup(pairs_pipeline(PairsConfig(num_pairs=30, side_px=32), 7), dedup)
+    made: list[str] = []
+
+    class Counting(LocalRunner):
+        def run(self, operators: Any, shards: Any) -> Any:
+            made.extend(s.name for s in shards if s.name.startswith("beside"))
+            yield from super().run(operators, shards)
+            if operators[0].name == "dedup beside" and len(made) < 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pipeline, str(tmp_path / "out"), Counting(), progress=False)
+    assert made == ["beside0-000000", "beside0-000001", "beside0-000002"]
+    run(pipeline, str(tmp_path / "out"), Counting(), progress=False)
+    assert len(made) == 3, "what is made is not made again"
+    assert (
+        len([d for _, d in dropped(tmp_path / "out").values() if d.startswith("of first/")]) == 20
+    )
+    assert not (tmp_path / "out/.work").exists()
+
+
+def test_documents_with_the_same_images_again(tmp_path: Path) -> None:
+    def page(key: str, *images: bytes) -> Sample:
+        parts = [Segment.of_image(image, "jpg", 96, 96) for image in images]
+        return Sample(key, "pages", (*parts, Segment.of_text(f"text of {key}")))
+
+    first, second, third = (scene_jpeg(n) for n in (1, 2, 3))
+    again = [encoded_again(image, 96) for image in (first, second)]
+    pages = [page("a", first, second), page("b", *again), page("c", *reversed(again))]
+    data = write_dataset(tmp_path / "data", [*pages, page("d", first, third), page("e", first)])
+    pipeline = with_dedup(merged_pipeline((str(data),)), Dedup(("near_image",)))
+    run(pipeline, str(tmp_path / "out"), progress=False)
+    assert list(dropped(tmp_path / "out")) == ["b"]
+
+
 def test_one_dataset_keeps_its_keys_and_bytes(datasets: list[Path], tmp_path: Path) -> None:
     pipeline = with_dedup(merged_pipeline((str(datasets[1]),)), Dedup(("sample",)))
     manifest = run(pipeline, str(tmp_path / "out"), progress=False)
@@ -190,7 +229,7 @@ def test_signatures_of_what_is_not_there_are_null() -> None:
         column = signature_column(table, kind)
         assert column.null_count == (kind != "sample") and len(column) == 1
         assert len(signature_column(table.slice(0, 0), kind)) == 0
-        assert column.type in (pa.uint64(), pa.binary(512))
+        assert column.type in (pa.uint64(), pa.binary(512), pa.list_(pa.uint64()))
 
 
 def test_the_options_of_builds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,3 +173,44 @@ def test_boilerplate_and_records_without_text(rows_per_bucket: int) -> None:
 def test_signatures_are_read_out_of_a_slice() -> None:
     rows = [bytes([n]) * 512 for n in range(5)]
     assert as_matrix(pa.array(rows, pa.binary(512))[2:4])[:, 0].tolist() == [0x02020202, 0x03030303]
+
+
+LISTS = st.lists(
+    st.one_of(
+        st.none(),
+        st.lists(st.sampled_from([0, 1, 7, 2**63, 2**40 + 3, 2**64 - 1]), min_size=1, max_size=3),
+    ),
+    max_size=60,
+)
+
+
+@given(LISTS, st.sampled_from([3, 10**6]))
+def test_samples_of_several_images_are_near_image_by_image(
+    rows: list[list[int] | None], rows_per_bucket: int
+) -> None:
+    found = found_by({NEAR_IMAGE: pa.array(rows, pa.list_(pa.uint64()))}, rows_per_bucket, 7)
+    kept: list[int] = []
+    expected: Found = {}
+    for number, row in enumerate(rows):
+        if row is None:
+            continue
+        equal = [k for k in kept if rows[k] == row]
+        near = [k for k in kept if _are_near(rows[k] or [], row)]
+        if near:
+            expected[number] = (NEAR_IMAGE, (equal or near)[0])
+        else:
+            kept.append(number)
+    assert set(found) == set(expected)
+    assert all(_are_near(rows[kept] or [], rows[row] or []) for row, (_, kept) in found.items())
+
+
+def _are_near(some: list[int], others: list[int]) -> bool:
+    pairs = zip(some, others, strict=False)
+    return len(some) == len(others) and all((a ^ b).bit_count() <= RADIUS for a, b in pairs)
+
+
+def test_a_logo_that_all_share_hides_no_duplicate() -> None:
+    others = np.random.default_rng(0).integers(0, 2**63, 200).tolist()
+    rows = [[5, other] for other in others] + [[5, others[150] ^ 1]]
+    found = found_by({NEAR_IMAGE: pa.array(rows, pa.list_(pa.uint64()))}, radius=1)
+    assert found[200] == (NEAR_IMAGE, 150)
