@@ -291,7 +291,9 @@ def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
                 f"the source plans a shard '{shard.name}', which is not {SHARD_PATTERN}"
             )
         if not shard.name.startswith(f"{pipeline.dataset}-"):
-            raise EngineError(f"shard '{shard.name}' is not named after '{pipeline.dataset}'")
+            raise EngineError(
+                f"shard '{shard.name}' is not named after corpus '{pipeline.dataset}'"
+            )
         if shard.num_records is not None and shard.num_records < 0:
             raise EngineError(f"shard '{shard.name}' is planned with {shard.num_records} records")
     return shards
