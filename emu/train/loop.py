@@ -12,17 +12,16 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from emu.data.dataset import DatasetError
-from emu.models.emu import Emu
 from emu.train.faults import Faults
 from emu.train.meters import CorpusLosses, WorkMeter
-from emu.train.plan import TrainPlan, configuration, open_stream
+from emu.train.plan import Plan
+from emu.train.plan import TrainPlan as TrainPlan
 from emu.train.run_folder import (
     CheckpointError,
     MetricsFile,
@@ -35,17 +34,7 @@ from emu.train.run_folder import (
     save_checkpoint,
     write_curves,
 )
-from emu.train.start import check_init, start_model, start_tower
-from emu.train.step import (
-    Ranks,
-    Stepper,
-    StepResult,
-    make_optimizer,
-    rate_factor,
-    set_learning_rates,
-)
-from emu.weights.layout import CONFIG, new_directory
-from emu.weights.store import save_model
+from emu.train.step import Ranks, Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +63,7 @@ class Summary:
 
 
 def train(
-    plan: TrainPlan,
+    plan: Plan,
     ranks: Ranks | None = None,
     device: torch.device | None = None,
     report: Report = lambda metrics, checkpoint: None,
@@ -102,35 +91,32 @@ class Run:
     """A run in progress on one rank."""
 
     def __init__(
-        self, plan: TrainPlan, ranks: Ranks, device: torch.device, clock: Callable[[], float]
+        self, plan: Plan, ranks: Ranks, device: torch.device, clock: Callable[[], float]
     ) -> None:
         self.plan, self.ranks, self.clock = plan, ranks, clock
         self.out = Path(plan.out)
-        self.model = start_model(
-            plan.model, plan.train, plan.init, device, plan.vision_weights, plan.language_weights
-        )
-        self.optimizer = make_optimizer(self.model, plan.train.optim)
-        self.stream = open_stream(plan, self.model.visual, ranks)
+        self.stage = plan.open(ranks, device)
+        self.model, self.optimizer = self.stage.model, self.stage.optimizer
+        self.stream = self.stage.stream
         self.step = 0
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._resume()
-        self.stepper = Stepper(self.model, self.optimizer, plan.train, ranks, device)
+        self.stepper = Stepper(self.stage.losses, self.optimizer, plan.train, ranks, device)
         self.metrics = MetricsFile(self.out, self.step) if ranks.is_first else None
         self.faults = Faults(self.out, ranks, plan.train, self.step)
         self.row: dict[str, Any] = {}
         self.alarms: list[str] = []
         self._logged = (clock(), dict(self.counts))
         self._computed = 0  # positions since the last line, padding included
-        self._work = WorkMeter(
-            plan.model, plan.train, plan.use_features, ranks.share.world_size, device
-        )
+        self._rates = 0.0
+        self._work = WorkMeter(self.stage.cost, plan.train, ranks.share.world_size, device)
         self._corpora = CorpusLosses(self.stream.mixture)
 
     def advance(self) -> None:
         """Take one step; log its metrics if they are due."""
         config = self.plan.train
         batches = self.stream.next_step()
-        set_learning_rates(self.optimizer, self.step, config.steps, config.optim)
+        self._rates = self.stage.set_rates(self.step)
         result = self.stepper.step(batches, self.step, len(self.stream.bad))
         self.step += 1
         self.faults.watch(self.step, result, self.stream)
@@ -151,7 +137,7 @@ class Run:
         """Write a checkpoint on the first rank; call `report` on every rank."""
         path = None
         if self.ranks.is_first:
-            state = Progress(self.step, self.stream.state(), self.counts, configuration(self.plan))
+            state = Progress(self.step, self.stream.state(), self.counts, self.plan.configuration())
             path = save_checkpoint(
                 self.out, self.model, self.optimizer, state, self.plan.train.keep_checkpoints
             )
@@ -176,7 +162,7 @@ class Run:
             keep_newest(
                 self.out, self.plan.train.keep_checkpoints
             )  # a killed run may have left one more
-            publish_model(folder, self.model, self.plan.tokenizer)
+            self.stage.publish(folder)
             write_curves(self.out)
             described = json.dumps(dataclasses.asdict(summary), indent=2)
             (self.out / SUMMARY).write_text(described + "\n")
@@ -190,7 +176,7 @@ class Run:
             self._load(found[-1])
         elif self.ranks.is_first:
             self.out.mkdir(parents=True, exist_ok=True)
-            described = json.dumps(configuration(self.plan), indent=2, sort_keys=True)
+            described = json.dumps(self.plan.configuration(), indent=2, sort_keys=True)
             (self.out / "run.json").write_text(described + "\n")
 
     def _load(self, checkpoint: Path) -> None:
@@ -201,7 +187,6 @@ class Run:
         log.info("resumed step=%d checkpoint=%s", self.step, checkpoint)
 
     def _log(self, result: StepResult) -> None:
-        config = self.plan.train
         now, (then, before) = self.clock(), self._logged
         speeds = {
             f"{name}_per_s": (self.counts[name] - before[name]) / max(now - then, 1e-9)
@@ -216,7 +201,7 @@ class Run:
             "visual_loss": result.visual,
             "target_variance": result.target_variance,
             "gradient_norm": result.gradient_norm,
-            "rate_factor": rate_factor(self.step - 1, config.steps, config.optim),
+            "rate_factor": self._rates,
             **self.counts,
             **speeds,
             "filled": filled,
@@ -239,7 +224,7 @@ class Run:
             log.error("alarm %s", self.alarms[-1])
 
 
-def check_resume(plan: TrainPlan) -> None:
+def check_resume(plan: Plan) -> None:
     """Raise `CheckpointError` if the output folder does not allow what `plan.resume` asks for."""
     found = checkpoints(Path(plan.out))
     if plan.resume == "must" and not found:
@@ -249,10 +234,10 @@ def check_resume(plan: TrainPlan) -> None:
             f"{plan.out}: holds a run with checkpoint {found[-1].name}; give another --out, or --resume auto"
         )
     if found:
-        check_same_run(read_progress(found[-1]).config, configuration(plan), found[-1])
+        check_same_run(read_progress(found[-1]).config, plan.configuration(), found[-1])
 
 
-def finished_summary(plan: TrainPlan) -> Summary | None:
+def finished_summary(plan: Plan) -> Summary | None:
     """The summary of a run that has taken all steps of the plan and written its model; None if work is left.
 
     Raises `CheckpointError` as `check_resume` does.
@@ -261,7 +246,7 @@ def finished_summary(plan: TrainPlan) -> Summary | None:
     out = Path(plan.out)
     found = checkpoints(out)
     is_done = bool(found) and read_progress(found[-1]).step >= plan.train.steps
-    if not (is_done and (out / SUMMARY).is_file() and (out / "model" / CONFIG).is_file()):
+    if not (is_done and (out / SUMMARY).is_file() and (out / "model").is_dir()):
         return None
     return read_summary(out)
 
@@ -272,30 +257,10 @@ def read_summary(out: Path) -> Summary:
     return Summary(**values | {"alarms": tuple(values["alarms"])})
 
 
-def check_plan(plan: TrainPlan) -> None:
+def check_plan(plan: Plan) -> None:
     """Raise, before any worker starts, if output, weights, features, data or lengths do not fit.
 
     Of weights only the headers are read, and of the data one step.
     """
     check_resume(plan)
-    if plan.init is not None:
-        check_init(plan.model, plan.init)
-    if plan.language_weights is not None:
-        from emu.weights.llama import check_llama
-
-        check_llama(plan.model, plan.language_weights)
-    tower = None
-    if plan.use_features or plan.vision_weights is not None:
-        tower = start_tower(plan.model, plan.train.seed, plan.init, plan.vision_weights)
-    in_this_thread = replace(plan, train=replace(plan.train, num_threads=0))
-    stream = open_stream(in_this_thread, tower, Ranks())
-    if not stream.next_step():
-        raise DatasetError(
-            f"all {len(stream.bad)} samples of the first step are bad; the first: {stream.bad[0].detail}"
-        )
-
-
-def publish_model(folder: Path, model: Emu, tokenizer: str) -> None:
-    """Write a model directory atomically; one of an earlier run is replaced."""
-    with new_directory(folder, is_replaceable=lambda folder: True, overwrite=True) as new:
-        save_model(new, model, tokenizer)
+    plan.check()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from emu.config import EmuConfig
 from emu.data.mixture import Mixture
 from emu.recipes import TrainConfig
-from emu.train.flops import BatchSize, known_peak_tflops, step_cost
+from emu.train.flops import BatchSize, StepCost, known_peak_tflops
 from emu.train.step import StepResult
 
 
@@ -16,13 +15,12 @@ class WorkMeter:
 
     def __init__(
         self,
-        model: EmuConfig,
+        cost: StepCost | None,
         config: TrainConfig,
-        use_features: bool,
         world_size: int,
         device: torch.device,
     ) -> None:
-        self._cost = step_cost(model, config.freeze_vision, use_features)
+        self._cost = cost
         self._flops = 0.0
         peak = config.peak_tflops
         if peak is None and device.type == "cuda" and config.precision == "bfloat16":
@@ -38,11 +36,14 @@ class WorkMeter:
             result.num_text,
             result.num_visual,
         )
-        self._flops += self._cost.model(size)
+        if self._cost is not None:
+            self._flops += self._cost.model(size)
 
     def taken(self, seconds: float) -> dict[str, float]:
         """The fields `tflops_per_s` and, where the peak is known, `mfu`; starts again from zero."""
         tflops, self._flops = self._flops / max(seconds, 1e-9) / 1e12, 0.0
+        if self._cost is None:
+            return {}
         row = {"tflops_per_s": tflops}
         return row if self._peak is None else row | {"mfu": tflops / self._peak}
 

@@ -1,25 +1,36 @@
-"""What a run is: its data, model and options as one value, which options determine its weights, and its batches."""
+"""What a run is: its data, model and options as one value, which options determine its weights, and what is trained.
+
+`TrainPlan` is pretraining and instruction tuning; the visual decoder has a plan of its own (`emu/train/decoder.py`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from emu.config import EmuConfig, SequenceConfig
 from emu.data.batches import BatchStream, Layout
-from emu.data.dataset import ShardReader
+from emu.data.dataset import DatasetError, ShardReader
 from emu.data.mixture import Corpus, Mixture, Source
 from emu.data.sequence import SequenceMaker
+from emu.models.emu import Emu
 from emu.models.visual import VisualEncoder, preprocessing
 from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
-from emu.train.step import Ranks
-from emu.weights.store import weights_hash
+from emu.train.flops import StepCost, step_cost
+from emu.train.start import check_init, start_model, start_tower
+from emu.train.step import EmuLosses, LossModule, Ranks, make_optimizer, set_learning_rates
+from emu.weights.layout import new_directory
+from emu.weights.store import save_model, weights_hash
 
 Resume = Literal["auto", "must", "never"]
 HOUSEKEEPING = {
@@ -54,6 +65,99 @@ class TrainPlan:
     """The folder of a LLaMA for the language model; only without `init`."""
     use_features: bool = False
     resume: Resume = "auto"
+
+    def configuration(self) -> dict[str, Any]:
+        """The options that determine the weights of the run, as JSON values."""
+        return configuration(self)
+
+    def check(self) -> None:
+        """Raise, reading the headers of weights and one step of the data, if something does not fit."""
+        if self.init is not None:
+            check_init(self.model, self.init)
+        if self.language_weights is not None:
+            from emu.weights.llama import check_llama
+
+            check_llama(self.model, self.language_weights)
+        tower = None
+        if self.use_features or self.vision_weights is not None:
+            tower = start_tower(self.model, self.train.seed, self.init, self.vision_weights)
+        in_this_thread = replace(self, train=replace(self.train, num_threads=0))
+        stream = open_stream(in_this_thread, tower, Ranks())
+        if not stream.next_step():
+            raise DatasetError(
+                f"all {len(stream.bad)} samples of the first step are bad; the first: {stream.bad[0].detail}"
+            )
+
+    def open(self, ranks: Ranks, device: torch.device) -> Stage:
+        """The model in training mode, its optimizer and its data."""
+        config = self.train
+        model = start_model(
+            self.model, config, self.init, device, self.vision_weights, self.language_weights
+        )
+        optimizer = make_optimizer(model, config.optim)
+        return Stage(
+            model=model,
+            optimizer=optimizer,
+            stream=open_stream(self, model.visual, ranks),
+            losses=EmuLosses(model, config.precision),
+            set_rates=lambda step: set_learning_rates(optimizer, step, config.steps, config.optim),
+            cost=step_cost(self.model, config.freeze_vision, self.use_features),
+            publish=lambda folder: publish_model(folder, model, self.tokenizer),
+        )
+
+
+class Plan(Protocol):
+    """A run of any stage of training, as one value that is sent to workers."""
+
+    @property
+    def out(self) -> str:
+        """The folder of the run."""
+        ...
+
+    @property
+    def train(self) -> TrainConfig:
+        """Length, batch sizes, checkpoints and limits."""
+        ...
+
+    @property
+    def resume(self) -> Resume:
+        """Whether a run that is there is resumed."""
+        ...
+
+    def configuration(self) -> dict[str, Any]:
+        """The options that determine the weights of the run, as JSON values."""
+        ...
+
+    def check(self) -> None:
+        """Raise, before any worker starts, if weights, data or lengths do not fit."""
+        ...
+
+    def open(self, ranks: Ranks, device: torch.device) -> Stage:
+        """What is trained, on one rank."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained: the parts in which the stages of training differ; `emu/train/loop.py` has what they share."""
+
+    model: nn.Module
+    """What a checkpoint holds."""
+    optimizer: Optimizer
+    stream: BatchStream
+    losses: LossModule[Any]
+    set_rates: Callable[[int], float]
+    """Sets the learning rates of a step (from 0) and returns their ratio to the peaks."""
+    cost: StepCost | None
+    """For the operations per second in the log."""
+    publish: Callable[[Path], None]
+    """Writes the result into OUT/model, on the first rank."""
+
+
+def publish_model(folder: Path, model: Emu, tokenizer: str) -> None:
+    """Write a model directory atomically; one of an earlier run is replaced."""
+    with new_directory(folder, is_replaceable=lambda folder: True, overwrite=True) as new:
+        save_model(new, model, tokenizer)
 
 
 def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> BatchStream:

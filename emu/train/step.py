@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
-from emu.config import EmuConfig
 from emu.data.batches import Share
 from emu.data.dataset import derived_seed
 from emu.models.emu import Emu
@@ -43,6 +42,17 @@ PARTS = (
 
 
 Value = TypeVar("Value")
+
+
+class OnDevice(Protocol):
+    """What can be moved to a device, as a batch can."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on `device`."""
+        ...
+
+
+AnyBatch = TypeVar("AnyBatch", bound=OnDevice)
 
 
 class TrainingError(RuntimeError):
@@ -74,13 +84,39 @@ class StepResult:
     """False if a loss or the gradient norm was not; then no weight has changed."""
 
 
-class LossModule(nn.Module):
-    """A model and its objective as one module, from a batch to its losses."""
+class LossModule(nn.Module, Generic[AnyBatch]):
+    """A model and its objective as one module, from a batch to its losses; each stage of training has its own."""
+
+    visual_weight: float
+    """Of the visual loss in the total."""
+
+    def forward(
+        self, batch: AnyBatch, text_weight: Tensor, visual_weight: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The weighted sum to differentiate; then text loss, visual loss and target variance, detached."""
+        raise NotImplementedError
+
+    def image_weights(self) -> list[Tensor]:
+        """The trainable weights that get no gradient from a step without images."""
+        raise NotImplementedError
+
+    def counts(self, batch: AnyBatch) -> Tensor:
+        """What a batch holds, in the order of `StepResult`: `num_text` to `num_squares`."""
+        raise NotImplementedError
+
+    def empty_batch(self, device: torch.device) -> AnyBatch:
+        """A batch without targets, which counts as nothing."""
+        raise NotImplementedError
+
+
+class EmuLosses(LossModule[Batch]):
+    """Emu and its objective."""
 
     def __init__(self, model: Emu, precision: str) -> None:
         super().__init__()
         self.model, self.precision = model, precision
         self.objective = Objective(model.config.objective)
+        self.visual_weight = model.config.objective.visual_weight
 
     def forward(
         self, batch: Batch, text_weight: Tensor, visual_weight: Tensor
@@ -92,7 +128,7 @@ class LossModule(nn.Module):
             output = self.model(batch, with_logits=False)
         losses: Losses = self.objective(output, batch)
         total = text_weight * losses.text
-        factor = self.model.config.objective.visual_weight
+        factor = self.visual_weight
         if factor or self.model.language.regress_head.weight.requires_grad:
             total = total + visual_weight * factor * losses.visual
         if batch.num_images == 0:  # other ranks wait for the gradients of all weights
@@ -104,27 +140,49 @@ class LossModule(nn.Module):
         parts = (self.model.visual, self.model.ln_visual, self.model.former)
         return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
 
+    def counts(self, batch: Batch) -> Tensor:
+        """The numbers of text targets, visual targets, images, sequences, positions, those with padding, squares."""
+        predictors, _ = regression_positions(
+            batch.input_ids_BL, self.model.config.special, self.model.config.objective
+        )
+        labels = batch.labels_BL[:, 1:]
+        numbers = (
+            (labels != IGNORED).sum(),
+            predictors.sum(),
+            torch.tensor(batch.num_images, device=batch.input_ids_BL.device),
+            torch.tensor(batch.num_sequences, device=batch.input_ids_BL.device),
+            batch.attention_mask_BL.sum(),
+            torch.tensor(batch.input_ids_BL.numel(), device=batch.input_ids_BL.device),
+            batch.squares,
+        )
+        return torch.stack(numbers).double()
 
-class Stepper:
+    def empty_batch(self, device: torch.device) -> Batch:
+        """A sequence without targets and images; it counts as nothing."""
+        special = self.model.config.special
+        ids = torch.tensor([[special.bos, special.eos]], device=device)
+        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids, IGNORED))
+
+
+class Stepper(Generic[AnyBatch]):
     """Takes optimizer steps on a model."""
 
     def __init__(
         self,
-        model: Emu,
+        losses: LossModule[AnyBatch],
         optimizer: Optimizer,
         config: TrainConfig,
         ranks: Ranks,
         device: torch.device,
     ) -> None:
         self.config, self.ranks, self.device = config, ranks, device
-        self.model_config: EmuConfig = model.config
-        losses = LossModule(model, config.precision)
+        self.losses = losses
         self.image_weights = losses.image_weights()
         self.module = ranks.wrap(losses, device)
         self.optimizer = optimizer
         self.weights = [w for group in optimizer.param_groups for w in group["params"]]
 
-    def step(self, batches: Sequence[Batch], step: int, num_bad: int = 0) -> StepResult:
+    def step(self, batches: Sequence[AnyBatch], step: int, num_bad: int = 0) -> StepResult:
         """Update the weights once, unless a loss or gradient is not finite or no rank has a sequence.
 
         Dropout masks follow from (seed, step, rank), so that a resumed run repeats an uninterrupted one. All ranks
@@ -136,9 +194,9 @@ class Stepper:
         """
         torch.manual_seed(derived_seed("step", self.config.seed, step, self.ranks.share.rank))
         batches = [batch.to(self.device) for batch in batches]
-        counted = [self._counts(batch) for batch in batches]
+        counted = [self.losses.counts(batch) for batch in batches]
         # a rank without sequences takes part in the synchronisation of gradients
-        batches = batches or [self._empty_batch()]
+        batches = batches or [self.losses.empty_batch(self.device)]
         counts = torch.stack(counted or [torch.zeros(7, dtype=torch.float64, device=self.device)])
         own = torch.cat([counts.sum(dim=0), counts.new_tensor([num_bad])])
         totals = self.ranks.sum(own)
@@ -156,16 +214,10 @@ class Stepper:
         if is_finite and totals[3]:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        total = text + self.model_config.objective.visual_weight * visual
+        total = text + self.losses.visual_weight * visual
         return StepResult(text, visual, total, variance, float(norm), *numbers, is_finite=is_finite)
 
-    def _empty_batch(self) -> Batch:
-        """A sequence without targets and images; it counts as nothing."""
-        special = self.model_config.special
-        ids = torch.tensor([[special.bos, special.eos]], device=self.device)
-        return Batch(ids, torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids, IGNORED))
-
-    def _backward(self, batches: list[Batch], counts: Tensor, totals: Tensor) -> Tensor:
+    def _backward(self, batches: list[AnyBatch], counts: Tensor, totals: Tensor) -> Tensor:
         """Accumulate gradients; returns this rank's share of text loss, visual loss and variance."""
         world = self.ranks.share.world_size
         measured = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -187,23 +239,6 @@ class Stepper:
                 (2,), 1 / (num_micro * self.ranks.share.world_size), device=self.device
             )
         return counts[:2] / totals[:2].clamp(min=1)
-
-    def _counts(self, batch: Batch) -> Tensor:
-        """The numbers of text targets, visual targets, images, sequences, positions, those with padding, squares."""
-        predictors, _ = regression_positions(
-            batch.input_ids_BL, self.model_config.special, self.model_config.objective
-        )
-        labels = batch.labels_BL[:, 1:]
-        numbers = (
-            (labels != IGNORED).sum(),
-            predictors.sum(),
-            torch.tensor(batch.num_images, device=self.device),
-            torch.tensor(batch.num_sequences, device=self.device),
-            batch.attention_mask_BL.sum(),
-            torch.tensor(batch.input_ids_BL.numel(), device=self.device),
-            batch.squares,
-        )
-        return torch.stack(numbers).double()
 
 
 @dataclass(frozen=True)
@@ -354,10 +389,11 @@ def visual_factor(step: int, steps: int, config: OptimConfig) -> float:
     return min(1.0, max(0.0, (step - num_frozen + 1) / warmup))
 
 
-def set_learning_rates(optimizer: Optimizer, step: int, steps: int, config: OptimConfig) -> None:
-    """Set the learning rate of every parameter group for a step."""
+def set_learning_rates(optimizer: Optimizer, step: int, steps: int, config: OptimConfig) -> float:
+    """Set the learning rate of every parameter group for a step; returns their ratio to the peaks."""
     factor = rate_factor(step, steps, config)
     visual = factor * visual_factor(step, steps, config)
     for group in optimizer.param_groups:
         is_visual = group["name"].partition("/")[0] in ("vision", "former")
         group["lr"] = group["peak_lr"] * (visual if is_visual else factor)
+    return factor

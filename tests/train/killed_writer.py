@@ -20,7 +20,7 @@ import torch
 from emu.models.emu import Emu
 from emu.recipes import OptimConfig
 from emu.tokenizer import EmuTokenizer
-from emu.train.loop import publish_model
+from emu.train.plan import publish_model
 from emu.train.run_folder import Progress, checkpoints, read_progress, save_checkpoint
 from emu.train.step import make_optimizer
 from emu.weights.layout import new_directory, restore

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 from emu.data.batches import Share
-from emu.train.loop import TrainPlan, open_stream, train
+from emu.train.loop import TrainPlan, train
+from emu.train.plan import open_stream
 from emu.train.start import start_model
-from emu.train.step import Ranks, Stepper, StepResult, make_optimizer
+from emu.train.step import EmuLosses, Ranks, Stepper, StepResult, make_optimizer
 
 CPU = torch.device("cpu")
 SERVER = multiprocessing.get_context("forkserver")
@@ -40,7 +41,9 @@ def gradients_after(plan: TrainPlan, ranks: Ranks) -> tuple[dict[str, torch.Tens
 
     optimizer.register_step_pre_hook(keep)
     batches = open_stream(plan, None, ranks).next_step()
-    return seen, Stepper(model, optimizer, plan.train, ranks, CPU).step(batches, 0)
+    return seen, Stepper(
+        EmuLosses(model, plan.train.precision), optimizer, plan.train, ranks, CPU
+    ).step(batches, 0)
 
 
 def gradient_work(rank: int, world: int, plan: TrainPlan, folder: Path) -> None:

@@ -9,10 +9,11 @@ import torch
 
 from emu.data.dataset import DatasetError
 from emu.train.faults import read_skipped
-from emu.train.loop import TrainPlan, check_plan, open_stream, train
+from emu.train.loop import TrainPlan, check_plan, train
+from emu.train.plan import open_stream
 from emu.train.run_folder import METRICS, read_metrics
 from emu.train.start import start_model
-from emu.train.step import Ranks, Stepper, TrainingError, make_optimizer
+from emu.train.step import EmuLosses, Ranks, Stepper, TrainingError, make_optimizer
 from schemas.sample import Sample, Segment
 from tests.data.small_dataset import dialogue, pair, write_dataset
 from tests.train.plans import are_equal, mini_plan, weights_of
@@ -119,7 +120,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path: Path):
     plan = mini_plan(tmp_path, dropout=0.0)
     model = start_model(plan.model, plan.train, None, CPU)
     optimizer = make_optimizer(model, plan.train.optim)
-    stepper = Stepper(model, optimizer, plan.train, Ranks(), CPU)
+    stepper = Stepper(EmuLosses(model, plan.train.precision), optimizer, plan.train, Ranks(), CPU)
     good, bad = (open_stream(plan, None, Ranks()).next_step() for _ in range(2))
     assert bad[0].pixels_NCHW is not None
     bad[0].pixels_NCHW[0, 0, 0, 0] = float("nan")

@@ -7,9 +7,9 @@ import torch
 
 from emu.models.emu import Emu
 from emu.models.objective import Batch, Objective
-from emu.train.loop import TrainPlan, open_stream
+from emu.train.plan import TrainPlan, open_stream
 from emu.train.start import start_model, start_tower
-from emu.train.step import Ranks, Stepper, StepResult, make_optimizer
+from emu.train.step import EmuLosses, Ranks, Stepper, StepResult, make_optimizer
 from emu.weights.store import weights_hash
 from tests.data.small_dataset import document, write_dataset
 from tests.train.plans import mini_plan
@@ -94,7 +94,9 @@ def test_a_step_without_images_trains_text_alone(tmp_path: Path):
     batch = Batch(ids, torch.ones_like(ids, dtype=torch.bool), ids)
     optimizer = make_optimizer(model, plan.train.optim)
     before = {n: w.clone() for n, w in model.named_parameters()}
-    result = Stepper(model, optimizer, plan.train, Ranks(), CPU).step([batch], 0)
+    result = Stepper(
+        EmuLosses(model, plan.train.precision), optimizer, plan.train, Ranks(), CPU
+    ).step([batch], 0)
     assert (result.num_text, result.num_visual, result.visual) == (3, 0, 0.0)
     moved = {n.split(".")[0] for n, w in model.named_parameters() if not torch.equal(w, before[n])}
     assert moved == {"language"}
@@ -130,7 +132,13 @@ def test_a_loss_that_is_not_finite_moves_no_weights(tmp_path: Path):
     with torch.no_grad():
         model.ln_visual.weight.fill_(float("inf"))
     before = model.language.regress_head.weight.clone()
-    stepper = Stepper(model, make_optimizer(model, plan.train.optim), plan.train, Ranks(), CPU)
+    stepper = Stepper(
+        EmuLosses(model, "float32"),
+        make_optimizer(model, plan.train.optim),
+        plan.train,
+        Ranks(),
+        CPU,
+    )
     result = stepper.step(open_stream(plan, None, Ranks()).next_step(), 7)
     assert not result.is_finite and math.isnan(result.visual)
     assert torch.equal(before, model.language.regress_head.weight)
