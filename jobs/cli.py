@@ -6,6 +6,7 @@
 | 1         | failed; what is done is kept, and the same command resumes |
 | 2         | an option or an input is wrong; nothing was done           |
 | 130       | stopped by Ctrl-C (128 + SIGINT, as shells count)          |
+| 143       | a training, stopped by SIGTERM (128 + 15); it has saved    |
 
 Importing this module is cheap: a job that imports no more than its options need answers `--help` and wrong options
 at once. What the work needs is imported when it begins (see `jobs`).
@@ -59,6 +60,14 @@ class JobError(RuntimeError):
     def __init__(self, message: str, summary: str | None = None) -> None:
         super().__init__(message)
         self.summary = summary
+
+
+class JobStopped(Exception):
+    """Work that a signal has ended in good order: exit code 128 + its number."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 @contextmanager
@@ -122,6 +131,8 @@ def run_job(
             summary = work(options)
     except KeyboardInterrupt:
         return interrupted(hint)
+    except JobStopped as stopped:
+        return interrupted(hint, 128 + stopped.signal)
     except OptionError as error:
         return report_error(error, BAD_VALUE)
     except JobError as error:
@@ -201,10 +212,10 @@ def report_error(error: BaseException | str, exit_code: int) -> int:
     return exit_code
 
 
-def interrupted(hint: str = RESUMES) -> int:
-    """The exit code of a job stopped by Ctrl-C, after a line that says what to do next."""
+def interrupted(hint: str = RESUMES, exit_code: int = INTERRUPTED) -> int:
+    """The exit code of a job that was stopped, after a line that says what to do next."""
     print(f"stopped; {hint}", file=sys.stderr)
-    return INTERRUPTED
+    return exit_code
 
 
 def start_logging(level: LogLevel = "info") -> None:

@@ -4,6 +4,7 @@ Long work has a progress bar. What comes before and between bars (imports, readi
 with `say`. A bar that has not moved for ten seconds is printed again, so that a log shows that the job is alive.
 """
 
+import math
 import sys
 import time
 from contextvars import ContextVar
@@ -67,7 +68,8 @@ class Status:
         while not self._stop.wait(self._poll_s):
             bars = _bars()
             for bar in bars:
-                if time.time() - bar.last_print_t >= self._interval_s:
+                # a bar is known before it is complete
+                if time.time() - getattr(bar, "last_print_t", math.inf) >= self._interval_s:
                     bar.refresh()
                     bar.last_print_t = time.time()
             if bars:

@@ -78,6 +78,9 @@ class TrainEmu(Checked):
     """Peak of a GPU in bfloat16, for --plan; the default is an H100."""
     num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
     """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
+    min_workers: Count | None = None
+    """Train on as few workers of Ray as this while others are missing, and on more when they come.
+    The batches stay those of --num-workers. None: wait for all."""
     num_processes: Annotated[int, Field(ge=1)] = 1
     """With --num-workers 0: processes of this machine that share its cores, without Ray."""
     tokenizer: str | None = None
@@ -117,7 +120,11 @@ def train_emu(options: TrainEmu) -> str:
     if options.plan:
         return _forecast(options)
     workers = Workers(
-        options.num_workers, options.num_processes, options.num_cpus, options.max_failures
+        options.num_workers,
+        options.num_processes,
+        options.num_cpus,
+        options.max_failures,
+        options.min_workers,
     )
     return run_training(lambda: plan_of(options), workers)
 

@@ -14,7 +14,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from emu.recipes import Recipe, TrainConfig
-from jobs.cli import checked_options, failing
+from jobs.cli import JobStopped, checked_options, failing
 from jobs.paths import job_path
 from jobs.progress import say, say_importing
 
@@ -31,6 +31,7 @@ class Workers:
     num_processes: int = 1
     num_cpus: int | None = None
     max_failures: int = 3
+    min_workers: int | None = None
 
 
 def run_training(make_plan: Callable[[], TrainPlan], workers: Workers) -> str:
@@ -55,7 +56,7 @@ def run_training(make_plan: Callable[[], TrainPlan], workers: Workers) -> str:
         check_plan(plan)
         Path(plan.out).mkdir(parents=True, exist_ok=True)
     use_gpu = torch.cuda.is_available()
-    with progress_bar(plan), failing(TrainingError, ValueError):
+    with _stopping(), progress_bar(plan), failing(TrainingError, ValueError):
         if workers.num_workers == 0:
             device = torch.device("cuda" if use_gpu else "cpu")
             summary = run_in_processes(
@@ -68,8 +69,21 @@ def run_training(make_plan: Callable[[], TrainPlan], workers: Workers) -> str:
             num_cpus = workers.num_cpus or max(workers.num_workers, os.cpu_count() or 1)
             say("starting Ray")
             with ray_session(num_cpus):
-                summary = train_on_ray(plan, workers.num_workers, use_gpu, workers.max_failures)
+                summary = train_on_ray(
+                    plan, workers.num_workers, use_gpu, workers.max_failures, workers.min_workers
+                )
     return summary_text(summary, plan, time.monotonic() - began)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Turns `Stopped` inside the block into the end of the job."""
+    from emu.train.stopping import Stopped
+
+    try:
+        yield
+    except Stopped as stopped:
+        raise JobStopped(stopped.signal) from stopped
 
 
 def named_recipe(arguments: Sequence[str], recipes: Mapping[str, Callable[[], Recipe]]) -> Recipe:

@@ -25,7 +25,11 @@ class EndedProcess:
 
 
 def interrupted(
-    repository: Path, is_time: Callable[[], bool], *command: object, to_all: bool = False
+    repository: Path,
+    is_time: Callable[[], bool],
+    *command: object,
+    to_all: bool = False,
+    number: int = signal.SIGINT,
 ) -> EndedProcess:
     """Runs a job (module, options) and interrupts it as soon as `is_time()`, with `to_all` also its children."""
     process = subprocess.Popen(
@@ -44,9 +48,9 @@ def interrupted(
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.005)
             if to_all:
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, number)
             else:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
             out, error = process.communicate(timeout=120)
         finally:
             process.kill()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from emu.train.run_folder import (
     write_curves,
 )
 from emu.train.step import Ranks, Stepper, StepResult
+from emu.train.stopping import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -68,23 +70,32 @@ def train(
     device: torch.device | None = None,
     report: Report = lambda metrics, checkpoint: None,
     clock: Callable[[], float] = time.perf_counter,
+    stop: StopRequest | None = None,
 ) -> Summary:
     """Train to the last step of the plan, from the newest checkpoint if there is one.
+
+    On SIGINT, SIGTERM or a request in `stop`, on any rank, all ranks save after the step in progress.
 
     Raises:
         CheckpointError: if the output folder holds another run.
         DatasetError: for unusable data.
+        Stopped: if that was asked for, when a checkpoint has been saved.
         TrainingError: for too many bad samples or steps without a finite loss in a row.
     """
-    run = Run(plan, ranks or Ranks(), device or torch.device("cpu"), clock)
-    try:
-        while run.step < plan.train.steps:
-            run.advance()
-            if run.step % plan.train.checkpoint_every == 0 or run.step == plan.train.steps:
-                run.checkpoint(report)
-        return run.finish()
-    finally:
-        run.stream.close()
+    stop = stop or StopRequest()
+    with stop.on_signals():
+        run = Run(plan, ranks or Ranks(), device or torch.device("cpu"), clock)
+        try:
+            while run.step < plan.train.steps:
+                run.advance(stop.is_made)
+                is_end = run.is_stopped or run.step == plan.train.steps
+                if is_end or run.step % plan.train.checkpoint_every == 0:
+                    run.checkpoint(report)
+                if run.is_stopped and run.step < plan.train.steps:
+                    raise Stopped(run.step, stop.signal or signal.SIGTERM)
+            return run.finish()
+        finally:
+            run.stream.close()
 
 
 class Run:
@@ -99,6 +110,8 @@ class Run:
         self.model, self.optimizer = self.stage.model, self.stage.optimizer
         self.stream = self.stage.stream
         self.step = 0
+        self.is_stopped = False
+        """True after a step in which a rank was asked to stop."""
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._resume()
         self.stepper = Stepper(self.stage.losses, self.optimizer, plan.train, ranks, device)
@@ -112,13 +125,14 @@ class Run:
         self._work = WorkMeter(self.stage.cost, plan.train, ranks.share.world_size, device)
         self._corpora = CorpusLosses(self.stream.mixture)
 
-    def advance(self) -> None:
-        """Take one step; log its metrics if they are due."""
+    def advance(self, stops: bool = False) -> None:
+        """Take one step, which `stops` makes the last on every rank; log its metrics if they are due."""
         config = self.plan.train
         batches = self.stream.next_step()
         self._rates = self.stage.set_rates(self.step)
-        result = self.stepper.step(batches, self.step, len(self.stream.bad))
+        result = self.stepper.step(batches, self.step, len(self.stream.bad), stops)
         self.step += 1
+        self.is_stopped = result.is_last
         self.faults.watch(self.step, result, self.stream)
         self.counts["samples"] += result.num_sequences
         self.counts["images"] += result.num_images
@@ -130,7 +144,7 @@ class Run:
         if result.is_finite:
             self._corpora.add(self.stream.corpus, result)
             self._watch(result)
-        if self.step % config.log_every == 0 or self.step == config.steps:
+        if self.step % config.log_every == 0 or self.step == config.steps or self.is_stopped:
             self._log(result)
 
     def checkpoint(self, report: Report) -> None:

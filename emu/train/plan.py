@@ -65,6 +65,8 @@ class TrainPlan:
     """The folder of a LLaMA for the language model; only without `init`."""
     use_features: bool = False
     resume: Resume = "auto"
+    num_ranks: int | None = None
+    """The ranks that the batch sizes of a new run are per; None: those that train. For runs whose ranks vary."""
 
     def configuration(self) -> dict[str, Any]:
         """The options that determine the weights of the run, as JSON values."""
@@ -204,7 +206,8 @@ def open_source(
         features = FeatureReader(reader.dataset, weights_hash(tower), prepared)
     name = corpus.name or reader.dataset.manifest.corpus
     per_rank = plan.train.batch_size_of(name) * plan.train.num_micro
-    return Source(name, corpus.weight, reader, per_rank * ranks.share.world_size, features)
+    num_ranks = plan.num_ranks or ranks.share.world_size
+    return Source(name, corpus.weight, reader, per_rank * num_ranks, features)
 
 
 def configuration(plan: TrainPlan) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from emu.data.batches import Share
 from emu.train.step import Ranks, TrainingError
+from emu.train.stopping import Stopped, StopRequest
 
 END_S = 10.0
 """Seconds that a process has for removing what it has not finished."""
@@ -35,10 +36,15 @@ Work = Callable[[Ranks, Tell], Any]
 def run_in_processes(num_processes: int, work: Work, tell: Tell = lambda *progress: None) -> Any:
     """Run `work` on so many ranks; returns what it returns on the first.
 
+    Ctrl-C and SIGTERM are passed on as SIGTERM, once: work that saves first (`emu.train.stopping`) has the time to; a
+    second Ctrl-C ends it. The processes end at once when this one is killed.
+
     The calling process must not have differentiated anything before: autograd does not survive a fork. With one
     process the work is done in the calling one.
 
     Raises:
+        Stopped: if the work saved and stopped on a request.
+        KeyboardInterrupt: if it did not.
         TrainingError: where a process was lost.
         ValueError: for several processes on a machine with a GPU.
         Exception: that of the rank that failed first; the other processes are ended.
@@ -63,18 +69,30 @@ def run_in_processes(num_processes: int, work: Work, tell: Tell = lambda *progre
             processes[-1].start()
             sender.close()
             ours.append(receiver)
+        stop = StopRequest()
         try:
-            return _result(ours, tell)
+            with stop.on_signals(lambda: _ask_to_end(processes)):
+                return _result(ours, tell)
+        except Stopped as error:
+            raise Stopped(error.step, stop.signal or error.signal) from None
+        except TrainingError as error:
+            if not stop.is_made:
+                raise
+            raise KeyboardInterrupt from error  # it does not save, and was lost to the signal
         finally:
             _end(processes)
             os.close(alive)
             os.close(kept)
 
 
-def _end(processes: Sequence[BaseProcess]) -> None:
-    """End what still runs; each process may remove what it has not finished writing."""
+def _ask_to_end(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         process.terminate()
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """End what still runs; each process may remove what it has not finished writing."""
+    _ask_to_end(processes)
     for process in processes:
         process.join(END_S)
         process.kill()

@@ -1,15 +1,15 @@
 """Ray Train around the loop: several workers, restarted after one is lost. The only module of training with Ray.
 
-Checkpoints are the loop's own atomic directories. They are reported to Ray Train without copying them; it counts
-failures and restarts the workers, which resume from the newest checkpoint. So a run that was started here can be
-resumed without Ray, and the reverse. `out` must be a folder that every node sees.
+Ray Train's own `fit` runs in a thread, so that signals reach this module (`emu/train/stopping.py`). Checkpoints are the
+loop's own atomic directories. They are reported to Ray Train without copying them; it counts failures and restarts the
+workers, which resume from the newest checkpoint. So a run that was started here can be resumed without Ray, and the
+reverse. `out` must be a folder that every node sees.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -34,8 +34,9 @@ from ray.util import placement_group_table
 
 from emu.data.batches import Share
 from emu.train.loop import Summary, TrainPlan, check_resume, read_summary, train
-from emu.train.run_folder import FOLDER, CheckpointError, checkpoints
+from emu.train.run_folder import FOLDER, CheckpointError, checkpoints, read_progress
 from emu.train.step import Ranks, TrainingError
+from emu.train.stopping import Address, Starter, Stopped, StopRequest, obey
 
 log = logging.getLogger(__name__)
 
@@ -45,41 +46,83 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def train_on_ray(
-    plan: TrainPlan, num_workers: int, use_gpu: bool = False, max_failures: int = 3
+    plan: TrainPlan,
+    num_workers: int,
+    use_gpu: bool = False,
+    max_failures: int = 3,
+    min_workers: int | None = None,
 ) -> Summary:
     """Train on workers of the connected Ray; a lost worker costs the steps since the last checkpoint.
 
+    With `min_workers` the run goes on with fewer workers while nodes are missing, and takes up those that come; the
+    global batches stay those of `num_workers`. On SIGINT and SIGTERM of this process the workers save after the step in
+    progress. They end at once when this process ends.
+
     Raises:
+        Stopped: on SIGINT or SIGTERM, when the workers have saved.
         TrainingError: with the error of the lowest failed rank, after more than `max_failures` failures.
-        KeyboardInterrupt: on Ctrl-C, when the workers have ended.
+        KeyboardInterrupt: on a second SIGINT.
     """
     check_resume(plan)
     folder = Path(plan.out).absolute() / FOLDER
     (folder / SNAPSHOT).unlink(missing_ok=True)  # the directories themselves count
-    packed = pickle.dumps(replace(plan, out=str(folder.parent), resume="auto"))
+    starter = Starter(ray.util.get_node_ip_address())
+    plan = replace(plan, out=str(folder.parent), resume="auto", num_ranks=num_workers)
+    packed, address = pickle.dumps(plan), starter.address
 
     def work() -> None:
         # Pickled by value: otherwise Ray Train's controller imports the model's libraries before it starts workers.
         from emu.train.ray_trainer import train_as_worker
 
-        train_as_worker(pickle.loads(packed))
+        train_as_worker(pickle.loads(packed), address)
 
+    least = num_workers if min_workers is None else min(min_workers, num_workers)
     trainer = TorchTrainer(
         work,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=(least, num_workers) if least < num_workers else num_workers,
+            use_gpu=use_gpu,
+        ),
         run_config=RunConfig(
             name=FOLDER,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
+    stop = StopRequest()
     try:
-        with _interruptible(), _waiting_told(num_workers, use_gpu):
-            trainer.fit()
+        with (
+            stop.on_signals(starter.stop_workers),
+            _waiting_told(least, use_gpu),
+        ):
+            _fit(trainer)
     except TrainingFailedError as error:
         raise TrainingError(_reason(error)) from error
+    finally:
+        starter.close()
+    saved = read_progress(checkpoints(folder.parent)[-1]).step
+    if stop.signal is not None and saved < plan.train.steps:
+        raise Stopped(saved, stop.signal)
     return read_summary(folder.parent)
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    """`trainer.fit()` in a thread: in the main thread it would take SIGINT for itself, and abort the workers."""
+    failed: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)  # signals are handled between
+    if failed:
+        raise failed[0]
 
 
 @contextmanager
@@ -113,23 +156,6 @@ def _waiting_told(num_workers: int, use_gpu: bool, notice_s: float = NOTICE_S) -
         watcher.join()
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Make Ctrl-C raise KeyboardInterrupt: Ray Train ends the workers and then exits the process.
-
-    Ray Train leaves its own signal handler behind; this restores the previous one.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if is_main else None
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        if is_main:
-            signal.signal(signal.SIGINT, before)
-
-
 def _reason(error: TrainingFailedError) -> str:
     """The error of the lowest failed rank, otherwise Ray's own message."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
@@ -140,7 +166,7 @@ def _reason(error: TrainingFailedError) -> str:
     return f"worker {rank} of the last attempt: {name}: {failures[rank]}"
 
 
-def train_as_worker(plan: TrainPlan) -> None:
+def train_as_worker(plan: TrainPlan, starter: Address) -> None:
     """The work of one worker of Ray Train."""
     logging.basicConfig(level=logging.INFO)
     context = ray.train.get_context()
@@ -150,8 +176,13 @@ def train_as_worker(plan: TrainPlan) -> None:
             f"{plan.out}: this worker does not see the checkpoint {reported.path}; --out must be a "
             "folder that all nodes share"
         )
-    share = Share(context.get_world_rank(), context.get_world_size())
-    train(plan, Ranks(share), ray.train.torch.get_device(), _report)
+    ranks = Ranks(Share(context.get_world_rank(), context.get_world_size()))
+    stop = StopRequest()
+    with obey(starter, stop):
+        try:
+            train(plan, ranks, ray.train.torch.get_device(), _report, stop=stop)
+        except Stopped as stopped:
+            log.info("%s", stopped)
 
 
 def _report(metrics: Mapping[str, Any], checkpoint: Path | None) -> None:

@@ -82,6 +82,8 @@ class StepResult:
     """Bad samples that were left out."""
     is_finite: bool = True
     """False if a loss or the gradient norm was not; then no weight has changed."""
+    is_last: bool = False
+    """True if a rank has been asked to stop."""
 
 
 class LossModule(nn.Module, Generic[AnyBatch]):
@@ -182,7 +184,9 @@ class Stepper(Generic[AnyBatch]):
         self.optimizer = optimizer
         self.weights = [w for group in optimizer.param_groups for w in group["params"]]
 
-    def step(self, batches: Sequence[AnyBatch], step: int, num_bad: int = 0) -> StepResult:
+    def step(
+        self, batches: Sequence[AnyBatch], step: int, num_bad: int = 0, stops: bool = False
+    ) -> StepResult:
         """Update the weights once, unless a loss or gradient is not finite or no rank has a sequence.
 
         Dropout masks follow from (seed, step, rank), so that a resumed run repeats an uninterrupted one. All ranks
@@ -191,6 +195,7 @@ class Stepper(Generic[AnyBatch]):
         Args:
             batches: the micro-batches of this rank; none where all its samples are bad.
             num_bad: bad samples of this rank, to be summed over all.
+            stops: true if this rank has been asked to stop, for the others to know.
         """
         torch.manual_seed(derived_seed("step", self.config.seed, step, self.ranks.share.rank))
         batches = [batch.to(self.device) for batch in batches]
@@ -198,7 +203,7 @@ class Stepper(Generic[AnyBatch]):
         # a rank without sequences takes part in the synchronisation of gradients
         batches = batches or [self.losses.empty_batch(self.device)]
         counts = torch.stack(counted or [torch.zeros(7, dtype=torch.float64, device=self.device)])
-        own = torch.cat([counts.sum(dim=0), counts.new_tensor([num_bad])])
+        own = torch.cat([counts.sum(dim=0), counts.new_tensor([num_bad, stops])])
         totals = self.ranks.sum(own)
         measured = self._backward(batches, counts, totals)
         if totals[2] == 0:  # no image on any rank: nothing to learn, and no weight decay
@@ -210,12 +215,13 @@ class Stepper(Generic[AnyBatch]):
             torch.cat([measured, is_infinite.reshape(1)])
         ).tolist()
         is_finite = num_infinite == 0 and all(map(math.isfinite, (text, visual)))
-        numbers = [int(n) for n in totals.tolist()]
+        *numbers, num_stops = (int(n) for n in totals.tolist())
         if is_finite and totals[3]:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         total = text + self.losses.visual_weight * visual
-        return StepResult(text, visual, total, variance, float(norm), *numbers, is_finite=is_finite)
+        measures = (text, visual, total, variance, float(norm))
+        return StepResult(*measures, *numbers, is_finite=is_finite, is_last=bool(num_stops))
 
     def _backward(self, batches: list[AnyBatch], counts: Tensor, totals: Tensor) -> Tensor:
         """Accumulate gradients; returns this rank's share of text loss, visual loss and variance."""

@@ -1,15 +1,20 @@
-"""Ctrl-C while a model is trained: one line, status 130, and a start after it ends in the same weights."""
+"""Ctrl-C and SIGTERM while a model is trained: it saves, one line, 130 or 143; resumed, it ends in the same weights."""
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 
+import psutil
 import pytest
 
-from emu.train.run_folder import METRICS
+from emu.train.run_folder import METRICS, checkpoints, read_metrics
+from emu.train.stopping import StopRequest
 from jobs import train_decoder, train_emu
 from tests.data.small_dataset import document, write_dataset
 from tests.interrupts import interrupted
@@ -25,14 +30,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def interrupt_here(is_time: Callable[[], bool]) -> Iterator[None]:
-    """SIGINT to this process as soon as `is_time`, while the block runs."""
+def interrupt_here(is_time: Callable[[], bool], number: int = signal.SIGINT) -> Iterator[None]:
+    """A signal to this process as soon as `is_time`, while the block runs."""
     is_over = Event()
 
     def watch() -> None:
         while not is_over.wait(0.002):
             if is_time():
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
                 return
 
     watcher = Thread(target=watch, daemon=True)
@@ -45,7 +50,7 @@ def interrupt_here(is_time: Callable[[], bool]) -> Iterator[None]:
 
 
 def options_of(data: Path, out: Path, num_workers: int = 0) -> list[str]:
-    options = f"--data {data} --out {out} --steps 60 --batch-size 2 --num-workers {num_workers}"
+    options = f"--data {data} --out {out} --steps 30 --batch-size 2 --num-workers {num_workers}"
     return [*options.split(), "--train.checkpoint-every", "5", "--seed", "3"]
 
 
@@ -53,17 +58,56 @@ def weights(out: Path) -> bytes:
     return (out / "model" / "model.safetensors").read_bytes()
 
 
-def test_a_run_that_is_stopped_goes_on(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train_emu.main(options_of(data, out)) == 0
+    return out
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_saves_and_goes_on(
+    data: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    exit_code: int,
 ):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train_emu.main(options_of(data, whole)) == 0
-    with interrupt_here((stopped / "checkpoints" / "step-00000005").is_dir):
-        assert train_emu.main(options_of(data, stopped)) == 130
+    stopped = tmp_path / "stopped"
+    options = [*options_of(data, stopped), "--train.checkpoint-every", "30"]
+    before = signal.getsignal(number)
+    with interrupt_here(lambda: len(read_metrics(stopped)) > 5, number):
+        assert train_emu.main(options) == exit_code
+    assert signal.getsignal(number) == before
     assert capsys.readouterr().err.rstrip().splitlines()[-1] == GOES_ON
     assert not (stopped / "model").exists()
-    assert train_emu.main(options_of(data, stopped)) == 0
+    (saved,) = checkpoints(stopped)
+    assert int(saved.name[5:]) == read_metrics(stopped)[-1]["step"] > 5, "nothing is done twice"
+    assert train_emu.main(options) == 0
     assert weights(stopped) == weights(whole)
+
+
+def test_a_second_interrupt_ends_at_once():
+    stop = StopRequest()
+    with pytest.raises(KeyboardInterrupt), stop.on_signals():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # a notice beside Ctrl-C changes nothing
+        assert stop.signal == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_two_processes_save_on_a_signal(repository: Path, data: Path, tmp_path: Path):
+    """The signal goes to the process that started them alone."""
+    options = [*options_of(data, tmp_path / "out"), "--num-processes", "2"]
+    options += ["--train.checkpoint-every", "30"]
+    is_time = lambda: len(read_metrics(tmp_path / "out")) > 5  # noqa: E731
+    ended = interrupted(repository, is_time, "jobs.train_emu", *options, number=signal.SIGTERM)
+    assert ended.exit_code == 143 and ended.last_line == GOES_ON, ended.error
+    assert ended.error.count("saving after this step") == 1 and "Traceback" not in ended.error
+    (saved,) = checkpoints(tmp_path / "out")
+    assert int(saved.name[5:]) == read_metrics(tmp_path / "out")[-1]["step"] > 5
 
 
 def test_a_visual_decoder_that_is_stopped_is_not_there(
@@ -82,14 +126,55 @@ def test_a_visual_decoder_that_is_stopped_is_not_there(
 
 
 @pytest.mark.slow
-def test_a_run_on_ray_that_is_stopped_goes_on(repository: Path, data: Path, tmp_path: Path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train_emu.main(options_of(data, whole)) == 0
-    options = options_of(data, stopped, num_workers=1)
-    is_time = (stopped / "checkpoints" / "step-00000005").is_dir
+def test_a_run_on_ray_that_is_stopped_saves_and_goes_on(
+    repository: Path, data: Path, whole: Path, tmp_path: Path
+):
+    stopped = tmp_path / "stopped"
+    options = [*options_of(data, stopped, num_workers=1), "--train.checkpoint-every", "30"]
+    is_time = lambda: len(read_metrics(stopped)) > 5  # noqa: E731
     ended = interrupted(repository, is_time, "jobs.train_emu", *options, to_all=True)
     assert ended.exit_code == 130, ended.error
     assert GOES_ON in ended.error and "Traceback" not in ended.error
     assert not (stopped / "model").exists()
-    assert train_emu.main(options) == 0
+    (saved,) = checkpoints(stopped)
+    assert int(saved.name[5:]) == read_metrics(stopped)[-1]["step"] > 5
+    assert train_emu.main([*options_of(data, stopped), "--train.checkpoint-every", "30"]) == 0
     assert weights(stopped) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "worker"),
+    [
+        (("--num-workers=0", "--num-processes=2"), "jobs.train_emu"),
+        (("--num-workers=2",), "RayTrainWorker"),
+    ],
+    ids=["processes", "ray"],
+)
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(
+    repository: Path, data: Path, tmp_path: Path, options: tuple[str, ...], worker: str
+):
+    """After `kill -9` of it they are gone within seconds, and take no further step."""
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.train_emu",
+        *options_of(data, tmp_path / "out"),
+        *options,
+    ]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--steps", "100000"], cwd=repository, stdout=log, stderr=log, text=True
+        )
+    try:
+        while len(read_metrics(tmp_path / "out")) < 3:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children(recursive=True)
+        workers = [child for child in children if worker in " ".join(child.cmdline())]
+        assert len(workers) == 2
+    finally:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert not alive
