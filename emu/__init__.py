@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from emu.huggingface.registration import register
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from emu.generate.engine import Engine
 
 __version__ = "0.1.0"
+
+register()
 
 
 def load(directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Engine:

@@ -24,6 +24,7 @@ Probability = Annotated[float, Field(ge=0, le=1, description="a probability")]
 IMAGE_START, IMAGE_END, IMAGE = "[IMG]", "[/IMG]", "<image>"
 USER, ASSISTANT, PAD = "[USER]", "[ASSISTANT]", "[PAD]"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ARCHITECTURE = "EmuForConditionalGeneration"
 PRETRAIN_TOKENS = (PAD, IMAGE_START, IMAGE_END, IMAGE)
 INSTRUCT_TOKENS = (*PRETRAIN_TOKENS, USER, ASSISTANT)
 
@@ -238,6 +239,9 @@ class EmuConfig(Checked):
     decoder: DecoderConfig | None = None
     init: InitConfig = field(default_factory=InitConfig)
 
+    model_type: ClassVar[str] = "emu"
+    """The name by which transformers finds the classes of `emu.huggingface`."""
+
     @property
     def special(self) -> SpecialTokens:
         """The ids of the special tokens for this vocabulary."""
@@ -256,16 +260,19 @@ class EmuConfig(Checked):
             for name in DecoderConfig.optional_in_json:
                 if getattr(self.decoder, name) == getattr(DecoderConfig, name):
                     del values["decoder"][name]
-        return json.dumps(values, indent=2) + "\n"
+        named = {"model_type": self.model_type, "architectures": [ARCHITECTURE]}
+        return json.dumps(named | values, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> EmuConfig:
         """The configuration that `to_json` wrote; options may be absent, sizes may not.
 
+        What transformers notes beside them (`model_type`, `architectures`) is left out.
+
         Raises:
             ConfigError: naming the path of an unknown or absent key, or of a value that is not allowed.
         """
-        return from_json(EmuConfig, text)
+        return from_json(EmuConfig, text, left_out=("model_type", "architectures"))
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,17 @@ class EmuTokenizer:
                 ids += self.encode_run(part, index == 0, index == len(parts) - 1)
         return ids + [self.special.eos] if eos else ids
 
+    def token(self, index: int) -> str:
+        """The token or the piece of an id; raises ValueError outside the vocabulary."""
+        if not 0 <= index < len(self):
+            raise ValueError(f"token id {index} is outside the vocabulary of {len(self)}")
+        return self._token_of.get(index) or self._pieces.IdToPiece(index)
+
+    def id_of(self, token: str) -> int:
+        """The id of a token or piece, that of `<unk>` for one that does not exist."""
+        known = self._id_of.get(token)
+        return self._pieces.PieceToId(token) if known is None else known
+
     def split(self, text: str) -> list[str | int]:
         """Texts, at even indices and perhaps empty, and the ids of the special tokens between them."""
         parts = self._split.split(text)

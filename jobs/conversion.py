@@ -38,7 +38,7 @@ from emu.weights.plan import (
 )
 from emu.weights.reader import WeightFiles, WeightsError
 from emu.weights.released_config import LORA, config_from_released, config_to_released
-from emu.weights.store import write_generation_config, write_tokenizer
+from emu.weights.transformers_files import write_card, write_generation_config, write_tokenizer
 from emu.weights.writer import TensorSpec, write_safetensors, write_torch
 from jobs.paths import folder_path
 
@@ -207,8 +207,9 @@ def _write_emu(
     if job.decoder is not None:
         job.decoder.write(folder / DECODER, shard_bytes, warnings, advance)
     write_generation_config(folder, job.config)
+    write_card(folder, job.config)
     if job.tokenizer is not None:
-        write_tokenizer(folder, job.tokenizer, job.config.language.max_positions)
+        write_tokenizer(folder, job.tokenizer, job.config)
 
 
 def _write_released(

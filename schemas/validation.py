@@ -17,8 +17,9 @@ Values are checked strictly: nothing is converted, a bool is no number, NaN and 
 import dataclasses
 import difflib
 import functools
+import json
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -97,7 +98,7 @@ class Complete(Checked):
     """Fields that may be absent all the same, because older documents lack them."""
 
 
-def from_json(kind: type[T], text: str, name: str = "config") -> T:
+def from_json(kind: type[T], text: str, name: str = "config", left_out: Collection[str] = ()) -> T:
     """The configuration `kind` in a JSON document, nested dataclasses included.
 
     Keys of fields with a default may be absent, except those of `Complete` configurations.
@@ -105,6 +106,7 @@ def from_json(kind: type[T], text: str, name: str = "config") -> T:
     Args:
         kind: a dataclass derived from `Checked`.
         name: what errors call the document; `NAME.field.field` is the path of a value.
+        left_out: keys of the document that are not part of the configuration.
 
     Raises:
         ConfigError: for text that is not JSON, unknown keys (with the nearest known one), absent keys, a value of
@@ -113,7 +115,11 @@ def from_json(kind: type[T], text: str, name: str = "config") -> T:
     from schemas.strict_json import JsonError, loads
 
     try:
-        _check_keys(kind, loads(text), name)
+        document = loads(text)
+        if isinstance(document, dict) and left_out:
+            document = {key: value for key, value in document.items() if key not in left_out}
+            text = json.dumps(document)
+        _check_keys(kind, document, name)
         return _document_adapter(kind).validate_json(text)
     except JsonError as error:
         raise ConfigError(f"{name}: {error}") from None

@@ -20,7 +20,7 @@ from transformers import CLIPConfig
 from emu.config import DecoderConfig
 from emu.decoders.diffusion import unet_sizes
 from emu.decoders.safety import CHECKER, PROCESSOR
-from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, vae_sizes
+from emu.decoders.stable_diffusion import SCHEDULER, UNET, VAE, vae_sizes, write_model_index
 from emu.weights.plan import Advance, ConversionWarnings, Plan, plan_renaming, renamed, tensors_of
 from emu.weights.reader import INDEX, SAFETENSORS, WeightFiles, WeightsError
 from emu.weights.writer import TensorSpec, write_safetensors
@@ -111,6 +111,7 @@ class StableDiffusionConversion:
 
     source: Path
     parts: tuple[PartPlan, ...]
+    released: bool = False
 
     @property
     def specs(self) -> Iterator[TensorSpec]:
@@ -147,6 +148,8 @@ class StableDiffusionConversion:
             if (self.source / folder / file).is_file():
                 (target / folder).mkdir()
                 (target / folder / file).write_bytes((self.source / folder / file).read_bytes())
+        if not self.released:
+            write_model_index(target, has_safety=(target / CHECKER).is_dir())
 
 
 def plan_conversion(
@@ -169,7 +172,7 @@ def plan_conversion(
             f"the U-Net in {directory} reads embeddings of width {width}, the model gives {condition_width}; "
             "a plain Stable Diffusion becomes a decoder with jobs/train_decoder.py --pretrained"
         )
-    return StableDiffusionConversion(directory, parts)
+    return StableDiffusionConversion(directory, parts, released)
 
 
 def decoder_config(directory: Path) -> DecoderConfig | None:

@@ -9,11 +9,13 @@ channels, h w latent positions.
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from torch import Generator, Tensor, nn
@@ -37,7 +39,7 @@ from emu.decoders.diffusion import (
     unet_sizes,
     with_condition_width,
 )
-from emu.decoders.safety import SafetyChecker
+from emu.decoders.safety import CHECKER, PROCESSOR, SafetyChecker
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
 
@@ -129,6 +131,7 @@ class StableDiffusionDecoder(nn.Module):
             shutil.copymode(file.with_name("config.json"), file)
         if self.safety is not None:
             self.safety.save(directory)
+        write_model_index(directory, self.safety is not None)
 
     def trained_network(self) -> tuple[str, nn.Module]:
         """The U-Net."""
@@ -214,6 +217,25 @@ class StableDiffusionDecoder(nn.Module):
         levels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
         images_BHWC = levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         return images_BHWC if self.safety is None else self.safety(images_BHWC)
+
+
+def write_model_index(directory: Path, has_safety: bool) -> None:
+    """Writes `model_index.json`, with which diffusers opens the folder as a pipeline without a text encoder.
+
+    After `import emu`, `DiffusionPipeline.from_pretrained(directory)` gives `emu.huggingface.pipeline`'s class.
+    """
+    parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        CHECKER: ["stable_diffusion", "StableDiffusionSafetyChecker"]
+        if has_safety
+        else [None, None],
+        PROCESSOR: ["transformers", "CLIPImageProcessor"] if has_safety else [None, None],
+        "requires_safety_checker": has_safety,
+    }
+    index = {"_class_name": "EmuDecoderPipeline", "_diffusers_version": diffusers.__version__}
+    (directory / "model_index.json").write_text(json.dumps(index | parts, indent=2) + "\n")
 
 
 def vae_sizes(config: DecoderConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from emu.decoders.base import VisualDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+P = TypeVar("P")
 RankScore = Literal["released", "sum"]
 
 
@@ -96,7 +97,7 @@ class Engine:
         return [text.text for text in self._texts(prompts, options)]
 
     def generate_ids(
-        self, prompts: Sequence[Prompt], options: TextOptions = TextOptions()
+        self, prompts: Sequence[Prompt | EncodedPrompt], options: TextOptions = TextOptions()
     ) -> list[list[int]]:
         """The ids of each text, with the start id in front as in the released code."""
         texts = self._texts(prompts, options)
@@ -226,7 +227,9 @@ class Engine:
         joined = f"{prompt.text} {candidate}"
         return self.encode.encode_joined(joined, prompt.pixels, num_reserved=0)
 
-    def _texts(self, prompts: Sequence[Prompt], options: TextOptions) -> list[Detokenizer]:
+    def _texts(
+        self, prompts: Sequence[Prompt | EncodedPrompt], options: TextOptions
+    ) -> list[Detokenizer]:
         _check_kind("options", options, TextOptions)
         num_tokens = self.config.num_embeddings
         if options.num_beams > num_tokens:
@@ -293,7 +296,7 @@ class Engine:
             return self._null_condition_QD
 
 
-def _listed(prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+def _listed(prompts: Sequence[P]) -> Sequence[P]:
     if not isinstance(prompts, list | tuple):
         raise TypeError(f"prompts is {type(prompts).__name__}, give a list of prompts")
     return prompts

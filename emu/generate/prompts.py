@@ -8,7 +8,7 @@ Shapes: C channels, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, cast
 
@@ -179,14 +179,20 @@ class PromptEncoder:
     config: EmuConfig
 
     def __call__(
-        self, prompt: Prompt, opens_image: bool = False, num_reserved: int = 1
+        self, prompt: Prompt | EncodedPrompt, opens_image: bool = False, num_reserved: int = 1
     ) -> EncodedPrompt:
         """The encoded prompt; with `opens_image` it ends in `[IMG]`, and an image follows.
+
+        One that is encoded already stays as it is, but for its `[IMG]`.
 
         Special tokens that are written in a text become their ids (conversations need that), except
         `<image>`, whose positions belong to images. Raises `PromptTooLong` where fewer than
         `num_reserved` positions would be left for the reply.
         """
+        if isinstance(prompt, EncodedPrompt):
+            opening = (self.config.special.image_start,) if opens_image else ()
+            self._check_length(len(prompt.ids + opening), len(prompt.pixels), num_reserved)
+            return replace(prompt, ids=prompt.ids + opening)
         pieces = as_pieces(prompt)
         self._check_images(sum(map(_num_images, pieces)))
         block = image_block(self.config.former.num_queries)

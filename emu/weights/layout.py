@@ -5,8 +5,7 @@
 | `config.json`                         | sizes and options; written last                        |
 | `model.safetensors`                   | the weights; or shards and `model.safetensors.index.json` |
 | `tokenizer.model`                     | the tokenizer                                          |
-| `tokenizer_config.json`               | the same for transformers                              |
-| `generation_config.json`              | defaults of generation, for transformers               |
+| `tokenizer_config.json`, `README.md`, … | for transformers and the hub (`emu.weights.transformers_files`) |
 | `decoder/`                            | optional, the visual decoder                           |
 
 Before a server or a run starts, file names and headers are checked: a replica that cannot load its model is

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,26 +13,30 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from emu.config import INSTRUCT_TOKENS, PRETRAIN_TOKENS, EmuConfig
+from emu.config import EmuConfig
 from emu.models.emu import Emu
-from emu.tokenizer import BASE_TOKENS, EmuTokenizer
+from emu.tokenizer import EmuTokenizer
 from emu.weights.layout import (
     CONFIG,
     TOKENIZER,
     load_config,
     weight_files,
 )
-
-TOKENIZER_CONFIG, GENERATION_CONFIG = "tokenizer_config.json", "generation_config.json"
+from emu.weights.transformers_files import (
+    GENERATION_CONFIG,
+    write_card,
+    write_generation_config,
+    write_tokenizer,
+)
 
 
 def save_model(
     directory: str | Path,
     model: Emu,
-    tokenizer_path: str | Path | None = None,
+    tokenizer: str | Path | EmuTokenizer | None = None,
     max_shard_size: str = "5GB",
 ) -> None:
-    """Writes `model` and, where given, its tokenizer into `directory`, over a model saved before.
+    """Writes `model` and, where given, its tokenizer (itself, or its file) into `directory`, over a model saved before.
 
     `config.json` is written last: without it a directory is no model.
     """
@@ -41,10 +44,12 @@ def save_model(
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)
     save_torch_state_dict(model.state_dict(), directory, max_shard_size=max_shard_size)
-    if tokenizer_path is not None:
-        tokenizer = EmuTokenizer.load(tokenizer_path, model.config.instruct)
-        write_tokenizer(directory, tokenizer, model.config.language.max_positions)
+    if tokenizer is not None:
+        given = tokenizer if isinstance(tokenizer, EmuTokenizer) else EmuTokenizer.load(tokenizer)
+        given = EmuTokenizer(given.model_bytes, model.config.instruct)
+        write_tokenizer(directory, given, model.config)
     write_generation_config(directory, model.config)
+    write_card(directory, model.config)
     for file in directory.glob(
         "*.safetensors"
     ):  # safetensors makes them readable by their owner only
@@ -121,49 +126,6 @@ def check_weights(config: EmuConfig, directory: str | Path) -> None:
     _refuse_misfits(wanted, dict(found))
 
 
-def write_generation_config(directory: Path, config: EmuConfig) -> None:
-    """Writes the special ids and the five beams of the released evaluations in the form of transformers."""
-    special = config.special
-    _write(
-        directory / GENERATION_CONFIG,
-        {
-            "bos_token_id": special.bos,
-            "eos_token_id": special.eos,
-            "pad_token_id": special.pad,
-            "do_sample": False,
-            "num_beams": 5,
-        },
-    )
-
-
-def write_tokenizer(directory: Path, tokenizer: EmuTokenizer, max_positions: int) -> None:
-    """Writes the sentencepiece model, and for transformers the class and the added tokens.
-
-    `EmuTokenizer` needs only the model. Since 4.32 transformers segments prompts with special tokens differently from
-    the released version; the ids of plain texts and of the special tokens are the same.
-    """
-    tokenizer.save(directory / TOKENIZER)
-    added = INSTRUCT_TOKENS if tokenizer.instruct else PRETRAIN_TOKENS
-    ids = dict(enumerate(BASE_TOKENS)) | dict(enumerate(added, tokenizer.num_pieces))
-    unk, bos, eos = BASE_TOKENS
-    _write(
-        directory / TOKENIZER_CONFIG,
-        {
-            "tokenizer_class": "LlamaTokenizer",
-            "legacy": True,
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "unk_token": unk,
-            "bos_token": bos,
-            "eos_token": eos,
-            "pad_token": added[0],
-            "model_max_length": max_positions,
-            "padding_side": "right",
-            "added_tokens_decoder": {str(i): _token(text) for i, text in ids.items()},
-        },
-    )
-
-
 def _opened(directory: Path) -> Iterator[Any]:
     for file in weight_files(directory):
         with safe_open(file, framework="pt") as tensors:
@@ -197,12 +159,3 @@ def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _token(text: str) -> dict[str, Any]:
-    plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    return {"content": text, "special": True} | plain
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
