@@ -53,8 +53,8 @@ class ScheduleOptions(Checked):
     max_cached_images: Annotated[int, Field(ge=0)] = 64
     """Images whose visual embeddings are kept for the next prompt with the same image."""
     deterministic: bool = False
-    """In float32 on a CPU, attention of a request has the same sizes whatever runs beside it, and so have products of few
-    rows. Slower for one row and for long prompts (docs/decisions/0110)."""
+    """In float32 on a CPU, attention of a request has the same sizes whatever runs beside it, and so have products of
+    few rows. Slower for one row and for long prompts (docs/decisions/0110)."""
 
 
 @dataclass(frozen=True)

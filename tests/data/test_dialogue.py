@@ -14,8 +14,8 @@ from emu.data.dialogue import Plain, conversation, encoded
 from emu.data.sequence import Sequence, SequenceError, SequenceMaker
 from emu.generate.prompts import PromptEncoder
 from emu.serve.backend import EncodedImage, ModelCard
-from emu.serve.requests import read_request
 from emu.serve.limits import Limits
+from emu.serve.requests import read_request
 from emu.serve.schema import ChatRequest
 from emu.tokenizer import EmuTokenizer
 from schemas.dialogue import IMAGE_SYSTEM_MESSAGE, VIDEO_SYSTEM_MESSAGE, system_message

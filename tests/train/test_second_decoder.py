@@ -17,8 +17,8 @@ from emu.generate.engine import Engine
 from emu.generate.prompts import ImageOptions
 from emu.serve.backend import ModelCard
 from emu.serve.errors import ApiError
-from emu.serve.requests import check_limits, image_options
 from emu.serve.limits import Limits
+from emu.serve.requests import check_limits, image_options
 from emu.serve.schema import parse_request
 from emu.train.decoder import DecoderPlan, DecoderTrainConfig, train_decoder
 from jobs import train_decoder as train_decoder_job
