@@ -169,6 +169,22 @@ def whole_webp(data: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def lossy_webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a whole WebP of one chunk, `VP8 `: still, opaque, without metadata; None for any other.
+
+    Source: RFC 9649, section 2.5; RFC 6386, section 9.1.
+    """
+    is_simple = data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8 " and len(data) >= 30
+    # The third of these octets begins a key frame of VP8.
+    if not is_simple or data[20] & 1 or data[23:26] != b"\x9d\x01\x2a":
+        return None
+    num_bytes, num_pixel_bytes = struct.unpack_from("<I8xI", data, 4)
+    if not len(data) == num_bytes + 8 == num_pixel_bytes + num_pixel_bytes % 2 + 20:
+        return None
+    width, height = struct.unpack_from("<HH", data, 26)
+    return width & 0x3FFF, height & 0x3FFF
+
+
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and end of the contents of each chunk; the last may be cut."""
     position = len(_PNG)

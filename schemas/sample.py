@@ -43,6 +43,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -82,12 +83,15 @@ class Link:
 
     def as_row(self) -> dict[str, Any]:
         """The link as a value of `LINK_TYPE`."""
-        return {name: getattr(self, name) for name in LINK_TYPE.names}
+        return {name: getattr(self, name) for name in _LINK_FIELDS}
+
+
+_LINK_FIELDS = tuple(LINK_TYPE.names)
 
 
 def link_from_row(row: Mapping[str, Any]) -> Link:
     """A link from a value of `LINK_TYPE`."""
-    return Link(**{name: row[name] for name in LINK_TYPE.names})
+    return Link(**{name: row[name] for name in _LINK_FIELDS})
 
 
 SAMPLE_VERSION = 1
@@ -166,7 +170,11 @@ class Segment:
 
     def as_row(self) -> dict[str, Any]:
         """The segment as a value of `SEGMENT_TYPE`."""
-        return {name: getattr(self, name) for name in SEGMENT_TYPE.names}
+        return {name: getattr(self, name) for name in _SEGMENT_FIELDS}
+
+
+_SEGMENT_FIELDS = tuple(SEGMENT_TYPE.names)
+_segment_values = itemgetter(*_SEGMENT_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,12 @@ class Sample:
 
 def check_sample(sample: Sample) -> Sample:
     """Return the sample, or raise `SchemaError` naming the key, the segment and the field."""
+    checked_meta(sample)
+    return sample
+
+
+def checked_meta(sample: Sample) -> str:
+    """The meta of a sample as canonical JSON; raises as `check_sample`."""
     if not isinstance(sample.key, str) or not re.fullmatch(KEY_PATTERN, sample.key):
         raise SchemaError(
             f"sample key {sample.key!r} is not {KEY_PATTERN} (lower case; no dots: webdataset cuts a "
@@ -216,24 +230,33 @@ def check_sample(sample: Sample) -> Sample:
         if problem:
             raise SchemaError(f"sample '{sample.key}', segment {number}: {problem}")
     try:
-        if json.loads(canonical_json(sample.meta)) != dict(sample.meta):
+        meta = canonical_json(sample.meta)
+        if json.loads(meta) != dict(sample.meta):
             raise SchemaError(f"sample '{sample.key}': meta does not survive JSON unchanged")
     except (TypeError, ValueError) as error:
         raise SchemaError(f"sample '{sample.key}': meta is not JSON: {error}") from error
-    return sample
+    return meta
 
 
 def sample_from_row(row: Mapping[str, Any]) -> Sample:
     """A checked sample from a row of `SAMPLES`."""
-    segments = tuple(Segment(**{n: s[n] for n in SEGMENT_TYPE.names}) for s in row["segments"])
-    return check_sample(Sample(row["key"], row["corpus"], segments, json.loads(row["meta"])))
+    return check_sample(unchecked_sample(row))
+
+
+def unchecked_sample(row: Mapping[str, Any]) -> Sample:
+    """A sample from a row of `SAMPLES`, for what checks it itself."""
+    segments = tuple(Segment(*_segment_values(segment)) for segment in row["segments"])
+    return Sample(row["key"], row["corpus"], segments, json.loads(row["meta"]))
+
+
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+)
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and without spaces, NaN or infinities: equal values, equal bytes."""
-    return json.dumps(
-        value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-    )
+    return _CANONICAL.encode(value)
 
 
 def _problem(segment: Segment) -> str | None:

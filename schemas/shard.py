@@ -26,7 +26,14 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from schemas.sample import SAMPLE_VERSION, Sample, Segment, canonical_json, check_sample
+from schemas.sample import (
+    SAMPLE_VERSION,
+    Sample,
+    Segment,
+    canonical_json,
+    check_sample,
+    checked_meta,
+)
 from schemas.validation import SchemaError
 
 SHARDS, INDEXES, LEDGERS, FEATURES = "shards", "index", "ledger", "features"
@@ -46,7 +53,6 @@ def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: str) -> list[dic
     rows: list[dict[str, Any]] = []
     position = 0
     for sample in samples:
-        check_sample(sample)
         places = []
         for suffix, data in encode_members(sample):
             header = _header(f"{sample.key}.{suffix}", len(data))
@@ -82,7 +88,8 @@ def read_tar(file: BinaryIO, name: str = "tar") -> Iterator[Sample]:
 
 
 def encode_members(sample: Sample) -> list[tuple[str, bytes]]:
-    """The tar members of a sample as (suffix, bytes), in the order of the layout."""
+    """The tar members of a sample as (suffix, bytes), in the order of the layout; raises as `check_sample`."""
+    meta = checked_meta(sample)
     if _is_pair(sample):
         image, text = sample.images[0], next(s for s in sample.segments if s.kind == "text")
         suffix = str(image.format)
@@ -91,7 +98,7 @@ def encode_members(sample: Sample) -> list[tuple[str, bytes]]:
         return [
             (suffix, image.image or b""),
             ("txt", texts),
-            ("json", _document(sample, described)),
+            ("json", _document(sample, described, meta)),
         ]
     members: list[tuple[str, bytes]] = []
     described = []
@@ -100,7 +107,7 @@ def encode_members(sample: Sample) -> list[tuple[str, bytes]]:
         described.append(_describe(segment, member))
         if member:
             members.append((member, segment.image or b""))
-    return [("json", _document(sample, described)), *members]
+    return [("json", _document(sample, described, meta)), *members]
 
 
 def decode_members(key: str, members: Mapping[str, bytes], name: str = "tar") -> Sample:
@@ -154,16 +161,11 @@ def _describe(segment: Segment, member: str | None) -> dict[str, Any]:
     return entry
 
 
-def _document(sample: Sample, described: list[dict[str, Any]]) -> bytes:
-    return canonical_json(
-        {
-            "schema": f"sample/{SAMPLE_VERSION}",
-            "key": sample.key,
-            "corpus": sample.corpus,
-            "segments": described,
-            "meta": dict(sample.meta),
-        }
-    ).encode()
+def _document(sample: Sample, described: list[dict[str, Any]], meta: str) -> bytes:
+    """Canonical JSON, into which that of the meta is put as it is: its keys are in order."""
+    before = canonical_json({"corpus": sample.corpus, "key": sample.key})
+    after = canonical_json({"schema": f"sample/{SAMPLE_VERSION}", "segments": described})
+    return f'{before[:-1]},"meta":{meta},{after[1:]}'.encode()
 
 
 def _segment(entry: Mapping[str, Any], members: Mapping[str, bytes], where: str) -> Segment:
@@ -185,10 +187,11 @@ def _header(name: str, size: int) -> bytes:
     if len(name) > 99 or not name.isascii() or size >= 8**11:
         return _whole_header(name, size)
     header = bytearray(_EMPTY_HEADER)
-    header[: len(name)] = name.encode()
-    header[124:135] = b"%011o" % size
+    encoded = name.encode()
+    header[: len(name)] = encoded
+    header[124:135] = octal = b"%011o" % size
     # The checksum counts its own field as blanks (POSIX.1-1988, ustar).
-    header[148:155] = b"%06o\0" % sum(header)
+    header[148:155] = b"%06o\0" % (_EMPTY_SUM + sum(encoded) + sum(octal))
     return bytes(header)
 
 
@@ -199,22 +202,24 @@ def _whole_header(name: str, size: int) -> bytes:
 
 
 _EMPTY_HEADER = _whole_header("", 0)[:148] + b" " * 8 + _whole_header("", 0)[156:]
+_EMPTY_SUM = sum(_EMPTY_HEADER) - sum(b"0" * 11)
 
 
 def index_row(sample: Sample, shard: str, places: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of the index (see `schemas.tables.INDEX`) of a sample whose members are at `places`."""
     texts = [s.text or "" for s in sample.segments if s.kind == "text"]
+    images = sample.images
     scores = sample.meta.get("scores") or {}
     return {
         "key": sample.key,
         "shard": shard,
         "members": places,
         "num_segments": len(sample.segments),
-        "num_images": len(sample.images),
+        "num_images": len(images),
         "text_length": sum(map(len, texts)),
-        "image_widths": [s.width for s in sample.images],
-        "image_heights": [s.height for s in sample.images],
-        "image_sha256": [hashlib.sha256(s.image or b"").hexdigest() for s in sample.images],
+        "image_widths": [s.width for s in images],
+        "image_heights": [s.height for s in images],
+        "image_sha256": [hashlib.sha256(s.image or b"").hexdigest() for s in images],
         "text_sha256": hashlib.sha256("".join(f"{t}\0" for t in texts).encode()).hexdigest(),
         "scores": sorted((name, float(value)) for name, value in scores.items()),
     }

@@ -194,7 +194,10 @@ def normalise_pixels(
         sample_aspect: width over height of one pixel.
     """
     source_height, source_width = pixels.shape[:2]
-    width, height = _fitted(*shown_size(source_width, source_height, sample_aspect), config.side)
+    width, height = source_width, source_height
+    if sample_aspect != 1.0:
+        width, height = shown_size(width, height, sample_aspect)
+    width, height = _fitted(width, height, config.side)
     if (width, height) != (source_width, source_height):
         pixels = _shrunk(pixels, width, height)
     return _encoded(pixels, (source_width, source_height), config)
@@ -208,8 +211,11 @@ def shown_size(width: int, height: int, sample_aspect: float) -> tuple[int, int]
 
 def _encoded(pixels: np.ndarray, source: tuple[int, int], config: ImageConfig) -> NormalisedImage:
     height, width = pixels.shape[:2]
-    upright = np.ascontiguousarray(pixels)
-    encoded = simplejpeg.encode_jpeg(upright, config.quality, "RGB", "420")
+    if not pixels.flags.c_contiguous:  # a tile of a sheet, or turned
+        whole = _scratch("encoded", pixels.size).reshape(pixels.shape)
+        np.copyto(whole, pixels)
+        pixels = whole
+    encoded = simplejpeg.encode_jpeg(pixels, config.quality, "RGB", "420")
     return NormalisedImage(encoded, "jpg", width, height, *source)
 
 

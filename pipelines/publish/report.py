@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -326,8 +327,11 @@ def _templates() -> jinja2.Environment:
     return found
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
+
+
 def _printable(value: Any) -> Any:
     """Text with its control characters shown as U+FFFD; markup of our own templates is left as it is."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
-    return "".join("\ufffd" if ord(c) < 32 and c not in "\n\t" else c for c in value)
+    return _CONTROL.sub("\ufffd", value)

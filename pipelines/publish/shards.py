@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipelines.core.storage import Storage, write_parquet
 from schemas.manifest import ShardEntry
-from schemas.sample import SAMPLES, Sample, sample_from_row
+from schemas.sample import SAMPLES, Sample, unchecked_sample
 from schemas.shard import INDEXES, SHARDS, write_tar
 from schemas.tables import INDEX
 
@@ -59,6 +59,7 @@ class HashedFile:
 
 
 def _samples(table: pa.Table) -> Iterator[Sample]:
+    """The samples, which are checked when they are written."""
     columns = table.select([c.name for c in SAMPLES.columns])
     for batch in columns.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        yield from map(sample_from_row, batch.to_pylist())
+        yield from map(unchecked_sample, batch.to_pylist())

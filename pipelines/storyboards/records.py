@@ -15,7 +15,6 @@ response) or `subtitle` (Emu's sheet record).
 yt-dlp writes them).
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -58,12 +57,19 @@ _FORMATS = ("json3", "srv1", "vtt", "srv3")
 
 @dataclass(frozen=True)
 class Track:
-    """Subtitles in one language: an address, or their text (of any format) where the record holds it."""
+    """Subtitles in one language: an address, or their text (of any format) or entries where the record holds them."""
 
     language: str
     is_automatic: bool
     url: str | None = None
     text: str | None = None
+    entries: list[Any] | None = None
+    """Of a transcript."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the record holds the subtitles."""
+        return self.text is not None or self.entries is not None
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def choose_track(tracks: list[Track], language: str) -> Track | None:
     def rank(track: Track) -> tuple[Any, ...]:
         name = track.language.lower()
         is_exact = name in (language.lower(), f"{language.lower()}-orig", ANY_LANGUAGE)
-        return (track.is_automatic, not is_exact, name, track.text is None)
+        return (track.is_automatic, not is_exact, name, not track.is_held)
 
     prefix = f"{language.lower()}-"
     wanted = [
@@ -268,7 +274,7 @@ def _tracks(value: Any, is_automatic: bool) -> Iterator[Track]:
         elif isinstance(entry, list) and any("url" in _object(e) for e in entry):
             yield from _linked(track, entry)
         elif isinstance(entry, list):
-            yield replace(track, text=json.dumps(entry))
+            yield replace(track, entries=entry)
 
 
 def _linked(track: Track, entries: list[Any]) -> Iterator[Track]:

@@ -29,8 +29,9 @@ def estimated_positions(text: str) -> int:
     English subtitles take about 4 characters per token of LLaMA; 3 are counted. A byte outside ASCII counts as a token,
     as many a tokenizer falls back on bytes.
     """
-    num_bytes = len(text.encode())
-    num_ascii = num_bytes if text.isascii() else len(text.encode("ascii", "ignore"))
+    if text.isascii():
+        return max(1, -(-len(text) // 3))
+    num_bytes, num_ascii = len(text.encode()), len(text.encode("ascii", "ignore"))
     return max(1, -(-num_ascii // 3) + num_bytes - num_ascii)
 
 

@@ -53,7 +53,8 @@ def subtitles(cues: Iterable[tuple[float, str]], num_unreadable: int = 0) -> Sub
 
 def plain(text: str) -> str:
     """The text of HTML, once: entities are decoded, then tags removed."""
-    return _TAG.sub("", html.unescape(text))
+    text = html.unescape(text)
+    return _TAG.sub("", text) if "<" in text else text
 
 
 def seconds(value: object, unit_s: float = 1.0) -> float | None:
@@ -61,7 +62,7 @@ def seconds(value: object, unit_s: float = 1.0) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        found = float(value) * unit_s if unit_s == 1.0 else float(value) / round(1 / unit_s)
+        found = float(value) if unit_s == 1.0 else float(value) / round(1 / unit_s)
     except OverflowError:
         return None
     return found if math.isfinite(found) and found >= 0 else None

@@ -38,18 +38,23 @@ def from_entries(entries: list[Any]) -> Subtitles:
 def _cue(entry: Any) -> tuple[float, str] | None:
     if not isinstance(entry, dict):
         return None
-    lines = entry.get("lines", [entry.get("text")])
-    start_s = _start_s(entry.get("start"))
-    if start_s is None or not isinstance(lines, list):
-        return None
-    if not all(isinstance(line, str) for line in lines):
-        return None
-    return start_s, plain(" ".join(lines))
+    start_s = entry.get("start")
+    start_s = _clock_s(start_s) if isinstance(start_s, str) else seconds(start_s)
+    text = _text(entry)
+    return None if start_s is None or text is None else (start_s, plain(text))
 
 
-def _start_s(value: Any) -> float | None:
-    if not isinstance(value, str):
-        return seconds(value)
+def _text(entry: dict[str, Any]) -> str | None:
+    text = entry.get("text")
+    if "lines" not in entry:
+        return text if isinstance(text, str) else None
+    lines = entry["lines"]
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        return None
+    return " ".join(lines)
+
+
+def _clock_s(value: str) -> float | None:
     found = _TIME.fullmatch(value)
     if found is None:
         return None

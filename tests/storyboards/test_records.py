@@ -82,7 +82,7 @@ def test_manual_subtitles_come_before_automatic_ones() -> None:
         "http://s.example/b",
     )
     german, french = choose_track(video.tracks, "de"), choose_track(video.tracks, "fr")
-    assert german is not None and json.loads(german.text or "") == [{"text": "x", "start": 1}]
+    assert german is not None and german.entries == [{"text": "x", "start": 1}]
     assert french is None, "a translation by machine is no transcript"
     assert choose_track(parse(automatic_captions={"en": "WEBVTT"}).tracks, "EN").is_automatic  # type: ignore[union-attr]
 

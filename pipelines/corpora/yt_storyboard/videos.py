@@ -12,7 +12,8 @@ from pipelines.download.media import is_web_address
 from pipelines.storyboards.levels import SPEC_REASONS, Level, Timing, choose_level, timing
 from pipelines.storyboards.records import RECORD_REASONS, Track, Video, choose_track, parse_video
 from pipelines.subtitles import read_subtitles
-from pipelines.subtitles.cues import SUBTITLE_REASONS, Cue
+from pipelines.subtitles.cues import SUBTITLE_REASONS, Cue, Subtitles
+from pipelines.subtitles.transcript import from_entries
 from schemas.sample import Link, canonical_json
 
 PARSED = pa.schema([*RECORD_FIELDS, pa.field("video", pa.large_string())])
@@ -104,14 +105,14 @@ class ParseVideos:
         self, plan: Plan, track: Track | None, links: list[Link]
     ) -> tuple[Plan, list[Link]]:
         slot = len(links)
-        if track is not None and track.text is not None:
+        if track is not None and track.is_held:
             named = replace(
                 plan,
                 language=track.language or self.rules.language,
                 is_automatic=track.is_automatic,
             )
             try:
-                found = read_subtitles(track.text.encode())
+                found = _held_subtitles(track)
             except Rejected as error:
                 held = Link(slot, "(in the record)").dropped(error.reason, error.detail)
                 return named, [*links, held]
@@ -130,3 +131,10 @@ class ParseVideos:
             subtitles_slot=slot,
         )
         return named, [*links, Link(slot, track.url)]
+
+
+def _held_subtitles(track: Track) -> Subtitles:
+    """The subtitles that a record holds; raises `Rejected`."""
+    if track.entries is not None:
+        return from_entries(track.entries)
+    return read_subtitles((track.text or "").encode())
