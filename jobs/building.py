@@ -199,8 +199,8 @@ HINTS = {
     "sheet_size_unexpected": "check that --level and --sheet-path name the same sheets",
     "unknown_form": "docs/instruct.md has the forms of records; --form sets one for all",
     "medium_lost": "the links of the ledger say which images and videos are missing; check --media",
-    "malformed_json": "check that --documents names files of this corpus",
-    "missing_field": "check that --documents names files of this corpus",
+    "malformed_json": "check that the inputs are files of this corpus",
+    "missing_field": "check that the inputs are files of this corpus",
 }
 """What to do about the commonest reasons, where a build kept nothing."""
 

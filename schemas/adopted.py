@@ -22,12 +22,13 @@ Clips (`mp4 txt json`) are no samples before frames are cut out of them: `decode
 
 import base64
 import binascii
-import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from schemas import strict_json
 from schemas.images import ImageError, open_image
 from schemas.sample import Sample, Segment, check_sample
 from schemas.shard import decode_members
@@ -115,7 +116,8 @@ def _caption(members: Mapping[str, bytes], fields: Mapping[str, Any]) -> str | N
     found: list[Any] = [fields.get("top_caption")]
     found += [_text(members[s]) for s in TEXT_SUFFIXES if s in members]
     found += [fields.get(name) for name in CAPTION_FIELDS]
-    return next((text for text in found if isinstance(text, str) and text.strip()), None)
+    text = next((text for text in found if isinstance(text, str) and text.strip()), None)
+    return None if text is None else _unicode(text)
 
 
 def _numbered(members: Mapping[str, bytes]) -> list[Segment]:
@@ -153,7 +155,7 @@ def _packed(fields: Mapping[str, Any]) -> Iterator[Segment]:
         if not isinstance(text, str):
             raise AdoptError("document_malformed", f"text_list[{index}] is no string")
         yield from before.get(index, [])
-        yield Segment.of_text(text)
+        yield Segment.of_text(_unicode(text))
 
 
 def _image(data: bytes) -> Segment:
@@ -173,11 +175,21 @@ def _text(data: bytes) -> str:
         raise AdoptError("not_utf8", f"byte 0x{data[error.start]:02x} at {error.start}") from None
 
 
+def _unicode(text: str) -> str:
+    """A text out of JSON, which may hold half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise AdoptError("bad_unicode", f"{text[error.start]!a} at {error.start}") from None
+    return text
+
+
 def _json(data: bytes) -> Any:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise AdoptError("malformed_json", str(error)[:80]) from None
+        return strict_json.loads(data, tolerated=frozenset({"not_finite", "bad_unicode"}))
+    except strict_json.JsonError as error:
+        reason = "malformed_json" if error.reason == "number_too_long" else error.reason
+        raise AdoptError(reason, str(error)[:80]) from None
 
 
 def _finite(value: Any) -> Any:
@@ -193,8 +205,10 @@ def _finite(value: Any) -> Any:
 
 def _scores(fields: Mapping[str, Any]) -> dict[str, float]:
     found = {name.lower(): value for name, value in fields.items()}
-    return {
-        name: float(found[name])
-        for name in SCORES
-        if isinstance(found.get(name), int | float) and math.isfinite(found[name])
-    }
+    return {name: float(found[name]) for name in SCORES if _is_score(found.get(name))}
+
+
+def _is_score(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # false for NaN

@@ -51,8 +51,13 @@ CARD = Card(
 ADOPT_REASONS: Reasons = {
     **IMAGE_REASONS,
     "no_image_member": Reason("The sample has no member that is a JPEG, PNG or WebP image."),
-    "malformed_json": Reason("The JSON member cannot be read."),
-    "not_utf8": Reason("The text is not valid UTF-8."),
+    "malformed_json": Reason("The JSON member is not JSON."),
+    "nested_too_deeply": Reason("The JSON member is nested too deeply."),
+    "doubled_field": Reason("The JSON member has a field twice, so its value is not certain."),
+    "bad_unicode": Reason(
+        "A text of the JSON member holds half of a surrogate pair, which is no character."
+    ),
+    "not_utf8": Reason("The text, or the JSON member, is not valid UTF-8."),
     "document_malformed": Reason("The JSON member is no document of the form that it begins."),
     "sample_malformed": Reason("The members are a sample of ours, but damaged."),
 }

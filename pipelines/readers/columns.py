@@ -20,7 +20,7 @@ from pipelines.readers.files import FileSource, InputError
 EXTRA = "extra"
 """The column of `TableColumns.converted` that holds all others, as JSON objects."""
 _SHOWN = 30
-_LIKE = 0.5
+_LIKE = 0.4
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ Planning reads the inputs once. Rows of a plain file are found again by their of
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,6 +161,10 @@ def read_header(file: BinaryIO, name: str) -> list[str]:
     if not any(header):
         raise InputError(
             f"'{name}': the file is empty or has no header; its first line names the columns"
+        )
+    if len(header) == 1 and (mark := re.search("[;\t|]", header[0])) is not None:
+        raise InputError(
+            f"'{name}': the columns seem to be separated by {mark[0]!r}; write the file with commas"
         )
     return header
 

@@ -126,8 +126,10 @@ def read_records(file: BinaryIO) -> Iterator[TarRecord]:
         if isinstance(info, TarRecord):
             damage = info
             break
-        stem, suffix = _split(info.name)
-        if not info.isreg() or stem is None or suffix is None or _SKIPPED.match(info.name):
+        # bytes that are no UTF-8 are shown, so that the ledger can hold the name
+        name = info.name.encode("utf-8", "backslashreplace").decode()
+        stem, suffix = _split(name)
+        if not info.isreg() or stem is None or suffix is None or _SKIPPED.match(name):
             continue
         if stem != key:
             if members:
@@ -135,7 +137,7 @@ def read_records(file: BinaryIO) -> Iterator[TarRecord]:
             key, members = stem, []
         if info.offset_data + info.size > size:
             members = []
-            damage = TarRecord(key, reason="tar_truncated", detail=f"in member '{info.name}'")
+            damage = TarRecord(key, reason="tar_truncated", detail=f"in member '{name}'")
             break
         members.append({"name": suffix, "offset": info.offset_data, "size": info.size})
     if members:
