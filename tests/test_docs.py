@@ -54,3 +54,11 @@ def test_every_job_is_executable_and_has_its_shebang() -> None:
         assert job.read_text().startswith("#!/usr/bin/env python3\n"), job.name
         assert "sys.exit(main())" in job.read_text(), job.name
         assert os.access(job, os.X_OK), f"{job.name} is not executable (chmod +x)"
+
+
+def test_every_trap_is_shown_by_tests_that_exist() -> None:
+    rows = [line for line in (ROOT / "docs/traps.md").read_text().splitlines() if "::" in line]
+    assert len(rows) > 20
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", "\n".join(rows)):
+        text = (ROOT / file).read_text()
+        assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{file} has no {name}"
