@@ -5,7 +5,8 @@
 FROM python:3.11-slim
 COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ libgomp1 && rm -rf /var/lib/apt/lists/*
-ENV UV_SYSTEM_PYTHON=1 UV_NO_CACHE=1 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
+# Compiled here: users of the container cannot write beside the packages, and each start would compile them again.
+ENV UV_SYSTEM_PYTHON=1 UV_NO_CACHE=1 UV_COMPILE_BYTECODE=1 RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
 WORKDIR /opt/emu
 # The tested versions first: this layer is kept when only the code changes.
 COPY pyproject.toml constraints.txt README.md LICENSE ./

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= demo_out
-MINUTES ?= 7.2
+MINUTES ?= 6
 TEST_PROCESSES ?= 2
 # Prints the path of a Python that fits, or an error that says which ones do.
 FIND_PYTHON := for p in "$(PYTHON)" python3.11 python3.12 python3 python; do \
@@ -27,9 +27,9 @@ env: $(STAMP) ## Make the environment in .venv (the tested versions of constrain
 $(STAMP): pyproject.toml constraints.txt
 	@python=$$($(FIND_PYTHON)) && { [ -x $(BIN)/python ] || "$$python" -m venv $(VENV); }
 	@[ -x $(BIN)/uv ] || command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@echo "installing the environment into $(VENV) (half a minute with a warm cache, some minutes without)"
+	@echo "installing the environment into $(VENV) (a minute or two with a warm cache, some minutes more without)"
 	@uv=$$([ -x $(BIN)/uv ] && echo $(BIN)/uv || command -v uv); \
-	  "$$uv" pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
+	  "$$uv" pip install --quiet --compile-bytecode --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP) ## Run the whole workflow on a synthetic world (MINUTES=30 trains longer)

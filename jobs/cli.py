@@ -14,6 +14,7 @@ at once. What the work needs is imported when it begins (see `jobs`).
 
 import dataclasses
 import functools
+import gc
 import inspect
 import logging
 import os
@@ -26,6 +27,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from emu import IMPORT_THRESHOLD
 from jobs import COMMANDS
 from jobs.progress import Status
 from schemas.validation import SchemaError
@@ -126,6 +128,7 @@ def run_job(
         return COMPLETE
     start_logging(common.log_level or log_level)
     share_cores()
+    gc.set_threshold(*IMPORT_THRESHOLD)
     try:
         with Status("starting"):
             summary = work(options)

@@ -51,8 +51,18 @@ class TrainVisual(Checked):
     num_processes: Annotated[int, Field(ge=1)] = 1
     """Processes of this machine that share its cores and each batch."""
     tokenizer: str | None = None
-    """A sentencepiece tokenizer.model, or the folder that holds one. None: one trained on the texts of the dataset."""
+    """A sentencepiece tokenizer.model, or the folder that holds one. None: one trained on the texts of --data."""
+    tokenizer_data: tuple[str, ...] = ()
+    """Further datasets whose texts the tokenizer is trained on: those that the model is trained on later.
+    Words that it has not seen take a token for each few letters."""
     train: VisualTrainConfig = field(default_factory=VisualTrainConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokenizer is not None and self.tokenizer_data:
+            raise ValueError(
+                f"tokenizer is {self.tokenizer} and tokenizer_data {' '.join(self.tokenizer_data)}: give one of them"
+            )
 
 
 def pretrain_visual(options: TrainVisual) -> str:
@@ -94,7 +104,8 @@ def plan_of(options: TrainVisual) -> VisualPlan:
     out, data = folder_path(options.out), job_path(options.data)
     path = Path(out) / "tokenizer.model"
     if options.tokenizer is None:
-        learned_tokenizer([data], path, recipe.model.language.vocab_size)
+        texts = [data, *map(job_path, options.tokenizer_data)]
+        learned_tokenizer(texts, path, recipe.model.language.vocab_size)
     tokenizer = str(path) if options.tokenizer is None else folder_path(options.tokenizer)
     fitted = with_vocabulary(recipe, EmuTokenizer.load(tokenizer).num_pieces)
     changes = {

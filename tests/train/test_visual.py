@@ -16,7 +16,9 @@ from jobs.train_visual import main
 from pipelines.core.run import run
 from pipelines.miniworld.config import PairsConfig
 from pipelines.miniworld.pairs import pairs_pipeline
-from tests.data.small_dataset import document, write_dataset
+from schemas.sample import Sample, Segment
+from tests.data.small_dataset import document, image_segment, write_dataset
+from tests.exit_codes import exit_code
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,18 @@ def test_the_job_trains_and_its_model_starts_a_training(
     assert main(["--data", str(pairs), "--out", str(out), "--steps", "2"]) == 0
     shown = capsys.readouterr().out
     assert "2 (64 images)" in shown and str(out / "model") in shown
+
+
+def test_the_tokenizer_knows_the_words_of_later_trainings(pairs: Path, tmp_path: Path) -> None:
+    later, out, yawn = tmp_path / "later", tmp_path, Segment.of_text("Zebras yawn.")
+    samples = [Sample(f"zebra-{n}", "pairs", (image_segment(n), yawn)) for n in range(60)]
+    write_dataset(later, samples)
+    options = [f"--data={pairs}", "--steps=2", "--train.batch-size=4", "--train.num-threads=0"]
+    assert main([*options, f"--out={out}/a"]) == 0
+    assert main([*options, f"--out={out}/b", f"--tokenizer-data={later}"]) == 0
+    alone, both = (EmuTokenizer.load(out / name / "model/tokenizer.model") for name in "ab")
+    assert len(both.encode_text("Zebras yawn.")) == 3 < len(alone.encode_text("Zebras yawn."))
+    assert exit_code(main, [*options, f"--out={out}/c", "--tokenizer=x", "--tokenizer-data=y"]) == 2
 
 
 def test_documents_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
