@@ -38,7 +38,7 @@ from emu.serve.keys import ApiKey, Keys
 from emu.serve.limits import Limits
 from emu.serve.media import Fetch
 from emu.serve.metrics import Metrics
-from emu.serve.routes import chat, models, status
+from emu.serve.routes import chat, completions, images, models, scores, status
 from emu.serve.server import ClientGone, Server
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,9 @@ def build_api(
     api.state.traffic = traffic
     for routes in (
         chat.router(server),
+        completions.router(server),
+        images.router(server),
+        scores.router(server),
         models.router(server),
         status.router(server, traffic),
     ):

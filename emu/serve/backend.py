@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from emu.config import EmuConfig
 from emu.decoders import DECODERS, kind_of, read_image_multiple
-from emu.generate.prompts import ImageOptions, Reply, TextOptions
+from emu.generate.prompts import ImageOptions, Reply, TextOptions, TokenScore
 from emu.serve.errors import ErrorResponse
 from emu.weights.layout import DECODER
 from schemas.sample import Segment
@@ -47,6 +47,10 @@ class GenerationRequest:
     text: TextOptions | None  # None: no text, only an image
     image: ImageOptions
     image_first: bool  # whether the reply holds an image, which comes first
+    ids: tuple[int, ...] = ()
+    """Token ids in place of `prompt`."""
+    param: str = "messages"
+    """The field of the prompt, for errors."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class RankRequest:
     prompt: Content
     candidates: tuple[str, ...]
     score: Literal["released", "sum"] = "released"
+    param: str = "prompt"
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,18 @@ class EmbedRequest:
     """The place of each input in the space of visual embeddings."""
 
     inputs: tuple[Content, ...]
+    param: str = "input"
 
 
 Work = GenerationRequest | RankRequest | EmbedRequest
+
+
+@dataclass(frozen=True)
+class ScoredPiece:
+    """The text that one token makes certain, perhaps none, and the log-probability of the token."""
+
+    text: str
+    score: TokenScore
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ class Values:
     num_prompt_tokens: int = 0
 
 
-Event = str | ImageBegun | ImageReady | Reply | Values | ErrorResponse
+Event = str | ScoredPiece | ImageBegun | ImageReady | Reply | Values | ErrorResponse
 """Pieces of text and images as they come; at last a `Reply`, `Values`, or the reason why there is none."""
 
 
@@ -112,12 +126,9 @@ class Health:
 class EngineStats:
     """What one engine does at the moment, and its counts since it started."""
 
-    num_waiting: int
-    num_running: int
-    num_pages: int
-    num_pages_used: int
-    num_prefix_hits: int  # pages of prompts that were not computed again
-    replica: str = ""
+    counts: Mapping[str, int]
+    """The fields of `emu.generate.scheduler.Counters`, those that wait for a thread counted as waiting."""
+    replica: str = "0"
 
 
 class Backend(Protocol):

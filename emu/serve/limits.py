@@ -28,8 +28,8 @@ class Limits(Checked):
     """Encoded bytes of one video."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """Tokens of a reply."""
-    max_choices: Annotated[int, Field(ge=1)] = 8
-    """Replies or images for one request (n)."""
+    max_choices: Annotated[int, Field(ge=1)] = 16
+    """Replies or images for one request (n, and the prompts of a plain completion)."""
     max_candidates: Annotated[int, Field(ge=1)] = 1000
     """Candidates of a ranking, and inputs of embeddings."""
     max_side: Annotated[int, Field(ge=1)] = 1024

@@ -7,13 +7,13 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from emu.data.video import VideoError, read_frames
-from emu.generate.prompts import Piece, PromptTooLong, Reply
+from emu.generate.prompts import EncodedPrompt, Piece, PromptTooLong, Reply, TokenScore
 from emu.serve.backend import (
     Content,
     EmbedRequest,
@@ -26,6 +26,7 @@ from emu.serve.backend import (
     ImageBegun,
     ImageReady,
     RankRequest,
+    ScoredPiece,
     Values,
     Work,
     is_last,
@@ -97,17 +98,9 @@ class LocalBackend:
 
     async def stats(self) -> Sequence[EngineStats]:
         """The figures of the engine."""
-        scheduler = self._loop.scheduler
-        pool = scheduler.pool
-        return [
-            EngineStats(
-                self._num_waiting + scheduler.num_waiting,
-                scheduler.num_running,
-                pool.num_pages,
-                pool.num_used,
-                pool.num_hits,
-            )
-        ]
+        counts = asdict(self._loop.scheduler.counters())
+        counts["num_waiting"] += self._num_waiting
+        return [EngineStats(counts)]
 
     def _answer(self, request: Work, is_closed: threading.Event) -> Iterator[Event]:
         try:
@@ -120,7 +113,7 @@ class LocalBackend:
         except ApiError as error:
             yield error.response
         except PromptTooLong as error:
-            yield ErrorResponse(400, str(error), "messages", "context_length_exceeded")
+            yield ErrorResponse(400, str(error), request.param, "context_length_exceeded")
         except ValueError as error:
             yield ErrorResponse(400, str(error), code="invalid_value")
         except self._queue_full:
@@ -130,9 +123,10 @@ class LocalBackend:
             yield ErrorResponse(500, "generation failed; see the log of the server")
 
     def _generate(self, request: GenerationRequest, is_closed: threading.Event) -> Iterator[Event]:
-        prompt = self._pieces(request.prompt)
+        prompt = self._of_ids(request.ids) if request.ids else self._pieces(request.prompt)
         num_images = int(request.image_first)
         index = 0
+        score: TokenScore | None = None
         for event in self._engine.stream(
             prompt, request.text, request.image, request.image_first, num_images
         ):
@@ -142,8 +136,19 @@ class LocalBackend:
                 yield ImageBegun(index)
                 yield ImageReady(index, _as_png(event))
                 index += 1
+            elif isinstance(event, TokenScore):
+                score = event  # of the piece that follows
+            elif isinstance(event, Reply):
+                yield _without_images(event)
+            elif score is not None:
+                yield ScoredPiece(event, score)
             elif event != "":
-                yield _without_images(event) if isinstance(event, Reply) else event
+                yield event
+
+    def _of_ids(self, ids: Sequence[int]) -> EncodedPrompt:
+        """Ids as a prompt; every prompt of the model begins with the start id."""
+        bos = self._engine.config.special.bos
+        return EncodedPrompt(tuple(ids) if ids[0] == bos else (bos, *ids))
 
     def _rank(self, request: RankRequest) -> Values:
         losses = self._engine.candidate_losses(

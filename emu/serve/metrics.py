@@ -12,7 +12,9 @@
 | `emu_reply_positions_total`, `emu_prompt_positions_total` | counter | positions of replies and of prompts |
 | `emu_engine_waiting`, `emu_engine_running` | gauge | requests that wait for a row, and that run, by `replica` |
 | `emu_engine_pages`, `emu_engine_pages_used` | gauge | pages of 16 positions, and those in use, by `replica` |
-| `emu_engine_prefix_hits_total` | counter | pages of prompts found in the cache, by `replica` |
+| `emu_engine_prefix_pages_wanted_total`, `…_hit_total` | counter | pages of prompts, and those found in the cache |
+| `emu_engine_images_wanted_total`, `…_hit_total` | counter | images of prompts, and those found in the cache |
+| `emu_engine_steps_total`, `…_positions_total`, `…_aborted_total` | counter | steps, positions, requests given up |
 
 `rate(emu_images_total[1m])` are the images per second.
 """
@@ -29,11 +31,26 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from emu.generate.prompts import Reply
-from emu.serve.backend import EngineStats, Event, ImageReady
+from emu.serve.backend import EngineStats, Event, ImageReady, ScoredPiece
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+ENGINE_FIGURES = (
+    ("num_waiting", GaugeMetricFamily, "Requests that wait for a row or for pages."),
+    ("num_running", GaugeMetricFamily, "Requests that take part in the next step."),
+    ("num_pages", GaugeMetricFamily, "Pages of 16 positions."),
+    ("num_pages_used", GaugeMetricFamily, "Pages of the requests that run."),
+    ("prefix_pages_wanted", CounterMetricFamily, "Full pages of the prompts that were admitted."),
+    ("prefix_pages_hit", CounterMetricFamily, "Those of them that were shared, not computed."),
+    ("images_wanted", CounterMetricFamily, "Images of prompts whose embeddings were needed."),
+    ("images_hit", CounterMetricFamily, "Those of them whose embeddings were kept from before."),
+    ("steps", CounterMetricFamily, "Forward passes."),
+    ("positions", CounterMetricFamily, "Positions that were fed, of prompts and of replies."),
+    ("aborted", CounterMetricFamily, "Requests that were ended from outside."),
+)
+"""Fields of `emu.generate.scheduler.Counters`."""
 
 
 class Metrics:
@@ -85,7 +102,7 @@ class Metrics:
         last: float | None = None
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, str):
+                if isinstance(event, str | ScoredPiece):
                     now = clock()
                     if last is None:
                         self.first_token.observe(now - begun)
@@ -113,20 +130,9 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """One sample per engine and figure."""
-        gauges = (
-            ("waiting", "Requests that wait for a row.", "num_waiting"),
-            ("running", "Requests that run.", "num_running"),
-            ("pages", "Pages of 16 positions.", "num_pages"),
-            ("pages_used", "Pages in use.", "num_pages_used"),
-        )
-        for name, text, field in gauges:
-            gauge = GaugeMetricFamily(f"emu_engine_{name}", text, labels=["replica"])
-            for number, stats in enumerate(self.stats):
-                gauge.add_metric([stats.replica or str(number)], getattr(stats, field))
-            yield gauge
-        hits = CounterMetricFamily(
-            "emu_engine_prefix_hits", "Pages found in the cache.", labels=["replica"]
-        )
-        for number, stats in enumerate(self.stats):
-            hits.add_metric([stats.replica or str(number)], stats.num_prefix_hits)
-        yield hits
+        for field, kind, text in ENGINE_FIGURES:
+            name = f"emu_engine_{field.removeprefix('num_')}"
+            family = kind(name, text, labels=["replica"])
+            for each in self.stats:
+                family.add_metric([each.replica], each.counts[field])
+            yield family

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from emu.generate.prompts import Reply
-from emu.serve.backend import Event, ImageBegun, ImageReady
+from emu.generate.prompts import Reply, TokenScore
+from emu.serve.backend import Event, ImageBegun, ImageReady, ScoredPiece
 from emu.serve.errors import ErrorResponse
 from emu.serve.server import Answer
 from schemas.sample import Segment
 
+MIN_LOGPROB = -9999.0
+BYTE = re.compile("<0x([0-9A-F]{2})>")
 DONE = "data: [DONE]\n\n"
 
 
@@ -38,7 +41,7 @@ class ChatReplies:
                 "index": index,
                 "message": message_of(answer),
                 "finish_reason": answer.reply.finish_reason,
-                "logprobs": None,
+                "logprobs": chat_logprobs(answer.reply.scores),
             }
             for index, answer in enumerate(answers)
         ]
@@ -55,12 +58,17 @@ class ChatReplies:
         head = self._head("chat.completion.chunk")
         no_usage = {"usage": None} if includes_usage else {}
 
-        def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        def chunk(
+            index: int,
+            delta: dict[str, Any],
+            finish_reason: str | None = None,
+            logprobs: dict[str, Any] | None = None,
+        ) -> str:
             choice = {
                 "index": index,
                 "delta": delta,
                 "finish_reason": finish_reason,
-                "logprobs": None,
+                "logprobs": logprobs,
             }
             return sse(head | {"choices": [choice]} | no_usage)
 
@@ -75,6 +83,9 @@ class ChatReplies:
                 if isinstance(event, Reply):
                     replies.append(event)
                     yield chunk(index, {}, event.finish_reason)
+                elif isinstance(event, ScoredPiece):
+                    logprobs = chat_logprobs([event.score])
+                    yield chunk(index, {"content": event.text}, logprobs=logprobs)
                 else:
                     yield chunk(index, _delta(event))
             else:
@@ -115,6 +126,33 @@ def _delta(event: Event) -> dict[str, Any]:
     if isinstance(event, ImageReady):
         return {"images": [image_part(event.index, event.segment)]}
     return {"content": event}
+
+
+def chat_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+    """The log-probabilities of the tokens of a reply; None where none were asked for."""
+    if not scores:
+        return None
+    content = [
+        _logprob(score.text, score.logprob)
+        | {"top_logprobs": [_logprob(text, logprob) for _, text, logprob in score.top]}
+        for score in scores
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprob(text: str, logprob: float | None) -> dict[str, Any]:
+    return {"token": text, "logprob": finite(logprob), "bytes": bytes_of(text)}
+
+
+def finite(logprob: float | None) -> float | None:
+    """JSON has no infinity: a token that cannot be is given OpenAI's smallest value."""
+    return None if logprob is None else max(logprob, MIN_LOGPROB)
+
+
+def bytes_of(text: str) -> list[int]:
+    """The bytes of a token, which may be a part of a character, such as `<0xE2>`."""
+    byte = BYTE.fullmatch(text)
+    return [int(byte[1], 16)] if byte else list(text.encode())
 
 
 def image_part(index: int, segment: Segment) -> dict[str, Any]:

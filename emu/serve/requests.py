@@ -191,6 +191,12 @@ def _check_combinations(request: ChatRequest) -> None:
         other = f"temperature {request.temperature:g}" if request.temperature else "stream true"
         message = f"num_beams is {request.num_beams} and {other}, give one or the other"
         raise ApiError(400, message, "num_beams", "invalid_value")
+    if request.top_logprobs is not None and not request.logprobs:
+        message = f"top_logprobs is {request.top_logprobs} without logprobs; give logprobs true"
+        raise ApiError(400, message, "top_logprobs", "invalid_value")
+    if request.logprobs and request.num_beams > 1:
+        message = f"logprobs is true with num_beams {request.num_beams}, give one or the other"
+        raise ApiError(400, message, "logprobs", "invalid_value")
 
 
 def content_of(message: Message, param: str) -> list[str | Place]:
@@ -292,6 +298,7 @@ def text_options(request: ChatRequest, limits: Limits, seed: int = 0) -> TextOpt
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=seed,
         stop=request.stops,
+        num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
 
 

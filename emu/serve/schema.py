@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from emu.generate.prompts import MAX_LOGPROBS
 from emu.serve.fields import COMMON_IGNORED, Neutral, Seed, Strict, parse_fields, remove_neutral
 
 IGNORED = (
@@ -39,7 +40,6 @@ NEUTRAL: Neutral = {
     "function_call": ("none", None),
     "functions": ([], None),
     "logit_bias": ({}, None),
-    "logprobs": (False, None),
     "moderation": (None,),
     "parallel_tool_calls": (True, False, None),
     "prediction": (None,),
@@ -47,7 +47,6 @@ NEUTRAL: Neutral = {
     "response_format": ({"type": "text"}, None),
     "tool_choice": ("none", "auto", None),
     "tools": ([], None),
-    "top_logprobs": (0, None),
     "web_search_options": (None,),
 }
 NEUTRAL_IN_MESSAGES: Neutral = {
@@ -174,6 +173,8 @@ class ChatRequest(TextRequest):
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     modalities: list[Literal["text", "image"]] | None = Field(default=None, min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     num_beams: int = Field(default=1, ge=1)
     image: ImageRequest = ImageRequest()
 

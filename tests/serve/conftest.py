@@ -19,7 +19,7 @@ from PIL import Image
 import emu
 from emu.generate.engine import Engine
 from emu.generate.sampling import to_png
-from emu.serve.api import build_api
+from emu.serve.api import Access, build_api
 from emu.serve.backend import ModelCard
 from emu.serve.limits import Limits
 from emu.serve.local import LocalBackend
@@ -27,6 +27,7 @@ from emu.serve.media import Fetch
 from tests.generate.tiny import write_tiny_model
 
 CHAT = "/v1/chat/completions"
+OPEN = Access()
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,11 @@ def photo_png() -> bytes:
 
 @contextlib.contextmanager
 def serving(
-    engine: Engine, card: ModelCard, limits: Limits, fetch: Fetch | None
+    engine: Engine, card: ModelCard, limits: Limits, fetch: Fetch | None, access: Access
 ) -> Iterator[Caller]:
     """The API on a free port, in a thread, for the duration of the block."""
     port = free_port()
-    api = build_api(LocalBackend(engine, 2, limits.max_image_pixels), card, limits, fetch)
+    api = build_api(LocalBackend(engine, 2, limits.max_image_pixels), card, limits, fetch, access)
     server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -125,10 +126,10 @@ def serve_with(engine: Engine, tiny_dir: Path) -> Serve:
     """Opens a server with other limits or with a function that fetches images."""
 
     def open_server(
-        limits: Limits | None = None, fetch: Fetch | None = None
+        limits: Limits | None = None, fetch: Fetch | None = None, access: Access = OPEN
     ) -> contextlib.AbstractContextManager[Caller]:
         card = ModelCard.of(tiny_dir, engine.config)
-        return serving(engine, card, limits or Limits(), fetch)
+        return serving(engine, card, limits or Limits(), fetch, access)
 
     return open_server
 
