@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from types import MappingProxyType
 
 from PIL import Image
 from torch import Tensor
 
+from emu.generate.adapters import Adapter
 from emu.generate.page_pool import pages_for
 from emu.generate.prompts import Reply, TokenScore
 from emu.generate.request_state import (
@@ -37,14 +39,19 @@ class StepFailed(RuntimeError):
     """A step raised an error, which ended every request that ran."""
 
 
-def run_requests(model: Emu, tokenizer: EmuTokenizer, requests: Sequence[Request]) -> Outputs:
+def run_requests(
+    model: Emu,
+    tokenizer: EmuTokenizer,
+    requests: Sequence[Request],
+    adapters: Mapping[str, Adapter] = MappingProxyType({}),
+) -> Outputs:
     """Runs the requests together, in memory that is theirs alone, and gives what comes out.
 
     Generation stops when the caller stops iterating.
     """
     num_pages = sum(pages_for(request.num_positions(model.config)) for request in requests)
     options = ScheduleOptions(num_pages, max_rows=len(requests), max_cached_images=0)
-    scheduler = Scheduler(model, tokenizer, options)
+    scheduler = Scheduler(model, tokenizer, options, adapters)
     for request in requests:
         scheduler.submit(request)
     while scheduler.num_waiting or scheduler.num_running:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from emu.config import IMAGE, EmuConfig
 from emu.decoders import load_decoder
+from emu.generate.adapters import Adapter, load_adapter
 from emu.generate.batch_loop import BatchLoop, Outputs, reply_events, run_requests
 from emu.generate.prompts import (
     EncodedPrompt,
@@ -29,7 +31,7 @@ from emu.generate.request_state import Losses, Request
 from emu.generate.sampling import Detokenizer, Event
 from emu.generate.scheduler import ScheduleOptions, Scheduler
 from emu.generate.scoring import rank_request
-from emu.models.emu import Emu
+from emu.models.emu import Emu, add_instruct_tokens
 from emu.tokenizer import EmuTokenizer
 from emu.weights.adapter import open_model
 from emu.weights.layout import DECODER
@@ -40,6 +42,17 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 P = TypeVar("P")
 RankScore = Literal["released", "sum"]
+
+
+@dataclass
+class Shared:
+    """What an engine and those of its adapters have in common."""
+
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    null_conditions: dict[str, Tensor] = field(default_factory=dict)
+    """By adapter."""
+    loop: BatchLoop | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Engine:
@@ -56,9 +69,9 @@ class Engine:
         self.tokenizer = tokenizer
         self.decoder = decoder
         self.encode = PromptEncoder(tokenizer, model.config)
-        self._null_condition_QD: Tensor | None = None
-        self._null_lock = threading.Lock()
-        self._loop: BatchLoop | None = None
+        self.adapter = ""
+        """The name of the adapter that its requests use; empty for none."""
+        self._shared = Shared()
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Self:
@@ -82,9 +95,46 @@ class Engine:
 
         Without it each call runs alone. `QueueFull` is raised where too many wait.
         """
-        if self._loop is None:
-            self._loop = BatchLoop(Scheduler(self.model, self.tokenizer, options))
-        return self._loop
+        shared = self._shared
+        if shared.loop is None:
+            if self.adapter:
+                raise ValueError(f"call it on the engine without adapter {self.adapter!r}")
+            shared.loop = BatchLoop(self.scheduler(options))
+        return shared.loop
+
+    def scheduler(self, options: ScheduleOptions = ScheduleOptions()) -> Scheduler:
+        """A new scheduler for this model and its adapters, with pages of its own."""
+        return Scheduler(self.model, self.tokenizer, options, self._shared.adapters)
+
+    def load_adapter(self, name: str, folder: str | Path) -> Engine:
+        """The engine of a LoRA adapter on this model, from a folder that `emu train-instruct` saved.
+
+        Both share weights, pages and batch; requests without the adapter give what they gave before. Load adapters
+        before the first request: a pretrained model gets rows for `[USER]` and `[ASSISTANT]`. Raises
+        FileNotFoundError, and ValueError for an adapter that does not fit and a name that is taken.
+        """
+        if self.adapter:
+            raise ValueError(f"this is the engine of adapter {self.adapter!r}; load into its base")
+        if not name or name in self._shared.adapters:
+            raise ValueError(f"the adapter's name is {name!r}, give another than {self.adapters}")
+        adapter = load_adapter(name, folder, self.model, self.tokenizer)
+        if not self.config.instruct:
+            add_instruct_tokens(self.model, self.tokenizer)
+        self._shared.adapters[name] = adapter
+        return self.with_adapter(name)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the loaded adapters."""
+        return sorted(self._shared.adapters)
+
+    def with_adapter(self, name: str) -> Engine:
+        """The engine of a loaded adapter; raises ValueError for an unknown name."""
+        if name not in self._shared.adapters:
+            raise ValueError(f"no adapter {name!r}; there are {self.adapters}")
+        engine = Engine(self.model, self._shared.adapters[name].tokenizer, self.decoder)
+        engine.adapter, engine._shared = name, self._shared
+        return engine
 
     def generate_text(
         self, prompts: Sequence[Prompt], options: TextOptions = TextOptions()
@@ -112,8 +162,11 @@ class Engine:
         if not encoded:
             return torch.empty(0, num_queries, self.config.language.hidden_size)
         images: dict[int, Tensor] = {}
-        requests = [Request(p, None, image_first=True, row=row) for row, p in enumerate(encoded)]
-        for state, output in run_requests(self.model, self.tokenizer, requests):
+        requests = [
+            Request(p, None, image_first=True, row=row, adapter=self.adapter)
+            for row, p in enumerate(encoded)
+        ]
+        for state, output in self._run(requests):
             if isinstance(output, Tensor):
                 images[state.request.row] = output
         return torch.stack([images[row] for row in range(len(requests))])
@@ -181,7 +234,7 @@ class Engine:
         if text is None and not image_first:
             yield Reply((), "stop", len(encoded.ids), 0)
             return
-        request = Request(encoded, text, image_first, max_images)
+        request = Request(encoded, text, image_first, max_images, adapter=self.adapter)
         yield from reply_events(self._outputs(request), decode)
 
     def rank(
@@ -211,7 +264,7 @@ class Engine:
         answered = [self._answered(encoded, *entry) for entry in enumerate(candidates)]
         (losses,) = [
             list(output.losses)
-            for _, output in self._outputs(rank_request(encoded, answered))
+            for _, output in self._outputs(rank_request(encoded, answered, self.adapter))
             if isinstance(output, Losses)
         ]
         if score == "sum":
@@ -239,15 +292,20 @@ class Engine:
         encoded = [self.encode(prompt) for prompt in _listed(prompts)]
         if not encoded:
             return []
-        requests = [Request(prompt, options, row=row) for row, prompt in enumerate(encoded)]
-        outputs = run_requests(self.model, self.tokenizer, requests)
-        ended = {state.request.row: state.texts[0] for state, _ in outputs if state.texts}
+        requests = [
+            Request(prompt, options, row=row, adapter=self.adapter)
+            for row, prompt in enumerate(encoded)
+        ]
+        ended = {s.request.row: s.texts[0] for s, _ in self._run(requests) if s.texts}
         return [ended[row] for row in range(len(requests))]
 
     def _outputs(self, request: Request) -> Outputs:
-        if self._loop is not None:
-            return self._loop.outputs(request)
-        return run_requests(self.model, self.tokenizer, [request])
+        if self._shared.loop is not None:
+            return self._shared.loop.outputs(request)
+        return self._run([request])
+
+    def _run(self, requests: Sequence[Request]) -> Outputs:
+        return run_requests(self.model, self.tokenizer, requests, self._shared.adapters)
 
     def _decoder(self) -> VisualDecoder:
         if self.decoder is None:
@@ -290,10 +348,11 @@ class Engine:
 
     def _null_condition(self) -> Tensor:
         """The embeddings `QD` regressed from the empty prompt (released pipeline); computed once."""
-        with self._null_lock:
-            if self._null_condition_QD is None:
-                self._null_condition_QD = self.regress_image([""])[0]
-            return self._null_condition_QD
+        with self._shared.lock:
+            known = self._shared.null_conditions
+            if self.adapter not in known:
+                known[self.adapter] = self.regress_image([""])[0]
+            return known[self.adapter]
 
 
 def _listed(prompts: Sequence[P]) -> Sequence[P]:

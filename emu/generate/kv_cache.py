@@ -31,6 +31,7 @@ Project = Callable[[Tensor, Any], Tensor]
 """The output of a linear module for states `TD`."""
 
 FEW_ROWS = (5, 32)  # where the transposed product is faster on an Intel CPU
+VECTOR = 32  # elements that torch's activations take at once on a CPU, at most
 SPARE_POSITIONS = 64  # allocated beyond what is needed
 STEADY_ROWS = 4  # from so many on, MKL sums a row in the same order whatever the number of rows
 MAX_IMAGES = 32  # in one batch of the visual encoder
@@ -107,8 +108,17 @@ def after_attention(
     """The states `TD` after a layer whose attention gave `mixed_THK`."""
     states_TD = states_TD + project(mixed_THK.flatten(1), layer.self_attn.o_proj)
     normed_TD, mlp = _normed(states_TD, layer.post_attention_layernorm), layer.mlp
-    gates = mlp.act_fn(project(normed_TD, mlp.gate_proj))
+    gates = _activated(project(normed_TD, mlp.gate_proj), mlp.act_fn)
     return states_TD + project(gates * project(normed_TD, mlp.up_proj), mlp.down_proj)
+
+
+def _activated(states_TF: Tensor, activation: Any) -> Tensor:
+    """The activation; torch rounds the last elements of a tensor otherwise if vectors do not divide their number."""
+    missing = -states_TF.numel() % VECTOR if states_TF.device.type == "cpu" else 0
+    if not missing:  # as in all models of usual widths
+        return activation(states_TF)
+    padded = functional.pad(states_TF.flatten(), (0, missing))
+    return activation(padded)[: states_TF.numel()].view_as(states_TF)
 
 
 def _normed(states_TD: Tensor, norm: Any) -> Tensor:

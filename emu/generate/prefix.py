@@ -25,19 +25,20 @@ class ContentKeys:
     """The keys of one prompt."""
 
     weights: bytes
-    """Of the weights and the adapter that it is for."""
+    """Of the model's weights."""
     images: Sequence[bytes]
     pages: Sequence[bytes]
     """Of the pages that it fills and another may share."""
 
 
-def weights_key(model: Emu, adapter: str = "") -> bytes:
-    """The key of a model in this process: its weights, by their memory and how often torch has changed them.
+def weights_key(model: Emu, adapter: bytes = b"") -> bytes:
+    """The key of a model in this process, and of an adapter on it: its weights, by their memory and how often torch
+    has changed them.
 
     It is cheap and differs after every optimizer step, loaded weight or merged adapter. A change that
     bypasses torch's count (`weight.data.copy_`) is not seen.
     """
-    digest = blake2b(adapter.encode(), digest_size=KEY_BYTES)
+    digest = blake2b(adapter, digest_size=KEY_BYTES)
     for name, weight in model.named_parameters():
         changes = 0 if weight.is_inference() else weight._version
         digest.update(f"{name} {weight.data_ptr()} {changes}\n".encode())

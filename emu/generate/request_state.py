@@ -42,6 +42,8 @@ class Request:
     """The first image and those that the model may open; none is opened in a beam search."""
     row: int = 0
     """Added to the seed: the number of the row in its batch."""
+    adapter: str = ""
+    """The name of the adapter on the model; empty for none."""
     answers: tuple[tuple[int, ...], ...] = ()
     """Ids of answers whose losses are asked for; nothing is generated then."""
 

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
+from types import MappingProxyType
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from emu.generate.adapters import AdaptedProjection, Adapter
 from emu.generate.beam import BeamState
-from emu.generate.kv_cache import MAX_IMAGES, projected, run_layers, steadily_projected
+from emu.generate.counters import Counters
+from emu.generate.kv_cache import MAX_IMAGES, Project, projected, run_layers, steadily_projected
 from emu.generate.page_pool import PAGE_POSITIONS, PagePool, pages_for
 from emu.generate.prefix import ContentKeys, image_key, page_keys, weights_key
 from emu.generate.prompt_inputs import PromptInputs, Rest
@@ -53,44 +57,9 @@ class ScheduleOptions(Checked):
     max_cached_images: Annotated[int, Field(ge=0)] = 64
     """Images whose visual embeddings are kept for the next prompt with the same image."""
     deterministic: bool = False
-    """In float32 on a CPU, attention of a request has the same sizes whatever runs beside it, and so have products of
-    few rows. Slower for one row and for long prompts (docs/decisions/0110)."""
+    """In float32 on a CPU, a request gives the same bits whatever runs beside it, prefix hits included.
 
-
-@dataclass(frozen=True)
-class Counters:
-    """What a scheduler holds at present, and what it has done since it began."""
-
-    num_waiting: int
-    """Requests that wait for a row or for pages."""
-    num_running: int
-    """Requests that take part in the next step."""
-    num_pages: int
-    """Pages of the pool."""
-    num_pages_used: int
-    """Pages of the requests that run."""
-    num_pages_registered: int
-    """Pages whose content another prompt may share."""
-    prefix_pages_wanted: int
-    """Full pages of the prompts that were admitted, since the beginning, as all that follow."""
-    prefix_pages_hit: int
-    """Those of them that were shared instead of computed."""
-    images_wanted: int
-    """Images of prompts whose visual embeddings were needed."""
-    images_hit: int
-    """Those of them whose embeddings were kept from before."""
-    steps: int
-    """Forward passes."""
-    positions: int
-    """Positions that were fed, of prompts and of replies."""
-    tokens: int
-    """Rows whose next token was chosen."""
-    embeddings: int
-    """Visual embeddings that were generated."""
-    finished: int
-    """Requests that ended by themselves."""
-    aborted: int
-    """Requests that were ended from outside."""
+    It costs time for few rows and for long prompts (docs/decisions/0110)."""
 
 
 class Scheduler:
@@ -100,9 +69,14 @@ class Scheduler:
     """
 
     def __init__(
-        self, model: Emu, tokenizer: EmuTokenizer, options: ScheduleOptions = ScheduleOptions()
+        self,
+        model: Emu,
+        tokenizer: EmuTokenizer,
+        options: ScheduleOptions = ScheduleOptions(),
+        adapters: Mapping[str, Adapter] = MappingProxyType({}),
     ) -> None:
-        self.model, self.options = model, options
+        """`tokenizer` is that of requests without an adapter; `adapters` are chosen by their names."""
+        self.model, self.options, self.adapters = model, options, adapters
         self.device = model.ln_visual.weight.device
         self.pool = PagePool(model.language, options.num_pages)
         self._tokenizer = tokenizer
@@ -153,8 +127,10 @@ class Scheduler:
     def submit(self, request: Request) -> RequestState:
         """Queues a request.
 
-        Raises QueueFull, and ValueError for a request that could never get its pages.
+        Raises QueueFull, and ValueError for an unknown adapter and a request that could never get its pages.
         """
+        if request.adapter and request.adapter not in self.adapters:
+            raise ValueError(f"no adapter {request.adapter!r}; there are {sorted(self.adapters)}")
         needed = pages_for(request.num_positions(self.model.config))
         if needed > self.pool.num_pages:
             raise ValueError(
@@ -215,7 +191,10 @@ class Scheduler:
             kind = RankState
         elif request.text is not None and request.text.num_beams > 1:
             kind = BeamState
-        return kind(request, self.model.config, self._tokenizer, self._inputs.embed)
+        tokenizer = self._tokenizer
+        if request.adapter:
+            tokenizer = self.adapters[request.adapter].tokenizer
+        return kind(request, self.model.config, tokenizer, self._inputs.embed)
 
     def _num_free_rows(self) -> int:
         return self.options.max_rows - len(self._running)
@@ -269,14 +248,17 @@ class Scheduler:
             prompt, config = state.request.prompt, self.model.config
             images = [image_key(weights, pixels) for pixels in prompt.pixels]
             num_queries = config.former.num_queries
-            pages = page_keys(weights, prompt.ids, images, config.special.image, num_queries)
+            before = weights
+            if state.request.adapter:
+                before = weights_key(self.model, self.adapters[state.request.adapter].key)
+            pages = page_keys(before, prompt.ids, images, config.special.image, num_queries)
             state.content = ContentKeys(weights, images, pages)
         return state.content
 
     def _spans(self) -> list[Span]:
         """What is fed in this step: every row that generates, and chunks of prompts up to the limit."""
-        spans: list[Span] = []
-        start, num_prompt = 0, 0
+        taken: list[tuple[RequestState, int]] = []
+        num_prompt = 0
         for state in self._running:
             assert state.inputs_TD is not None
             number = len(state.inputs_TD)
@@ -285,9 +267,19 @@ class Scheduler:
                 if num_prompt and num_prompt + number > self.options.max_prompt_positions:
                     continue
                 num_prompt += number
-            spans.append(Span(state, start, number))
-            start += number
-        return spans
+            taken.append((state, number))
+        taken.sort(key=lambda entry: entry[0].request.adapter)  # those of an adapter together
+        starts = accumulate((number for _, number in taken), initial=0)
+        return [Span(*entry, start) for entry, start in zip(taken, starts, strict=False)]
+
+    def _projection(self, spans: Sequence[Span]) -> Project:
+        """How the layers multiply: with the adapters of the rows, if there are any."""
+        groups: list[tuple[slice, Adapter]] = []
+        for name, group in groupby(spans, key=lambda span: span.state.request.adapter):
+            if name:
+                own = list(group)
+                groups.append((slice(own[0].start, own[-1].end), self.adapters[name]))
+        return AdaptedProjection(self._project, groups) if groups else self._project
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
         """The hidden states `TD` of all inputs; their keys and values are in the pool afterwards."""
@@ -297,9 +289,8 @@ class Scheduler:
             inputs.append(span.state.inputs_TD[: span.number])
         attend = StepAttention(self.pool, spans, self.device, self._tile)
         positions_T = attend.positions_T().to(self.device)
-        return run_layers(
-            self.model.language, torch.cat(inputs), positions_T, attend, self._project
-        )
+        project = self._projection(spans)
+        return run_layers(self.model.language, torch.cat(inputs), positions_T, attend, project)
 
     def _scored_prompts(
         self, spans: Sequence[Span], hidden_TD: Tensor
@@ -312,7 +303,7 @@ class Scheduler:
                 continue
             num_later = len(state.request.prompt.ids) - 1 - state.length
             rows_TD = hidden_TD[span.start : span.start + min(span.number, num_later)]
-            logits_TW = self._project(rows_TD, self.model.language.lm.lm_head).float()
+            logits_TW = self._logits(rows_TD, [state] * len(rows_TD))
             outputs += [(state, out) for out in state.take_prompt_logits(logits_TW)]
         return outputs
 
@@ -327,6 +318,18 @@ class Scheduler:
             number = state.num_registered
             self.pool.register(state.table, number, keys[number])
             state.num_registered += 1
+
+    def _logits(self, rows_RD: Tensor, states: Sequence[RequestState]) -> Tensor:
+        """The logits `RW` of rows of these states.
+
+        Tokens that came with an adapter (`[USER]`, `[ASSISTANT]`) are none for requests without one.
+        """
+        logits_RW = self._project(rows_RD, self.model.language.lm.lm_head).float()
+        num_own = len(self._tokenizer)
+        if num_own < logits_RW.shape[1]:
+            is_plain = torch.tensor([not state.request.adapter for state in states])
+            logits_RW[is_plain.to(self.device), num_own:] = -torch.inf
+        return logits_RW
 
     def _read(self, due: Sequence[Span], hidden_TD: Tensor) -> list[tuple[RequestState, Output]]:
         """The outputs of rows: the vocabulary head for text, the regression head for images."""
@@ -343,7 +346,8 @@ class Scheduler:
         if texts:
             read = [range(span.end - span.state.num_read, span.end) for span in texts]
             rows_RD = hidden_TD[[row for rows in read for row in rows]]
-            logits_RW = self._project(rows_RD, language.lm.lm_head).float()
+            states = [s.state for s, rows in zip(texts, read, strict=True) for _ in rows]
+            logits_RW = self._logits(rows_RD, states)
             likeliest, first = logits_RW.argmax(dim=-1).tolist(), 0
             for span, rows in zip(texts, read, strict=True):
                 own = slice(first, first + len(rows))

@@ -81,7 +81,9 @@ def grow_trees(answers: Sequence[Ids], limit: int) -> list[tuple[Tree, dict[Ids,
     return [*grown, (tree, paths)]
 
 
-def rank_request(prompt: EncodedPrompt, answered: Sequence[EncodedPrompt], row: int = 0) -> Request:
+def rank_request(
+    prompt: EncodedPrompt, answered: Sequence[EncodedPrompt], adapter: str = ""
+) -> Request:
     """The request for the losses of answers; `answered` holds the prompt and each answer, encoded as one text.
 
     The ids that all of them share with the prompt run once (a token at the border may differ from the prompt's own).
@@ -91,7 +93,7 @@ def rank_request(prompt: EncodedPrompt, answered: Sequence[EncodedPrompt], row: 
     answers = tuple(full.ids[shared:] for full in answered)
     assert all(answers), "an answer without a token"
     return Request(
-        EncodedPrompt(prompt.ids[:shared], prompt.pixels), None, row=row, answers=answers
+        EncodedPrompt(prompt.ids[:shared], prompt.pixels), None, adapter=adapter, answers=answers
     )
 
 

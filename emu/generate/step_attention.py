@@ -23,9 +23,9 @@ class Span:
     """The new positions of one request in a step."""
 
     state: RequestState
+    number: int
     start: int
     """Where they begin among those of all requests."""
-    number: int
 
     @property
     def end(self) -> int:

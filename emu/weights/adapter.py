@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,43 @@ def peft_config(config: AdapterConfig, base: str) -> dict[str, Any]:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter in peft's layout, and no model."""
     return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """The two factors of each projection that an adapter sits on, by its path in the language model (`OURS`)."""
+
+    pairs: dict[str, tuple[Tensor, Tensor]]
+    """To the rank `RK` and back `OR`; their product times `scale` is added to the weight."""
+    scale: float
+
+
+def read_adapter(folder: str | Path) -> AdapterWeights:
+    """The weights of an adapter's folder in peft's layout.
+
+    Raises FileNotFoundError where there is none, ValueError for a kind that is not plain LoRA.
+    """
+    folder = Path(folder)
+    if not is_adapter(folder) or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise FileNotFoundError(
+            f"no adapter at {folder}: needed are {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as emu "
+            "train-instruct writes them to OUT/adapter"
+        )
+    values = json.loads((folder / ADAPTER_CONFIG).read_text())
+    unknown = [name for name in ("use_dora", "use_rslora", "rank_pattern") if values.get(name)]
+    if values.get("peft_type") != "LORA" or unknown:
+        kind = ", ".join([str(values.get("peft_type")), *unknown])
+        raise ValueError(f"{folder}: the adapter is {kind}; plain LoRA is supported")
+    weights = load_file(folder / ADAPTER_WEIGHTS)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in sorted(weights):
+        path, is_down, _ = name.removeprefix(PEFTS).partition(".lora_A.weight")
+        up = weights.get(f"{PEFTS}{path}.lora_B.weight")
+        if is_down and up is not None:
+            pairs[path] = weights[name], up
+    if 2 * len(pairs) != len(weights):
+        raise ValueError(f"{folder}: {len(weights)} weights, which are not pairs of lora_A, lora_B")
+    return AdapterWeights(pairs, values["lora_alpha"] / values["r"])
 
 
 def open_model(

@@ -19,10 +19,10 @@ from emu.generate.request_state import Finished, Losses, Output, PromptScores, R
 from emu.generate.sampling import Detokenizer, decode_text
 from emu.generate.scheduler import QueueFull, ScheduleOptions, Scheduler
 from emu.generate.scoring import rank_request
+from tests.generate.test_adapters import write_adapter
 
 ANSWERS = ["red", "a blue square", "a blue circle", "it is green", "red", "stars"]
 LONG = "what colour is the triangle in the picture? it is green, describe the image in detail. "
-TOLERANCE = 1e-5  # of embeddings, whatever runs beside them
 ROUNDING = 1e-4  # what differences between matrix products of other sizes grow to in eight steps
 
 
@@ -37,9 +37,11 @@ class Answer:
 
 
 @pytest.fixture(scope="module")
-def opening(tiny_dir: Path) -> Engine:
-    """An engine whose model opens images: `[IMG]` is likelier than a token that it often writes."""
+def opening(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An engine with an adapter whose model opens images: `[IMG]` is likelier than a token that it often writes."""
     engine = emu.load(tiny_dir)
+    folder = tmp_path_factory.mktemp("adapter")
+    engine.load_adapter("tuned", write_adapter(tiny_dir, folder, seed=1, rank=3))
     often = engine.generate_ids([LONG], TextOptions(max_new_tokens=4))[0][-1]
     with torch.no_grad():
         rows = engine.model.language.lm.lm_head.weight
@@ -71,6 +73,16 @@ def requests(opening: Engine, photo: Image.Image) -> list[Request]:
             rank_request(closed, [_answered(opening, closed, answer) for answer in ANSWERS]),
             Request(opened, TextOptions(max_new_tokens=3, min_length=3), True, 1),
         ]
+    for prompt in prompts[1:4]:
+        closed, opened = (
+            opening.with_adapter("tuned").encode(prompt, is_opened, num_reserved=9)
+            for is_opened in (False, True)
+        )
+        made[-1:-1] = [
+            Request(closed, TextOptions(max_new_tokens=6), adapter="tuned"),
+            Request(opened, None, image_first=True, adapter="tuned"),
+            rank_request(closed, [_answered(opening, closed, a) for a in ANSWERS], "tuned"),
+        ]
     scored = TextOptions(max_new_tokens=4, num_logprobs=2, prompt_logprobs=True)
     searched = TextOptions(max_new_tokens=4, num_beams=2)
     made[-1:-1] = [
@@ -97,7 +109,7 @@ def collect(answer: Answer, state: RequestState, output: Output) -> None:
 
 
 def alone(engine: Engine, request: Request) -> Answer:
-    scheduler = Scheduler(engine.model, engine.tokenizer, ScheduleOptions(64, deterministic=True))
+    scheduler = engine.scheduler(ScheduleOptions(64, deterministic=True))
     state, answer = scheduler.submit(request), Answer([], [], "")
     while not answer.reason:
         for _, output in scheduler.step():
@@ -130,7 +142,7 @@ def run_schedule(engine: Engine, requests: list[Request], answers: list[Answer],
         max_cached_images=rng.choice((0, 1, 8)),
         deterministic=seed % 4 != 0,
     )
-    scheduler = Scheduler(engine.model, engine.tokenizer, options)
+    scheduler = engine.scheduler(options)
     arrivals = sorted((rng.randrange(12), rng.randrange(len(requests))) for _ in range(8))
     aborts = {n: arrivals[n][0] + rng.randrange(15) for n in range(8) if rng.random() < 0.25}
     states: dict[RequestState, int] = {}
@@ -149,7 +161,7 @@ def run_schedule(engine: Engine, requests: list[Request], answers: list[Answer],
         assert all(state.table is None for state in ended)
         time += 1
         assert time < 2000, "the schedule does not end"
-    tolerance = TOLERANCE if options.deterministic else ROUNDING
+    tolerance = 0.0 if options.deterministic else ROUNDING
     for number, (_, kind) in enumerate(arrivals):
         if found[number].reason or number not in aborts:
             check_equal(found[number], answers[kind], tolerance)
@@ -165,12 +177,12 @@ def test_requests_give_what_they_give_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_a_thousand_schedules(
     opening: Engine, requests: list[Request], answers: list[Answer]
 ) -> None:
-    for seed in range(1000, 2000):
-        run_schedule(opening, requests, answers, seed)
+    hits = [run_schedule(opening, requests, answers, seed) for seed in range(1000, 2000)]
+    print(f"schedules={len(hits)} pages_shared={sum(hits)}")
 
 
 def test_the_kinds_cover_what_replies_can_be(
@@ -188,8 +200,8 @@ def test_answers_are_those_of_the_plain_loops(
     model = opening.model
     for request, answer in zip(requests, answers, strict=True):
         is_search = request.text is not None and request.text.num_beams > 1
-        if request.max_images > 1 or request.answers or is_search:
-            continue  # that opens images; those are compared with transformers and plain forwards
+        if request.max_images > 1 or request.answers or is_search or request.adapter:
+            continue  # that opens images; the others are compared with what is published and with plain forwards
         if request.row and request.text is not None:
             continue  # that samples with the seed of another row
         state = DecodeState(model, [request.prompt])
