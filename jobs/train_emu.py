@@ -15,7 +15,7 @@ from pydantic import Field
 from emu.config import Count, ObjectiveConfig, Positive, SequenceConfig
 from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
 from jobs.cli import JobError, checked_options, run_job
-from jobs.paths import folder_path, weights_path
+from jobs.paths import folder_path, job_path, weights_path
 from jobs.progress import say
 from jobs.training import Workers, corpora_of, named_recipe, run_training, train_config
 from schemas.validation import Checked
@@ -98,6 +98,8 @@ class TrainEmu(Checked):
     use_features: bool = False
     """Train on features that emu features computed; the visual encoder then stays frozen.
     Features of an encoder with other weights are refused."""
+    checkpoints: str | None = None
+    """Folder or fsspec address of the checkpoints, such as s3://bucket/run; one for each run. None: OUT/checkpoints."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
     num_cpus: Count | None = None
@@ -170,6 +172,7 @@ def plan_of(options: TrainEmu) -> TrainPlan:
         language_weights=llama,
         use_features=options.use_features,
         resume=options.resume,
+        checkpoints=None if options.checkpoints is None else job_path(options.checkpoints),
     )
 
 

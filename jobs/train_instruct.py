@@ -14,7 +14,7 @@ from pydantic import Field
 from emu.config import AdapterConfig, Count, SequenceConfig
 from emu.recipes import INSTRUCT_RECIPES, TrainConfig
 from jobs.cli import run_job
-from jobs.paths import folder_path
+from jobs.paths import folder_path, job_path
 from jobs.training import Workers, corpora_of, named_recipe, run_training, train_config
 from schemas.validation import Checked
 
@@ -52,6 +52,8 @@ class TrainInstruct(Checked):
     """Seed of the adapters, sample order and dropout masks. None: the recipe's (--train.seed)."""
     use_features: bool = False
     """Train on features that emu features computed with the model of --init."""
+    checkpoints: str | None = None
+    """Folder or fsspec address of the checkpoints, such as s3://bucket/run; one for each run. None: OUT/checkpoints."""
     resume: Literal["auto", "must", "never"] = "auto"
     """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
     num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
@@ -106,6 +108,7 @@ def plan_of(options: TrainInstruct) -> TrainPlan:
         init=init,
         use_features=options.use_features,
         resume=options.resume,
+        checkpoints=None if options.checkpoints is None else job_path(options.checkpoints),
     )
 
 

@@ -1,8 +1,8 @@
 """The training loop: plain PyTorch on one device, as a single process or as one of several ranks.
 
-A run is a folder: `run.json` (its configuration), `checkpoints/`, `metrics.jsonl`, `curves.svg`, and at the end
-`model/`. Started again it resumes from the newest checkpoint. On the same machine the resulting weights are
-bit-identical to those of an uninterrupted run.
+A run is a folder: `run.json` (its configuration), `checkpoints/` (unless they are kept elsewhere), `metrics.jsonl`,
+`curves.svg`, and at the end `model/`. Started again it resumes from the newest checkpoint. On the same machine the
+resulting weights are bit-identical to those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from typing import Any
 
 import torch
 
+from emu.train.checkpoint import CheckpointWriter, load_checkpoint
+from emu.train.checkpoint_folder import (
+    FOLDER,
+    Checkpoint,
+    CheckpointError,
+    Progress,
+    check_same_run,
+    check_version,
+    checkpoints,
+    read_progress,
+)
 from emu.train.faults import Faults
 from emu.train.meters import CorpusLosses, WorkMeter
 from emu.train.plan import Plan
 from emu.train.plan import TrainPlan as TrainPlan
-from emu.train.run_folder import (
-    CheckpointError,
-    MetricsFile,
-    Progress,
-    check_same_run,
-    checkpoints,
-    keep_newest,
-    load_checkpoint,
-    read_progress,
-    save_checkpoint,
-    write_curves,
-)
+from emu.train.run_folder import MetricsFile, write_curves
 from emu.train.step import Ranks, Stepper, StepResult
 from emu.train.stopping import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[Mapping[str, Any], Path | None], None]
-"""Called on every rank after a checkpoint with the newest metrics and, on the first rank, its directory."""
+Report = Callable[[Mapping[str, Any], Checkpoint | None], None]
+"""Called on every rank when a checkpoint has begun, with the newest metrics and the checkpoint before, which is whole;
+and once more with the last one."""
 
 SUMMARY = "summary.json"
 COUNTS = ("samples", "images", "positions", "bad_samples", "skipped_steps")
@@ -91,11 +92,13 @@ def train(
                 is_end = run.is_stopped or run.step == plan.train.steps
                 if is_end or run.step % plan.train.checkpoint_every == 0:
                     run.checkpoint(report)
+                if is_end:
+                    run.wait_for_checkpoint(report)
                 if run.is_stopped and run.step < plan.train.steps:
                     raise Stopped(run.step, stop.signal or signal.SIGTERM)
             return run.finish()
         finally:
-            run.stream.close()
+            run.close()
 
 
 class Run:
@@ -114,6 +117,9 @@ class Run:
         """True after a step in which a rank was asked to stop."""
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._resume()
+        self.writer = CheckpointWriter(
+            checkpoint_folder(plan), self.model, self.optimizer, plan.train.keep_checkpoints
+        )
         self.stepper = Stepper(self.stage.losses, self.optimizer, plan.train, ranks, device)
         self.metrics = MetricsFile(self.out, self.step) if ranks.is_first else None
         self.faults = Faults(self.out, ranks, plan.train, self.step)
@@ -148,16 +154,21 @@ class Run:
             self._log(result)
 
     def checkpoint(self, report: Report) -> None:
-        """Write a checkpoint on the first rank; call `report` on every rank."""
-        path = None
+        """Begin to write a checkpoint, on all ranks, when the one before is whole."""
+        state = Progress(self.step, self.stream.state(), self.counts, self.plan.configuration())
+        before = self.writer.save(state)
         if self.ranks.is_first:
-            state = Progress(self.step, self.stream.state(), self.counts, self.plan.configuration())
-            path = save_checkpoint(
-                self.out, self.model, self.optimizer, state, self.plan.train.keep_checkpoints
-            )
             write_curves(self.out)
-        self.ranks.barrier()
-        report(dict(self.row) | {"step": self.step}, path)
+        report(dict(self.row) | {"step": self.step}, before)
+
+    def wait_for_checkpoint(self, report: Report) -> None:
+        """Wait until the last checkpoint is whole."""
+        report(dict(self.row) | {"step": self.step}, self.writer.wait())
+
+    def close(self) -> None:
+        """End the threads of the run; a checkpoint that is being written is finished before."""
+        self.stream.close()
+        self.writer.close()
 
     def finish(self) -> Summary:
         """Write `model/` and `summary.json` on the first rank."""
@@ -173,9 +184,6 @@ class Run:
             **self.counts,
         )
         if self.ranks.is_first:
-            keep_newest(
-                self.out, self.plan.train.keep_checkpoints
-            )  # a killed run may have left one more
             self.stage.publish(folder)
             write_curves(self.out)
             described = json.dumps(dataclasses.asdict(summary), indent=2)
@@ -185,7 +193,7 @@ class Run:
 
     def _resume(self) -> None:
         check_resume(self.plan)
-        found = checkpoints(self.out)
+        found = checkpoints(checkpoint_folder(self.plan))
         if found:
             self._load(found[-1])
         elif self.ranks.is_first:
@@ -193,7 +201,7 @@ class Run:
             described = json.dumps(self.plan.configuration(), indent=2, sort_keys=True)
             (self.out / "run.json").write_text(described + "\n")
 
-    def _load(self, checkpoint: Path) -> None:
+    def _load(self, checkpoint: Checkpoint) -> None:
         progress = read_progress(checkpoint)
         load_checkpoint(checkpoint, self.model, self.optimizer)
         self.stream.load(progress.data)
@@ -238,9 +246,16 @@ class Run:
             log.error("alarm %s", self.alarms[-1])
 
 
+def checkpoint_folder(plan: Plan) -> str:
+    """The folder or address of the checkpoints of a run."""
+    return plan.checkpoints or str(Path(plan.out) / FOLDER)
+
+
 def check_resume(plan: Plan) -> None:
     """Raise `CheckpointError` if the output folder does not allow what `plan.resume` asks for."""
-    found = checkpoints(Path(plan.out))
+    folder = checkpoint_folder(plan)
+    check_version(folder)
+    found = checkpoints(folder)
     if plan.resume == "must" and not found:
         raise CheckpointError(f"{plan.out}: no checkpoint to resume from; give the --out of a run")
     if plan.resume == "never" and found:
@@ -248,7 +263,8 @@ def check_resume(plan: Plan) -> None:
             f"{plan.out}: holds a run with checkpoint {found[-1].name}; give another --out, or --resume auto"
         )
     if found:
-        check_same_run(read_progress(found[-1]).config, plan.configuration(), found[-1])
+        then = read_progress(found[-1]).config
+        check_same_run(then, plan.configuration(), found[-1], Path(plan.out))
 
 
 def finished_summary(plan: Plan) -> Summary | None:
@@ -258,7 +274,7 @@ def finished_summary(plan: Plan) -> Summary | None:
     """
     check_resume(plan)
     out = Path(plan.out)
-    found = checkpoints(out)
+    found = checkpoints(checkpoint_folder(plan))
     is_done = bool(found) and read_progress(found[-1]).step >= plan.train.steps
     if not (is_done and (out / SUMMARY).is_file() and (out / "model").is_dir()):
         return None

@@ -65,6 +65,8 @@ class TrainPlan:
     """The folder of a LLaMA for the language model; only without `init`."""
     use_features: bool = False
     resume: Resume = "auto"
+    checkpoints: str | None = None
+    """Folder or fsspec address of the checkpoints; None: OUT/checkpoints."""
     num_ranks: int | None = None
     """The ranks that the batch sizes of a new run are per; None: those that train. For runs whose ranks vary."""
 
@@ -124,6 +126,11 @@ class Plan(Protocol):
     @property
     def resume(self) -> Resume:
         """Whether a run that is there is resumed."""
+        ...
+
+    @property
+    def checkpoints(self) -> str | None:
+        """Folder or fsspec address of the checkpoints; None: OUT/checkpoints."""
         ...
 
     def configuration(self) -> dict[str, Any]:

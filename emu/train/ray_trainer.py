@@ -1,8 +1,8 @@
 """Ray Train around the loop: several workers, restarted after one is lost. The only module of training with Ray.
 
 Ray Train's own `fit` runs in a thread, so that signals reach this module (`emu/train/stopping.py`). Checkpoints are the
-loop's own atomic directories. They are reported to Ray Train without copying them; it counts failures and restarts the
-workers, which resume from the newest checkpoint. So a run that was started here can be resumed without Ray, and the
+loop's own. They are reported to Ray Train, when they are whole, without copying them; it counts failures and restarts
+the workers, which resume from the newest checkpoint. So a run that was started here can be resumed without Ray, and the
 reverse. `out` must be a folder that every node sees.
 """
 
@@ -33,8 +33,16 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import placement_group_table
 
 from emu.data.batches import Share
-from emu.train.loop import Summary, TrainPlan, check_resume, read_summary, train
-from emu.train.run_folder import FOLDER, CheckpointError, checkpoints, read_progress
+from emu.train import checkpoint_folder as folders
+from emu.train.checkpoint_folder import FOLDER, CheckpointError, checkpoints, read_progress
+from emu.train.loop import (
+    Summary,
+    TrainPlan,
+    check_resume,
+    checkpoint_folder,
+    read_summary,
+    train,
+)
 from emu.train.step import Ranks, TrainingError
 from emu.train.stopping import Address, Starter, Stopped, StopRequest, obey
 
@@ -101,7 +109,7 @@ def train_on_ray(
         raise TrainingError(_reason(error)) from error
     finally:
         starter.close()
-    saved = read_progress(checkpoints(folder.parent)[-1]).step
+    saved = read_progress(checkpoints(checkpoint_folder(plan))[-1]).step
     if stop.signal is not None and saved < plan.train.steps:
         raise Stopped(saved, stop.signal)
     return read_summary(folder.parent)
@@ -171,27 +179,33 @@ def train_as_worker(plan: TrainPlan, starter: Address) -> None:
     logging.basicConfig(level=logging.INFO)
     context = ray.train.get_context()
     reported = ray.train.get_checkpoint()
-    if reported is not None and not checkpoints(Path(plan.out)):
+    if reported is not None and not checkpoints(checkpoint_folder(plan)):
         raise CheckpointError(
             f"{plan.out}: this worker does not see the checkpoint {reported.path}; --out must be a "
             "folder that all nodes share"
         )
     ranks = Ranks(Share(context.get_world_rank(), context.get_world_size()))
     stop = StopRequest()
+    report = _report if plan.checkpoints is None else _report_metrics
     with obey(starter, stop):
         try:
-            train(plan, ranks, ray.train.torch.get_device(), _report, stop=stop)
+            train(plan, ranks, ray.train.torch.get_device(), report, stop=stop)
         except Stopped as stopped:
             log.info("%s", stopped)
 
 
-def _report(metrics: Mapping[str, Any], checkpoint: Path | None) -> None:
-    if checkpoint is None:
+def _report(metrics: Mapping[str, Any], checkpoint: folders.Checkpoint | None) -> None:
+    """Report metrics on every rank, and on the first the checkpoint, where it is in the folder that Ray knows."""
+    if checkpoint is None or ray.train.get_context().get_world_rank():
         ray.train.report(dict(metrics))
         return
     ray.train.report(
         dict(metrics),
-        checkpoint=Checkpoint.from_directory(str(checkpoint)),
+        checkpoint=Checkpoint.from_directory(checkpoint.address),
         checkpoint_dir_name=checkpoint.name,
         checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
     )
+
+
+def _report_metrics(metrics: Mapping[str, Any], checkpoint: object) -> None:
+    ray.train.report(dict(metrics))

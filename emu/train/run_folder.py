@@ -1,16 +1,9 @@
-"""The folder of a run: checkpoints, metrics and their curves.
+"""The metrics in the folder of a run, and their curves; its checkpoints are in `emu/train/checkpoint.py`.
 
-    checkpoints/step-00000100/model.safetensors    weights; of a run that trains an adapter alone, the adapter
-                              optimizer.pt         optimizer state (the moments of AdamW), by weight name
-                              state.json           step, position in the data, configuration of the run
     metrics.jsonl                                  one line per logged step
     skipped.jsonl                                  bad samples and steps that were skipped (`emu/train/faults.py`)
     curves.svg                                     losses and target variance over the steps
     tensorboard/                                   the same metrics for TensorBoard, where it is installed
-
-Checkpoints are written by `emu.weights.layout`, so a run that is killed while it writes leaves the
-earlier checkpoints intact. The dropout masks follow from (seed, step, rank) and the
-learning rates from the step, so no generator and no scheduler has a state to save.
 
 | field of metrics.jsonl       | meaning                                                       |
 |------------------------------|---------------------------------------------------------------|
@@ -33,24 +26,11 @@ import importlib.util
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.optim import Optimizer
-
-from emu.models.language_model import LORA
-from emu.weights.layout import new_directory, remove_directory, remove_unfinished
-
-VERSION = 1
-FOLDER = "checkpoints"
-NAME = re.compile(r"^step-(\d{8,})$")
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 METRICS, CURVES, BOARD = "metrics.jsonl", "curves.svg", "tensorboard"
 CURVES_SHOWN = {
     "text_loss": ("text loss", "#2563eb"),
@@ -62,148 +42,6 @@ CURVES_SHOWN = {
 WIDTH, HEIGHT = 720, 240
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 46, 36
 """Pixels around a chart. Letters of 19 in 720 are legible at a width of 420."""
-RENAMED = {
-    "visual_wait_ratio": "visual_freeze_ratio",
-    "window_odds": "window_probability",
-    "image_first_odds": "image_first_probability",
-}
-"""Options whose names in older checkpoints differ: name there -> name today."""
-
-ADDED = (
-    "sequence.clip_length",
-    "sequence.storyboard_length",
-    "sequence.clip_frames",
-    "sequence.dialogue_length",
-)
-"""Options that older checkpoints lack; they concern formats that those runs did not have."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not belong to this run or version; names the difference."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a run: steps done, position in the data, counts of what was processed, and its configuration."""
-
-    step: int
-    data: Mapping[str, Any]
-    counts: Mapping[str, int]
-    config: Mapping[str, Any]
-
-
-def save_checkpoint(
-    out: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, keep: int = 2
-) -> Path:
-    """Write a checkpoint and delete all but the newest `keep`; returns its directory."""
-    folder = out / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder)
-    final = folder / f"step-{progress.step:08d}"
-    if final.is_dir():
-        return final
-    weights = {name: tensor.contiguous() for name, tensor in saved_weights(model).items()}
-    state = {"version": VERSION, "step": progress.step}
-    state |= {"data": dict(progress.data), "counts": dict(progress.counts)}
-    state |= {"config": dict(progress.config)}
-    with new_directory(final, is_replaceable=lambda folder: False) as new:
-        save_file(weights, new / WEIGHTS)
-        torch.save(optimizer_state(optimizer), new / OPTIMIZER)
-        (new / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
-    keep_newest(out, keep)
-    return final
-
-
-def saved_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint: all, or the adapter where it alone is trained; `init` has the others."""
-    state = model.state_dict()
-    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    is_tuning = bool(trained) and all(LORA in name for name in trained)
-    return {name: state[name] for name in trained} if is_tuning else state
-
-
-def keep_newest(out: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints, and what killed writers left."""
-    remove_unfinished(out / FOLDER)
-    for old in checkpoints(out)[:-keep]:
-        remove_directory(old)
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """The finished checkpoints of a run, oldest first."""
-    folder = out / FOLDER
-    found = [path for path in folder.glob("step-*") if NAME.match(path.name)]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
-
-
-def read_progress(checkpoint: Path) -> Progress:
-    """The progress saved in a checkpoint; raises `CheckpointError` for another version."""
-    state = json.loads((checkpoint / STATE).read_text())
-    if state["version"] != VERSION:
-        raise CheckpointError(
-            f"{checkpoint}: version {state['version']}, this release reads {VERSION}"
-        )
-    return Progress(state["step"], state["data"], state["counts"], _renamed(state["config"]))
-
-
-def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Restore weights and optimizer state exactly; every key must be present and fit."""
-    device = next(model.parameters()).device
-    weights = load_file(checkpoint / WEIGHTS, device=str(device))
-    is_whole = set(weights) != set(saved_weights(model))  # then strict: it names what does not fit
-    model.load_state_dict(weights, strict=is_whole or len(weights) == len(model.state_dict()))
-    state = torch.load(checkpoint / OPTIMIZER, map_location=device, weights_only=True)
-    load_optimizer_state(optimizer, state)
-
-
-def check_same_run(then: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Raise `CheckpointError` naming the options in which a resumed run would differ."""
-    before, after = _flat(then), _flat(now)
-    absent = {name for name in ADDED if name not in before}
-    names = [n for n in sorted({*before, *after} - absent) if before.get(n) != after.get(n)]
-    if names == ["train.steps"]:
-        raise CheckpointError(_other_length(before[names[0]], after[names[0]], where.parents[1]))
-    if names:
-        shown = "; ".join(f"{n}: was {before.get(n)!r}, now {after.get(n)!r}" for n in names[:5])
-        raise CheckpointError(
-            f"{where}: the run has another configuration: {shown}. Give the same options to resume it, or "
-            "another --out to start a new run"
-        )
-
-
-def _other_length(then: int, now: int, out: Path) -> str:
-    """Why a run cannot be given another length, and which options train on."""
-    return (
-        f"{out}: the learning rate of this run is scheduled over {then} steps, so its length cannot become {now}. "
-        f"Resume it with --steps {then}; to train a finished run further, start another from its model: "
-        f"--init {out / 'model'} --out ANOTHER_FOLDER --steps {max(1, now - then)}"
-    )
-
-
-def optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, torch.Tensor]]:
-    """The state of an optimizer by weight name, independent of its parameter groups."""
-    return {
-        name: dict(optimizer.state[weight])
-        for group in optimizer.param_groups
-        for name, weight in zip(group["weight_names"], group["params"], strict=True)
-        if weight in optimizer.state
-    }
-
-
-def load_optimizer_state(
-    optimizer: Optimizer, state: Mapping[str, Mapping[str, torch.Tensor]]
-) -> None:
-    """Restore the state that `optimizer_state` gave; a weight without state has had no gradient so far."""
-    weights = {
-        name: weight
-        for group in optimizer.param_groups
-        for name, weight in zip(group["weight_names"], group["params"], strict=True)
-    }
-    unknown = sorted(set(state) - set(weights))
-    if unknown:
-        raise CheckpointError(f"the optimizer has no weight named {unknown[:3]}")
-    for name, values in state.items():
-        optimizer.state[weights[name]] = dict(values)
 
 
 class MetricsFile:
@@ -341,19 +179,3 @@ class _Axis:
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.is_log else value
-
-
-def _renamed(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    return {RENAMED.get(name, name): _renamed(inner) for name, inner in value.items()}
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        if isinstance(inner, Mapping):
-            flat |= _flat(inner, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = inner
-    return flat

@@ -41,8 +41,7 @@ EXPECTED = (
     "as jobs/train_emu.py writes it into OUT/model and jobs/convert_checkpoint.py into OUT"
 )
 SPARE_BYTES = 1 << 24  # for the small files beside the weights
-PARTIAL, OLD, REMOVED, LOCK = "partial", "old", "removed", "lock"
-ENDINGS = (PARTIAL, OLD, REMOVED, LOCK)
+PARTIAL, OLD, LOCK = "partial", "old", "lock"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -231,26 +230,6 @@ def restore(final: Path) -> None:
         ) from error
 
 
-def remove_directory(path: Path) -> None:
-    """Removes a directory; a kill on the way leaves nothing under its name."""
-    with _locked(path):
-        _clean_up(path)
-        path.replace(_beside(path, REMOVED))
-        _clean_up(path)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes what killed writers left in `folder`; writers that are active keep their own."""
-    leftovers = [path.name for end in ENDINGS for path in folder.glob(f".*.{end}")]
-    for name in {name[1:].rpartition(".")[0] for name in leftovers}:
-        final = folder / name
-        try:
-            with _locked(final):
-                _clean_up(final)
-        except BlockingIOError:
-            continue
-
-
 def check_free(final: Path, is_replaceable: Callable[[Path], bool], overwrite: bool) -> None:
     """Raises FileExistsError where something exists at `final` that must not be replaced."""
     if final.is_mount():
@@ -302,7 +281,7 @@ def _clean_up(final: Path) -> None:
     old = _beside(final, OLD)
     if old.is_dir() and not final.exists():
         old.replace(final)
-    for ending in (PARTIAL, OLD, REMOVED):
+    for ending in (PARTIAL, OLD):
         if _beside(final, ending).is_dir():
             shutil.rmtree(_beside(final, ending))
 

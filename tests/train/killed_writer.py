@@ -20,8 +20,9 @@ import torch
 from emu.models.emu import Emu
 from emu.recipes import OptimConfig
 from emu.tokenizer import EmuTokenizer
+from emu.train.checkpoint import CheckpointWriter, read_tensors
+from emu.train.checkpoint_folder import Progress, checkpoints, read_progress
 from emu.train.plan import publish_model
-from emu.train.run_folder import Progress, checkpoints, read_progress, save_checkpoint
 from emu.train.step import make_optimizer
 from emu.weights.layout import new_directory, restore
 from emu.weights.store import load_model, weights_hash
@@ -114,15 +115,22 @@ def writers(root: Path) -> dict[str, Writer]:
     def write_checkpoint(folder: Path, version: int) -> None:
         """Version 0 is step 1; version 1 adds step 2 and removes step 1."""
         optimizer = make_optimizer(models[version], OptimConfig())
-        progress = Progress(version + 1, {}, {}, {})
-        save_checkpoint(folder, models[version], optimizer, progress, keep=1)
+        where = str(folder / "checkpoints")
+        checkpoint_writer = CheckpointWriter(where, models[version], optimizer, keep=1)
+        checkpoint_writer.save(Progress(version + 1, {}, {}, {}))
+        checkpoint_writer.wait()
+        checkpoint_writer.close()
 
     def read_checkpoints(folder: Path) -> list[int]:
         steps = []
-        for checkpoint in checkpoints(folder):
-            torch.load(checkpoint / "optimizer.pt", weights_only=True)
-            steps.append(read_progress(checkpoint).step - 1)
-            assert (checkpoint / "model.safetensors").is_file()
+        for checkpoint in checkpoints(folder / "checkpoints"):
+            step = read_progress(checkpoint).step
+            tensors = read_tensors(checkpoint)
+            assert all(
+                torch.equal(tensors[f"model.{name}"], weight)
+                for name, weight in models[step - 1].state_dict().items()
+            )
+            steps.append(step - 1)
         return steps
 
     def write_files(folder: Path, version: int) -> None:

@@ -8,7 +8,9 @@ import torch
 
 from emu.config import EmuConfig, SequenceConfig, tiny_config
 from emu.recipes import OptimConfig, TrainConfig
-from emu.train.loop import TrainPlan
+from emu.train.checkpoint import read_tensors
+from emu.train.checkpoint_folder import Checkpoint, checkpoints
+from emu.train.loop import TrainPlan, checkpoint_folder
 from schemas.sample import Sample
 from tests.data.small_dataset import document, small_tokenizer, write_dataset
 
@@ -63,10 +65,20 @@ def mini_plan(root: Path, dropout: float = 0.1, **train: Any) -> TrainPlan:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights in a model or checkpoint directory."""
+    """The weights in a model directory."""
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+def newest(plan: TrainPlan) -> Checkpoint:
+    """The checkpoint that the run resumes from."""
+    return checkpoints(checkpoint_folder(plan))[-1]
+
+
+def same_state(plan: TrainPlan, other: TrainPlan) -> bool:
+    """True for the same bits of weights and optimizer state in the newest checkpoints of two runs."""
+    return are_equal(read_tensors(newest(plan)), read_tensors(newest(other)))
 
 
 def are_equal(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:

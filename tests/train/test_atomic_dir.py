@@ -9,8 +9,6 @@ import emu
 from emu.weights.layout import (
     check_space,
     new_directory,
-    remove_directory,
-    remove_unfinished,
     restore,
 )
 from tests.train.killed_writer import kill_at_every_step
@@ -70,7 +68,6 @@ def test_a_reader_leaves_the_directories_of_an_active_writer(tmp_path: Path) -> 
     with new_directory(tmp_path / "x", never) as new:
         (tmp_path / ".x.old").mkdir()
         restore(tmp_path / "x")
-        remove_unfinished(tmp_path)
         assert new.is_dir() and (tmp_path / ".x.old").is_dir() and not (tmp_path / "x").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -94,17 +91,6 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
     assert not new.exists()
     write(tmp_path / "x", "the lock is free")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
-
-
-def test_removal(tmp_path: Path) -> None:
-    for name in ("x", "y"):
-        write(tmp_path / name, name)
-    remove_directory(tmp_path / "x")
-    (tmp_path / ".z.removed").mkdir()
-    (tmp_path / ".z.lock").touch()
-    (tmp_path / ".hidden").mkdir()
-    remove_unfinished(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "y"]
 
 
 def test_a_link_to_another_disk_is_followed(tmp_path: Path) -> None:

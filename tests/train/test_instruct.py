@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
 import emu
 from emu.config import AdapterConfig, SequenceConfig
@@ -18,8 +17,9 @@ from emu.models.emu import Emu, add_instruct_tokens
 from emu.models.objective import Batch
 from emu.recipes import INSTRUCT_RECIPES, OptimConfig, TrainConfig
 from emu.tokenizer import EmuTokenizer
+from emu.train.checkpoint import read_tensors
 from emu.train.loop import TrainPlan, train
-from emu.train.run_folder import checkpoints, read_metrics
+from emu.train.run_folder import read_metrics
 from emu.train.start import learned_tokenizer, start_model
 from emu.weights.adapter import export_adapter, open_model, publish_adapter
 from emu.weights.store import load_model, save_model
@@ -27,7 +27,7 @@ from jobs import build_instruct, convert_checkpoint, train_instruct
 from pipelines.miniworld.config import MiniworldConfig
 from pipelines.miniworld.dialogues import write_dialogues
 from tests.data.small_dataset import dialogue, pair, small_tokenizer, write_dataset
-from tests.train.plans import are_equal, mini_config, weights_of
+from tests.train.plans import are_equal, mini_config, newest, same_state, weights_of
 from tests.train.test_resume import elsewhere, stopped_after
 
 CPU = torch.device("cpu")
@@ -123,15 +123,11 @@ def test_frozen_parts_run_as_at_serving(whole: TrainPlan):
 def test_a_stopped_run_ends_with_the_same_bits(whole: TrainPlan, tmp_path: Path, steps: int):
     plan = elsewhere(whole, tmp_path / "out")
     stopped_after(plan, steps)
-    saved = load_file(checkpoints(tmp_path / "out")[-1] / "model.safetensors")
+    saved = read_tensors(newest(plan))
     assert saved and all(LORA in name for name in saved), "a checkpoint holds the adapters alone"
     train(replace(plan, train=replace(plan.train, num_threads=2)))
     assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
-    states = [
-        torch.load(checkpoints(Path(p.out))[-1] / "optimizer.pt", weights_only=True)
-        for p in (plan, whole)
-    ]
-    assert all(are_equal(states[0][name], state) for name, state in states[1].items())
+    assert same_state(plan, whole)
 
 
 def test_a_tuned_model_goes_on_training_its_adapters(whole: TrainPlan, tmp_path: Path):

@@ -13,7 +13,8 @@ from threading import Event, Thread
 import psutil
 import pytest
 
-from emu.train.run_folder import METRICS, checkpoints, read_metrics
+from emu.train.checkpoint_folder import FOLDER, checkpoints
+from emu.train.run_folder import METRICS, read_metrics
 from emu.train.stopping import StopRequest
 from jobs import train_decoder, train_emu
 from tests.data.small_dataset import document, write_dataset
@@ -83,8 +84,8 @@ def test_a_run_that_is_stopped_saves_and_goes_on(
     assert signal.getsignal(number) == before
     assert capsys.readouterr().err.rstrip().splitlines()[-1] == GOES_ON
     assert not (stopped / "model").exists()
-    (saved,) = checkpoints(stopped)
-    assert int(saved.name[5:]) == read_metrics(stopped)[-1]["step"] > 5, "nothing is done twice"
+    (saved,) = checkpoints(stopped / FOLDER)
+    assert saved.step == read_metrics(stopped)[-1]["step"] > 5, "nothing is done twice"
     assert train_emu.main(options) == 0
     assert weights(stopped) == weights(whole)
 
@@ -106,8 +107,8 @@ def test_two_processes_save_on_a_signal(repository: Path, data: Path, tmp_path: 
     ended = interrupted(repository, is_time, "jobs.train_emu", *options, number=signal.SIGTERM)
     assert ended.exit_code == 143 and ended.last_line == GOES_ON, ended.error
     assert ended.error.count("saving after this step") == 1 and "Traceback" not in ended.error
-    (saved,) = checkpoints(tmp_path / "out")
-    assert int(saved.name[5:]) == read_metrics(tmp_path / "out")[-1]["step"] > 5
+    (saved,) = checkpoints(tmp_path / "out" / FOLDER)
+    assert saved.step == read_metrics(tmp_path / "out")[-1]["step"] > 5
 
 
 def test_a_visual_decoder_that_is_stopped_is_not_there(
@@ -136,8 +137,8 @@ def test_a_run_on_ray_that_is_stopped_saves_and_goes_on(
     assert ended.exit_code == 130, ended.error
     assert GOES_ON in ended.error and "Traceback" not in ended.error
     assert not (stopped / "model").exists()
-    (saved,) = checkpoints(stopped)
-    assert int(saved.name[5:]) == read_metrics(stopped)[-1]["step"] > 5
+    (saved,) = checkpoints(stopped / FOLDER)
+    assert saved.step == read_metrics(stopped)[-1]["step"] > 5
     assert train_emu.main([*options_of(data, stopped), "--train.checkpoint-every", "30"]) == 0
     assert weights(stopped) == weights(whole)
 

@@ -9,9 +9,10 @@ from threading import Thread
 import psutil
 import pytest
 
+from emu.train.checkpoint_folder import FOLDER, checkpoints
 from emu.train.loop import TrainPlan
 from emu.train.ray_trainer import train_on_ray
-from emu.train.run_folder import checkpoints, read_metrics
+from emu.train.run_folder import read_metrics
 from emu.train.step import TrainingError
 from tests.train.plans import are_equal, mini_plan, weights_of
 from tests.train.processes import start, train_rank
@@ -39,7 +40,7 @@ def kill_a_worker(out: Path, after_step: int, killed: list[int]) -> None:
     """Kill one worker with signal 9 as soon as there is a checkpoint of a later step."""
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
-        if any(int(path.name[5:]) > after_step for path in checkpoints(out)):
+        if any(c.step > after_step for c in checkpoints(out / FOLDER)):
             victim = max(workers_of_ray(), key=lambda process: process.pid)
             victim.kill()
             killed.append(victim.pid)

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from emu.train.loop import SUMMARY, Run, TrainPlan, train
-from emu.train.run_folder import FOLDER, CheckpointError, checkpoints, read_metrics
+from emu.train.checkpoint_folder import CheckpointError, checkpoints
+from emu.train.loop import SUMMARY, Run, TrainPlan, checkpoint_folder, train
+from emu.train.run_folder import read_metrics
 from emu.train.step import Ranks
 from emu.weights.store import load_model
-from tests.train.plans import are_equal, mini_plan, weights_of
+from tests.train.plans import are_equal, mini_plan, newest, same_state, weights_of
 from tests.train.processes import start, train_without_ray, train_work
 
 CPU = torch.device("cpu")
-PARTIAL = ".step-*.partial"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def stopped_after(plan: TrainPlan, steps: int) -> None:
         run.advance()
         if run.step % plan.train.checkpoint_every == 0:
             run.checkpoint(lambda metrics, checkpoint: None)
-    run.stream.close()
+    run.close()
 
 
 @pytest.mark.parametrize("stop", range(1, 6))
@@ -51,11 +51,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(
     torch.rand(stop)
     summary = train(plan)
     assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
-    states = [
-        torch.load(checkpoints(Path(p.out))[-1] / "optimizer.pt", weights_only=True)
-        for p in (plan, whole)
-    ]
-    assert all(are_equal(states[0][name], state) for name, state in states[1].items())
+    assert same_state(plan, whole)
     assert json.loads((Path(whole.out) / SUMMARY).read_text())["images"] == summary.images
     timeless = ("step", "loss", "images", "gradient_norm")
     rows = [
@@ -71,40 +67,46 @@ def test_threads_that_read_ahead_change_nothing(whole: TrainPlan, tmp_path: Path
 
 
 def test_killed_again_and_again_also_while_writing_a_checkpoint(whole: TrainPlan, tmp_path: Path):
-    dice, while_writing = random.Random(3), 0
-    for attempt in range(6):  # whether a kill meets a checkpoint half written is a matter of luck
-        out = tmp_path / f"out{attempt}"
-        plan = elsewhere(whole, out)
-        while_writing += kill_until_done(
-            replace(plan, train=replace(plan.train, checkpoint_every=1)), dice
-        )
-        assert are_equal(weights_of(out / "model"), weights_of(Path(whole.out) / "model"))
-        assert not list((out / FOLDER).glob(".*")) and len(checkpoints(out)) == 2
-        if while_writing >= 2:
-            return
-    raise AssertionError(f"{while_writing} kills met a checkpoint half written, wanted 2")
+    plan = elsewhere(whole, tmp_path / "out")
+    plan = replace(plan, train=replace(plan.train, checkpoint_every=1))
+    assert kill_until_done(plan, random.Random(3)) >= 1
+    assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
+    assert sorted(path.name for path in Path(checkpoint_folder(plan)).iterdir()) == [
+        "latest",
+        "step-00000005",
+        "step-00000006",
+    ]
+
+
+def unfinished(plan: TrainPlan) -> list[Path]:
+    """The checkpoints that are not whole."""
+    folders = Path(checkpoint_folder(plan)).glob("step-*")
+    return [folder for folder in folders if not (folder / "state.json").exists()]
 
 
 def kill_until_done(plan: TrainPlan, dice: random.Random) -> int:
-    """Kill a run up to eight times, then let it end; how many kills left a checkpoint half written."""
-    out = Path(plan.out)
-    folder = out / FOLDER
+    """Kill a run up to eight times, then let it end; how many kills left a checkpoint half written.
+
+    Whether a kill meets one is a matter of luck, so two of those end the killing.
+    """
     kills, while_writing = 0, 0
     while True:
         process = start(train_work, plan)
-        if kills >= 8:
+        if kills >= 8 or while_writing >= 2:
             process.join(240)
             break
-        started = len(checkpoints(out))
+        started = len(checkpoints(checkpoint_folder(plan)))
         deadline = time.monotonic() + 60
         while process.exitcode is None and time.monotonic() < deadline:
-            if list(folder.glob(PARTIAL)) and (kills % 2 or len(checkpoints(out)) > started):
+            if unfinished(plan) and (
+                kills % 2 or len(checkpoints(checkpoint_folder(plan))) > started
+            ):
                 break  # in the middle of a checkpoint
         time.sleep(dice.choice((0.0, 0.0, 0.002, 0.01)))
         process.kill()
         process.join()
         kills += process.exitcode == -9
-        while_writing += bool(list(folder.glob(PARTIAL)))
+        while_writing += bool(unfinished(plan))
         if process.exitcode == 0:
             break
     assert process.exitcode == 0 and kills >= 1
@@ -158,24 +160,20 @@ def test_resume_can_be_asked_for_or_ruled_out(whole: TrainPlan, tmp_path: Path):
 
 def test_a_checkpoint_of_another_version_is_refused(whole: TrainPlan, tmp_path: Path):
     shutil.copytree(whole.out, tmp_path / "out")
-    state = checkpoints(tmp_path / "out")[-1] / "state.json"
-    state.write_text(state.read_text().replace('"version": 1', '"version": 7'))
-    with pytest.raises(CheckpointError, match="version 7, this release reads 1"):
-        train(elsewhere(whole, tmp_path / "out"))
-
-
-def test_a_checkpoint_with_earlier_option_names_is_resumed(whole: TrainPlan, tmp_path: Path):
     plan = elsewhere(whole, tmp_path / "out")
-    stopped_after(plan, 2)
-    path = checkpoints(tmp_path / "out")[-1] / "state.json"
-    state = json.loads(path.read_text())
-    optim, sequence = state["config"]["train"]["optim"], state["config"]["sequence"]
-    optim["visual_wait_ratio"] = optim.pop("visual_freeze_ratio")
-    sequence["window_odds"] = sequence.pop("window_probability")
-    sequence["image_first_odds"] = sequence.pop("image_first_probability")
-    path.write_text(json.dumps(state))
-    train(plan)
-    assert are_equal(weights_of(tmp_path / "out" / "model"), weights_of(Path(whole.out) / "model"))
+    state = Path(newest(plan).address) / "state.json"
+    state.write_text(state.read_text().replace('"version": 2', '"version": 7'))
+    with pytest.raises(CheckpointError, match="version 7, this release reads 2"):
+        train(plan)
+
+
+def test_a_checkpoint_of_an_earlier_release_is_refused(whole: TrainPlan, tmp_path: Path):
+    plan = elsewhere(whole, tmp_path / "out")
+    old = Path(checkpoint_folder(plan)) / "step-00000002"
+    old.mkdir(parents=True)
+    (old / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="step-00000002: version 1, this release reads 2"):
+        train(plan)
 
 
 def test_collapsed_targets_raise_an_alarm_once(whole: TrainPlan, tmp_path: Path):
