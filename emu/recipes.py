@@ -122,6 +122,12 @@ class TrainConfig(Checked):
     """Peak of a worker's processor in TFLOP/s, for the MFU in the log. None: that of known GPUs in bfloat16."""
     collapse_variance: Annotated[float, Field(ge=0)] = 1e-6
     """Raise an alarm if the variance of the regression targets falls below this."""
+    held_out: Annotated[float, Field(ge=0, lt=1, description="a fraction")] = 0.0
+    """Share of the samples of every corpus, by the hash of their keys, that no step reads; for validation losses."""
+    validate_every: Count = 100
+    """Steps between validations on held-out samples; the last step has one too."""
+    validation_samples: Count = 64
+    """Held-out samples of each corpus that a validation reads, at most."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 32
     """Bad samples in a row, in the order of their corpus, that are left out; one more ends the run."""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 4
@@ -277,6 +283,8 @@ def emu_14b() -> Recipe:
             recompute_activations=True,
             checkpoint_every=500,
             num_threads=8,
+            held_out=0.001,
+            validation_samples=256,
             optim=OptimConfig(),
         ),
     )

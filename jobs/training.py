@@ -182,15 +182,23 @@ def summary_text(summary: Summary, plan: TrainPlan, seconds: float) -> str:
 
 
 def _by_corpus(out: Path) -> list[str]:
-    """A line per corpus of a mixture: its steps and its last logged losses."""
+    """A line per corpus of a mixture, and one per corpus with held-out samples: its last logged losses."""
     from emu.train.run_folder import read_metrics
 
     last: dict[str, float] = {}
     for row in read_metrics(out):
         last |= {name: value for name, value in row.items() if "/" in name}
-    names = sorted({name.partition("/")[2] for name in last})
-    return [
+
+    def names(kind: str) -> list[str]:
+        return sorted(n.removeprefix(kind) for n in last if n.startswith(kind))
+
+    lines = [
         f"corpus     {name}: {last[f'steps/{name}']:,} steps, text loss {last[f'text_loss/{name}']:.4f}, "
         f"visual loss {last[f'visual_loss/{name}']:.4f}"
-        for name in names
+        for name in names("steps/")
+    ]
+    kinds = ("validation_text_loss/", "validation_visual_loss/")
+    return lines + [
+        f"validation {name}: text loss {last[kinds[0] + name]:.4f}, visual loss {last[kinds[1] + name]:.4f}"
+        for name in names(kinds[0])
     ]

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from emu.data.mixture import Mixture, Source
+from emu.data.dataset import Place
+from emu.data.mixture import Mixture, Source, is_held_out
 from emu.data.packing import collate_packed, pack
 from emu.data.sequence import Sequence, SequenceError, SequenceMaker
 from emu.models.objective import IGNORED, Batch
@@ -52,6 +53,12 @@ class BadSample:
     reason: str
     """One of `ImageError`, or sample_damaged (not as its format asks) or sample_unsuitable (not for this model)."""
     detail: str
+
+
+REASONS = {SequenceError: "sample_unsuitable", SchemaError: "sample_damaged"}
+
+Found = Made | BadSample | None
+"""What stands at a position for this run: a sequence, a bad sample, or a held-out one."""
 
 
 def collate(sequences: Rows[Sequence], images: Rows[Tensor], pad: int, are_patches: bool) -> Batch:
@@ -128,7 +135,7 @@ class BatchStream:
         self.bad: list[BadSample] = []
         """What this rank has left out of that step."""
         self._pool = ThreadPoolExecutor(num_threads, "batches") if num_threads else None
-        self._ahead: dict[tuple[str, int], Future[Made | BadSample]] = {}
+        self._ahead: dict[tuple[str, int], Future[Found]] = {}
         self._check()
 
     def next_step(self) -> list[Batch]:
@@ -139,7 +146,7 @@ class BatchStream:
             for position in self._positions(source)
         ]
         found = [row.result() if isinstance(row, Future) else row for row in rows]
-        made = [one for one in found if not isinstance(one, BadSample)]
+        made = [one for one in found if isinstance(one, tuple)]
         self.bad = [one for one in found if isinstance(one, BadSample)]
         start = source.reader.position
         self.positions = range(start, start + source.num_sequences)
@@ -150,14 +157,19 @@ class BatchStream:
                 self._ahead[following.name, position] = self._pool.submit(
                     self._make, following, position
                 )
-        if not made:
-            return []
-        return self._packed(made) if self.layout.row_length else self._padded(made)
+        return self._batches(source, made)
+
+    def held_out(self, source: Source, places: Rows[Place]) -> tuple[list[Batch], list[BadSample]]:
+        """Micro-batches of held-out samples, as in the first epoch, and the bad ones among them."""
+        found = [self._made(source, place) for place in places]
+        made = [one for one in found if isinstance(one, tuple)]
+        return self._batches(source, made), [one for one in found if isinstance(one, BadSample)]
 
     def keys(self) -> list[str]:
-        """The keys of the whole global batch that was read last, in order."""
-        reader = self.mixture.sources[self.corpus].reader
-        return [reader.place(position).key for position in self.positions]
+        """The keys of the whole global batch that was read last, in order, without the held-out ones."""
+        source = self.mixture.sources[self.corpus]
+        kept = (position for position in self.positions if not source.is_held_out(position))
+        return [source.reader.place(position).key for position in kept]
 
     def state(self) -> dict[str, Any]:
         """The position of the next step, the same on every rank."""
@@ -201,25 +213,37 @@ class BatchStream:
         own = self.share.of(source.num_sequences)
         return range(source.reader.position + own.start, source.reader.position + own.stop)
 
-    def _start(self, source: Source, position: int) -> Future[Made | BadSample] | Made | BadSample:
+    def _start(self, source: Source, position: int) -> Future[Found] | Found:
         if self._pool:
             return self._pool.submit(self._make, source, position)
         return self._make(source, position)
 
-    def _make(self, source: Source, position: int) -> Made | BadSample:
+    def _make(self, source: Source, position: int) -> Found:
+        place = source.reader.place(position)
+        if source.held_out and is_held_out(place.key, source.held_out):
+            return None
+        return self._made(source, place, position)
+
+    def _made(self, source: Source, place: Place, position: int = -1) -> Made | BadSample:
+        dataset = source.reader.dataset
         try:
-            visit = source.reader.visit(position)
-            sequence = self.maker.make(visit.sample, visit.epoch, visit.shard)
+            sample = dataset.sample(place.shard, place.row)
+            sequence = self.maker.make(sample, place.epoch, place.shard)
             side = self.maker.model.vision.image_size
             return sequence, images_of(sequence, side, source.features)
-        except ImageError as error:
-            return _bad(source, position, error.reason, error)
-        except SequenceError as error:
-            return _bad(source, position, "sample_unsuitable", error)
-        except SchemaError as error:
-            return _bad(source, position, "sample_damaged", error)
+        except (ImageError, SequenceError, SchemaError) as error:
+            reason = error.reason if isinstance(error, ImageError) else REASONS[type(error)]
+            shard = dataset.entries[place.shard].name
+            return BadSample(
+                source.name, position, place.epoch, shard, place.key, reason, str(error)
+            )
 
-    def _packed(self, made: list[Made]) -> list[Batch]:
+    def _batches(self, source: Source, made: list[Made]) -> list[Batch]:
+        if not made:
+            return []
+        return self._packed(source, made) if self.layout.row_length else self._padded(source, made)
+
+    def _packed(self, source: Source, made: list[Made]) -> list[Batch]:
         rows = pack([len(sequence.ids_L) for sequence, _ in made], self.layout.row_length)
         size = self.layout.num_rows
         length = self.layout.row_length if self.layout.is_fixed else None
@@ -227,28 +251,18 @@ class BatchStream:
             collate_packed(
                 [[made[index] for index in row] for row in rows[start : start + size]],
                 self.maker.model.special.pad,
-                self._are_patches,
+                source.features is not None,
                 length,
             )
             for start in range(0, len(rows), size)
         ]
 
-    def _padded(self, made: list[Made]) -> list[Batch]:
-        size = self.layout.batch_size[self.corpus]
+    def _padded(self, source: Source, made: list[Made]) -> list[Batch]:
+        size = self.layout.batch_size[source.name]
         if len(made) > size:  # rows of similar length together: less padding, the same step
             made = sorted(made, key=lambda row: len(row[0].ids_L))
-        pad = self.maker.model.special.pad
+        pad, are_patches = self.maker.model.special.pad, source.features is not None
         return [
-            collate([s for s, _ in part], [images for _, images in part], pad, self._are_patches)
+            collate([s for s, _ in part], [images for _, images in part], pad, are_patches)
             for part in (made[start : start + size] for start in range(0, len(made), size))
         ]
-
-    @property
-    def _are_patches(self) -> bool:
-        return self.mixture.sources[self.corpus].features is not None
-
-
-def _bad(source: Source, position: int, reason: str, error: Exception) -> BadSample:
-    place = source.reader.place(position)
-    shard = source.reader.dataset.entries[place.shard].name
-    return BadSample(source.name, position, place.epoch, shard, place.key, reason, str(error))

@@ -11,19 +11,23 @@ depends on ranks or threads.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from emu.data.dataset import DatasetError, ShardReader
+from emu.data.dataset import DatasetError, Permutation, Place, ShardReader, derived_bytes
 
 if TYPE_CHECKING:
     from emu.data.features import FeatureReader
 
 NAMED = re.compile(r"^(?P<name>[a-z0-9_]+)=(?P<rest>.+)$")
 WEIGHTED = re.compile(r"^(?P<rest>.+):(?P<weight>[0-9]*\.?[0-9]+)$")
+
+SHARDS = 16
+"""Shards over which held-out samples are spread, where there are as many."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,42 @@ class Source:
     features: FeatureReader | None = None
     steps: int = 0
     """Steps that have drawn from it."""
+    held_out: float = 0.0
+    """The share of its samples that no step reads."""
+
+    def is_held_out(self, position: int) -> bool:
+        """True if the sample at a position of the stream belongs to the held-out part."""
+        return self.held_out > 0 and is_held_out(self.reader.place(position).key, self.held_out)
+
+
+def is_held_out(key: str, share: float) -> bool:
+    """True for about this share of all keys, by their hash: the same in every run, and more for a larger share."""
+    return int.from_bytes(derived_bytes("held out", key)[:8]) < share * 2**64
+
+
+def held_out_places(source: Source, limit: int) -> list[Place]:
+    """Up to `limit` held-out samples of a corpus, the same in every run, spread over its shards.
+
+    Only the indexes of as many shards are read as it takes. Raises `DatasetError` if there is none.
+    """
+    dataset = source.reader.dataset
+    shards = [number for number, entry in enumerate(dataset.entries) if entry.num_samples]
+    order = Permutation(len(shards), "held out")
+    most = -(-limit // min(len(shards), SHARDS))
+    found: list[Place] = []
+    for index in range(len(shards)):
+        shard = shards[order[index]]
+        keys = ((row, dataset.key(shard, row)) for row in range(dataset.entries[shard].num_samples))
+        kept = (Place(key, shard, row, 0) for row, key in keys if is_held_out(key, source.held_out))
+        found += itertools.islice(kept, min(most, limit - len(found)))
+        if len(found) == limit:
+            break
+    if not found:
+        raise DatasetError(
+            f"corpus {source.name}: none of its {len(dataset):,} samples is in the held-out part of "
+            f"{source.held_out:g}; raise --train.held-out, or 0 trains on all"
+        )
+    return found
 
 
 class Mixture:

@@ -65,13 +65,16 @@ class Faults:
         if result.num_bad:
             everywhere = self.ranks.gather(stream.bad)
             bad = sorted((b for own in everywhere for b in own), key=lambda b: b.position)
-            self._watch_samples(step, bad)
+            self._watch_samples(step, bad, stream)
         if not result.is_finite:
             self._watch_step(step, result, stream)
 
-    def _watch_samples(self, step: int, bad: Sequence[BadSample]) -> None:
+    def _watch_samples(self, step: int, bad: Sequence[BadSample], stream: BatchStream) -> None:
         for sample in bad:
-            following, before = self._samples.get(sample.corpus, (-1, 0))
+            following, before = self._samples.get(sample.corpus, (sample.position, 0))
+            source = stream.mixture.sources[sample.corpus]
+            while following < sample.position and source.is_held_out(following):
+                following += 1
             in_a_row = before + 1 if sample.position == following else 1
             self._samples[sample.corpus] = (sample.position + 1, in_a_row)
             self._write({"skipped": "sample", "step": step, "in_a_row": in_a_row} | asdict(sample))

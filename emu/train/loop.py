@@ -37,6 +37,7 @@ from emu.train.plan import TrainPlan as TrainPlan
 from emu.train.run_folder import MetricsFile, write_curves
 from emu.train.step import Ranks, Stepper, StepResult
 from emu.train.stopping import Stopped, StopRequest
+from emu.train.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +131,15 @@ class Run:
         self._rates = 0.0
         self._work = WorkMeter(self.stage.cost, plan.train, ranks.share.world_size, device)
         self._corpora = CorpusLosses(self.stream.mixture)
+        self._waited = 0.0  # seconds for data since the last line
+        self._validation = Validation(self.stream, self.stage.losses, plan.train, ranks, device)
 
     def advance(self, stops: bool = False) -> None:
         """Take one step, which `stops` makes the last on every rank; log its metrics if they are due."""
         config = self.plan.train
+        began = self.clock()
         batches = self.stream.next_step()
+        self._waited += self.clock() - began
         self._rates = self.stage.set_rates(self.step)
         result = self.stepper.step(batches, self.step, len(self.stream.bad), stops)
         self.step += 1
@@ -150,8 +155,10 @@ class Run:
         if result.is_finite:
             self._corpora.add(self.stream.corpus, result)
             self._watch(result)
-        if self.step % config.log_every == 0 or self.step == config.steps or self.is_stopped:
-            self._log(result)
+        is_validated = self._validation.is_due(self.step)
+        is_last = self.step == config.steps or self.is_stopped
+        if is_validated or is_last or self.step % config.log_every == 0:
+            self._log(result, is_validated)
 
     def checkpoint(self, report: Report) -> None:
         """Begin to write a checkpoint, on all ranks, when the one before is whole."""
@@ -208,14 +215,16 @@ class Run:
         self.step, self.counts = progress.step, self.counts | dict(progress.counts)
         log.info("resumed step=%d checkpoint=%s", self.step, checkpoint)
 
-    def _log(self, result: StepResult) -> None:
+    def _log(self, result: StepResult, is_validated: bool) -> None:
         now, (then, before) = self.clock(), self._logged
+        validation = self._validation.measure() if is_validated else {}
         speeds = {
             f"{name}_per_s": (self.counts[name] - before[name]) / max(now - then, 1e-9)
             for name in ("samples", "images", "positions")
         }
         filled = (self.counts["positions"] - before["positions"]) / max(self._computed, 1)
-        self._logged, self._computed = (now, dict(self.counts)), 0
+        self._logged, self._computed = (self.clock(), dict(self.counts)), 0
+        waited, self._waited = self._waited / max(now - then, 1e-9), 0.0
         self.row = {
             "step": self.step,
             "loss": result.total,
@@ -227,8 +236,10 @@ class Run:
             **self.counts,
             **speeds,
             "filled": filled,
+            "data_wait": waited,
             **self._work.taken(now - then),
             **self._corpora.taken(),
+            **validation,
         }
         if self.metrics:
             self.metrics.write(self.row)

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from emu.config import EmuConfig, SequenceConfig
 from emu.data.batches import BatchStream, Layout
 from emu.data.dataset import DatasetError, ShardReader
-from emu.data.mixture import Corpus, Mixture, Source
+from emu.data.mixture import Corpus, Mixture, Source, held_out_places
 from emu.data.sequence import SequenceMaker
 from emu.models.emu import Emu
 from emu.models.visual import VisualEncoder, preprocessing
@@ -41,6 +41,8 @@ HOUSEKEEPING = {
     "peak_tflops",
     "max_bad_samples",
     "max_skipped_steps",
+    "validate_every",
+    "validation_samples",
 }
 CUTTING = {"batch_size", "corpus_batch_size", "num_micro", "row_length", "num_rows"}
 """How a global batch is split: may change on resume if losses are normalised over the whole of it."""
@@ -87,6 +89,8 @@ class TrainPlan:
             tower = start_tower(self.model, self.train.seed, self.init, self.vision_weights)
         in_this_thread = replace(self, train=replace(self.train, num_threads=0))
         stream = open_stream(in_this_thread, tower, Ranks())
+        for source in stream.mixture.sources.values() if self.train.held_out else ():
+            held_out_places(source, limit=1)
         if not stream.next_step():
             raise DatasetError(
                 f"all {len(stream.bad)} samples of the first step are bad; the first: {stream.bad[0].detail}"
@@ -214,7 +218,8 @@ def open_source(
     name = corpus.name or reader.dataset.manifest.corpus
     per_rank = plan.train.batch_size_of(name) * plan.train.num_micro
     num_ranks = plan.num_ranks or ranks.share.world_size
-    return Source(name, corpus.weight, reader, per_rank * num_ranks, features)
+    held_out = plan.train.held_out
+    return Source(name, corpus.weight, reader, per_rank * num_ranks, features, held_out=held_out)
 
 
 def configuration(plan: TrainPlan) -> dict[str, Any]:
@@ -223,6 +228,8 @@ def configuration(plan: TrainPlan) -> dict[str, Any]:
     chosen = {
         name: value for name, value in dataclasses.asdict(plan.train).items() if name not in free
     }
+    if not plan.train.held_out:  # as in the runs of earlier releases
+        del chosen["held_out"]
     tokenizer = EmuTokenizer.load(plan.tokenizer)
     described = {
         "model": json.loads(plan.model.to_json()),

@@ -16,7 +16,9 @@
 | bad_samples, skipped_steps   | skipped since the start of the run                            |
 | samples_per_s, images_per_s, positions_per_s | since the previous line, over all ranks       |
 | filled                       | real positions among all that were computed since that line   |
+| data_wait                    | share of the time since that line that the first rank waited for batches |
 | tflops_per_s, mfu            | model FLOPs of all ranks (`emu/train/flops.py`), their share of a known peak |
+| validation_text_loss/NAME, validation_visual_loss/NAME | on held-out samples (`emu/train/validation.py`) |
 | text_loss/NAME, visual_loss/NAME, steps/NAME | of a mixture: mean losses of a corpus since that line, steps so far |
 """
 
