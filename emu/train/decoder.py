@@ -39,8 +39,9 @@ from emu.decoders.base import AutoencoderStage, VisualDecoder
 from emu.generate.engine import Engine
 from emu.recipes import DecoderTrainConfig, OptimConfig, PromptRules
 from emu.train.decoder_data import PromptedImages, read_images, regress_conditions
+from emu.train.optim import rate_factor
 from emu.train.run_folder import METRICS
-from emu.train.step import Ranks, TrainingError, rate_factor
+from emu.train.step import Ranks, TrainingError
 from emu.weights.layout import check_free, new_directory
 from emu.weights.store import load_model
 

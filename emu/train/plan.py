@@ -27,8 +27,9 @@ from emu.models.visual import VisualEncoder, preprocessing
 from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
 from emu.train.flops import StepCost, step_cost
+from emu.train.optim import make_optimizer, set_learning_rates
 from emu.train.start import check_init, start_model, start_tower
-from emu.train.step import EmuLosses, LossModule, Ranks, make_optimizer, set_learning_rates
+from emu.train.step import EmuLosses, LossModule, Ranks
 from emu.weights.layout import new_directory
 from emu.weights.store import save_model, weights_hash
 

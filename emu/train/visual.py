@@ -47,8 +47,9 @@ from emu.models.emu import Emu
 from emu.models.objective import Batch
 from emu.recipes import OptimConfig, VisualTrainConfig
 from emu.tokenizer import EmuTokenizer
+from emu.train.optim import rate_factor
 from emu.train.run_folder import METRICS
-from emu.train.step import Ranks, TrainingError, rate_factor
+from emu.train.step import Ranks, TrainingError
 from emu.weights.layout import check_free, new_directory
 from emu.weights.store import save_model
 

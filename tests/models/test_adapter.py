@@ -12,8 +12,8 @@ from emu.config import AdapterConfig
 from emu.models.emu import Emu
 from emu.models.objective import Objective
 from emu.recipes import OptimConfig
+from emu.train.optim import make_optimizer, set_learning_rates
 from emu.train.start import train_adapter_alone, train_new_adapter
-from emu.train.step import make_optimizer, set_learning_rates
 from emu.weights.layout import CONFIG
 from emu.weights.released import config_from_released, from_released, our_names
 from emu.weights.store import build_model, load_model, save_model, weights_hash

@@ -22,8 +22,8 @@ from emu.recipes import OptimConfig
 from emu.tokenizer import EmuTokenizer
 from emu.train.checkpoint import CheckpointWriter, read_tensors
 from emu.train.checkpoint_folder import Progress, checkpoints, read_progress
+from emu.train.optim import make_optimizer
 from emu.train.plan import publish_model
-from emu.train.step import make_optimizer
 from emu.weights.layout import new_directory, restore
 from emu.weights.store import load_model, weights_hash
 from tests.data.small_dataset import small_tokenizer

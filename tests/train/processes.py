@@ -12,9 +12,10 @@ import torch.distributed as dist
 
 from emu.data.batches import Share
 from emu.train.loop import TrainPlan, train
+from emu.train.optim import make_optimizer
 from emu.train.plan import open_stream
 from emu.train.start import start_model
-from emu.train.step import EmuLosses, Ranks, Stepper, StepResult, make_optimizer
+from emu.train.step import EmuLosses, Ranks, Stepper, StepResult
 
 CPU = torch.device("cpu")
 SERVER = multiprocessing.get_context("forkserver")

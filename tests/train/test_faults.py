@@ -10,10 +10,11 @@ import torch
 from emu.data.dataset import DatasetError
 from emu.train.faults import read_skipped
 from emu.train.loop import TrainPlan, check_plan, train
+from emu.train.optim import make_optimizer
 from emu.train.plan import open_stream
 from emu.train.run_folder import METRICS, read_metrics
 from emu.train.start import start_model
-from emu.train.step import EmuLosses, Ranks, Stepper, TrainingError, make_optimizer
+from emu.train.step import EmuLosses, Ranks, Stepper, TrainingError
 from schemas.sample import Sample, Segment
 from tests.data.small_dataset import dialogue, pair, write_dataset
 from tests.train.plans import are_equal, mini_plan, weights_of

@@ -13,8 +13,8 @@ from emu.models.objective import IGNORED, Batch, Objective, text_labels
 from emu.recipes import TrainConfig, emu_14b, tiny
 from emu.train.forecast import Cluster, alternatives, forecast
 from emu.train.memory import MicroBatch, plan_memory
+from emu.train.optim import make_optimizer
 from emu.train.start import train_adapter_alone
-from emu.train.step import make_optimizer
 
 PAPER = [("laion", 1.0), ("mmc4", 1.0), ("webvid", 1.0), ("yt_storyboard", 1.0)]
 

@@ -7,7 +7,7 @@ import torch
 from emu.config import emu_14b_config, tiny_config
 from emu.models.emu import Emu
 from emu.recipes import RECIPES, OptimConfig, TrainConfig, emu_14b
-from emu.train.step import (
+from emu.train.optim import (
     make_optimizer,
     parameter_groups,
     part_of,

@@ -7,9 +7,10 @@ import torch
 
 from emu.models.emu import Emu
 from emu.models.objective import Batch, Objective
+from emu.train.optim import make_optimizer
 from emu.train.plan import TrainPlan, open_stream
 from emu.train.start import start_model, start_tower
-from emu.train.step import EmuLosses, Ranks, Stepper, StepResult, make_optimizer
+from emu.train.step import EmuLosses, Ranks, Stepper, StepResult
 from emu.weights.store import weights_hash
 from tests.data.small_dataset import document, write_dataset
 from tests.train.plans import mini_plan
