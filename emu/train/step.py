@@ -1,8 +1,8 @@
 """One optimizer step: gradients over all ranks.
 
-With `global` normalisation each loss of a micro-batch is weighted by its share of the targets of the whole step: W ranks
-x batch B give the gradient of 1 rank x batch W B. With `micro_batch` every micro-batch has the same weight, as in the
-mean of the released code. Parameter groups and learning rates: `emu/train/optim.py`.
+With `global` normalisation each loss of a micro-batch is weighted by its share of the targets of the whole step:
+W ranks x batch B give the gradient of 1 rank x batch W B. With `micro_batch` every micro-batch has the same weight, as
+in the mean of the released code. Parameter groups and learning rates: `emu/train/optim.py`.
 """
 
 from __future__ import annotations
