@@ -8,9 +8,10 @@ import torch
 
 from emu.data.dataset import DatasetError
 from emu.data.mixture import Corpus, held_out_places, is_held_out
+from emu.train.checkpoint_folder import CheckpointError
 from emu.train.loop import TrainPlan, check_plan, train
 from emu.train.plan import open_stream
-from emu.train.run_folder import CheckpointError, read_metrics
+from emu.train.run_folder import read_metrics
 from emu.train.step import EmuLosses, Ranks
 from emu.weights.store import load_model
 from tests.data.small_dataset import document, pair, write_dataset
