@@ -147,7 +147,7 @@ class CheckSamples:
         if not is_clip(members):
             return checked_sample(key, members, name)
         video, caption, meta = decode_clip(members)
-        value = self.clips.convert(members[video])
+        value = self.clips.convert(members[video], key)
         segments = [replace(image_segment(f), time_s=f["time_s"]) for f in value["frames"]]
         if caption is not None:
             segments.append(Segment.of_text(caption))

@@ -114,6 +114,7 @@ class ImageContent:
     config: ImageConfig
 
     column = "images"
+    is_keyed = False
     accept = "image/jpeg,image/png,image/webp,image/gif;q=0.9,image/*;q=0.8,*/*;q=0.5"
 
     @property
@@ -128,7 +129,7 @@ class ImageContent:
         """Why a body is not an image that is kept."""
         return IMAGE_REASONS
 
-    def convert(self, body: bytes) -> Mapping[str, Any]:
+    def convert(self, body: bytes, key: str = "") -> Mapping[str, Any]:
         """The image in the form in which it is published; raises `Rejected`."""
         return vars(normalise_image(body, self.config))
 

@@ -56,6 +56,9 @@ Value = Mapping[str, Any]
 LinkName = tuple[str, int, int]
 """Source, record and slot of a link."""
 
+Wanted = tuple[str, str]
+"""The address of a value, and the key of the record that wants it; empty where the value is the same for all."""
+
 
 class Content(Protocol):
     """What links lead to, and what is made of it."""
@@ -80,8 +83,13 @@ class Content(Protocol):
         """Why a body may give no value."""
         ...
 
-    def convert(self, body: bytes) -> Value:
-        """The value of a body; raises `Rejected` with one of `reasons`."""
+    @property
+    def is_keyed(self) -> bool:
+        """Whether the key of a record decides on the value too (on frames at random, for example)."""
+        ...
+
+    def convert(self, body: bytes, key: str = "") -> Value:
+        """The value of a body for the record of that key; raises `Rejected` with one of `reasons`."""
         ...
 
     def num_bytes(self, value: Value) -> int:
@@ -252,19 +260,21 @@ class FetchLinks:
         records = [[link_from_row(k) for k in links] for links in table["links"].to_pylist()]
         origins = _origins(table)
         known = self.prior.known(shard_of(table), self.content) if self.prior else {}
+        keys = table["key"].to_pylist() if self.content.is_keyed else [""] * table.num_rows
         fetched = self._fetch(
-            link.url or ""
-            for origin, links in zip(origins, records, strict=True)
+            (link.url or "", key)
+            for origin, key, links in zip(origins, keys, records, strict=True)
             for link in links
             if link.is_alive and (*origin, link.slot) not in known
         )
         values, links = [], []
         num_bytes = 0
-        for origin, record in zip(origins, records, strict=True):
+        for origin, key, record in zip(origins, keys, records, strict=True):
             settled = []
             for link in record:
                 of_prior = known.get((*origin, link.slot))
-                found = _settle(link, of_prior, fetched, self.max_bytes - num_bytes)
+                result = fetched.get((link.url or "", key))
+                found = _settle(link, of_prior, result, self.max_bytes - num_bytes)
                 num_bytes += 0 if found[1] is None else self.content.num_bytes(found[1])
                 settled.append(found)
             values.append([value for _, value in settled if value is not None])
@@ -281,21 +291,33 @@ class FetchLinks:
         if callable(close):
             close()
 
-    def _fetch(self, urls: Iterable[str]) -> "dict[str, _Result]":
-        unique = list(dict.fromkeys(urls))
+    def _fetch(self, wanted: Iterable[Wanted]) -> "dict[Wanted, _Result]":
+        """What became of each address for each key; an address is fetched once."""
+        place = {one: number for number, one in enumerate(dict.fromkeys(wanted))}
+        keys: dict[str, list[str]] = {}
+        for url, key in place:
+            keys.setdefault(url, []).append(key)
         held = HeldValues(self.content, self.max_bytes)
-        place = {url: i for i, url in enumerate(unique)}
-        web = [url for url in unique if self.media is None or is_web_address(url)]
-        fetched = self.fetcher.fetch_many(web, lambda i, body: held.convert(place[web[i]], body))
-        found = {
-            url: _Result(one.value, one.reason, one.detail)
+
+        def convert(url: str, body: bytes) -> list[_Result]:
+            made = [partial(held.convert, place[url, key], body, key) for key in keys[url]]
+            # of one key, a rejection is that of the link
+            return [_Result(made[0]())] if len(made) == 1 else [_result_of(one) for one in made]
+
+        web = [url for url in keys if self.media is None or is_web_address(url)]
+        fetched = self.fetcher.fetch_many(web, lambda i, body: convert(web[i], body))
+        found: dict[str, list[_Result]] = {
+            url: one.value or [_Result(None, one.reason, one.detail)] * len(keys[url])
             for url, one in zip(web, fetched, strict=True)
         }
-        if self.media is not None:
-            for url in unique:
-                if url not in found:
-                    found[url] = _read_media(self.media, url, partial(held.convert, place[url]))
-        return found
+        for url in [url for url in keys if url not in found]:
+            assert self.media is not None, url
+            try:
+                found[url] = convert(url, self.media.read(url))
+            except Rejected as rejected:
+                lost = _Result(reason=rejected.reason, detail=rejected.detail)
+                found[url] = [lost] * len(keys[url])
+        return {(url, key): found[url][n] for url in keys for n, key in enumerate(keys[url])}
 
 
 @dataclass(frozen=True)
@@ -307,9 +329,9 @@ class _Result:
     detail: str | None = None
 
 
-def _read_media(media: MediaFolder, path: str, convert: Callable[[bytes], "_Held"]) -> _Result:
+def _result_of(convert: Callable[[], "_Held"]) -> _Result:
     try:
-        return _Result(convert(media.read(path)))
+        return _Result(convert())
     except Rejected as rejected:
         return _Result(reason=rejected.reason, detail=rejected.detail)
 
@@ -345,9 +367,9 @@ class HeldValues:
         """A heap by negative index: bytes and values held."""
         self.num_bytes = 0
 
-    def convert(self, index: int, body: bytes) -> _Held:
+    def convert(self, index: int, body: bytes, key: str = "") -> _Held:
         """The value of a body, held."""
-        held = _Held(self._content.convert(body))
+        held = _Held(self._content.convert(body, key))
         assert held.value is not None
         with self._lock:
             num_bytes = self._content.num_bytes(held.value)
@@ -361,7 +383,7 @@ class HeldValues:
 
 
 def _settle(
-    link: Link, known: Known | None, fetched: Mapping[str, _Result], bytes_left: int
+    link: Link, known: Known | None, result: _Result | None, bytes_left: int
 ) -> tuple[Link, Value | None]:
     """The link with what became of it, and its value if it has one that fits."""
     if not link.is_alive:
@@ -370,7 +392,7 @@ def _settle(
         if known.reason is not None:
             return link.dropped(known.reason, known.detail), None
         return link, {"slot": link.slot, **known.value}
-    result = fetched[link.url or ""]
+    assert result is not None, link
     if result.reason is not None:
         return link.dropped(result.reason, result.detail), None
     assert result.value is not None, link

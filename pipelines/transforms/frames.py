@@ -1,8 +1,8 @@
 """Clips as what links lead to: the chosen frames as images, decoded in a process of their own.
 
-`VideoContent` is the `Content` for `fetch_links`: a body becomes its frames. The frames of a clip follow from its bytes
-and the configuration alone, so a clip that several records name is decoded once, and a retry gives what a first run
-would have given.
+`VideoContent` is the `Content` for `fetch_links`: a body becomes its frames. They follow from the bytes of the clip and
+the configuration, frames at random from the key of the record too. So a retry gives what a first run would have given,
+and a clip that several records name is fetched once, and decoded once for each of them only where frames are random.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ from pipelines.videos.process import PROCESS_REASONS, BoundedProcess, DecodeLimi
 from schemas.images import ImageError
 from schemas.sample import Sample
 
+SEED_BYTES = 32
 _SIZES = ("image_too_small", "image_too_elongated", "image_too_many_pixels")
 
 FRAME_TYPE = pa.struct(
@@ -90,9 +91,14 @@ class VideoContent:
         sizes = {word: IMAGE_REASONS[word] for word in _SIZES}
         return {**CLIP_REASONS, **PROCESS_REASONS, **sizes}
 
-    def convert(self, body: bytes) -> Mapping[str, Any]:
-        """The frames of a clip; raises `Rejected`."""
-        value, images = self._process.run(body)
+    @property
+    def is_keyed(self) -> bool:
+        """Whether the key decides on the frames: those at random."""
+        return self.frames.choice == "random"
+
+    def convert(self, body: bytes, key: str = "") -> Mapping[str, Any]:
+        """The frames of a clip; those at random are seeded by the key. Raises `Rejected`."""
+        value, images = self._process.run(hashlib.sha256(key.encode()).digest() + body)
         frames = [
             {"data": data, **frame} for data, frame in zip(images, value.pop("frames"), strict=True)
         ]
@@ -133,14 +139,15 @@ class VideoContent:
 def frame_work(
     config: Mapping[str, Any],
 ) -> Callable[[bytes], tuple[dict[str, Any], list[bytes]]]:
-    """The work on clips, made in the process of the decoder."""
+    """The work on clips, each behind the seed of its random frames; made in the process of the decoder."""
     frames, image = FrameConfig(**config["frames"]), ImageConfig(**config["image"])
     decoders = [(name, decoder_at(address)) for name, address in config["decoders"]]
 
-    def work(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    def work(seeded: bytes) -> tuple[dict[str, Any], list[bytes]]:
+        seed, body = seeded[:SEED_BYTES], seeded[SEED_BYTES:]
         clip = open_clip(body)
         _check_size(clip, image)
-        indices = choose_frames(clip.timeline, frames, hashlib.sha256(body).digest())
+        indices = choose_frames(clip.timeline, frames, seed)
         rejected: Rejected | None = None
         for name, decoder in decoders:
             try:

@@ -33,7 +33,7 @@ class FrameConfig(Checked):
     num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES, description="frames of a clip")] = 8
     """Frames per clip, 1 to 256. The paper trains on 8, of 34 positions each."""
     choice: Literal["uniform", "random", "keyframes"] = "uniform"
-    """uniform: in the middle of equal parts of the clip. random: anywhere; the clip's bytes and `seed` decide.
+    """uniform: in the middle of equal parts of the clip. random: anywhere; the sample's key and `seed` decide.
     keyframes: those nearest to the uniform times, many times quicker to decode, but often fewer."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     """Another seed takes other random frames."""
@@ -85,7 +85,7 @@ def choose_frames(timeline: Timeline, config: FrameConfig, seed: bytes) -> list[
     Args:
         timeline: of the clip.
         config: number and kind.
-        seed: of the clip; for a random choice.
+        seed: of the sample; for a random choice.
     """
     num_total = len(timeline.pts)
     if config.choice == "random":

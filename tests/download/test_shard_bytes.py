@@ -40,7 +40,7 @@ def test_the_links_after_the_bound_are_dropped_in_their_order(photo: bytes, quic
 class Sized:
     """Bodies as their own values."""
 
-    def convert(self, body: bytes) -> dict[str, bytes]:
+    def convert(self, body: bytes, key: str = "") -> dict[str, bytes]:
         return {"data": body}
 
     def num_bytes(self, value: dict[str, bytes]) -> int:

@@ -122,6 +122,26 @@ def test_links_are_fetched_and_failures_are_retried(
     assert "clips-0000001" in {s.key for s in samples_of(tmp_path / "out", second)}
 
 
+def test_a_clip_of_several_rows_is_fetched_once_and_has_random_frames_by_their_keys(
+    tmp_path: Path, world: tuple[Path, ClipsSummary]
+):
+    folder, _ = world
+    header, *rows = (folder / "clips.csv").read_text().splitlines(keepends=True)
+    good = rows[0]  # its clip has no fault
+    (tmp_path / "twice.csv").write_text("".join([header, good, good, good]))
+    frames: dict[str, list[list[int]]] = {}
+    with ImageServer(folder / "images") as server:
+        for name, choice in (("one", "random"), ("two", "random"), ("even", "uniform")):
+            options = ["--metadata", tmp_path / "twice.csv", "--frames.choice", choice]
+            options += ["--frames.num-frames", 3, "--fetch.allow-host", server.allow_host]
+            manifest = built(tmp_path / name, *options)
+            found = samples_of(tmp_path / name, manifest)
+            frames[name] = [sample.meta["clip"]["frame_index"] for sample in found]
+    assert frames["one"] == frames["two"]
+    assert len({tuple(some) for some in frames["one"]}) == 3, "every row has its own"
+    assert len({tuple(some) for some in frames["even"]}) == 1
+
+
 def test_real_rows_with_real_clips(tmp_path: Path, sample_data: Path):
     """The published rows, flat in a folder; five of them get a real clip."""
     table = sample_data / "webvid/webvid_rows.csv"

@@ -55,14 +55,19 @@ class MediaContent:
         """Why a body is no image and no video that is kept."""
         return {**IMAGE_REASONS, **self._video.reasons}
 
-    def convert(self, body: bytes) -> Mapping[str, Any]:
+    def convert(self, body: bytes, key: str = "") -> Mapping[str, Any]:
         """The frames in the form in which they are published; raises `Rejected`."""
         if is_video(body):
-            found = self._video.convert(body)
+            found = self._video.convert(body, key)
             return {name: found[name] for name in ("frames", "decoder", "duration_s")}
         image = normalise_image(body, self.image)
         frame = {name: getattr(image, name) for name in ("data", "format", "width", "height")}
         return {"frames": [frame | {"time_s": None}], "decoder": None, "duration_s": None}
+
+    @property
+    def is_keyed(self) -> bool:
+        """As of `VideoContent`."""
+        return self.frames.choice == "random"
 
     def num_bytes(self, value: Mapping[str, Any]) -> int:
         """Bytes of the encoded frames."""

@@ -52,6 +52,7 @@ class BodyContent:
     """
 
     column = "bodies"
+    is_keyed = False
     accept = "image/webp,image/jpeg,application/json,text/vtt,*/*;q=0.5"
     fields = (
         pa.field("data", pa.large_binary()),
@@ -64,7 +65,7 @@ class BodyContent:
         """None: every file is kept until the next stage."""
         return {}
 
-    def convert(self, body: bytes) -> Mapping[str, Any]:
+    def convert(self, body: bytes, key: str = "") -> Mapping[str, Any]:
         """The file; only the next stage knows whether it is a sheet or subtitles."""
         return {"data": body}
 
