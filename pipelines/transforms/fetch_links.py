@@ -315,8 +315,7 @@ class FetchLinks:
             try:
                 found[url] = convert(url, self.media.read(url))
             except Rejected as rejected:
-                lost = _Result(reason=rejected.reason, detail=rejected.detail)
-                found[url] = [lost] * len(keys[url])
+                found[url] = [_Result(None, rejected.reason, rejected.detail)] * len(keys[url])
         return {(url, key): found[url][n] for url in keys for n, key in enumerate(keys[url])}
 
 
@@ -333,7 +332,7 @@ def _result_of(convert: Callable[[], "_Held"]) -> _Result:
     try:
         return _Result(convert())
     except Rejected as rejected:
-        return _Result(reason=rejected.reason, detail=rejected.detail)
+        return _Result(None, rejected.reason, rejected.detail)
 
 
 def _fetcher(
