@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks.photos import synthetic_photo
 
 _TARGET = 0.8
-_COUNT = 95
+COUNT = 95
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Grid:
     @property
     def num_sheets(self) -> int:
         """Sheets of a video."""
-        return -(-_COUNT // (self.columns * self.rows))
+        return -(-COUNT // (self.columns * self.rows))
 
 
-_GRIDS = {"small": Grid(107, 45, 10, 10), "large": Grid(320, 180, 3, 3)}
+GRIDS = {"small": Grid(107, 45, 10, 10), "large": Grid(320, 180, 3, 3)}
 
 
 def main(options: Options) -> None:
@@ -69,14 +69,14 @@ def main(options: Options) -> None:
         machine=platform.machine(), python=platform.python_version(), options=str(asdict(options))
     )
     for subject in options.subjects:
-        grid = _GRIDS[subject]
+        grid = GRIDS[subject]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            _write_videos(folder, grid, options)
+            write_videos(folder, grid, options)
             rates: dict[str, list[float]] = {"job": [], "pillow": [], "opencv": []}
             for number in range(-1, options.rounds):
                 for engine, run in _engines(folder, grid).items():
-                    rate = options.videos * _COUNT / _cpu_s(run)
+                    rate = options.videos * COUNT / _cpu_s(run)
                     if number >= 0:
                         rates[engine].append(rate)
                         _print(
@@ -91,19 +91,19 @@ def main(options: Options) -> None:
 def _engines(folder: Path, grid: Grid) -> dict[str, Callable[[], None]]:
     return {
         "job": lambda: _job(folder, grid),
-        "pillow": lambda: _bare(folder, grid, _pillow),
-        "opencv": lambda: _bare(folder, grid, _opencv),
+        "pillow": lambda: bare(folder, grid, pillow),
+        "opencv": lambda: bare(folder, grid, opencv),
     }
 
 
-def _write_videos(folder: Path, grid: Grid, options: Options) -> None:
+def write_videos(folder: Path, grid: Grid, options: Options) -> None:
     """Sheets as WebP, half of the videos share a picture; records with subtitles every 4 seconds."""
     (folder / "media").mkdir()
     size = (grid.columns * grid.width, grid.rows * grid.height)
     sheets = [_sheet(*size, seed) for seed in range(4)]
-    if options.sheet is not None and grid == _GRIDS["small"]:
+    if options.sheet is not None and grid == GRIDS["small"]:
         sheets = [options.sheet.read_bytes()]
-    entry = f"{grid.width}#{grid.height}#{_COUNT}#{grid.columns}#{grid.rows}#10000#M$M#s"
+    entry = f"{grid.width}#{grid.height}#{COUNT}#{grid.columns}#{grid.rows}#10000#M$M#s"
     subtitles = [{"text": f"a few words of number {n}", "start": 4.0 * n} for n in range(230)]
     with (folder / "videos.jsonl").open("w") as lines:
         for number in range(options.videos):
@@ -131,28 +131,31 @@ def _job(folder: Path, grid: Grid) -> None:
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         assert build([*words, "--subtitle-path", "None"]) == 0
     manifest = json.loads((out / "manifest.json").read_text())
-    assert sum(shard["num_images"] for shard in manifest["shards"]) % _COUNT == 0
+    assert sum(shard["num_images"] for shard in manifest["shards"]) % COUNT == 0
     shutil.rmtree(out)
 
 
-def _bare(folder: Path, grid: Grid, decode: Callable[[bytes], np.ndarray]) -> None:
+def bare(folder: Path, grid: Grid, decode: Callable[[bytes], np.ndarray]) -> None:
+    """The loop by hand over the sheets of a folder."""
     num_frames = 0
     quality = [cv2.IMWRITE_JPEG_QUALITY, 95]
     for path in sorted((folder / "media").iterdir()):
         sheet = int(path.stem.rpartition("_")[2])
         pixels = decode(path.read_bytes())
-        for cell in range(min(grid.columns * grid.rows, _COUNT - sheet * grid.columns * grid.rows)):
+        for cell in range(min(grid.columns * grid.rows, COUNT - sheet * grid.columns * grid.rows)):
             top, left = cell // grid.columns * grid.height, cell % grid.columns * grid.width
             tile = pixels[top : top + grid.height, left : left + grid.width]
             num_frames += int(cv2.imencode(".jpg", tile, quality)[0])
-    assert num_frames % _COUNT == 0, num_frames
+    assert num_frames % COUNT == 0, num_frames
 
 
-def _pillow(data: bytes) -> np.ndarray:
+def pillow(data: bytes) -> np.ndarray:
+    """Pixels of a sheet, BGR."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[:, :, ::-1]
 
 
-def _opencv(data: bytes) -> np.ndarray:
+def opencv(data: bytes) -> np.ndarray:
+    """Pixels of a sheet, BGR."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert pixels is not None
     return pixels

@@ -34,7 +34,8 @@ from pipelines.videos.process import DecodeLimits
 NUM_FRAMES, SIDE, QUALITY = 8, 256, 95
 
 
-def _encode(pixels: np.ndarray) -> bytes:
+def encode(pixels: np.ndarray) -> bytes:
+    """A JPEG of at most 256 pixels on the shorter side, resized as a build does."""
     height, width = pixels.shape[:2]
     scale = SIDE / min(height, width)
     if scale < 1:
@@ -57,7 +58,7 @@ def _middles(num_total: int) -> list[int]:
 def bare_decord(body: bytes) -> list[bytes]:
     """The loop by hand with decord."""
     reader: Any = decord.VideoReader(io.BytesIO(body), num_threads=1)
-    return [_encode(pixels) for pixels in reader.get_batch(_middles(len(reader))).asnumpy()]
+    return [encode(pixels) for pixels in reader.get_batch(_middles(len(reader))).asnumpy()]
 
 
 def bare_pyav(body: bytes) -> list[bytes]:
@@ -74,7 +75,7 @@ def bare_pyav(body: bytes) -> list[bytes]:
             container.seek(before, stream=stream)
             key, frames = before, container.decode(stream)
         frame = next(f for f in frames if f.pts >= wanted)
-        found.append(_encode(frame.to_ndarray(format="rgb24")))
+        found.append(encode(frame.to_ndarray(format="rgb24")))
     return found
 
 
