@@ -8,10 +8,10 @@ Shapes: B batch, Q embeddings of an image, D language width, C channels, H W pix
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,6 +19,9 @@ from torch import Generator, Tensor, nn
 from emu.config import DecoderConfig
 from emu.weights.plan import Advance, ConversionWarnings
 from emu.weights.writer import TensorSpec
+
+if TYPE_CHECKING:
+    from emu.decoders.denoising import Denoising  # imports diffusers, which takes seconds
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,29 @@ class VisualDecoder(Protocol):
         `scheduler` is one of its registry entry; None is the first. Raises ValueError for a size, a number of steps
         or a scheduler that it does not support.
         """
+        ...
+
+    def begin(
+        self,
+        condition_NQD: Tensor,
+        null_condition_QD: Tensor,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: Generator | None = None,
+        initial_latents: Tensor | None = None,
+        scheduler: str | None = None,
+    ) -> Denoising:
+        """The images of `decode` at noise, to be made by `denoise` and `images`, perhaps beside others."""
+        ...
+
+    def denoise(self, batch: Sequence[Denoising]) -> None:
+        """One step of each in one forward, in place; all have the same height and width."""
+        ...
+
+    def images(self, latents: Tensor) -> Tensor:
+        """Images `NHWC` in uint8 of latents without noise."""
         ...
 
 

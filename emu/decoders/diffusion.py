@@ -245,33 +245,6 @@ def initial_noise(
     return given.to(unet.device, unet.dtype)
 
 
-@torch.no_grad()
-def guided_latents(
-    unet: UNet2DConditionModel,
-    steps: Any,
-    latents: Tensor,
-    condition_BQD: Tensor,
-    null_condition_QD: Tensor,
-    guidance_scale: float,
-) -> Tensor:
-    """Latents from noise of unit variance, under guidance; a scale of 1 leaves the null condition out."""
-    latents = latents * steps.init_noise_sigma
-    guided = guidance_scale != 1
-    conditions = condition_BQD
-    if guided:
-        null = null_condition_QD.to(condition_BQD).expand_as(condition_BQD)
-        conditions = torch.cat([null, condition_BQD])
-    conditions = conditions.to(unet.dtype)
-    for time in steps.timesteps.to(latents.device):
-        inputs = steps.scale_model_input(torch.cat([latents] * 2) if guided else latents, time)
-        predicted = predict(unet, inputs, time, conditions)
-        if guided:
-            without, with_it = predicted.chunk(2)
-            predicted = without + guidance_scale * (with_it - without)
-        latents = steps.step(predicted, time, latents).prev_sample
-    return latents
-
-
 def drop_conditions(
     condition_BQD: Tensor,
     null_condition_QD: Tensor | None,

@@ -14,6 +14,7 @@ Shapes: B batch, Q embeddings of an image, D language width, C channels, H W pix
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -26,12 +27,12 @@ from torch.nn import functional
 from emu.config import DecoderConfig
 from emu.decoders import write_decoder_file
 from emu.decoders.base import AutoencoderStage, check_conditions, load_part
+from emu.decoders.denoising import Denoising, denoise
 from emu.decoders.diffusion import (
     NUM_COORDINATES,
     contrast_weights,
     denoising_loss,
     drop_conditions,
-    guided_latents,
     initial_noise,
     noise_schedule,
     schedule_options,
@@ -191,11 +192,39 @@ class PixelDiffusionDecoder(nn.Module):
 
         `initial_latents` is noise `BZhw` of unit variance.
         """
-        check_conditions(condition_BQD, null_condition_QD, self.condition_width)
+        denoising = self.begin(
+            condition_BQD,
+            null_condition_QD,
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            initial_latents,
+            scheduler,
+        )
+        while not denoising.is_done:
+            self.denoise([denoising])
+        return self.images(denoising.latents_NZhw)
+
+    def begin(
+        self,
+        condition_NQD: Tensor,
+        null_condition_QD: Tensor,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: Generator | None = None,
+        initial_latents: Tensor | None = None,
+        scheduler: str | None = None,
+    ) -> Denoising:
+        """Images at noise (`VisualDecoder.begin`)."""
+        check_conditions(condition_NQD, null_condition_QD, self.condition_width)
         steps = noise_schedule(scheduler or DEFAULT_SCHEDULER, self.schedule, num_inference_steps)
         noise = initial_noise(
             self.unet,
-            len(condition_BQD),
+            len(condition_NQD),
             height,
             width,
             self.factor,
@@ -203,15 +232,18 @@ class PixelDiffusionDecoder(nn.Module):
             generator,
             initial_latents,
         )
-        latents_BZhw = guided_latents(
-            self.unet,
-            steps,
-            noise,
-            self._standardised(condition_BQD),
-            self._standardised(null_condition_QD),
-            guidance_scale,
-        )
-        pixels_BCHW = functional.pixel_shuffle(latents_BZhw.float(), self.factor)
+        standard_NQD = self._standardised(condition_NQD)
+        null_QD = self._standardised(null_condition_QD)
+        return Denoising.begin(steps, noise, standard_NQD, null_QD, guidance_scale)
+
+    def denoise(self, batch: Sequence[Denoising]) -> None:
+        """One step of each (`VisualDecoder.denoise`)."""
+        denoise(self.unet, batch)
+
+    @torch.no_grad()
+    def images(self, latents: Tensor) -> Tensor:
+        """The images `NHWC` in uint8 of latents without noise."""
+        pixels_BCHW = functional.pixel_shuffle(latents.float(), self.factor)
         levels = (pixels_BCHW / 2 + 0.5).clamp(0, 1) * 255
         return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

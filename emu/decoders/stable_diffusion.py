@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -29,10 +30,10 @@ from emu.decoders.autoencoder import (
     standardise_latents,
 )
 from emu.decoders.base import AutoencoderStage, check_conditions, load_part
+from emu.decoders.denoising import Denoising, denoise
 from emu.decoders.diffusion import (
     denoising_loss,
     drop_conditions,
-    guided_latents,
     initial_noise,
     noise_schedule,
     schedule_options,
@@ -195,11 +196,39 @@ class StableDiffusionDecoder(nn.Module):
         The null condition stands for "no prompt": the embeddings regressed from the empty one
         (released pipeline). A guidance scale of 1 leaves it out.
         """
-        check_conditions(condition_BQD, null_condition_QD, self.condition_width)
+        denoising = self.begin(
+            condition_BQD,
+            null_condition_QD,
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            initial_latents,
+            scheduler,
+        )
+        while not denoising.is_done:
+            self.denoise([denoising])
+        return self.images(denoising.latents_NZhw)
+
+    def begin(
+        self,
+        condition_NQD: Tensor,
+        null_condition_QD: Tensor,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: Generator | None = None,
+        initial_latents: Tensor | None = None,
+        scheduler: str | None = None,
+    ) -> Denoising:
+        """Images at noise (`VisualDecoder.begin`)."""
+        check_conditions(condition_NQD, null_condition_QD, self.condition_width)
         steps = noise_schedule(scheduler, self.schedule, num_inference_steps)
-        latents = initial_noise(
+        noise = initial_noise(
             self.unet,
-            len(condition_BQD),
+            len(condition_NQD),
             height,
             width,
             self.latent_factor,
@@ -207,12 +236,15 @@ class StableDiffusionDecoder(nn.Module):
             generator,
             initial_latents,
         )
-        latents = guided_latents(
-            self.unet, steps, latents, condition_BQD, null_condition_QD, guidance_scale
-        )
-        return self._images(latents)
+        return Denoising.begin(steps, noise, condition_NQD, null_condition_QD, guidance_scale)
 
-    def _images(self, latents: Tensor) -> Tensor:
+    def denoise(self, batch: Sequence[Denoising]) -> None:
+        """One step of each (`VisualDecoder.denoise`)."""
+        denoise(self.unet, batch)
+
+    @torch.no_grad()
+    def images(self, latents: Tensor) -> Tensor:
+        """The images `NHWC` in uint8 of latents without noise; those that the safety checker rejects are black."""
         decoded = pixels_of(self.vae, latents / self.vae.config["scaling_factor"])
         levels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
         images_BHWC = levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

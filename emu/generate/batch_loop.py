@@ -5,29 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
-
-from PIL import Image
-from torch import Tensor
 
 from emu.generate.adapters import Adapter
 from emu.generate.page_pool import pages_for
-from emu.generate.prompts import Reply, TokenScore
-from emu.generate.request_state import (
-    Finished,
-    Losses,
-    Output,
-    PromptScores,
-    Request,
-    RequestState,
-)
-from emu.generate.sampling import Event, to_png
+from emu.generate.request_state import Finished, Output, Request, RequestState
 from emu.generate.scheduler import ScheduleOptions, Scheduler
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
-from schemas.sample import Segment
 
 log = logging.getLogger(__name__)
 
@@ -134,54 +120,3 @@ class BatchLoop:
         for inbox in self._inboxes.values():
             inbox.put(StepFailed(reason))
         self._inboxes.clear()
-
-
-def reply_events(outputs: Outputs, decode: Callable[[Tensor, int], Image.Image]) -> Iterator[Event]:
-    """Pieces of text (also empty ones), scores of tokens, and decoded images of one request; at last the reply.
-
-    `decode` makes an image of visual embeddings `BQD` and the number of the image. The request ends
-    when the caller stops iterating.
-    """
-    segments: list[Segment] = []
-    pieces: list[str] = []
-    scores: list[TokenScore] = []
-    prompt_scores: tuple[TokenScore, ...] = ()
-    num_images = 0
-    with closing(outputs):
-        for state, output in outputs:
-            if isinstance(output, str):
-                pieces.append(output)
-                yield output
-                continue
-            if isinstance(output, TokenScore):
-                scores.append(output)
-                yield output
-                continue
-            if isinstance(output, PromptScores):
-                prompt_scores = output.scores
-                continue
-            assert not isinstance(output, Losses), "a reply has no losses"
-            if text := "".join(pieces):
-                segments.append(Segment.of_text(text, role="assistant"))
-            pieces = []
-            if isinstance(output, Finished):
-                yield _reply(state, output, segments, scores, prompt_scores)
-                return
-            image = decode(output[None], num_images)
-            num_images += 1
-            segments.append(Segment.of_image(to_png(image), "png", *image.size, role="assistant"))
-            yield image
-
-
-def _reply(
-    state: RequestState,
-    finished: Finished,
-    segments: Sequence[Segment],
-    scores: Sequence[TokenScore],
-    prompt_scores: tuple[TokenScore, ...],
-) -> Reply:
-    num_prompt = len(state.request.prompt.ids)
-    num_reply = state.num_used - num_prompt
-    return Reply(
-        tuple(segments), finished.reason, num_prompt, num_reply, tuple(scores), prompt_scores
-    )

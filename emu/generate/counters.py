@@ -39,3 +39,17 @@ class Counters:
     """Requests that ended by themselves."""
     aborted: int
     """Requests that were ended from outside."""
+
+
+@dataclass(frozen=True)
+class ImageCounters:
+    """What the loop of image decoding holds at present, and what it has done since it began."""
+
+    num_waiting: int
+    """Images that are being made or wait."""
+    steps: int
+    """Forwards of the U-Net."""
+    rows: int
+    """Images in all of those forwards: `rows / steps` is the mean batch."""
+    images: int
+    """Images that were finished."""

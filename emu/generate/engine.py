@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
@@ -18,7 +19,8 @@ from torch import Tensor
 from emu.config import IMAGE, EmuConfig
 from emu.decoders import load_decoder
 from emu.generate.adapters import Adapter, load_adapter
-from emu.generate.batch_loop import BatchLoop, Outputs, reply_events, run_requests
+from emu.generate.batch_loop import BatchLoop, Outputs, run_requests
+from emu.generate.image_loop import ImageBackend, ImageJob, ImageLoop
 from emu.generate.prompts import (
     EncodedPrompt,
     ImageOptions,
@@ -27,8 +29,9 @@ from emu.generate.prompts import (
     Reply,
     TextOptions,
 )
+from emu.generate.replies import Event, reply_events
 from emu.generate.request_state import Losses, Request
-from emu.generate.sampling import Detokenizer, Event
+from emu.generate.sampling import Detokenizer
 from emu.generate.scheduler import ScheduleOptions, Scheduler
 from emu.generate.scoring import rank_request
 from emu.models.emu import Emu, add_instruct_tokens
@@ -52,6 +55,7 @@ class Shared:
     null_conditions: dict[str, Tensor] = field(default_factory=dict)
     """By adapter."""
     loop: BatchLoop | None = None
+    images: ImageBackend | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -105,6 +109,10 @@ class Engine:
     def scheduler(self, options: ScheduleOptions = ScheduleOptions()) -> Scheduler:
         """A new scheduler for this model and its adapters, with pages of its own."""
         return Scheduler(self.model, self.tokenizer, options, self._shared.adapters)
+
+    def decode_images_with(self, backend: ImageBackend) -> None:
+        """Images are decoded there; by default in a thread of this process, those of all requests together."""
+        self._shared.images = backend
 
     def load_adapter(self, name: str, folder: str | Path) -> Engine:
         """The engine of a LoRA adapter on this model, from a folder that `emu train-instruct` saved.
@@ -184,7 +192,8 @@ class Engine:
         self._decoder()  # before the embeddings, which could not be decoded
         if not isinstance(initial_latents, Tensor | None):
             raise TypeError(f"initial_latents is {type(initial_latents).__name__}, give a tensor")
-        return self._decode_image(self.regress_image([prompt]), options, 0, initial_latents)
+        (embeddings_QD,) = self.regress_image([prompt])
+        return self._start_image(embeddings_QD, options, 0, initial_latents).result()
 
     def generate(
         self,
@@ -207,16 +216,19 @@ class Engine:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: Prompt | EncodedPrompt,
         text: TextOptions | None = TextOptions(),
         image: ImageOptions = ImageOptions(),
         image_first: bool = False,
         max_images: int | None = None,
+        in_order: bool = True,
     ) -> Iterator[Event]:
         """The reply of `generate` as it is generated: pieces of text, images, at last the `Reply`.
 
-        One piece per token, empty where the token completes no text yet. The prompt is checked at
-        the first step; generation stops when the caller stops iterating.
+        One piece per token, empty where the token completes no text yet. Text is generated while an image is decoded.
+        With `in_order` it waits for the image; otherwise it comes at once, after an `ImagePlace`, and the image
+        follows as a `PlacedImage`. The prompt is checked at the first step; generation stops when the caller stops
+        iterating.
         """
         if max_images is None:
             max_images = 0 if self.decoder is None else 1
@@ -226,8 +238,8 @@ class Engine:
         if has_images:
             self._decoder()
 
-        def decode(embeddings_BQD: Tensor, number: int) -> Image.Image:
-            return self._decode_image(embeddings_BQD, image, number)
+        def start_image(embeddings_QD: Tensor, number: int) -> Future[Image.Image]:
+            return self._start_image(embeddings_QD, image, number)
 
         num_reserved = self.config.former.num_queries + 1 if image_first else 1
         encoded = self.encode(prompt, opens_image=image_first, num_reserved=num_reserved)
@@ -235,7 +247,7 @@ class Engine:
             yield Reply((), "stop", len(encoded.ids), 0)
             return
         request = Request(encoded, text, image_first, max_images, adapter=self.adapter)
-        yield from reply_events(self._outputs(request), decode)
+        yield from reply_events(self._outputs(request), start_image, in_order)
 
     def rank(
         self, prompt: Prompt, candidates: Sequence[str], score: RankScore = "released"
@@ -315,29 +327,34 @@ class Engine:
             )
         return self.decoder
 
-    @torch.inference_mode()
-    def _decode_image(
+    def _start_image(
         self,
-        embeddings_BQD: Tensor,
+        embeddings_QD: Tensor,
         options: ImageOptions,
         number: int,
         initial_latents: Tensor | None = None,
-    ) -> Image.Image:
+    ) -> Future[Image.Image]:
         _check_kind("options", options, ImageOptions)
         height, width = self._image_size(options)
-        images_BHWC = self._decoder().decode(
-            embeddings_BQD,
+        job = ImageJob(
+            embeddings_QD,
             self._null_condition(),
             height,
             width,
             options.num_inference_steps,
             options.guidance_scale,
-            # noise from the CPU: the same seed gives the same image on every device
-            torch.Generator().manual_seed(options.seed + number),
-            initial_latents,
+            options.seed + number,
             options.scheduler,
+            initial_latents,
         )
-        return Image.fromarray(images_BHWC[0].cpu().numpy())
+        return self._image_backend().submit(job)
+
+    def _image_backend(self) -> ImageBackend:
+        decoder = self._decoder()
+        with self._shared.lock:
+            if self._shared.images is None:
+                self._shared.images = ImageLoop(decoder)
+            return self._shared.images
 
     def _image_size(self, options: ImageOptions) -> tuple[int, int]:
         side = None if self.config.decoder is None else self.config.decoder.image_size

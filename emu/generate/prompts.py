@@ -124,6 +124,21 @@ class TokenScore:
 
 
 @dataclass(frozen=True)
+class ImagePlace:
+    """Image `number` of the reply stands here; its pixels follow later, as a `PlacedImage`."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """The pixels of image `number`."""
+
+    number: int
+    image: Image.Image
+
+
+@dataclass(frozen=True)
 class Reply:
     """The segments of a reply in order, why it ended, and how many positions it took."""
 

@@ -13,14 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from emu.generate.kv_cache import DecodeState
-from emu.generate.prompts import FinishReason, Reply, TextOptions, TokenScore
+from emu.generate.prompts import FinishReason, TextOptions
 from emu.tokenizer import EmuTokenizer
 
 INCOMPLETE = "\ufffd"  # what sentencepiece returns for bytes that do not form a character yet
 MIN_TEMPERATURE = 1e-8  # float32 cannot divide by less; the sample is the likeliest token anyway
-
-Event = str | TokenScore | Image.Image | Reply
-"""A piece of text, before it the score of its token if it is asked for, an image, or at last the whole reply."""
 
 
 class Detokenizer:

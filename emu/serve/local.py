@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from emu.data.video import VideoError, read_frames
-from emu.generate.prompts import EncodedPrompt, Piece, PromptTooLong, Reply, TokenScore
+from emu.generate.prompts import (
+    EncodedPrompt,
+    ImagePlace,
+    Piece,
+    PlacedImage,
+    PromptTooLong,
+    Reply,
+    TokenScore,
+)
 from emu.serve.backend import (
     Content,
     EmbedRequest,
@@ -125,17 +133,17 @@ class LocalBackend:
     def _generate(self, request: GenerationRequest, is_closed: threading.Event) -> Iterator[Event]:
         prompt = self._of_ids(request.ids) if request.ids else self._pieces(request.prompt)
         num_images = int(request.image_first)
-        index = 0
         score: TokenScore | None = None
         for event in self._engine.stream(
-            prompt, request.text, request.image, request.image_first, num_images
+            prompt, request.text, request.image, request.image_first, num_images, in_order=False
         ):
             if is_closed.is_set():
                 return
-            if isinstance(event, Image.Image):
-                yield ImageBegun(index)
-                yield ImageReady(index, _as_png(event))
-                index += 1
+            assert not isinstance(event, Image.Image), "images come out of order"
+            if isinstance(event, ImagePlace):
+                yield ImageBegun(event.number)
+            elif isinstance(event, PlacedImage):
+                yield ImageReady(event.number, _as_png(event.image))
             elif isinstance(event, TokenScore):
                 score = event  # of the piece that follows
             elif isinstance(event, Reply):
