@@ -36,7 +36,7 @@ import pyarrow as pa
 
 from pipelines.core.contracts import ABOUT_KEY
 from pipelines.core.fingerprint import PipelineFingerprint
-from pipelines.core.pipeline import Barrier, EngineError, FingerprintError, Pipeline
+from pipelines.core.pipeline import Barrier, EngineError, FingerprintError, Pipeline, ShardPlan
 from pipelines.core.storage import Storage, read_parquet, read_parquet_metadata
 from pipelines.core.workspace import (
     OVERWRITE_FILE,
@@ -44,9 +44,9 @@ from pipelines.core.workspace import (
     WORK,
     BuildPlan,
     Workspace,
+    checked_shards,
     is_card,
     load_plan,
-    plan_shards,
 )
 from schemas.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE, Manifest, manifest_from_json
 from schemas.sample import canonical_json
@@ -80,6 +80,8 @@ class RunRequest:
     storage: Storage
     redo: Callable[[pa.Table], bool] | None
     overwrite: bool
+    plan: Callable[[], Sequence[ShardPlan]]
+    """Plans the shards of the source."""
 
     def __post_init__(self) -> None:
         if self.redo is not None and self.overwrite:
@@ -260,7 +262,7 @@ def _new_plan(request: RunRequest, redo: tuple[str, ...] | None) -> BuildPlan:
         fingerprint=request.fingerprint.hashes,
         config=request.fingerprint.config,
         modules=request.fingerprint.modules,
-        shards=plan_shards(request.pipeline),
+        shards=checked_shards(request.pipeline, request.plan()),
         redo=redo,
     )
 

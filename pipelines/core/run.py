@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from pipelines.core.beside import BesideTables
 from pipelines.core.contracts import Counts, ErrorContext, alarms, merged
+from pipelines.core.inputs import planned
 from pipelines.core.pipeline import (
     SHARD_KEY,
     AlarmError,
@@ -87,13 +88,25 @@ def run(
     """
     check_pipeline(pipeline)
     storage = Storage(out)
-    request = RunRequest(pipeline, storage, redo, overwrite)
+    runner = runner or LocalRunner()
+
+    def follow(
+        results: Iterator[tuple[str, int]],
+        label: str,
+        sizes: Mapping[str, int],
+        pending: Sequence[str],
+    ) -> None:
+        for name in with_progress(results, label, sizes, pending, progress, unit="input"):
+            log.debug("inputs=%s status=done", name)
+
+    plan = partial(planned, pipeline.source, pipeline.dataset, storage, runner, follow)
+    request = RunRequest(pipeline, storage, redo, overwrite, plan)
     found = request.finished_manifest()
     if found is None:
         with exclusive(storage):
             found = decide(request)
             if isinstance(found, BuildPlan):
-                build = _Build(pipeline, storage, runner or LocalRunner(), found, progress)
+                build = _Build(pipeline, storage, runner, found, progress)
                 return build.finish(fail_on_alarm)
     if found.alarms and fail_on_alarm:
         raise AlarmError("; ".join(found.alarms))
@@ -303,6 +316,7 @@ def with_progress(
     pending: Collection[str],
     is_shown: bool,
     reached: Callable[[], str] = str,
+    unit: str = "record",
 ) -> Iterator[str]:
     """Yield the names of shards as they are done, with a progress bar of records on standard error.
 
@@ -315,6 +329,7 @@ def with_progress(
         pending: those that are not done yet.
         is_shown: whether there is a bar.
         reached: how far the shards that are not done have come, in words; asked while the bar waits.
+        unit: what `shards` counts.
     """
     interval_s = 0.5 if sys.stderr.isatty() else 10.0
     left = sum(shards[name] for name in pending)
@@ -322,7 +337,7 @@ def with_progress(
         desc=label,
         initial=sum(shards.values()) - left,
         total=sum(shards.values()),
-        unit="record",
+        unit=unit,
         mininterval=interval_s,
         maxinterval=interval_s,
         disable=not is_shown,

@@ -7,6 +7,7 @@
 | `overwrite.json`                                | the dataset before is being deleted (`resume.py`) |
 | `<level>-<stage>/<shard>.<hash>.ledger.parquet` | the ledger of the shard up to this stage        |
 | `<level>-<stage>/<shard>.arrow`                 | the records it still has; names its ledger      |
+| `inputs/<hash>/inputs-000000.json`              | what the plan needs of a group of inputs        |
 | `<level>-<stage>/barrier.pickle`                | what the plan of a barrier returned             |
 | `<level>-<stage>/<shard>.barrier.pickle`        | what it returned for one shard (`PerShard`)     |
 | `<level>-publish/<shard>.json`                  | tar, index and ledger of the shard are written  |
@@ -75,6 +76,7 @@ LOCK = f"{WORK}/lock"
 LOCK_TIMEOUT_S = 0.2
 """Long enough for a lock that is being released, too short to be noticed."""
 PLAN_FILE = f"{WORK}/plan.json"
+INPUTS = f"{WORK}/inputs"
 PLAN_SCHEMA = "plan/2"
 OVERWRITE_FILE = f"{WORK}/overwrite.json"
 PUBLISH = "publish"
@@ -193,7 +195,7 @@ class Workspace:
     def clear(self) -> None:
         """Delete the outputs of all stages, and what killed writers left."""
         for name in self.storage.list(WORK):
-            if _LEVEL.fullmatch(name):
+            if _LEVEL.fullmatch(name) or f"{WORK}/{name}" == INPUTS:
                 self.storage.delete(f"{WORK}/{name}")
         self.clear_temporary()
 
@@ -279,9 +281,9 @@ def load_plan(storage: Storage) -> BuildPlan | None:
         raise SchemaError(f"{where}: not a plan: {error!r}") from error
 
 
-def plan_shards(pipeline: Pipeline) -> tuple[ShardPlan, ...]:
-    """The checked shards of a pipeline's source; raises `EngineError` naming the first bad one."""
-    shards = tuple(pipeline.source.plan(pipeline.dataset))
+def checked_shards(pipeline: Pipeline, planned: Sequence[ShardPlan]) -> tuple[ShardPlan, ...]:
+    """The shards that a pipeline's source has planned; raises `EngineError` naming the first bad one."""
+    shards = tuple(planned)
     names = [s.name for s in shards]
     if names != sorted(set(names), key=lambda n: (len(n), n)):
         raise EngineError(f"the source plans shards twice or out of order: {names[:5]} ...")

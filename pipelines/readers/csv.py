@@ -32,7 +32,6 @@ from pipelines.readers.columns import EXTRA, ColumnSource, find_columns
 from pipelines.readers.files import InputError
 from pipelines.readers.jsonl import LINE_REASONS
 from pipelines.readers.sequential import OpenReaders, SequentialReader
-from schemas.shard import shard_name
 
 SUFFIXES = (".csv", ".csv.gz")
 MAX_LINE_BYTES = 1 << 20
@@ -75,14 +74,18 @@ class CsvSource(ColumnSource):
         """Why a row is no record."""
         return CSV_REASONS
 
-    def plan(self, corpus: str) -> list[ShardPlan]:
-        """The shards, from streaming through all inputs once; a shard may cross files."""
-        rows = islice(self._rows(), self.limit)
-        shards: list[ShardPlan] = []
-        while parts := _parts(islice(rows, self.samples_per_shard)):
-            num_records = sum(p["num_records"] for p in parts)
-            shards.append(ShardPlan(shard_name(corpus, len(shards)), num_records, tuple(parts)))
-        return shards
+    def look(self, name: str, limit: int | None = None) -> dict[str, Any]:
+        """How many rows a file has, and where each shard's worth of them begins; raises for wrong columns."""
+        marks: list[tuple[int, int]] = []
+        num_records = 0
+        with self._opened(name) as file:
+            header = read_header(file, name)
+            find_columns(self.columns, header, name)
+            for row in islice(read_rows(file, len(header)), limit):
+                if num_records % self.samples_per_shard == 0:
+                    marks.append((row.number, row.offset))
+                num_records += 1
+        return {"num_records": num_records, "marks": marks}
 
     def read(self, shard: ShardPlan) -> pa.Table:
         """The records of a shard: reserved columns, wanted ones, and `extra`."""
@@ -95,47 +98,36 @@ class CsvSource(ColumnSource):
         wanted = [pa.field(c.name, pa.large_string()) for c in self.columns]
         return pa.schema([*RECORD_FIELDS, *wanted, pa.field(EXTRA, pa.large_string())])
 
-    def _rows(self) -> Iterator[tuple[str, str, Row]]:
-        names = self.files.names()
-        stems = self.files.key_stems(names)
-        for name in names:
-            with self._opened(name) as file:
-                header = read_header(file, name)
-                find_columns(self.columns, header, name)
-                for row in read_rows(file, len(header)):
-                    yield name, stems[name], row
-
     def _read_part(self, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        name, first, num_read = part["file"], part["first_row"], 0
+        name, num_read = part["file"], 0
         with self._opened(name) as file:
             header = read_header(file, name)
         found = find_columns(self.columns, header, name)
-        with self._from_row(name, first, part["offset"], len(header)) as rows:
+        with self._from_row(part, len(header)) as rows:
             for row in islice(rows, part["num_records"]):
                 num_read += 1
                 yield _record(row, part, header, found)
         if num_read != part["num_records"]:
             raise InputError(
-                f"'{name}' has changed: {part['num_records']} records were there from row {first} "
+                f"'{name}' has changed: {part['num_records']} records were there from row {part['first']} on "
                 f"when the shards were planned, now {num_read}; build into another folder"
             )
 
     @contextmanager
-    def _from_row(
-        self, name: str, first: int, offset: int, num_columns: int
-    ) -> Iterator[Iterator[Row]]:
-        """The rows of a file from one on: found by its offset in a plain file, else where the last shard ended."""
+    def _from_row(self, part: Mapping[str, Any], num_columns: int) -> Iterator[Iterator[Row]]:
+        """The rows of a file from one on: behind a mark in a plain file, else where the last shard ended."""
+        name, first, (number, offset) = part["file"], part["first"], part["mark"]
         if not name.endswith(".gz"):
             with self._opened(name) as file:
                 file.seek(offset)
-                yield read_rows(file, num_columns, first, offset)
+                yield islice(read_rows(file, num_columns, number, offset), part["skip"], None)
             return
         reader = self._open_readers.take(name, first)
         if reader is None:
             file = self._opened(name)
             read_header(file, name)
             reader = SequentialReader(name, file, read_rows(file, num_columns))
-        yield reader.lines_from(first)
+        yield reader.records_from(first)
         self._open_readers.keep(reader)
 
     def _opened(self, name: str) -> BinaryIO:
@@ -286,16 +278,6 @@ class _Unreadable(Exception):
 
     def __init__(self, taken: _Taken) -> None:
         self.taken = taken
-
-
-def _parts(rows: Iterator[tuple[str, str, Row]]) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = []
-    for name, stem, row in rows:
-        if not parts or parts[-1]["file"] != name:
-            start = {"first_row": row.number, "offset": row.offset, "num_records": 0}
-            parts.append({"file": name, "stem": stem} | start)
-        parts[-1]["num_records"] += 1
-    return parts
 
 
 def _record(

@@ -6,10 +6,11 @@ the ledger, so they must be UTF-8. A build that reads its own output would see o
 """
 
 import hashlib
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 from pydantic import Field
 
+from pipelines.core.pipeline import ShardPlan
 from pipelines.core.storage import TEMPORARY
 from pipelines.core.workspace import LOCK, PLAN_FILE, WORK
 from schemas.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE
@@ -29,6 +31,7 @@ from schemas.validation import Checked
 _REMOTE = re.compile(r"^[a-z0-9+.-]+(://|::[^/]*://)", re.IGNORECASE)
 _MAGIC = re.compile(r"[*?\[]")
 _CLIENTS = {"aiohttp", "botocore", "httpx", "httpx2", "huggingface_hub", "requests"}
+LOOKED_AT = ("num_records", "marks")
 _STEM_LENGTH = 60  # leaves 20 of the 80 characters of a key for "-", a hash and the record number
 
 
@@ -104,7 +107,10 @@ class InputFiles:
 
 @dataclass(frozen=True)
 class FileSource(Checked):
-    """The options that every `Source` of input files has; a format adds `plan`, `read` and `reasons`.
+    """What every `Source` of input files has: options and planning; a format adds `look`, `read` and `reasons`.
+
+    What `look` finds in a file says how many records it has (`num_records`); the other values stand in the parts of its
+    shards, and those in `marks` one for each `samples_per_shard` records.
 
     Raises:
         ConfigError: a bound is not kept.
@@ -135,6 +141,59 @@ class FileSource(Checked):
     def fingerprint(self) -> str:
         """As of `InputFiles`, of contents with `hash_inputs`."""
         return self.files.fingerprint(self.hash_inputs)
+
+    def plan(self, corpus: str) -> list[ShardPlan]:
+        """The shards, from a look at one input after the other, as far as `limit` reaches; a shard may cross files."""
+        left = math.inf if self.limit is None else self.limit
+
+        def found() -> Iterator[Mapping[str, Any]]:
+            nonlocal left
+            for name in self.names():
+                if left > 0:
+                    yield (of_file := self.look(name, None if left == math.inf else int(left)))
+                    left -= of_file["num_records"]
+
+        return self.plan_of(corpus, found())
+
+    def inputs(self) -> Sequence[str]:
+        """The names of the files; none for a trial, which needs only the first."""
+        return self.names() if self.limit is None else ()
+
+    def names(self) -> Sequence[str]:
+        """The names of the files, in the order of their records."""
+        return self.files.names()
+
+    def look(self, name: str, limit: int | None = None) -> dict[str, Any]:
+        """What the plan needs of a file: at least `num_records`, up to `limit`; streams through it once."""
+        raise NotImplementedError(f"{type(self).__name__} looks at no file")
+
+    def plan_of(self, corpus: str, found: Iterator[Mapping[str, Any]]) -> list[ShardPlan]:
+        """The shards, from what was found in each file; a shard may cross files."""
+        names = self.names()
+        stems = self.files.key_stems(names)
+        size, parts, missing = self.samples_per_shard, [], self.samples_per_shard
+        left = math.inf if self.limit is None else self.limit
+        shards: list[list[dict[str, Any]]] = []
+        for name, of_file in zip(names, found, strict=False):
+            about = {word: value for word, value in of_file.items() if word not in LOOKED_AT}
+            start, num_records = 0, min(of_file["num_records"], left)
+            left -= num_records
+            while start < num_records:
+                count = int(min(missing, num_records - start))
+                part = {"file": name, "stem": stems[name], "first": start + 1, "num_records": count}
+                if "marks" in of_file:
+                    part |= {"mark": of_file["marks"][start // size], "skip": start % size}
+                parts.append(part | about)
+                start, missing = start + count, missing - count
+                if not missing:
+                    shards.append(parts)
+                    parts, missing = [], size
+        return [
+            ShardPlan(
+                shard_name(corpus, n), sum(p["num_records"] for p in of_shard), tuple(of_shard)
+            )
+            for n, of_shard in enumerate([*shards, parts] if parts else shards)
+        ]
 
 
 def located(name: str, base: str) -> tuple[Any, str]:

@@ -31,7 +31,6 @@ from pydantic import Field
 from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
 from pipelines.readers.files import FileSource, InputError
 from pipelines.readers.sequential import OpenReaders, SequentialReader
-from schemas.shard import shard_name
 
 log = logging.getLogger(__name__)
 
@@ -283,52 +282,47 @@ class LineSource(FileSource):
         """Why a line is no record."""
         return LINE_REASONS
 
-    def plan(self, corpus: str) -> list[ShardPlan]:
-        """The shards, from streaming through all inputs once; a shard may cross files."""
-        lines = islice(_told(self._lines()), self.limit)
-        shards: list[ShardPlan] = []
-        while parts := _parts(islice(lines, self.samples_per_shard)):
-            num_records = sum(p["num_records"] for p in parts)
-            shards.append(ShardPlan(shard_name(corpus, len(shards)), num_records, tuple(parts)))
-        return shards
+    def look(self, name: str, limit: int | None = None) -> dict[str, Any]:
+        """How many records a file has, and where each shard's worth of them begins: number and offset of a line."""
+        marks: list[tuple[int, int]] = []
+        num_records = 0
+        with self.files.open(name) as file:
+            for line in islice(_told(name, self.records_of(file, name)), limit):
+                if num_records % self.samples_per_shard == 0:
+                    marks.append((line.number, line.offset))
+                num_records += 1
+        return {"num_records": num_records, "marks": marks}
 
     def read(self, shard: ShardPlan) -> pa.Table:
         """The records of a shard as a table of `LINE_SCHEMA`."""
         rows = [row for part in shard.parts for row in self._read_part(part)]
         return pa.Table.from_pylist(rows, schema=LINE_SCHEMA)
 
-    def _lines(self) -> Iterator[tuple[str, str, Line]]:
-        names = self.files.names()
-        stems = self.files.key_stems(names)
-        for name in names:
-            with self.files.open(name) as file:
-                for line in self.records_of(file, name):
-                    yield name, stems[name], line
-
     def _read_part(self, part: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        name, first, num_read = part["file"], part["first_line"], 0
-        with self._from_line(name, first, part["offset"]) as lines:
+        name, num_read = part["file"], 0
+        with self._from_record(part) as lines:
             for line in islice(lines, part["num_records"]):
                 num_read += 1
                 yield _row(line, name, part["stem"])
         if num_read != part["num_records"]:
             raise InputError(
-                f"'{name}' has changed: {part['num_records']} records were there from line {first} "
+                f"'{name}' has changed: {part['num_records']} records were there from the {part['first']:,}th on "
                 f"when the shards were planned, now {num_read}; build into another folder"
             )
 
     @contextmanager
-    def _from_line(self, name: str, first: int, offset: int) -> Iterator[Iterator[Line]]:
-        """The lines of a file from one on: found by its offset in a plain file, else where the last shard ended."""
+    def _from_record(self, part: Mapping[str, Any]) -> Iterator[Iterator[Line]]:
+        """The records of a file from one on: behind a mark in a plain file, else where the last shard ended."""
+        name, first, (number, offset) = part["file"], part["first"], part["mark"]
         if name.endswith(self.seekable):
             with self.files.open(name) as file:
-                yield self.records_of(file, name, first, offset)
+                yield islice(self.records_of(file, name, number, offset), part["skip"], None)
             return
         reader = self._open_readers.take(name, first)
         if reader is None:
             file = self.files.open(name)
             reader = SequentialReader(name, file, self.records_of(file, name))
-        yield reader.lines_from(first)
+        yield reader.records_from(first)
         self._open_readers.keep(reader)
 
     @cached_property
@@ -336,24 +330,14 @@ class LineSource(FileSource):
         return OpenReaders()
 
 
-def _told(lines: Iterator[tuple[str, str, Line]]) -> Iterator[tuple[str, str, Line]]:
-    """The same, with a log line every `TOLD_S` on how far the inputs are counted."""
+def _told(name: str, lines: Iterator[Line]) -> Iterator[Line]:
+    """The same, with a log line every `TOLD_S` on how far the file is counted."""
     due = time.monotonic() + TOLD_S
-    for num_records, (name, stem, line) in enumerate(lines, 1):
+    for num_records, line in enumerate(lines, 1):
         if time.monotonic() >= due:
             log.info("counting=%r line=%d records=%d", name, line.number, num_records)
             due = time.monotonic() + TOLD_S
-        yield name, stem, line
-
-
-def _parts(lines: Iterator[tuple[str, str, Line]]) -> list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = []
-    for name, stem, line in lines:
-        if not parts or parts[-1]["file"] != name:
-            start = {"first_line": line.number, "offset": line.offset, "num_records": 0}
-            parts.append({"file": name, "stem": stem} | start)
-        parts[-1]["num_records"] += 1
-    return parts
+        yield line
 
 
 def _row(line: Line, name: str, stem: str) -> dict[str, Any]:

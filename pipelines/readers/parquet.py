@@ -16,7 +16,6 @@ worker, with one batch in memory. Whatever can be wrong with a row, a row group 
 Wrong columns are an error of the whole build, before anything is written.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,6 @@ from pipelines.core.pipeline import RECORD_FIELDS, Reason, Reasons, ShardPlan
 from pipelines.readers.columns import EXTRA, ColumnSource, TableColumns
 from pipelines.readers.files import InputError
 from pipelines.readers.sequential import OpenReaders
-from schemas.shard import shard_name
 
 SUFFIXES = (".snappy.parquet", ".parquet")
 BATCH_ROWS = 1024
@@ -66,22 +64,16 @@ class ParquetSource(ColumnSource):
         """Why a row is no record."""
         return PARQUET_REASONS
 
-    def plan(self, corpus: str) -> list[ShardPlan]:
-        """The shards, from the footers of all inputs; a shard may cross files."""
-        shards: list[ShardPlan] = []
-        parts: list[Mapping[str, Any]] = []
-        missing = self.samples_per_shard
-        left = math.inf if self.limit is None else self.limit
-        for file in self._inputs():
-            start = 0
-            while start < file["num_rows"] and left > 0:
-                count = int(min(missing, left, file["num_rows"] - start))
-                parts.append(file | {"first": start + 1, "num_records": count})
-                start, missing, left = start + count, missing - count, left - count
-                if not missing or not left:
-                    shards.append(_shard(corpus, len(shards), parts))
-                    parts, missing = [], self.samples_per_shard
-        return [*shards, _shard(corpus, len(shards), parts)] if parts else shards
+    def look(self, name: str, limit: int | None = None) -> dict[str, Any]:
+        """The rows of a file by its footer, or one row that stands for the damaged file; raises for wrong columns."""
+        with self.files.open(name) as file:
+            opened = open_parquet(file, name)
+            if isinstance(opened, Damage):
+                known = {"num_rows": 1, "reason": opened.reason, "detail": opened.detail}
+            else:
+                TableColumns(opened.schema_arrow, self.columns, name)
+                known = {"num_rows": opened.metadata.num_rows}
+        return {"num_records": known["num_rows"], **known}
 
     def read(self, shard: ShardPlan) -> pa.Table:
         """The records of a shard: reserved columns, wanted ones, and `extra`."""
@@ -93,20 +85,6 @@ class ParquetSource(ColumnSource):
         """Of the table of a shard."""
         wanted = [pa.field(c.name, c.type) for c in self.columns]
         return pa.schema([*RECORD_FIELDS, *wanted, pa.field(EXTRA, pa.large_string())])
-
-    def _inputs(self) -> Iterator[dict[str, Any]]:
-        """What the plan says of each file: its number of rows, or one row that stands for the damaged file."""
-        names = self.files.names()
-        stems = self.files.key_stems(names)
-        for name in names:
-            known: dict[str, Any] = {"file": name, "stem": stems[name]}
-            with self.files.open(name) as file:
-                opened = open_parquet(file, name)
-                if isinstance(opened, Damage):
-                    yield known | {"num_rows": 1, "reason": opened.reason, "detail": opened.detail}
-                else:
-                    TableColumns(opened.schema_arrow, self.columns, name)
-                    yield known | {"num_rows": opened.metadata.num_rows}
 
     def _read_part(self, part: Mapping[str, Any]) -> Iterator[pa.Table]:
         name, first = part["file"], part["first"]
@@ -273,10 +251,6 @@ class RowReader:
             found = _damage(error, self.name, f"row group {group}: ")
         if left:
             yield Damage(found.reason, found.detail, left)
-
-
-def _shard(corpus: str, number: int, parts: list[Mapping[str, Any]]) -> ShardPlan:
-    return ShardPlan(shard_name(corpus, number), sum(p["num_records"] for p in parts), tuple(parts))
 
 
 def _slice(piece: pa.Table | Damage, start: int, num_rows: int) -> pa.Table | Damage:

@@ -11,40 +11,31 @@ MAX_OPEN = 4
 """Files kept open between shards."""
 
 
-class Numbered(Protocol):
-    """A line or row with its number in the file."""
-
-    @property
-    def number(self) -> int:
-        """From 1, rising."""
-        ...
-
-
-L = TypeVar("L", bound=Numbered)
+L = TypeVar("L")
 
 
 class SequentialReader(Generic[L]):
-    """The lines of an open file, given out in pieces that follow each other.
+    """The records of an open file, given out in pieces that follow each other.
 
     Args:
         name: of the file.
         file: is closed with the reader.
-        lines: all its lines.
+        records: all its records.
     """
 
-    def __init__(self, name: str, file: BinaryIO, lines: Iterator[L]) -> None:
+    def __init__(self, name: str, file: BinaryIO, records: Iterator[L]) -> None:
         self.name = name
         self.next_number = 1
         self._file = file
-        self._lines = lines
+        self._records = records
 
-    def lines_from(self, first: int) -> Iterator[L]:
-        """The lines from number `first` on, which must not be behind."""
+    def records_from(self, first: int) -> Iterator[L]:
+        """The records from the one at `first` on, counted from 1, which must not be behind."""
         assert first >= self.next_number, (self.name, first, self.next_number)
-        for line in self._lines:
-            self.next_number = line.number + 1
-            if line.number >= first:
-                yield line
+        for record in self._records:
+            self.next_number += 1
+            if self.next_number > first:
+                yield record
 
     def close(self) -> None:
         """Close the file."""
@@ -61,7 +52,7 @@ class OpenReader(Protocol):
 
     @property
     def next_number(self) -> int:
-        """The line or row that comes next, from 1."""
+        """The record that comes next, counted from 1."""
         ...
 
     def close(self) -> None:
@@ -82,7 +73,7 @@ class OpenReaders(Generic[R]):
         return type(self), ()
 
     def take(self, name: str, first: int) -> R | None:
-        """The reader of a file, unless it has passed the line `first`."""
+        """The reader of a file, unless it has passed the record `first`."""
         reader = self._readers.pop(name, None)
         if reader is not None and reader.next_number > first:
             reader.close()
