@@ -49,7 +49,7 @@ COMMANDS = {
         "build_mmc4", "Build a dataset from MMC4 documents: fetch images, write shards", "data"
     ),
     "build obelics": Command(
-        "build_obelics", "Build a dataset from OBELICS documents: images at their places", "data"
+        "build_obelics", "Build a dataset from OBELICS documents with their images in place", "data"
     ),
     "build yt-storyboard": Command(
         "build_yt_storyboard", "Build a dataset from storyboards and subtitles of videos", "data"
@@ -58,24 +58,28 @@ COMMANDS = {
         "build_webvid", "Build a dataset from WebVid rows: clips to frames and captions", "data"
     ),
     "build instruct": Command(
-        "build_instruct", "Build a dataset of dialogues from instruction data of five forms", "data"
+        "build_instruct",
+        "Build a dataset of dialogues from instruction data in five formats",
+        "data",
     ),
     "build miniworld": Command(
-        "build_miniworld", "Write a synthetic world in the form of a corpus, with images", "data"
+        "build_miniworld", "Write a synthetic world in the format of a corpus, with images", "data"
     ),
     "build pairs": Command(
-        "build_pairs", "Build a dataset of synthetic image-text pairs, without a download", "data"
+        "build_pairs", "Build a dataset of synthetic image-text pairs; needs no download", "data"
     ),
-    "dedup": Command("dedup", "Write datasets once more as one, without their duplicates", "data"),
+    "dedup": Command("dedup", "Merge datasets into one and remove their duplicates", "data"),
     "filters": Command(
         "list_filters", "List the filters of --filters: parameters, defaults, reasons", "data"
     ),
     "adopt": Command(
-        "adopt_shards", "Make a dataset of webdataset shards that exist, without a copy", "data"
+        "adopt_shards",
+        "Turn existing webdataset shards into a dataset without copying them",
+        "data",
     ),
     "inspect": Command(
         "inspect_shards",
-        "Show a dataset: counts, samples, a page, one key; verify its files",
+        "Show a dataset (counts, samples, a page, one key) and verify its files",
         "data",
     ),
     "export": Command(
@@ -96,7 +100,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "convert_checkpoint",
-        "Import released Emu weights, or export a model to their form",
+        "Import released Emu weights, or export a model to their format",
         "train",
     ),
     "evaluate": Command("evaluate", "Score the outputs of a model against references", "eval"),

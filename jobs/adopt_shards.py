@@ -25,7 +25,7 @@ from schemas.validation import Checked
 class AdoptShards(Checked):
     """Makes a dataset of webdataset shards that exist (img2dataset's, video2dataset's, your own), without copying them.
 
-    A first try, which writes manifest.json, index/ and ledger/ beside the tars:
+    For example, writing manifest.json, index/ and ledger/ beside the tars:
         emu adopt laion400m
 
     Every sample is read and its images are decoded; what cannot be trained on is in the ledger with the reason.

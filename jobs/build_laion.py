@@ -20,7 +20,7 @@ from schemas.validation import Checked
 class BuildLaion(Checked):
     """Builds a LAION dataset: fetches the images that the metadata link to, and writes pairs.
 
-    A first try:
+    For example:
         emu build laion --metadata 'part-*.snappy.parquet' --out laion --limit 1000 --cuts.max-punsafe 0.5
 
     Reads LAION-400M, LAION-2B-en and its cuts, Re-LAION and LAION-COCO. Every row and every link is recorded in

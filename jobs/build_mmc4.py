@@ -23,7 +23,7 @@ COSINE = (
 class BuildMmc4(Checked):
     """Builds an MMC4 dataset: fetches the images that the documents link to, and writes shards.
 
-    A first try:
+    For example:
         emu build mmc4 --documents 'docs_shard_*_v2.jsonl.zip' --out mmc4 --limit 200
 
     Every document and every link is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html

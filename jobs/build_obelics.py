@@ -19,7 +19,7 @@ from schemas.validation import Checked
 class BuildObelics(Checked):
     """Builds an OBELICS dataset: fetches the images of the documents, and writes them between their texts.
 
-    A first try:
+    For example:
         emu build obelics --documents 'obelics/*.parquet' --out obelics --limit 200
 
     Every document and every link is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html

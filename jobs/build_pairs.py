@@ -24,7 +24,7 @@ from schemas.validation import Checked
 class BuildPairs(Checked):
     """Builds a dataset of synthetic image-text pairs, to train small models on and to try things with.
 
-    A first try:
+    For example:
         emu build pairs --out pairs --num-pairs 5000
 
     Each image shows one coloured shape on a plain background, and its text says so. The same options always give the

@@ -27,7 +27,7 @@ def fetch_defaults() -> FetchConfig:
 class BuildWebvid(Checked):
     """Builds a WebVid dataset: fetches clips or reads them from a folder, takes frames, cleans the captions.
 
-    A first try, with clips in FOLDER/videos/027701_027750/1053841541.mp4:
+    For example, with clips in FOLDER/videos/027701_027750/1053841541.mp4:
         emu build webvid --metadata results_2M_val.csv --media FOLDER --out webvid --limit 200
 
     Every row and every clip is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html shows the

@@ -19,7 +19,7 @@ from schemas.validation import Checked
 class BuildYtStoryboard(Checked):
     """Builds a YT-Storyboard dataset: cuts storyboards into frames and merges them with subtitles by time.
 
-    A first try, with sheets and subtitles on disk (SHEETS/ID/LEVEL_NUMBER.jpg, SHEETS/ID.en.vtt):
+    For example, with sheets and subtitles on disk (SHEETS/ID/LEVEL_NUMBER.jpg, SHEETS/ID.en.vtt):
         emu build yt-storyboard --videos 'videos/*.json' --media SHEETS --out storyboards --limit 20
 
     Every video and every link is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html shows the

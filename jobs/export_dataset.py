@@ -21,7 +21,7 @@ from schemas.validation import Checked
 class ExportDataset(Checked):
     """Writes the samples of a finished dataset as Parquet tables, DATASET/parquet/, and names them in its card.
 
-    A first try:
+    For example:
         emu export mmc4
 
     Then `datasets.load_dataset("mmc4", split="train")` gives rows with texts, decoded images, times and roles.

@@ -21,7 +21,7 @@ from schemas.validation import Checked
 class PrecomputeFeatures(Checked):
     """Computes the visual encoder's outputs for every image of a dataset, and stores them beside it.
 
-    Training with --use-features then reads them instead of running the (frozen) encoder. A first try:
+    Training with --use-features then reads them instead of running the (frozen) encoder. For example:
         emu features --data mmc4 --recipe tiny
         emu train --data mmc4 --recipe tiny --out run --use-features
 

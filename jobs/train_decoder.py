@@ -30,7 +30,7 @@ PRETRAINED_RATE = 1e-4  # the paper's peak learning rate of the U-Net
 class TrainDecoder:
     """Trains the visual decoder, which turns a model's visual embeddings into images.
 
-    A first try, after emu train has trained a model on the same dataset:
+    For example, after emu train has trained a model on the same dataset:
         emu train-decoder --model run/model --data mmc4
 
     From Stable Diffusion's weights, into a folder of its own:

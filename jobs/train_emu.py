@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class TrainEmu(Checked):
     """Trains Emu: text by cross-entropy, images by regression of the next visual embedding.
 
-    A first try, on a dataset that one of the build jobs wrote (here in the folder mmc4):
+    For example, on a dataset that one of the build jobs wrote (here in the folder mmc4):
         emu train --data mmc4 --out run --steps 200
 
     Start from the paper's pretrained parts, or from an existing model:

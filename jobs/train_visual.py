@@ -28,7 +28,7 @@ STARTS_AGAIN = "nothing is written; the same command starts again from the begin
 class TrainVisual(Checked):
     """Pretrains the visual encoder and the Causal Former from captions, where there is no EVA-CLIP to start from.
 
-    A first try, on image-text pairs that emu build pairs wrote:
+    For example, on image-text pairs that emu build pairs wrote:
         emu build pairs --out pairs --num-pairs 20000
         emu train-visual --data pairs --out runs/visual
         emu train --data pairs --init runs/visual/model --out runs/emu --steps 1000
