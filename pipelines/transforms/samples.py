@@ -1,11 +1,12 @@
-"""From fetched images to the columns of a sample; the same for every corpus that fetches images."""
+"""From records to what they are parsed into, and from fetched images to samples; the same for every corpus."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines.core.pipeline import RECORD_FIELDS, Filter, Reason, shard_of
+from pipelines.core.pipeline import RECORD_FIELDS, Filter, Reason, Rejected, shard_of
 from schemas.sample import SEGMENT_TYPE, Segment
 
 SAMPLE_FIELDS = (
@@ -15,6 +16,36 @@ SAMPLE_FIELDS = (
 )
 """What the sink takes beside the reserved columns."""
 SAMPLE_SCHEMA = pa.schema([*RECORD_FIELDS, *SAMPLE_FIELDS])
+
+
+def parsed_table(
+    table: pa.Table, schema: pa.Schema, parse: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> pa.Table:
+    """The records with the columns that `parse` adds to each; what it rejects carries the reason.
+
+    Args:
+        table: the records as read.
+        schema: of the result; columns that it leaves out are dropped.
+        parse: a record to its new columns; raises `Rejected`.
+    """
+    rows = [_parsed(row, parse) for row in table.to_pylist()]
+    return pa.Table.from_pylist(rows, schema=schema.with_metadata(table.schema.metadata))
+
+
+def _parsed(
+    row: dict[str, Any], parse: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    if row["drop_reason"] is not None:
+        return row
+    try:
+        return {**row, **parse(row)}
+    except Rejected as rejected:
+        return row | {"drop_reason": rejected.reason, "drop_detail": rejected.detail}
+
+
+def origin(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a record is from, for its `meta`: the name of the input file without its folder, and its number in it."""
+    return {"source": re.split(r"[/\\]", row["source"])[-1], "record": row["record"]}
 
 
 def sample_table(rows: Iterable[Mapping[str, Any]], table: pa.Table) -> pa.Table:

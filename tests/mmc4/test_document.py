@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.core.pipeline import Rejected
 from pipelines.corpora.mmc4.document import (
     DOCUMENT_REASONS,
     Document,
-    DocumentError,
     parse_document,
 )
 from pipelines.corpora.mmc4.rules import PARSED, ParseDocuments, Rules, choose_images
@@ -112,7 +112,7 @@ def test_a_good_document():
     ],
 )
 def test_every_fault_has_its_reason_and_names_the_field(line: str, reason: str, named: str):
-    with pytest.raises(DocumentError) as raised:
+    with pytest.raises(Rejected) as raised:
         parse_document(line)
     assert raised.value.reason == reason
     assert named in raised.value.detail
@@ -159,7 +159,7 @@ def test_any_edit_of_the_line_is_a_document_or_a_reason(start: int, length: int,
 def check(line: str) -> None:
     try:
         found = parse_document(line)
-    except DocumentError as error:
+    except Rejected as error:
         assert error.reason in DOCUMENT_REASONS
         error.detail.encode("utf-8")
     else:
@@ -193,7 +193,7 @@ def test_any_documents_become_rows_of_the_table(edits: list[tuple[str, Any]]):
 @pytest.mark.timeout(60)
 def test_freak_documents_take_no_more_than_linear_time():
     many = {f"f{i}": 0 for i in range(50_000)}
-    with pytest.raises(DocumentError, match="last appears twice"):
+    with pytest.raises(Rejected, match="last appears twice"):
         parse_document(json.dumps(many)[:-1] + ', "last": 1, "last": 2}')
     info = [{"raw_url": "", "matched_text_index": 0}] * 50_000
     document = {"url": "", "text_list": ["a"], "image_info": info}

@@ -24,7 +24,6 @@ message (`schemas.dialogue`). Its `meta`:
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -38,7 +37,6 @@ from pipelines.core.pipeline import (
     Pipeline,
     Reason,
     Reasons,
-    Rejected,
     Source,
     Stage,
 )
@@ -51,7 +49,7 @@ from pipelines.images.normalise import ImageConfig
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.readers.json_array import RecordSource
-from pipelines.transforms.samples import sample_table
+from pipelines.transforms.samples import origin, parsed_table, sample_table
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
 from schemas.dialogue import system_message
@@ -131,31 +129,23 @@ class ParseDialogues:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The dialogues; a record that holds none carries the reason."""
-        rows = [self._row(row) for row in table.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
+        return parsed_table(table, PARSED, self._parse)
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        line = row.pop("line")
-        if row["drop_reason"] is not None:
-            return row
+    def _parse(self, row: dict[str, Any]) -> dict[str, Any]:
         form = None if self.rules.form == "auto" else self.rules.form
-        try:
-            raw = parse_dialogue(line, row["record"] - 1, form, self.rules.video_suffix)
-            found = clean(raw, self.rules.strip_html, self.rules.max_characters)
-            if self.rules.paper_filter:
-                check_against_paper(raw, found.turns)
-        except Rejected as rejected:
-            return row | {"drop_reason": rejected.reason, "drop_detail": rejected.detail}
+        raw = parse_dialogue(row["line"], row["record"] - 1, form, self.rules.video_suffix)
+        found = clean(raw, self.rules.strip_html, self.rules.max_characters)
+        if self.rules.paper_filter:
+            check_against_paper(raw, found.turns)
         about = {
             "form": raw.form,
             "id": raw.id,
-            "source": re.split(r"[/\\]", row["source"])[-1],
-            "record": row["record"],
+            **origin(row),
             "removed_turns": dict(found.removed),
         }
         links = [Link(slot, medium.url).as_row() for slot, medium in enumerate(raw.media)]
         turns = [_turn_row(turn) for turn in self._turns(raw, found)]
-        return row | {"turns": turns, "about": canonical_json(about), "links": links}
+        return {"turns": turns, "about": canonical_json(about), "links": links}
 
     def _turns(self, raw: Dialogue, found: CleanDialogue) -> Iterator[CleanTurn]:
         """The turns, with the system's in front."""

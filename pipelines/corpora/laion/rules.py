@@ -28,7 +28,6 @@ The sample: the image, then its caption. Its `meta`:
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -43,6 +42,7 @@ from pipelines.core.pipeline import (
     Pipeline,
     Reason,
     Reasons,
+    Rejected,
     Stage,
 )
 from pipelines.corpora.build import Build
@@ -52,7 +52,13 @@ from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.readers.columns import Column
 from pipelines.readers.parquet import ParquetSource
-from pipelines.transforms.samples import arrived_images, image_segment, sample_table
+from pipelines.transforms.samples import (
+    arrived_images,
+    image_segment,
+    origin,
+    parsed_table,
+    sample_table,
+)
 from schemas.sample import Link, Segment, canonical_json
 from schemas.validation import Checked
 
@@ -198,31 +204,17 @@ class ParsePairs:
         """The rows with their links; those that give no pair carry the reason."""
         caption = pc.utf8_trim_whitespace(pc.replace_substring_regex(table["caption"], _BLANK, " "))
         table = table.set_column(table.schema.get_field_index("caption"), "caption", caption)
-        rows = [self._row(row) for row in table.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
+        return parsed_table(table, PARSED, self._parse)
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        reason, detail = self._problem(row)
-        if reason is not None:
-            return row | {
-                "caption": None,
-                "drop_reason": reason,
-                "drop_detail": detail,
-                "meta": None,
-            }
-        return row | {"links": [Link(0, row["url"]).as_row()], "meta": canonical_json(_meta(row))}
-
-    def _problem(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        if row["drop_reason"] is not None:
-            return row["drop_reason"], row["drop_detail"]
+    def _parse(self, row: dict[str, Any]) -> dict[str, Any]:
         if not row["url"]:
-            return "no_url", None
+            raise Rejected("no_url")
         if not row["caption"]:
-            return "no_caption", None
-        length = len(row["caption"])
-        if length > self.max_caption_chars:
-            return "caption_too_long", f"{length:,} characters, limit {self.max_caption_chars:,}"
-        return None, None
+            raise Rejected("no_caption")
+        length, limit = len(row["caption"]), self.max_caption_chars
+        if length > limit:
+            raise Rejected("caption_too_long", f"{length:,} characters, limit {limit:,}")
+        return {"links": [Link(0, row["url"]).as_row()], "meta": canonical_json(_meta(row))}
 
 
 def _meta(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,8 +222,7 @@ def _meta(row: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {name: int(row[name]) for name in SIZES if _is_finite(row[name])}
     tag = {} if row["nsfw"] is None else {"nsfw": row["nsfw"]}
     columns = {} if row["extra"] is None else {"columns": json.loads(row["extra"])}
-    where = {"source": re.split(r"[/\\]", row["source"])[-1], "record": row["record"]}
-    return {"url": row["url"], **where, "scores": scores, **sizes, **tag, **columns}
+    return {"url": row["url"], **origin(row), "scores": scores, **sizes, **tag, **columns}
 
 
 def _is_finite(value: float | None) -> bool:

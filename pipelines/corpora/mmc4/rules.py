@@ -29,7 +29,6 @@ image directly before its sentence. Training samples "before or after" itself. I
 | scores             | min_similarity and mean_similarity over those                                  |
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -54,7 +53,6 @@ from pipelines.corpora.build import Build
 from pipelines.corpora.mmc4.document import (
     DOCUMENT_REASONS,
     Document,
-    DocumentError,
     parse_document,
 )
 from pipelines.filters.min_images import min_images
@@ -63,7 +61,13 @@ from pipelines.images.normalise import ImageConfig, ImageContent
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.readers.jsonl import LineSource
-from pipelines.transforms.samples import arrived_images, image_segment, sample_table
+from pipelines.transforms.samples import (
+    arrived_images,
+    image_segment,
+    origin,
+    parsed_table,
+    sample_table,
+)
 from schemas.sample import Link, Segment, canonical_json, link_from_row
 from schemas.validation import Checked
 
@@ -231,18 +235,11 @@ class ParseDocuments:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The documents; a line that holds no document carries the reason."""
-        rows = [self._row(row) for row in table.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
+        return parsed_table(table, PARSED, self._parse)
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        line = row.pop("line")
-        if row["drop_reason"] is not None:
-            return row
-        try:
-            document = parse_document(line, needs_similarity=self.rules.clip is None)
-        except DocumentError as error:
-            return row | {"drop_reason": error.reason, "drop_detail": error.detail}
-        return row | {
+    def _parse(self, row: dict[str, Any]) -> dict[str, Any]:
+        document = parse_document(row["line"], needs_similarity=self.rules.clip is None)
+        return {
             "url": document.url,
             "texts": document.texts,
             "similarity": document.similarity,
@@ -298,8 +295,7 @@ class MatchDocuments:
         similarity = [outcomes[slot].similarity for slot in slots]
         meta = {
             "url": row["url"],
-            "source": re.split(r"[/\\]", row["source"])[-1],
-            "record": row["record"],
+            **origin(row),
             "image_slot": slots,
             "image_url": [links[slot].url for slot in slots],
             "matched_text_index": sorted(placed),

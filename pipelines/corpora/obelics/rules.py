@@ -22,7 +22,6 @@ Source: OBELICS as released (huggingface.co/datasets/HuggingFaceM4/OBELICS).
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -44,7 +43,13 @@ from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.readers.columns import Column
 from pipelines.readers.parquet import ParquetSource
-from pipelines.transforms.samples import arrived_images, image_segment, sample_table
+from pipelines.transforms.samples import (
+    arrived_images,
+    image_segment,
+    origin,
+    parsed_table,
+    sample_table,
+)
 from schemas.sample import Link, Segment, canonical_json
 from schemas.validation import Checked
 
@@ -109,24 +114,14 @@ class ParsePages:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The documents; a row that holds none carries the reason."""
-        rows = [self._row(row) for row in table.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
+        return parsed_table(table, PARSED, self._parse)
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        images, texts, extra = row.pop("images"), row.pop("texts"), row.pop("extra")
-        if row["drop_reason"] is not None:
-            return row
-        try:
-            _check(images, texts)
-        except Rejected as rejected:
-            return row | {"drop_reason": rejected.reason, "drop_detail": rejected.detail}
-        meta = {
-            "source": re.split(r"[/\\]", row["source"])[-1],
-            "record": row["record"],
-            "columns": {} if extra is None else json.loads(extra),
-        }
+    def _parse(self, row: dict[str, Any]) -> dict[str, Any]:
+        images, texts = row["images"], row["texts"]
+        _check(images, texts)
+        meta = {**origin(row), "columns": json.loads(row["extra"] or "{}")}
         links = [Link(slot, url) for slot, url in enumerate(u for u in images if u is not None)]
-        return row | {
+        return {
             "texts": texts,
             "meta": canonical_json(meta),
             "links": [self._bounded(link).as_row() for link in links],

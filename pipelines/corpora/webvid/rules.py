@@ -40,6 +40,7 @@ from pipelines.core.pipeline import (
     Pipeline,
     Reason,
     Reasons,
+    Rejected,
     Stage,
 )
 from pipelines.core.storage import Storage
@@ -52,7 +53,7 @@ from pipelines.publish.report import Report
 from pipelines.readers.columns import EXTRA, Column
 from pipelines.readers.tables import TableSource
 from pipelines.transforms.frames import CLIP_FIELDS, VideoContent
-from pipelines.transforms.samples import image_segment, sample_table
+from pipelines.transforms.samples import image_segment, origin, parsed_table, sample_table
 from pipelines.videos.decode import DECODERS
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
@@ -193,23 +194,21 @@ class ParseRows:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The rows, each with its link."""
-        rows = [self._row(row) for row in table.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
+        return parsed_table(table, PARSED, self._parse)
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _parse(self, row: dict[str, Any]) -> dict[str, Any]:
         caption = (row["caption"] or "").strip()
         if not caption:
-            return row | {"drop_reason": "caption_missing"}
+            raise Rejected("caption_missing")
         if len(caption) > MAX_CAPTION:
-            detail = f"{len(caption)} characters"
-            return row | {"drop_reason": "caption_too_long", "drop_detail": detail}
+            raise Rejected("caption_too_long", f"{len(caption)} characters")
         cleaned = clean_caption(caption) if self.rules.clean else None
         if cleaned is not None and not cleaned.text:
-            return row | {"drop_reason": "caption_only_metadata", "drop_detail": caption[:80]}
+            raise Rejected("caption_only_metadata", caption[:80])
         url = self._path(row) if self.has_media else row["url"] or ""
         if url is None:
-            return row | {"drop_reason": "videoid_missing"}
-        return row | {
+            raise Rejected("videoid_missing")
+        return {
             "text": caption if cleaned is None else cleaned.text,
             "removed": [] if cleaned is None else [list(pair) for pair in cleaned.removed],
             "links": [Link(0, url).as_row()],
@@ -244,8 +243,7 @@ def _sample(row: dict[str, Any]) -> dict[str, Any]:
     meta = {
         "videoid": row["videoid"],
         "url": row["links"][0]["url"],
-        "source": re.split(r"[/\\]", row["source"])[-1],
-        "record": row["record"],
+        **origin(row),
         "caption": row["caption"],
         "removed": row["removed"],
         "clip": {f.name: clip[f.name] for f in CLIP_FIELDS},

@@ -14,6 +14,7 @@ from pipelines.storyboards.records import RECORD_REASONS, Track, Video, choose_t
 from pipelines.subtitles import read_subtitles
 from pipelines.subtitles.cues import SUBTITLE_REASONS, Cue, Subtitles
 from pipelines.subtitles.transcript import from_entries
+from pipelines.transforms.samples import parsed_table
 from schemas.sample import Link, canonical_json
 
 PARSED = pa.schema([*RECORD_FIELDS, pa.field("video", pa.large_string())])
@@ -71,18 +72,11 @@ class ParseVideos:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The videos; a record that is none carries the reason."""
-        rows = [self._row(row) for row in table.to_pylist()]
-        return pa.Table.from_pylist(rows, schema=PARSED.with_metadata(table.schema.metadata))
+        return parsed_table(table, PARSED, self._parse)
 
-    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
-        line = row.pop("line")
-        if row["drop_reason"] is not None:
-            return row
-        try:
-            plan, links = self._planned(parse_video(line))
-        except Rejected as error:
-            return row | {"drop_reason": error.reason, "drop_detail": error.detail}
-        return row | {"video": plan.to_json(), "links": [link.as_row() for link in links]}
+    def _parse(self, row: dict[str, Any]) -> dict[str, Any]:
+        plan, links = self._planned(parse_video(row["line"]))
+        return {"video": plan.to_json(), "links": [link.as_row() for link in links]}
 
     def _planned(self, video: Video) -> tuple[Plan, list[Link]]:
         level = choose_level(video.levels, self.rules.level)
