@@ -1,6 +1,6 @@
 # One image for building datasets, training and serving:
 #   docker build -t emu .
-#   docker run --rm -p 8000:8000 -v "$PWD/runs:/work/runs" --shm-size 2g emu serve --model runs/tiny/model --host 0.0.0.0
+#   docker run --rm -p 8000:8000 -v "$PWD/runs:/work/runs" --shm-size 2g emu serve --model runs/tiny/model --host 0.0.0.0 --allow-anyone
 #   docker run --rm --gpus all -v /data:/data --shm-size 16g emu train --data /data/mmc4 --out /data/run
 FROM python:3.11-slim
 COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv

@@ -9,6 +9,7 @@ Starts a local Ray, or uses the cluster under `ray job submit`; runs until Ctrl-
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import signal
@@ -28,8 +29,8 @@ from jobs.progress import say, say_importing
 from pipelines.download.config import FetchConfig
 
 if TYPE_CHECKING:
-    from emu.serve.app import ServeOptions
     from emu.serve.media import Fetch
+    from emu.serve.options import ServeOptions
 
 APPLICATION = "emu"
 PROXY_START = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
@@ -60,16 +61,24 @@ class ServeJob:
     name: str | None = None
     """The value of `model` in requests. None: the name of the folder."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default accepts only this machine; 0.0.0.0 accepts everyone.
-    There is no authentication: put a proxy in front that has it."""
+    """Address to listen on. The default accepts only this machine.
+    0.0.0.0 accepts everyone and needs --api-keys or --allow-anyone."""
     port: int = 8000
     """Port to listen on; 0 chooses a free one and prints it."""
     device: str = "cpu"
     """cpu or cuda. With cuda, give --num-gpus too."""
     dtype: str = "float32"
     """float32, bfloat16 or float16. bfloat16 halves the memory on a GPU."""
+    api_keys: Path | None = None
+    """File of API keys: TOML with the hash, the rate and the number of parallel requests of each (docs/serving.md)."""
+    allow_anyone: bool = False
+    """Serve on an address that others reach without API keys."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the API from a browser, such as https://app.example; * for all."""
     num_replicas: int = 1
-    """Copies of the model, each in its own process."""
+    """Copies of the model, each in its own process; with --max-replicas, the smallest number of them."""
+    max_replicas: int | None = None
+    """Largest number of copies; Ray Serve starts and stops them by the number of requests."""
     num_cpus: float = 1
     """Cores that Ray reserves for each replica."""
     num_gpus: float = 0
@@ -78,6 +87,8 @@ class ServeJob:
     """Requests that a replica handles at the same time; they share its speed."""
     requests_waiting: int = 64
     """Requests that may wait for a replica; further ones get status 503 at once."""
+    drain_s: float = 30
+    """Seconds that running requests may take to end after Ctrl-C or SIGTERM; new ones get 503 meanwhile."""
     fetch_images: bool = False
     """Fetch images with an http(s) address. Off by default, because the server then sends requests that clients choose.
     Private and local addresses are always refused."""
@@ -91,17 +102,19 @@ class ServeJob:
 
 def serve_model(job: ServeJob) -> None:
     """Serve until a signal."""
-    say_importing("ray")
     from emu.decoders import read_image_multiple
     from emu.weights.layout import DECODER, read_config
-    from jobs.cluster import ray_session
 
     with checked_options():
         options = serve_options(job)
+        check_access(job)
         read_config(Path(job.model))
         read_image_multiple(Path(job.model) / DECODER)
         if "RAY_ADDRESS" not in os.environ:  # on a cluster, Ray Serve may listen there already
             check_port(job.host, job.port)
+    say_importing("ray")
+    from jobs.cluster import ray_session
+
     say("starting Ray")
     os.environ.setdefault(PROXY_START, "60")
     with ray_session():
@@ -125,9 +138,34 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
+def check_access(job: ServeJob) -> None:
+    """Raises ValueError if anyone would reach the server unasked, or its file of keys is wrong."""
+    from emu.serve.keys import load_keys
+
+    if job.api_keys is not None:
+        load_keys(job.api_keys.expanduser())
+        return
+    if is_loopback(job.host):
+        return
+    if not job.allow_anyone:
+        raise ValueError(
+            f"--host {job.host} without --api-keys would let everyone who reaches it send requests; give "
+            "--api-keys FILE, or --allow-anyone behind a proxy that authenticates"
+        )
+    log.warning("api_keys=none host=%s hint=everyone who reaches it may send requests", job.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def serve_options(job: ServeJob) -> ServeOptions:
     """The options of the application, from those of the command line."""
-    from emu.serve.app import ServeOptions
+    from emu.serve.options import ServeOptions
 
     refuse_address(job.model)
     if job.device != "cpu" and job.num_gpus == 0:
@@ -138,10 +176,14 @@ def serve_options(job: ServeJob) -> ServeOptions:
         device=job.device,
         dtype=job.dtype,
         num_replicas=job.num_replicas,
+        max_replicas=job.max_replicas,
         num_cpus=job.num_cpus,
         num_gpus=job.num_gpus,
         requests_per_replica=job.requests_per_replica,
         requests_waiting=job.requests_waiting,
+        drain_s=float(job.drain_s),
+        api_keys=job.api_keys and job.api_keys.expanduser(),
+        cors_origins=job.cors_origins,
         limits=job.limits,
     )
 
@@ -180,11 +222,22 @@ def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> None:
         say("")  # it serves, which is silent
         stop.wait()
         print("stopping", flush=True)
+        drain(job.drain_s)
     except (RuntimeError, RayError) as error:
         last_line = str(error).strip().splitlines()[-1]
         raise JobError("; ".join([last_line, *failures()])) from error
     finally:
         serve.delete(APPLICATION)
+
+
+def drain(timeout_s: float) -> None:
+    """Let the running requests end, while new ones are refused."""
+    from ray import serve
+
+    handle = serve.get_app_handle(APPLICATION)
+    left = handle.drain.remote(timeout_s).result(timeout_s=timeout_s + 10)
+    if left:
+        log.warning("requests_ended_early=%d drain_s=%g", left, timeout_s)
 
 
 def failures() -> list[str]:

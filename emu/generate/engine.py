@@ -197,7 +197,7 @@ class Engine:
 
     def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | EncodedPrompt,
         text: TextOptions | None = TextOptions(),
         image: ImageOptions = ImageOptions(),
         image_first: bool = False,

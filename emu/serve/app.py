@@ -9,88 +9,95 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from fastapi import FastAPI
-from pydantic import Field
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from emu.generate.prompts import TextOptions
-from emu.serve.api import build_api
+from emu.serve.api import Access, build_api
 from emu.serve.backend import EngineStats, Event, Health, ModelCard, Work
 from emu.serve.errors import ErrorResponse
-from emu.serve.limits import Limits
+from emu.serve.gate import Traffic
+from emu.serve.keys import load_keys
 from emu.serve.local import LocalBackend
 from emu.serve.media import Fetch
+from emu.serve.options import ServeOptions, options_of
 from emu.weights.layout import read_config
-from schemas.validation import Checked
 
 INGRESS, REPLICA = "ingress", "engine"
 OpenFetch = Callable[[], Fetch]
 """Makes the function that fetches images; called in the process of the ingress."""
 
 STATS_TIMEOUT_S = 5.0
+HEALTH_CHECK_PERIOD_S = 2.0
+"""Seconds after which a lost replica is noticed at the latest, and replaced."""
+DRAIN_POLL_S = 0.05
 BUSY, LOST = "overloaded", "replica_lost"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ServeOptions(Checked):
-    """How the application is distributed over a cluster, and the limits of one request."""
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application for Ray Serve's own commands and configurations; takes the fields of `ServeOptions`.
 
-    model: Path
-    """The model directory; every node that runs a replica must be able to read it."""
-    name: str | None = None
-    """The value of `model` in requests; by default the directory's name."""
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
-    dtype: str = "float32"
-    """`float32`, `bfloat16` or `float16`."""
-    num_replicas: Annotated[int, Field(ge=1)] = 1
-    """Copies of the model."""
-    num_cpus: Annotated[float, Field(ge=0)] = 1
-    """CPU cores per replica."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs per replica; with a fraction, replicas share one."""
-    requests_per_replica: Annotated[int, Field(ge=1)] = 4
-    """Requests that one replica handles at the same time."""
-    requests_waiting: Annotated[int, Field(ge=1)] = 64
-    """Requests that may wait for a replica; further ones get status 503."""
-    limits: Limits = field(default_factory=Limits)
+        serve run emu.serve.app:build model=/shared/emu num_replicas=2
+
+    Raises:
+        ConfigError: for an unknown argument or a wrong value.
+        FileNotFoundError: for an incomplete model directory.
+    """
+    return build_app(options_of(arguments))
 
 
 def build_app(options: ServeOptions, open_fetch: OpenFetch | None = None) -> serve.Application:
     """The application, to be passed to `serve.run`.
 
-    Raises FileNotFoundError or ValueError for an incomplete model directory.
+    Raises FileNotFoundError or ValueError for an incomplete model directory or a wrong file of keys.
     """
     config = read_config(options.model)
     card = ModelCard.of(options.model, config, options.name)
+    keys = None if options.api_keys is None else load_keys(options.api_keys)
+    access = Access(keys, options.cors_origins)
 
     def build_ingress() -> FastAPI:
         handle = serve.get_deployment_handle(REPLICA)
         fetch = open_fetch() if open_fetch else None
         backend = ReplicaBackend(handle, serve.get_replica_context().app_name)
-        return build_api(backend, card, options.limits, fetch)
+        return build_api(backend, card, options.limits, fetch, access)
 
     replica = serve.deployment(
         name=REPLICA,
-        num_replicas=options.num_replicas,
         max_ongoing_requests=options.requests_per_replica,
         max_queued_requests=options.requests_waiting,
         ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+        graceful_shutdown_timeout_s=options.drain_s,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        **_number_of_replicas(options),
     )(EngineReplica)
     ingress = serve.deployment(
         name=INGRESS,
-        max_ongoing_requests=1000,
+        max_ongoing_requests=2 * options.limits.max_parallel,
         ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=options.drain_s,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
     )(serve.ingress(build_ingress)(Ingress))
     return ingress.bind(replica.bind(options))
+
+
+def _number_of_replicas(options: ServeOptions) -> dict[str, Any]:
+    if options.max_replicas is None:
+        return {"num_replicas": options.num_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": options.num_replicas,
+            "max_replicas": options.max_replicas,
+            "target_ongoing_requests": max(1.0, 0.75 * options.requests_per_replica),
+        }
+    }
 
 
 class Ingress:
@@ -98,6 +105,16 @@ class Ingress:
 
     def __init__(self, replica: DeploymentHandle) -> None:
         self.replica = replica
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuses new requests and waits until the others have ended; returns how many have not in that time."""
+        # `serve.ingress` makes a subclass that has the application
+        traffic: Traffic = cast("Any", self).app.state.traffic
+        traffic.is_draining = True
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while traffic.num_requests and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(DRAIN_POLL_S)
+        return traffic.num_requests
 
 
 class EngineReplica:

@@ -15,8 +15,9 @@ from PIL import Image
 
 from emu.generate.engine import Engine
 from emu.generate.prompts import ImageOptions, TextOptions
-from emu.serve.app import ServeOptions, build_app
+from emu.serve.app import build_app
 from emu.serve.limits import Limits
+from emu.serve.options import ServeOptions
 from tests.generate.bomb import bomb_png
 from tests.serve.conftest import CHAT, Caller, error_of, free_port, image_part, parts
 
