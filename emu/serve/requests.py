@@ -184,7 +184,7 @@ def _check_stops(request: TextRequest) -> None:
 def _check_combinations(request: ChatRequest) -> None:
     """Raises `ApiError` for fields that exclude each other."""
     tokens, completion = request.max_tokens, request.max_completion_tokens
-    if tokens and completion:
+    if tokens and completion and tokens != completion:
         message = f"max_tokens is {tokens} and max_completion_tokens {completion}, give one of them"
         raise ApiError(400, message, "max_tokens", "invalid_value")
     if request.num_beams > 1 and (request.temperature or request.stream):
@@ -293,6 +293,7 @@ def text_options(request: ChatRequest, limits: Limits, seed: int = 0) -> TextOpt
     return TextOptions(
         max_new_tokens=request.num_tokens or min(DEFAULT_MAX_TOKENS, limits.max_tokens),
         num_beams=request.num_beams,
+        min_length=request.min_length,
         do_sample=bool(request.temperature),
         temperature=request.temperature or 1.0,
         top_p=1.0 if request.top_p is None else request.top_p,

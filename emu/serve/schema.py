@@ -9,6 +9,7 @@
 | `temperature` | 0 to 2; default 0: the likeliest token (OpenAI's default is 1) |
 | `n`, `top_p`, `seed`, `stop`, `logprobs`, `top_logprobs` | as in OpenAI's schema |
 | `stream`, `stream_options` | server-sent events |
+| `ignore_eos` | as of other servers: the text goes on to its limit |
 | `num_beams`, `image` | ours: beam search; size and sampler of a generated image |
 
 Fields of OpenAI's schema that do not affect the reply (`IGNORED`) are accepted. Those that would affect it and are not
@@ -126,11 +127,16 @@ class Message(Strict):
     parts: list[Annotated[TextPart | ImagePlace, Field(discriminator="type")]] | None = None
 
 
+NEVER = 2**31  # positions: more than any model has
+
+
 class StreamOptions(Strict):
     """What a stream contains besides text."""
 
     include_usage: bool | None = False
     include_obfuscation: bool | None = False
+    continuous_usage_stats: bool | None = False
+    """Sent by load clients; a piece of text is a token here, and the usage stands in the last chunk alone."""
 
 
 class ImageRequest(Strict):
@@ -155,6 +161,13 @@ class TextRequest(Strict):
     n: int | None = Field(default=None, ge=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = False
+    """The text goes on to its limit, as load clients need it."""
+
+    @property
+    def min_length(self) -> int:
+        """Ids before the end token is allowed."""
+        return NEVER if self.ignore_eos else 0
 
     @property
     def stops(self) -> tuple[str, ...]:

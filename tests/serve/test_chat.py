@@ -232,3 +232,10 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_scale(caller: Caller) -> None:
 def test_a_prompt_beyond_the_positions_is_refused_before_it_is_decoded(caller: Caller) -> None:
     status, param, text = error_of(caller.ask("a" * 70_000))
     assert (status, param) == (400, "messages") and "at least 1094 positions" in text
+
+
+def test_a_text_goes_on_to_its_limit_where_a_load_client_wants_it(caller: Caller):
+    options = {"continuous_usage_stats": True}
+    limits = {"max_tokens": 200, "max_completion_tokens": 200, "ignore_eos": True}
+    events = caller.stream("a", stream_options=options, temperature=2, seed=1, **limits)
+    assert events[-1]["choices"][0]["finish_reason"] == "length"

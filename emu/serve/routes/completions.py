@@ -103,6 +103,7 @@ def read_completion(request: CompletionRequest, server: Server) -> list[Generati
     seed = secrets.randbits(62) if request.seed is None else request.seed
     text = TextOptions(
         max_new_tokens=max(_num_tokens(request, limits.max_tokens), 1),
+        min_length=request.min_length,
         do_sample=bool(request.temperature),
         temperature=request.temperature or 1.0,
         top_p=1.0 if request.top_p is None else request.top_p,
