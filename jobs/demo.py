@@ -30,12 +30,12 @@ RULE = "─" * 78
 NUM_SCENES = 64  # of the exam
 FIXED_MINUTES = 1.5  # what does not depend on the lengths of the trainings, on two cores
 MINUTES = 6.0
-STEPS = {"visual": 950, "features": 40, "emu": 1300, "decoder": 1200}
+STEPS = {"visual": 950, "features": 40, "emu": 1200, "decoder": 1200}
 """Optimizer steps at MINUTES."""
 MAX_PAIRS = 200_000
 MAX_PROMPTED = 8_000
 """Images for the visual decoder: the conditions of each take time before its first step."""
-NUM_CLIENTS = 3  # that ask the server at the same time
+NUM_CLIENTS = 8  # that ask the server at the same time
 NUM_PROCESSES = 2
 """Of each large training: one per core of the machine that the demo is for."""
 PAIRS = {"captions": "visual", "questions": "emu"}

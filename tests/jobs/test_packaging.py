@@ -52,8 +52,10 @@ def test_every_import_is_required_and_nothing_else() -> None:
     extras = [r for e in ("data", "train", "serve", "eval") for r in EXTRAS[e]]
     required = {name_of(r) for r in [*PROJECT["dependencies"], *extras]}
     assert needed - required == set(), "imported, but not required"
-    # diffusers and torch.utils.tensorboard need these
-    assert required - needed == {"accelerate", "tensorboard"}, "required, but not imported"
+    # diffusers, starlette and torch.utils.tensorboard need these
+    assert required - needed == {"accelerate", "python-multipart", "tensorboard"}, (
+        "required, but not imported"
+    )
 
 
 def test_every_job_has_an_extra_and_all_has_every_extra() -> None:
