@@ -17,7 +17,6 @@ from threading import Event, Thread
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipelines.core.beside import BesideTables
 from pipelines.core.contracts import Counts, ErrorContext, alarms, merged
 from pipelines.core.inputs import planned
 from pipelines.core.pipeline import (
@@ -243,16 +242,22 @@ class _Build:
         stage = stages[level - 1] if level <= len(stages) else None
         if not isinstance(stage, Barrier) or self.workspace.has_barrier(level):
             return
-        beside = BesideTables(stage, self.storage, self.workspace.folder(level))
-        if pending := beside.pending():
-            results = self.runner.run(beside.operators(), pending)
-            sizes = _sizes(pending)
-            for name in with_progress(results, f"{stage.name} beside", sizes, sizes, self.progress):
-                log.debug("shard=%s beside=%s status=done", name, stage.name)
         own = (self._barrier_input(stage, level, shard) for shard in self.plan.active)
-        tables = chain(beside.tables(), own)
+        tables = chain(self._beside(stage, level), own) if stage.beside else own
         with ErrorContext(stage.name, "(all)", "the plan of the barrier").explained():
             self.workspace.save_barrier(level, stage.plan(tables))
+
+    def _beside(self, barrier: Barrier, level: int) -> Iterator[pa.Table]:
+        """The tables of the datasets beside a barrier, made by the workers where they are missing."""
+        from pipelines.core.beside import BesideTables  # few barriers look at others
+
+        beside = BesideTables(barrier, self.storage, self.workspace.folder(level))
+        if pending := beside.pending():
+            results = self.runner.run(beside.operators(), pending)
+            sizes, label = _sizes(pending), f"{barrier.name} beside"
+            for name in with_progress(results, label, sizes, sizes, self.progress):
+                log.debug("shard=%s stages=%r status=done", name, label)
+        return beside.tables()
 
     def _barrier_input(self, barrier: Barrier, level: int, shard: ShardPlan) -> pa.Table:
         if barrier.columns is not None and level > 1:

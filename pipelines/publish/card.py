@@ -21,7 +21,6 @@ import yaml
 from pipelines.core.pipeline import Reasons
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.core.workspace import is_card
-from pipelines.publish.export import is_exported
 from schemas.manifest import CARD_FILE, CARD_MARK, Manifest
 from schemas.shard import INDEXES, PARQUET, SHARDS
 from schemas.tables import INDEX
@@ -97,8 +96,11 @@ def _commit(storage: Storage, front: Mapping[str, Any], body: str) -> None:
 
 
 def _configs(storage: Storage, manifest: Manifest) -> list[dict[str, str]]:
-    if is_exported(storage, manifest):
-        return [PARQUET_CONFIG]
+    if storage.exists(PARQUET):
+        from pipelines.publish.export import is_exported  # few datasets have a twin
+
+        if is_exported(storage, manifest):
+            return [PARQUET_CONFIG]
     if any(entry.path is not None for entry in manifest.shards):
         return []  # tars of others lie elsewhere, and hold what was dropped too
     return [TAR_CONFIG] if _has_equal_members(storage, manifest) else []

@@ -28,13 +28,14 @@ import pyarrow.compute as pc
 from pipelines.core.pipeline import Reasons
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.publish.cards import card_parts, clock, pick_samples, thumbnail
-from pipelines.publish.duplicates import largest_groups
 from schemas.manifest import REPORT_FILE, Manifest
 from schemas.shard import INDEXES, LEDGERS
 from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
 
 SCORE = "score "
 """Prefix of the names of distributions of scores."""
+DEDUP = "dedup"
+"""The stage that drops duplicates."""
 MAX_HOSTS = 4096
 _NUM_HOSTS_SHOWN, _NUM_BINS = 12, 24
 _INDEX_COLUMNS = (
@@ -76,7 +77,7 @@ class Report:
             charts=[histogram(*chart) for chart in self._charts(distributions)],
             samples=pick_samples(storage, manifest, self.num_cards),
             hosts=hosts.worst(_NUM_HOSTS_SHOWN),
-            groups=largest_groups(storage, manifest),
+            groups=_groups(storage, manifest),
             stages=sorted(manifest.stages.items(), key=_stage_order),
             settings=list(flatten(manifest.config)),
             fingerprint=vars(manifest.fingerprint),
@@ -221,6 +222,15 @@ class Histogram:
     values: Distribution
     bars: Sequence[tuple[str, int]] = ()
     ticks: Sequence[tuple[float, str, str]] = ()
+
+
+def _groups(storage: Storage, manifest: Manifest) -> Sequence[Any]:
+    """The largest groups of duplicates, where a stage has dropped some."""
+    if DEDUP not in manifest.stages:
+        return ()
+    from pipelines.publish.duplicates import largest_groups
+
+    return largest_groups(storage, manifest)
 
 
 def histogram(title: str, unit: str, values: Distribution, is_whole: bool) -> Histogram:
