@@ -17,7 +17,6 @@ from emu.config import (
     Count,
     EmuConfig,
     Positive,
-    Prediction,
     SequenceConfig,
     emu_14b_config,
     emu_llama_1b_config,
@@ -173,57 +172,6 @@ class Recipe:
     model: EmuConfig
     sequence: SequenceConfig
     train: TrainConfig
-
-
-@dataclass(frozen=True)
-class DecoderTrainConfig(Checked):
-    """Length and learning rates of the two stages; the defaults are for small sizes from scratch."""
-
-    steps: Count = 1000
-    """Optimizer steps of the decoder (paper: 15000)."""
-    autoencoder_steps: Annotated[int, Field(ge=0)] = 300
-    """Optimizer steps of the autoencoder before; not used with pretrained weights."""
-    batch_size: Count = 8
-    """Images per step of the decoder (paper: 1600 over all GPUs)."""
-    autoencoder_batch_size: Count = 4
-    """Images per step of the autoencoder."""
-    learning_rate: Positive = 1e-3
-    """Peak learning rate of the decoder. The paper's, for Stable Diffusion's weights, is 1e-4."""
-    autoencoder_learning_rate: Positive = 2e-3
-    """Peak learning rate of the autoencoder."""
-    warmup_ratio: Ratio = 0.1
-    """Fraction of a stage's steps with linear warm-up; then the rate decays along a cosine to zero."""
-    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
-    """Decay rates of AdamW's running means of the gradient and its square (the paper's)."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay of AdamW (the paper's)."""
-    clip_norm: Positive = 1.0
-    """Gradients are clipped to this norm (our choice; the paper does not say)."""
-    drop_probability: Ratio = 0.1
-    """Fraction of the conditions replaced by that of the empty prompt, for guidance."""
-    prediction: Prediction | None = None
-    """What a U-Net from scratch predicts: the noise (epsilon, the paper), v, or the clean image (sample).
-    None: as in the model's configuration."""
-    snr_gamma: Positive | None = None
-    """Bound of the signal-to-noise ratio in the weights of the loss (min-SNR). None: as in the configuration."""
-    contrast_weight: Annotated[float, Field(ge=0)] | None = None
-    """Weight of what differs from the mean of its image, for pixel_diffusion. None: as in the configuration."""
-    noise_shift: Positive | None = None
-    """Factor on the ratio of noise to signal at every time. None: as in the model's configuration."""
-    seed: int = 0
-    """Seed of initial weights, order of images, times and noise."""
-    log_every: Count = 10
-    """Steps between lines of metrics."""
-
-
-@dataclass(frozen=True)
-class PromptRules(Checked):
-    """Which images the visual decoder trains on."""
-
-    max_prompt_length: Count = 150
-    """Maximum length of a prompt in characters; images with longer ones are left out (paper: 150)."""
-    max_images: Count = 20_000
-    """Maximum number of images: they are held in memory, decoded."""
 
 
 def tiny() -> Recipe:

@@ -4,26 +4,23 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from emu.recipes import DecoderTrainConfig, PromptRules
-from jobs.cli import checked_options, failing, run_job
-from jobs.paths import folder_path, job_path
-from jobs.progress import say, say_importing
+from emu.config import Count, Positive
+from emu.decoder_recipe import DecoderTrainConfig, PromptRules
+from jobs.cli import checked_options, run_job
+from jobs.paths import folder_path
+from jobs.training import Workers, corpora_of, run_training
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    from emu.train.decoder import DecoderPlan
 
-    from emu.train.decoder import Advance, DecoderPlan, DecoderSummary
-
-STARTS_AGAIN = "nothing is written; the same command starts again from the beginning"
-PRETRAINED_RATE = 1e-4  # the paper's peak learning rate of the U-Net
+PRETRAINED = {"learning_rate": 1e-4, "schedule": "staged"}
+"""The paper's peak learning rate and schedule of the U-Net, where it starts from pretrained weights."""
 
 
 @dataclass(frozen=True)
@@ -33,39 +30,51 @@ class TrainDecoder:
     For example, after emu train has trained a model on the same dataset:
         emu train-decoder --model run/model --data mmc4
 
-    From Stable Diffusion's weights, into a folder of its own:
-        emu train-decoder --model run/model --data mmc4 --pretrained sd-v1-5 --out decoder
+    From Stable Diffusion's weights, on the paper's mixture:
+        emu train-decoder --model run/model --data coco=laion_coco:7 aesthetics=laion:2 \\
+            --pretrained sd-v1-5 --num-workers 8
 
     The model is frozen: from the prompt of each image it regresses the embeddings that the decoder is
-    conditioned on; a tenth of them is replaced by those of the empty prompt. Without --pretrained a small
-    autoencoder is trained first, on the same images. The result, for Stable Diffusion in the layout of diffusers,
-    is written atomically; in MODEL/decoder the model uses it from then on. A run that is stopped starts again
-    from the beginning.
+    conditioned on; a tenth of them is replaced by those of the empty prompt. They are computed before the first step,
+    and kept in OUT/conditions. Without --pretrained a decoder of the kind stable_diffusion trains a small autoencoder
+    first. The result, for Stable Diffusion in the layout of diffusers, is OUT/model and a copy in MODEL/decoder, which
+    the model uses from then on. A run resumes as that of emu train does.
     """
 
     model: str
     """Folder of a trained model, such as OUT/model of emu train."""
-    data: str
-    """Folder or URL of a finished dataset of images with their texts."""
+    data: tuple[str, ...]
+    """Folder or address of a finished dataset of images with their texts; several are a mixture, each
+    NAME=DIR:WEIGHT."""
     out: str | None = None
+    """Folder of the run. With workers on several nodes, one that all of them see. None: MODEL_decoder."""
+    decoder: str | None = None
     """Folder of the visual decoder, replaced as a whole. None: MODEL/decoder, where the model finds it."""
     pretrained: str | None = None
     """A folder of pretrained weights, such as Stable Diffusion v1.x in the layout of diffusers.
     Its U-Net is finetuned, with new K and V in the cross-attentions; its autoencoder is kept.
     None: all from scratch, at the sizes in the model's configuration."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimizer steps of the decoder. None: --train.steps."""
     autoencoder_steps: int | None = None
     """Optimizer steps of the autoencoder before; not used with --pretrained.
     None: --train.autoencoder-steps."""
-    batch_size: int | None = None
-    """Images per step. None: --train.batch-size."""
-    learning_rate: float | None = None
+    batch_size: Count | None = None
+    """Images per step over all workers. None: --train.batch-size."""
+    learning_rate: Positive | None = None
     """Peak learning rate of the decoder. None: --train.learning-rate; with --pretrained the paper's 1e-4."""
     seed: int | None = None
     """Seed of initial weights, order of images and noise. None: --train.seed."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
+    num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 0
+    """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
     num_processes: Annotated[int, Field(ge=1)] = 1
-    """Processes of this machine that share its cores and each batch."""
+    """With --num-workers 0: processes of this machine that share its cores, without Ray."""
+    num_cpus: Count | None = None
+    """Cores for a Ray that the job starts itself. None: all, but at least one per worker."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Failures of workers after which the run ends with an error."""
     train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
     rules: PromptRules = field(default_factory=PromptRules)
 
@@ -73,105 +82,45 @@ class TrainDecoder:
 def plan_of(options: TrainDecoder) -> DecoderPlan:
     """The training that the options describe."""
     from emu.train.decoder import DecoderPlan
-    from emu.weights.layout import DECODER
 
-    changes = {
-        name: value
-        for name in ("steps", "autoencoder_steps", "batch_size", "learning_rate", "seed")
-        if (value := getattr(options, name)) is not None
+    names = ("steps", "autoencoder_steps", "batch_size", "learning_rate", "seed")
+    changes: dict[str, Any] = {
+        name: value for name in names if (value := getattr(options, name)) is not None
     }
     if options.pretrained is not None:
-        changes.setdefault("learning_rate", PRETRAINED_RATE)
+        changes = PRETRAINED | changes
     model, source = folder_path(options.model), options.pretrained
     return DecoderPlan(
         model=model,
-        data=job_path(options.data),
-        out=f"{model}/{DECODER}" if options.out is None else folder_path(options.out),
+        data=corpora_of(options.data),
+        out=f"{model}_decoder" if options.out is None else folder_path(options.out),
         pretrained=None if source is None else folder_path(source),
-        train=replace(options.train, **changes),
+        options=replace(options.train, **changes),
         rules=options.rules,
+        resume=options.resume,
     )
 
 
-@contextmanager
-def progress(plan: DecoderPlan) -> Iterator[Advance]:
-    """A progress bar for each stage, on standard error."""
-    from tqdm import tqdm
+def train_decoder(options: TrainDecoder) -> str:
+    """Train, or resume a run, and put the decoder where the model finds it; returns the summary for a terminal."""
+    from emu.train.decoder import check_target, publish_decoder
 
-    from emu.train.decoder import AUTOENCODER, CONDITIONS
-
-    totals = {CONDITIONS: None, AUTOENCODER: plan.train.autoencoder_steps}
-    interval_s = 0.5 if sys.stderr.isatty() else 10.0  # a log wants fewer lines
-    bars: dict[str, tqdm] = {}
-
-    def advance(stage: str, number: int, loss: float | None) -> None:
-        if stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            unit = "prompt" if stage == CONDITIONS else "step"
-            bars[stage] = tqdm(
-                desc=stage,
-                total=totals.get(stage, plan.train.steps),
-                unit=unit,
-                mininterval=interval_s,
-            )
-        if loss is not None:
-            bars[stage].set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        bars[stage].update(number)
-
-    try:
-        yield advance
-    finally:
-        for bar in bars.values():
-            bar.close()
-
-
-def summary_text(summary: DecoderSummary, seconds: float) -> str:
-    """What the training did, in words for a terminal."""
-    from emu.train.run_folder import METRICS
-
-    left_out = ", ".join(f"{n:,} {reason}" for reason, n in sorted(summary.left_out.items()))
-    lines = ["", f"images     {summary.num_images:,} with {summary.num_prompts:,} prompts"]
-    if left_out:
-        lines.append(f"left out   {left_out}")
-    if summary.autoencoder_loss is not None:
-        lines.append(f"autoencoder  loss {summary.autoencoder_loss:.4f} at the end")
-    lines += [
-        f"decoder    loss {summary.loss:.4f} at the end",
-        f"written    {summary.out} (losses in {METRICS})",
-        f"time       {seconds:.1f} s",
-    ]
-    return "\n".join(lines)
-
-
-def train(options: TrainDecoder) -> str:
-    """Train the visual decoder and write it; returns the summary."""
-    say_importing("torch")
-    import torch
-
-    from emu.train.decoder import train_decoder
-    from emu.train.processes import run_in_processes
-    from emu.train.step import TrainingError
-
-    began = time.monotonic()
     with checked_options():
-        plan = plan_of(options)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    say("loading the model and the images")
+        target = options.decoder or f"{options.model}/decoder"
+        target = folder_path(target)
+        check_target(target)
+    workers = Workers(
+        options.num_workers, options.num_processes, options.num_cpus, options.max_failures
+    )
     if options.pretrained is None:
         print("no pretrained weights given: the visual decoder is trained from scratch")
-    with progress(plan) as advance, failing(TrainingError), checked_options():
-        summary = run_in_processes(
-            options.num_processes,
-            lambda ranks, tell: train_decoder(plan, device, tell, ranks),
-            advance,
-        )
-    return summary_text(summary, time.monotonic() - began)
+    summary = run_training(lambda: plan_of(options), workers)
+    return f"{summary}\ndecoder    {publish_decoder(plan_of(options).out, target)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the job and return its exit code (see `jobs.cli`)."""
-    return run_job(TrainDecoder, train, arguments, hint=STARTS_AGAIN, log_level="warning")
+    return run_job(TrainDecoder, train_decoder, arguments, log_level="warning")
 
 
 if __name__ == "__main__":

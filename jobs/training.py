@@ -20,7 +20,8 @@ from jobs.progress import say, say_importing
 
 if TYPE_CHECKING:
     from emu.data.mixture import Corpus
-    from emu.train.loop import Summary, TrainPlan
+    from emu.train.loop import Summary
+    from emu.train.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Workers:
     min_workers: int | None = None
 
 
-def run_training(make_plan: Callable[[], TrainPlan], workers: Workers) -> str:
+def run_training(make_plan: Callable[[], Plan], workers: Workers) -> str:
     """Train, or resume a run; returns the summary for a terminal.
 
     What `make_plan` and the checks of the plan raise are errors of the options.
@@ -124,7 +125,7 @@ def corpora_of(words: tuple[str, ...]) -> tuple[Corpus, ...]:
 
 
 @contextmanager
-def progress_bar(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
+def progress_bar(plan: Plan, poll_s: float = 0.5) -> Iterator[None]:
     """A progress bar over the steps, read from the metrics file that the first worker writes."""
     from tqdm import tqdm
 
@@ -142,9 +143,9 @@ def progress_bar(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
                 if rows:
                     row = rows[-1]
                     bar.set_description("training", refresh=False)
+                    text = f"text {row['text_loss']:.3f} " if row["positions"] else ""
                     bar.set_postfix_str(
-                        f"text {row['text_loss']:.3f} visual {row['visual_loss']:.3f} "
-                        f"{row['samples_per_s']:.1f} samples/s",
+                        f"{text}visual {row['visual_loss']:.3f} {row['samples_per_s']:.1f} samples/s",
                         refresh=False,
                     )
                     bar.update(row["step"] - bar.n)
@@ -160,18 +161,21 @@ def progress_bar(plan: TrainPlan, poll_s: float = 0.5) -> Iterator[None]:
         follower.join()
 
 
-def summary_text(summary: Summary, plan: TrainPlan, seconds: float) -> str:
+def summary_text(summary: Summary, plan: Plan, seconds: float) -> str:
     """What a run has done, for a terminal."""
     from emu.train.run_folder import CURVES, METRICS, read_metrics
 
     first = read_metrics(Path(plan.out))[0]
+    is_text = summary.positions > 0  # else the run has trained a visual decoder
+    variance = f" (variance of its targets {summary.target_variance:.4f})" if is_text else ""
     lines = [
         "",
         f"steps      {summary.steps:,} ({summary.samples:,} samples, {summary.images:,} images, "
         f"{summary.positions:,} positions)",
-        f"text       loss {first['text_loss']:.4f} at the start, {summary.text_loss:.4f} at the end",
-        f"visual     loss {first['visual_loss']:.4f} at the start, {summary.visual_loss:.4f} at the end "
-        f"(variance of its targets {summary.target_variance:.4f})",
+        *[
+            f"text       loss {first['text_loss']:.4f} at the start, {summary.text_loss:.4f} at the end"
+        ][: int(is_text)],
+        f"visual     loss {first['visual_loss']:.4f} at the start, {summary.visual_loss:.4f} at the end{variance}",
         *(f"ALARM      {alarm}" for alarm in summary.alarms),
         f"model      {summary.model}",
         f"metrics    {plan.out}/{METRICS}, {plan.out}/{CURVES}",

@@ -14,11 +14,12 @@ Shapes: B batch, L sequence, N images, C channels, H W pixels, P patches, V visi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -57,8 +58,8 @@ class BadSample:
 
 REASONS = {SequenceError: "sample_unsuitable", SchemaError: "sample_damaged"}
 
-Found = Made | BadSample | None
-"""What stands at a position for this run: a sequence, a bad sample, or a held-out one."""
+Item = TypeVar("Item")
+AnyBatch = TypeVar("AnyBatch")
 
 
 def collate(sequences: Rows[Sequence], images: Rows[Tensor], pad: int, are_patches: bool) -> Batch:
@@ -112,8 +113,8 @@ class Layout:
     """A saved run keeps its sequences per step on any number of ranks; else another number is refused."""
 
 
-class BatchStream:
-    """The micro-batches of each step for one rank; `state` / `load` are exact.
+class StepStream(ABC, Generic[Item, AnyBatch]):
+    """The micro-batches of each step for one rank, of any kind; `state` / `load` are exact.
 
     With `num_threads` > 0, threads decode the images of the next step during the current one.
     """
@@ -121,12 +122,11 @@ class BatchStream:
     def __init__(
         self,
         mixture: Mixture,
-        maker: SequenceMaker,
         layout: Layout,
         share: Share | None = None,
         num_threads: int = 0,
     ) -> None:
-        self.mixture, self.maker, self.layout = mixture, maker, layout
+        self.mixture, self.layout = mixture, layout
         self.share = share or Share()
         self.corpus = ""
         """The corpus of the step that was read last."""
@@ -135,18 +135,28 @@ class BatchStream:
         self.bad: list[BadSample] = []
         """What this rank has left out of that step."""
         self._pool = ThreadPoolExecutor(num_threads, "batches") if num_threads else None
-        self._ahead: dict[tuple[str, int], Future[Found]] = {}
+        self._ahead: dict[tuple[str, int], Future[Item | BadSample | None]] = {}
         self._check()
 
-    def next_step(self) -> list[Batch]:
+    @abstractmethod
+    def made(self, source: Source, place: Place) -> Item:
+        """What the sample at a place becomes; on any thread.
+
+        Raises `ImageError`, `SequenceError` or `SchemaError` for a bad sample.
+        """
+
+    @abstractmethod
+    def batches(self, source: Source, items: list[Item]) -> list[AnyBatch]:
+        """The micro-batches of some samples of a corpus, at least one."""
+
+    def next_step(self) -> list[AnyBatch]:
         """The micro-batches of this rank for the next step; none if all its samples are bad."""
         source = self.mixture.next_source()
         rows = [
             self._ahead.pop((source.name, position), None) or self._start(source, position)
             for position in self._positions(source)
         ]
-        found = [row.result() if isinstance(row, Future) else row for row in rows]
-        made = [one for one in found if isinstance(one, tuple)]
+        found = [row.result() for row in rows]
         self.bad = [one for one in found if isinstance(one, BadSample)]
         start = source.reader.position
         self.positions = range(start, start + source.num_sequences)
@@ -157,13 +167,15 @@ class BatchStream:
                 self._ahead[following.name, position] = self._pool.submit(
                     self._make, following, position
                 )
-        return self._batches(source, made)
+        return self._laid_out(source, found)
 
-    def held_out(self, source: Source, places: Rows[Place]) -> tuple[list[Batch], list[BadSample]]:
+    def held_out(
+        self, source: Source, places: Rows[Place]
+    ) -> tuple[list[AnyBatch], list[BadSample]]:
         """Micro-batches of held-out samples, as in the first epoch, and the bad ones among them."""
         found = [self._made(source, place) for place in places]
-        made = [one for one in found if isinstance(one, tuple)]
-        return self._batches(source, made), [one for one in found if isinstance(one, BadSample)]
+        bad = [one for one in found if isinstance(one, BadSample)]
+        return self._laid_out(source, found), bad
 
     def keys(self) -> list[str]:
         """The keys of the whole global batch that was read last, in order, without the held-out ones."""
@@ -201,6 +213,53 @@ class BatchStream:
                     f"corpus {source.name}: {source.num_sequences} sequences per step cannot be dealt to "
                     f"{self.share.world_size} ranks; use at most as many workers as sequences"
                 )
+
+    def _positions(self, source: Source) -> range:
+        own = self.share.of(source.num_sequences)
+        return range(source.reader.position + own.start, source.reader.position + own.stop)
+
+    def _start(self, source: Source, position: int) -> Future[Item | BadSample | None]:
+        if self._pool:
+            return self._pool.submit(self._make, source, position)
+        done: Future[Item | BadSample | None] = Future()
+        done.set_result(self._make(source, position))
+        return done
+
+    def _make(self, source: Source, position: int) -> Item | BadSample | None:
+        """What stands at a position for this run; None for a held-out sample."""
+        place = source.reader.place(position)
+        if source.held_out and is_held_out(place.key, source.held_out):
+            return None
+        return self._made(source, place, position)
+
+    def _made(self, source: Source, place: Place, position: int = -1) -> Item | BadSample:
+        try:
+            return self.made(source, place)
+        except (ImageError, SequenceError, SchemaError) as error:
+            reason = error.reason if isinstance(error, ImageError) else REASONS[type(error)]
+            shard = source.reader.dataset.entries[place.shard].name
+            return BadSample(
+                source.name, position, place.epoch, shard, place.key, reason, str(error)
+            )
+
+    def _laid_out(self, source: Source, found: Rows[Item | BadSample | None]) -> list[AnyBatch]:
+        made = [one for one in found if one is not None and not isinstance(one, BadSample)]
+        return self.batches(source, cast("list[Item]", made)) if made else []
+
+
+class BatchStream(StepStream[Made, Batch]):
+    """Sequences of text and images, packed into rows or padded."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        maker: SequenceMaker,
+        layout: Layout,
+        share: Share | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        super().__init__(mixture, layout, share, num_threads)
+        self.maker = maker
         lengths, row = self.maker.lengths, self.layout.row_length
         longest = max(lengths, key=lambda name: lengths[name])
         if row and row < lengths[longest]:
@@ -209,39 +268,18 @@ class BatchStream:
                 "sequence, or 0 for padded batches"
             )
 
-    def _positions(self, source: Source) -> range:
-        own = self.share.of(source.num_sequences)
-        return range(source.reader.position + own.start, source.reader.position + own.stop)
+    def made(self, source: Source, place: Place) -> Made:
+        """The sequence of a sample with its images."""
+        sample = source.reader.dataset.sample(place.shard, place.row)
+        sequence = self.maker.make(sample, place.epoch, place.shard)
+        side = self.maker.model.vision.image_size
+        return sequence, images_of(sequence, side, source.features)
 
-    def _start(self, source: Source, position: int) -> Future[Found] | Found:
-        if self._pool:
-            return self._pool.submit(self._make, source, position)
-        return self._make(source, position)
-
-    def _make(self, source: Source, position: int) -> Found:
-        place = source.reader.place(position)
-        if source.held_out and is_held_out(place.key, source.held_out):
-            return None
-        return self._made(source, place, position)
-
-    def _made(self, source: Source, place: Place, position: int = -1) -> Made | BadSample:
-        dataset = source.reader.dataset
-        try:
-            sample = dataset.sample(place.shard, place.row)
-            sequence = self.maker.make(sample, place.epoch, place.shard)
-            side = self.maker.model.vision.image_size
-            return sequence, images_of(sequence, side, source.features)
-        except (ImageError, SequenceError, SchemaError) as error:
-            reason = error.reason if isinstance(error, ImageError) else REASONS[type(error)]
-            shard = dataset.entries[place.shard].name
-            return BadSample(
-                source.name, position, place.epoch, shard, place.key, reason, str(error)
-            )
-
-    def _batches(self, source: Source, made: list[Made]) -> list[Batch]:
-        if not made:
-            return []
-        return self._packed(source, made) if self.layout.row_length else self._padded(source, made)
+    def batches(self, source: Source, items: list[Made]) -> list[Batch]:
+        """Packed or padded, as the layout asks for."""
+        return (
+            self._packed(source, items) if self.layout.row_length else self._padded(source, items)
+        )
 
     def _packed(self, source: Source, made: list[Made]) -> list[Batch]:
         rows = pack([len(sequence.ids_L) for sequence, _ in made], self.layout.row_length)

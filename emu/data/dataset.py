@@ -31,6 +31,7 @@ import mmap
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Rows
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -38,6 +39,7 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
@@ -295,27 +297,38 @@ class Place:
     shard: int
     row: int
     epoch: int
+    entry: int
+    """Index of the row among those that are read of its shard."""
 
 
 class ShardReader:
     """Iterates over the samples of a published dataset without end; `state` / `load` are exact.
 
-    Raises `DatasetError` as `Dataset` does.
+    `rows` limits it to some rows of each shard; a row may stand there more than once. Raises `DatasetError` as
+    `Dataset` does.
     """
 
     def __init__(
-        self, dataset_dir: str | Path, seed: int, shuffle: bool = True, window: int = WINDOW
+        self,
+        dataset_dir: str | Path,
+        seed: int,
+        shuffle: bool = True,
+        window: int = WINDOW,
+        rows: Rows[Rows[int] | np.ndarray] | None = None,
     ) -> None:
         self.dataset = Dataset(dataset_dir, num_open=2 * window)
         self.seed, self.shuffle, self.window = seed, shuffle, window
-        self._sizes = tuple(entry.num_samples for entry in self.dataset.entries)
+        self.rows = rows or [range(entry.num_samples) for entry in self.dataset.entries]
+        """The rows that are read of each shard."""
+        self._sizes = tuple(map(len, self.rows))
+        self._num_samples = sum(self._sizes)
         self._orders = Recent(4, self._make_order)
         self.position = 0
         """Index of the next sample, counted over all epochs."""
 
     def __len__(self) -> int:
         """Samples in one epoch."""
-        return len(self.dataset)
+        return self._num_samples
 
     def __iter__(self) -> Iterator[Sample]:
         while True:
@@ -330,12 +343,13 @@ class ShardReader:
 
     def place(self, position: int) -> Place:
         """Where the sample at a position stands, and its key; the sample itself is not read."""
-        epoch, index = divmod(position, len(self.dataset))
-        shard, row = self.locate(epoch, index)
-        return Place(self.dataset.key(shard, row), shard, row, epoch)
+        epoch, index = divmod(position, len(self))
+        shard, entry = self.locate(epoch, index)
+        row = int(self.rows[shard][entry])
+        return Place(self.dataset.key(shard, row), shard, row, epoch, entry)
 
     def locate(self, epoch: int, index: int) -> tuple[int, int]:
-        """Shard and row of the sample at an index of an epoch."""
+        """Shard of the sample at an index of an epoch, and its index among the rows that are read of it."""
         order = self._orders[epoch]
         window = bisect_right(order.window_starts, index) - 1
         start = order.window_starts[window]
@@ -349,7 +363,7 @@ class ShardReader:
 
     def state(self) -> dict[str, Any]:
         """The position as a JSON object of constant size."""
-        epoch, position = divmod(self.position, len(self.dataset))
+        epoch, position = divmod(self.position, len(self))
         return asdict(
             ReaderState(epoch, position, self.seed, self.shuffle, self.window, self.dataset.digest)
         )
@@ -363,7 +377,7 @@ class ShardReader:
                     f"{self.dataset.address}: the saved position is for {name} {state[name]!r}, "
                     f"here it is {now[name]!r}; the order of the samples would differ"
                 )
-        self.position = state["epoch"] * len(self.dataset) + state["position"]
+        self.position = state["epoch"] * len(self) + state["position"]
 
     def _make_order(self, epoch: int) -> EpochOrder:
         shards = [number for number, size in enumerate(self._sizes) if size]

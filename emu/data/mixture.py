@@ -85,15 +85,18 @@ def held_out_places(source: Source, limit: int) -> list[Place]:
 
     Only the indexes of as many shards are read as it takes. Raises `DatasetError` if there is none.
     """
-    dataset = source.reader.dataset
-    shards = [number for number, entry in enumerate(dataset.entries) if entry.num_samples]
+    dataset, rows = source.reader.dataset, source.reader.rows
+    shards = [number for number, chosen in enumerate(rows) if len(chosen)]
     order = Permutation(len(shards), "held out")
     most = -(-limit // min(len(shards), SHARDS))
     found: list[Place] = []
     for index in range(len(shards)):
         shard = shards[order[index]]
-        keys = ((row, dataset.key(shard, row)) for row in range(dataset.entries[shard].num_samples))
-        kept = (Place(key, shard, row, 0) for row, key in keys if is_held_out(key, source.held_out))
+        places = (
+            Place(dataset.key(shard, int(row)), shard, int(row), 0, entry)
+            for entry, row in enumerate(rows[shard])
+        )
+        kept = (place for place in places if is_held_out(place.key, source.held_out))
         found += itertools.islice(kept, min(most, limit - len(found)))
         if len(found) == limit:
             break

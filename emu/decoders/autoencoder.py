@@ -5,13 +5,15 @@ Shapes: B batch, C channels, H W pixels, Z latent channels, h w latent positions
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import FloatTensor, Generator, Tensor, nn
 from torch.nn import functional
+
+from emu.decoders.base import Noise
 
 KL_WEIGHT = 1e-6  # latent diffusion (arXiv 2112.10752): a slight pull towards unit variance
 SQUARED_WEIGHT = 4.0  # without it small objects of strong colour are learned last
@@ -22,6 +24,12 @@ INITIAL_LOGVAR = -8.0  # noise of initial latents, far below the differences bet
 def posterior_of(vae: AutoencoderKL, pixels_BCHW: Tensor) -> DiagonalGaussianDistribution:
     """The distribution of the latents of pixels in [-1, 1]."""
     return vae.encode(pixels_BCHW.to(vae.dtype), return_dict=False)[0]
+
+
+def sampled(posterior: DiagonalGaussianDistribution, generator: Noise = None) -> Tensor:
+    """Latents from their distribution."""
+    source: Any = generator
+    return posterior.sample(source)
 
 
 def pixels_of(vae: AutoencoderKL, latents_BZhw: Tensor) -> Tensor:
@@ -48,12 +56,10 @@ def initialise_autoencoder(vae: AutoencoderKL) -> None:
     _quant(vae).bias[channels:].add_(INITIAL_LOGVAR)
 
 
-def autoencoder_loss(
-    vae: AutoencoderKL, pixels_BCHW: Tensor, generator: Generator | None = None
-) -> Tensor:
+def autoencoder_loss(vae: AutoencoderKL, pixels_BCHW: Tensor, generator: Noise = None) -> Tensor:
     """Reconstruction error of pixels in [-1, 1], absolute and squared, and the latents' divergence."""
     posterior = posterior_of(vae, pixels_BCHW)
-    rebuilt = pixels_of(vae, posterior.sample(generator))
+    rebuilt = pixels_of(vae, sampled(posterior, generator))
     squared = SQUARED_WEIGHT * functional.mse_loss(rebuilt, pixels_BCHW)
     return functional.l1_loss(rebuilt, pixels_BCHW) + squared + KL_WEIGHT * posterior.kl().mean()
 

@@ -23,13 +23,16 @@ from emu.weights.writer import TensorSpec
 if TYPE_CHECKING:
     from emu.decoders.denoising import Denoising  # imports diffusers, which takes seconds
 
+Noise = Generator | list[Generator] | None
+"""Where random numbers come from; a list has a generator for each image, so that no image depends on its batch."""
+
 
 @dataclass(frozen=True)
 class AutoencoderStage:
     """A stage of training before the main one: a network between pixels and latents, without conditions."""
 
     network: nn.Module
-    loss: Callable[[Tensor, Generator], Tensor]
+    loss: Callable[[Tensor, Noise], Tensor]
     """Of pixels `BCHW` in [-1, 1]."""
     finish: Callable[[Tensor, Generator], None]
     """Called once with some pixels after the last step, the network frozen."""
@@ -99,7 +102,7 @@ class VisualDecoder(Protocol):
         self,
         condition_BQD: Tensor,
         pixels_BCHW: Tensor,
-        generator: Generator | None = None,
+        generator: Noise = None,
         null_condition_QD: Tensor | None = None,
         drop_probability: float = 0.1,
     ) -> Tensor:

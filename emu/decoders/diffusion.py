@@ -26,6 +26,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 
 from emu.config import DecoderConfig
+from emu.decoders.base import Noise
 
 NUM_COORDINATES = 6
 SCHEDULERS: dict[str, Any] = {
@@ -119,7 +120,7 @@ def denoising_loss(
     schedule: Any,
     latents: Tensor,
     condition_BQD: Tensor,
-    generator: Generator | None = None,
+    generator: Noise = None,
     snr_gamma: float | None = None,
     weights_B1hw: Tensor | None = None,
 ) -> Tensor:
@@ -249,7 +250,7 @@ def drop_conditions(
     condition_BQD: Tensor,
     null_condition_QD: Tensor | None,
     probability: float,
-    generator: Generator | None,
+    generator: Noise,
 ) -> Tensor:
     """The conditions, each replaced by the null condition with this probability; never without a null condition."""
     if null_condition_QD is None:
@@ -259,7 +260,11 @@ def drop_conditions(
     return torch.where(dropped, null_condition_QD.to(condition_BQD), condition_BQD)
 
 
-def uniform(size: int, generator: Generator | None, device: torch.device) -> Tensor:
-    """Uniform numbers on `device`, sampled where the generator is."""
+def uniform(size: int, generator: Noise, device: torch.device) -> Tensor:
+    """Uniform numbers on `device`, sampled where the generator is; of several, one number from each."""
+    if isinstance(generator, list):
+        return torch.cat([torch.rand(1, generator=one, device=one.device) for one in generator]).to(
+            device
+        )
     source = device if generator is None else generator.device
     return torch.rand(size, generator=generator, device=source).to(device)

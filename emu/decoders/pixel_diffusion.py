@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from emu.config import DecoderConfig
 from emu.decoders import write_decoder_file
-from emu.decoders.base import AutoencoderStage, check_conditions, load_part
+from emu.decoders.base import AutoencoderStage, Noise, check_conditions, load_part
 from emu.decoders.denoising import Denoising, denoise
 from emu.decoders.diffusion import (
     NUM_COORDINATES,
@@ -154,7 +154,7 @@ class PixelDiffusionDecoder(nn.Module):
         self,
         condition_BQD: Tensor,
         pixels_BCHW: Tensor,
-        generator: Generator | None = None,
+        generator: Noise = None,
         null_condition_QD: Tensor | None = None,
         drop_probability: float = 0.1,
     ) -> Tensor:

@@ -27,9 +27,10 @@ from emu.decoders.autoencoder import (
     initialise_autoencoder,
     pixels_of,
     posterior_of,
+    sampled,
     standardise_latents,
 )
-from emu.decoders.base import AutoencoderStage, check_conditions, load_part
+from emu.decoders.base import AutoencoderStage, Noise, check_conditions, load_part
 from emu.decoders.denoising import Denoising, denoise
 from emu.decoders.diffusion import (
     denoising_loss,
@@ -152,7 +153,7 @@ class StableDiffusionDecoder(nn.Module):
         self,
         condition_BQD: Tensor,
         pixels_BCHW: Tensor,
-        generator: Generator | None = None,
+        generator: Noise = None,
         null_condition_QD: Tensor | None = None,
         drop_probability: float = 0.1,
     ) -> Tensor:
@@ -171,12 +172,10 @@ class StableDiffusionDecoder(nn.Module):
         )
 
     @torch.no_grad()
-    def encode(self, pixels_BCHW: Tensor, generator: Generator | None = None) -> Tensor:
+    def encode(self, pixels_BCHW: Tensor, generator: Noise = None) -> Tensor:
         """Latents `BZhw` of pixels in [-1, 1], sampled from the autoencoder's posterior."""
-        return (
-            posterior_of(self.vae, pixels_BCHW).sample(generator)
-            * self.vae.config["scaling_factor"]
-        )
+        latents = sampled(posterior_of(self.vae, pixels_BCHW), generator)
+        return latents * self.vae.config["scaling_factor"]
 
     @torch.no_grad()
     def decode(

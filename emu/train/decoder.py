@@ -1,141 +1,303 @@
-"""Training of the visual decoder (paper section 2.3, stage "visual decoding"), in one process or on several ranks.
+"""Training of the visual decoder (paper section 2.3, stage "visual decoding"), in the loop that all stages share.
 
-The model is frozen. The condition of each image is what the model regresses, embedding by embedding, from the
-image's prompt; the decoder learns to denoise under it, and a tenth of the conditions is replaced by that of the
-empty prompt. Without pretrained weights, an autoencoder is trained first on the same images, where the kind of
-decoder has one.
+The model is frozen. The condition of each image is what the model regresses from the image's prompt
+(`emu/train/conditions.py`); the decoder learns to denoise under it, and a tenth of the conditions is replaced by that
+of the empty prompt. Without pretrained weights, an autoencoder is trained first on the same images, where the kind of
+decoder has one, as a run of its own in RUN/autoencoder.
 
-This is the stage at small size: images and conditions are computed once and held in memory, and a run that is
-stopped starts again from the beginning. The result is written atomically, with `metrics.jsonl` beside it:
+Noise, times and dropped conditions of an image follow from the seed and its place in the stream, so they depend on no
+rank and no batch. In the log, `visual_loss` is the loss of the decoder.
 
-| field         | meaning                                                       |
-|---------------|---------------------------------------------------------------|
-| stage         | `autoencoder`, or the trained network (`unet`)                |
-| step          | optimizer steps of the stage done, from 1                     |
-| loss          | mean since the previous line                                  |
-| gradient_norm | of that step, before clipping                                 |
-| learning_rate | of that step                                                  |
-
-Shapes: N images, B batch, U distinct prompts, Q causal queries, D language width, C channels, H W pixels.
+Shapes: B batch, Q causal queries, D language width, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor
 
 from emu.config import DecoderConfig, EmuConfig
-from emu.data.dataset import derived_seed
+from emu.data.batches import Layout
+from emu.data.dataset import Dataset, DatasetError, ShardReader
+from emu.data.mixture import Corpus, Mixture, Source
+from emu.decoder_recipe import DecoderTrainConfig, PromptRules
 from emu.decoders import decoder_class, is_decoder, kind_of
 from emu.decoders.base import AutoencoderStage, VisualDecoder
 from emu.generate.engine import Engine
-from emu.recipes import DecoderTrainConfig, OptimConfig, PromptRules
-from emu.train.decoder_data import PromptedImages, read_images, regress_conditions
-from emu.train.optim import rate_factor
+from emu.recipes import TrainConfig
+from emu.train.conditions import (
+    Conditions,
+    null_condition,
+    prepare,
+    prompted_images,
+    some_conditions,
+)
+from emu.train.decoder_data import DecoderLosses, PromptedStream
+from emu.train.loop import finished_summary, train
+from emu.train.optim import network_optimizer, rate_factor, staged_factor
+from emu.train.plan import Resume, Stage
 from emu.train.run_folder import METRICS
-from emu.train.step import Ranks, TrainingError
-from emu.weights.layout import check_free, new_directory
+from emu.train.step import Ranks
+from emu.weights.layout import check_free, load_config, new_directory, weight_files
 from emu.weights.store import load_model
 
-log = logging.getLogger(__name__)
-
-CONDITIONS, AUTOENCODER = "conditions", "autoencoder"
-NUM_FOR_STATISTICS = 256  # images whose latents are standardised after the autoencoder's stage
-Advance = Callable[[str, int, float | None], None]
-"""Called with the stage, the number of units done since the last call, and the newest loss, for a progress bar."""
-Loss = Callable[[Tensor], Tensor]
-"""The loss of the images at some rows."""
+AUTOENCODER, NETWORK = "autoencoder", "network.safetensors"
+NUM_FOR_STATISTICS = 256  # images whose latents are standardised after the autoencoder's training
+PREPARED_AT_ONCE = 64  # prompts whose conditions are regressed together
 
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """Which model's visual decoder to train, on what, and where to write it."""
+    """Which model's visual decoder to train, on what, and the folder of the run; sent to workers."""
 
     model: str
-    data: str
+    data: str | tuple[Corpus, ...]
+    """The address of a dataset, or the corpora of a mixture."""
     out: str
     pretrained: str | None = None
     """A folder of pretrained weights, such as Stable Diffusion v1.x in diffusers' layout; None: random ones."""
-    train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
+    options: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
     rules: PromptRules = field(default_factory=PromptRules)
+    resume: Resume = "auto"
+    checkpoints: str | None = None
+    """Folder or fsspec address of the checkpoints; None: OUT/checkpoints."""
+    num_ranks: int | None = None
+    """The ranks that train; batch sizes do not depend on them."""
+
+    @property
+    def train(self) -> TrainConfig:
+        """What the training loop needs to know."""
+        options = self.options
+        return options.run(options.steps, options.batch_size, options.learning_rate)
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """The corpora of the run, one or several."""
+        return (Corpus(self.data),) if isinstance(self.data, str) else self.data
+
+    def configuration(self) -> dict[str, Any]:
+        """The options that determine the weights of the run, as JSON values."""
+        free = ("checkpoint_every", "keep_checkpoints", "log_every", "num_threads")
+        free += ("max_bad_samples", "max_skipped_steps", "micro_batch_size")
+        free += ("validate_every", "validation_samples")
+        options = dataclasses.asdict(self.options)
+        described = {
+            "stage": "decoder",
+            "model": model_digest(self.model),
+            "pretrained": self.pretrained,
+            "train": {name: value for name, value in options.items() if name not in free},
+            "rules": dataclasses.asdict(self.rules),
+        }
+        if len(self.corpora) > 1:
+            described["mixture"] = [[c.name or "", c.weight] for c in self.corpora]
+        return json.loads(json.dumps(described))
+
+    def check(self) -> None:
+        """Raise for a model, weights or datasets that do not fit; of each dataset up to the first image is read."""
+        config = load_config(self.model)
+        decoder = initial_decoder(self, config)
+        image_side(config, decoder)
+        for corpus in self.corpora:
+            _check_images(corpus.address, self.rules)
+
+    def open(self, ranks: Ranks, device: torch.device) -> Stage:
+        """The decoder, when conditions and autoencoder are there, its optimizer and its images."""
+        inputs = DecoderInputs.of(self, ranks, device)
+        decoder = initial_decoder(self, inputs.config)
+        decoder.fit_conditions(some_conditions(list(inputs.conditions.values())))
+        autoencoder = decoder.autoencoder_stage() if self.pretrained is None else None
+        if autoencoder is not None and self.options.autoencoder_steps:
+            before = AutoencoderPlan(self)
+            if finished_summary(before) is None:
+                train(before, ranks, device)
+            autoencoder.network.load_state_dict(load_file(before.result))
+            pixels = inputs.stream(self, decoder, before.train, Ranks()).first_pixels(
+                NUM_FOR_STATISTICS
+            )
+            autoencoder.finish(pixels, Generator().manual_seed(self.options.seed))
+        decoder = decoder.to(device)
+        _, network = decoder.trained_network()
+        losses = DecoderLosses(
+            network,
+            decoder.loss,
+            inputs.null_QD,
+            self.options.drop_probability,
+            self.options.precision,
+        )
+        return self._stage(
+            self.train, inputs.stream(self, decoder, self.train, ranks), losses, decoder
+        )
+
+    def _stage(
+        self,
+        config: TrainConfig,
+        stream: PromptedStream,
+        losses: DecoderLosses,
+        decoder: VisualDecoder,
+    ) -> Stage:
+        optimizer = network_optimizer(losses.network, config.optim)
+        is_staged = self.options.schedule == "staged"
+
+        def set_rates(step: int) -> float:
+            factor = (staged_factor if is_staged else rate_factor)(step, config.steps, config.optim)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            return factor
+
+        def publish(folder: Path) -> None:
+            losses.network.eval()
+            with new_directory(folder, lambda folder: True, overwrite=True) as new:
+                decoder.save(new)
+
+        return Stage(losses.network, optimizer, stream, losses, set_rates, None, publish)
 
 
 @dataclass(frozen=True)
-class DecoderSummary:
-    """What a finished training did."""
+class AutoencoderPlan:
+    """The training of the autoencoder before that of a decoder."""
 
-    num_images: int
-    num_prompts: int
-    """Distinct ones."""
-    left_out: dict[str, int]
-    autoencoder_loss: float | None
-    """Mean over the last tenth of the steps; None where no autoencoder was trained."""
-    loss: float
-    """The same of the decoder."""
-    out: str
+    decoder: DecoderPlan
+    resume: Resume = "auto"
+    checkpoints: str | None = None
+
+    @property
+    def out(self) -> str:
+        """The folder of the run."""
+        return f"{self.decoder.out}/{AUTOENCODER}"
+
+    @property
+    def result(self) -> Path:
+        """The file of the trained weights."""
+        return Path(self.out) / "model" / NETWORK
+
+    @property
+    def train(self) -> TrainConfig:
+        """What the training loop needs to know."""
+        options = self.decoder.options
+        rate = options.autoencoder_learning_rate
+        return options.run(options.autoencoder_steps, options.autoencoder_batch_size, rate)
+
+    def configuration(self) -> dict[str, Any]:
+        """The options that determine the weights of the run, as JSON values."""
+        return self.decoder.configuration() | {"stage": AUTOENCODER}
+
+    def check(self) -> None:
+        """Nothing: what the decoder's plan checks."""
+
+    def open(self, ranks: Ranks, device: torch.device) -> Stage:
+        """The autoencoder, its optimizer and its images."""
+        inputs = DecoderInputs.of(self.decoder, ranks, device)
+        decoder = initial_decoder(self.decoder, inputs.config).to(device)
+        found = decoder.autoencoder_stage()
+        assert found is not None
+        network, config = found.network.requires_grad_(True).train(), self.train
+        losses = DecoderLosses(
+            network, _without_condition(found), inputs.null_QD, 0.0, config.precision
+        )
+        optimizer = network_optimizer(network, config.optim)
+
+        def set_rates(step: int) -> float:
+            factor = rate_factor(step, config.steps, config.optim)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            return factor
+
+        def publish(folder: Path) -> None:
+            with new_directory(folder, lambda folder: True, overwrite=True) as new:
+                weights = {name: w.contiguous() for name, w in network.state_dict().items()}
+                save_file(weights, new / NETWORK)
+
+        stream = inputs.stream(self.decoder, decoder, config, ranks)
+        return Stage(network, optimizer, stream, losses, set_rates, None, publish)
 
 
-def train_decoder(
-    plan: DecoderPlan,
-    device: torch.device | None = None,
-    advance: Advance = lambda stage, number, loss: None,
-    ranks: Ranks | None = None,
-) -> DecoderSummary:
-    """Trains the visual decoder of a model and writes it to `plan.out`.
+@dataclass(frozen=True)
+class DecoderInputs:
+    """What the trainings of a decoder read: images that have prompts, with their conditions."""
 
-    Several ranks compute all conditions each, and share the batches; the first one writes.
+    config: EmuConfig
+    conditions: dict[str, Conditions]
+    addresses: dict[str, str]
+    weights: dict[str, float]
+    null_QD: Tensor
 
-    Raises FileNotFoundError, ValueError or `DatasetError` for a model, options or data that do not fit,
-    `TrainingError` for a loss that is not finite.
-    """
-    device, ranks = device or torch.device("cpu"), ranks or Ranks()
-    folder = Path(plan.out)
-    check_free(folder, is_decoder, overwrite=True)
-    engine = Engine(*load_model(plan.model, device))
-    engine.model.requires_grad_(False)
-    decoder = initial_decoder(plan, engine.config).to(device)
-    images = read_images(plan.data, image_side(engine.config, decoder), plan.rules)
-    conditions_UQD, rows_N = regress_conditions(
-        engine,
-        images.prompts,
-        plan.train.batch_size,
-        lambda number: advance(CONDITIONS, number, None),
-    )
-    null_QD = engine.regress_image([""])[0].clone()
-    decoder.fit_conditions(conditions_UQD)
-    stage = decoder.autoencoder_stage() if plan.pretrained is None else None
-    with ranks.on_first(lambda: new_directory(folder, is_decoder, overwrite=True)) as new:
-        metrics = None if new is None else new / METRICS
-        trainer = StageTrainer(plan.train, images, metrics, device, advance, ranks)
-        autoencoder_loss = None if stage is None else trainer.train_autoencoder(stage)
-        loss = trainer.train_decoder(decoder, conditions_UQD, rows_N, null_QD)
-        if new is not None:
-            decoder.save(new)
-    return DecoderSummary(
-        num_images=len(images),
-        num_prompts=len(conditions_UQD),
-        left_out=images.left_out,
-        autoencoder_loss=autoencoder_loss,
-        loss=loss,
-        out=str(folder),
-    )
+    @staticmethod
+    def of(plan: DecoderPlan, ranks: Ranks, device: torch.device) -> DecoderInputs:
+        """The inputs of a plan; conditions that are not in its folder are computed, on all ranks."""
+        frozen = _Frozen(plan.model, device)
+        out, found = Path(plan.out), dict[str, Conditions]()
+        addresses, weights = dict[str, str](), dict[str, float]()
+        for corpus in plan.corpora:
+            dataset = Dataset(corpus.address)
+            name = corpus.name or dataset.manifest.corpus
+            found[name] = prepare(
+                out,
+                name,
+                dataset,
+                plan.rules,
+                plan.options.conditions,
+                lambda: frozen.engine,
+                PREPARED_AT_ONCE,
+                ranks,
+            )
+            addresses[name], weights[name] = corpus.address, corpus.weight
+        null_QD = null_condition(out, lambda: frozen.engine, ranks)
+        return DecoderInputs(load_config(plan.model), found, addresses, weights, null_QD)
+
+    def stream(
+        self, plan: DecoderPlan, decoder: VisualDecoder, config: TrainConfig, ranks: Ranks
+    ) -> PromptedStream:
+        """The images of a training."""
+        sources = [
+            Source(
+                name,
+                self.weights[name],
+                ShardReader(self.addresses[name], config.seed, rows=found.rows),
+                config.batch_size,
+                held_out=config.held_out,
+            )
+            for name, found in self.conditions.items()
+        ]
+        size = plan.options.micro_batch_size or config.batch_size
+        layout = Layout({source.name: size for source in sources})
+        side = image_side(self.config, decoder)
+        mixture, share = Mixture(sources), ranks.share
+        return PromptedStream(
+            mixture, self.conditions, side, config.seed, layout, share, config.num_threads
+        )
+
+
+@dataclass
+class _Frozen:
+    """The frozen model, loaded when it is first needed."""
+
+    model: str
+    device: torch.device
+
+    @cached_property
+    def engine(self) -> Engine:
+        engine = Engine(*load_model(self.model, self.device))
+        engine.model.requires_grad_(False)
+        return engine
 
 
 def initial_decoder(plan: DecoderPlan, config: EmuConfig) -> VisualDecoder:
     """The visual decoder before its training: random weights at the model's sizes, or pretrained ones."""
-    width, seed = config.language.hidden_size, plan.train.seed
+    width, seed = config.language.hidden_size, plan.options.seed
     changes = {
         name: value
         for name in ("prediction", "snr_gamma", "noise_shift", "contrast_weight")
-        if (value := getattr(plan.train, name)) is not None
+        if (value := getattr(plan.options, name)) is not None
     }
     if plan.pretrained is not None:
         if changes:
@@ -165,136 +327,53 @@ def image_side(config: EmuConfig, decoder: VisualDecoder) -> int:
     return side
 
 
-class StageTrainer:
-    """Trains the stages on the same images and writes their metrics into one file."""
-
-    def __init__(
-        self,
-        config: DecoderTrainConfig,
-        images: PromptedImages,
-        metrics: Path | None,
-        device: torch.device,
-        advance: Advance,
-        ranks: Ranks,
-    ) -> None:
-        self.config, self.images, self.metrics = config, images, metrics
-        self.device, self.advance, self.ranks = device, advance, ranks
-
-    def train_autoencoder(self, stage: AutoencoderStage) -> float:
-        """Trains the autoencoder, freezes and finishes it; returns the mean of the last losses."""
-        config, generator = self.config, Generator().manual_seed(self.config.seed)
-        noise = self._noise(config.seed)
-        network = stage.network.requires_grad_(True).train()
-
-        def loss(rows: Tensor) -> Tensor:
-            return stage.loss(self._pixels(rows), noise)
-
-        steps, rate = config.autoencoder_steps, config.autoencoder_learning_rate
-        rows = shuffled_rows(len(self.images), config.autoencoder_batch_size, generator)
-        last = self._train(AUTOENCODER, network, loss, steps, rate, rows)
-        network.requires_grad_(False).eval()
-        some = torch.randperm(len(self.images), generator=generator)[:NUM_FOR_STATISTICS]
-        stage.finish(self._pixels(some), generator)
-        log.info("autoencoder loss=%.4f", last)
-        return last
-
-    def train_decoder(
-        self,
-        decoder: VisualDecoder,
-        conditions_UQD: Tensor,
-        rows_N: Tensor,
-        null_QD: Tensor,
-    ) -> float:
-        """Trains the decoder under the conditions; returns the mean of the last losses."""
-        config, generator = self.config, Generator().manual_seed(self.config.seed + 1)
-        noise = self._noise(config.seed + 1)
-        name, network = decoder.trained_network()
-
-        def loss(rows: Tensor) -> Tensor:
-            condition_BQD = conditions_UQD[rows_N[rows]].to(self.device)
-            return decoder.loss(
-                condition_BQD, self._pixels(rows), noise, null_QD, config.drop_probability
-            )
-
-        network.train()
-        rows = shuffled_rows(len(self.images), config.batch_size, generator)
-        last = self._train(name, network, loss, config.steps, config.learning_rate, rows)
-        network.eval()
-        return last
-
-    def _noise(self, seed: int) -> Generator:
-        """Noise and times of this rank, apart from the order of the images, which is that of all ranks."""
-        return Generator().manual_seed(derived_seed("decoder", seed, self.ranks.share.rank))
-
-    def _pixels(self, rows: Tensor) -> Tensor:
-        """The images at `rows` in [-1, 1]."""
-        return self.images.pixels_NCHW[rows].to(self.device).float() / 127.5 - 1
-
-    def _train(
-        self,
-        stage: str,
-        network: nn.Module,
-        loss: Loss,
-        steps: int,
-        rate: float,
-        rows: Iterator[Tensor],
-    ) -> float:
-        """Takes the steps of a stage; returns the mean loss of the last tenth."""
-        config = self.config
-        optimizer = torch.optim.AdamW(
-            network.parameters(),
-            lr=rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        shape = OptimConfig(warmup_ratio=config.warmup_ratio)
-        schedule = LambdaLR(optimizer, lambda step: rate_factor(step, steps, shape))
-        weights = list(network.parameters())
-        losses: list[float] = []
-        for step in range(1, steps + 1):
-            batch = next(rows)
-            size, rank = self.ranks.share_of(len(batch)), self.ranks.share.rank
-            value = loss(batch[rank * size : (rank + 1) * size])
-            value.backward()
-            self.ranks.average_gradients(weights)
-            norm = float(nn.utils.clip_grad_norm_(weights, config.clip_norm))
-            losses += self.ranks.mean([float(value.detach())])
-            self._check(stage, step, losses[-1], norm)
-            row = {"gradient_norm": norm, "learning_rate": schedule.get_last_lr()[0]}
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
-            self._record(stage, step, steps, losses, row)
-        tenth = losses[-max(1, steps // 10) :]
-        return sum(tenth) / len(tenth) if tenth else float("nan")
-
-    def _check(self, stage: str, step: int, value: float, norm: float) -> None:
-        if not (abs(value) < float("inf") and norm < float("inf")):
-            raise TrainingError(
-                f"{stage} step {step}: loss {value}, gradient norm {norm}; nothing was written: "
-                "lower the learning rate"
-            )
-
-    def _record(
-        self, stage: str, step: int, steps: int, losses: list[float], row: dict[str, Any]
-    ) -> None:
-        self.advance(stage, 1, losses[-1])
-        every = self.config.log_every
-        if step % every and step != steps:
-            return
-        since = losses[-(step % every or every) :]
-        line = {"stage": stage, "step": step, "loss": sum(since) / len(since), **row}
-        if self.metrics is not None:
-            with self.metrics.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+def model_digest(model: str) -> str:
+    """A hash of the weights of a model folder: conditions and decoder belong to them."""
+    files = weight_files(Path(model))
+    return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
 
-def shuffled_rows(num_rows: int, batch_size: int, generator: Generator) -> Iterator[Tensor]:
-    """Endless batches of rows: each row once per epoch, in a new random order each time."""
-    left = torch.empty(0, dtype=torch.int64)
-    while True:
-        while len(left) < batch_size:
-            left = torch.cat([left, torch.randperm(num_rows, generator=generator)])
-        yield left[:batch_size]
-        left = left[batch_size:]
+def publish_decoder(out: str | Path, target: str | Path) -> Path:
+    """Copy the decoder of a run to where a model finds it, atomically, with the metrics of the run beside it.
+
+    Raises FileExistsError where something else is there.
+    """
+    import shutil
+
+    source, folder = Path(out) / "model", Path(target)
+    with new_directory(folder, is_decoder, overwrite=True) as new:
+        shutil.copytree(source, new, dirs_exist_ok=True)
+        shutil.copyfile(Path(out) / METRICS, new / METRICS)
+    return folder
+
+
+def check_target(target: str | Path) -> None:
+    """Raise FileExistsError if a visual decoder cannot be written there."""
+    check_free(Path(target), is_decoder, overwrite=True)
+
+
+def _check_images(address: str, rules: PromptRules) -> None:
+    """Raise `DatasetError` for a dataset without an image that is trained on."""
+    from collections import Counter
+
+    dataset, left_out = Dataset(address), Counter[str]()
+    for number, entry in enumerate(dataset.entries):
+        for row in range(entry.num_samples):
+            if any(prompted_images(dataset.sample(number, row), row, rules, left_out)):
+                return
+    raise DatasetError(
+        f"{address}: no image has a prompt to learn from; left out: {dict(left_out)}"
+    )
+
+
+def _without_condition(stage: AutoencoderStage) -> Callable[..., Tensor]:
+    return lambda condition_BQD, pixels_BCHW, generator, *_: stage.loss(pixels_BCHW, generator)
+
+
+@lru_cache(8)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, _, _ in files:
+        with Path(name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

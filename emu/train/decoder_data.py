@@ -1,110 +1,147 @@
-"""The images of a dataset with their prompts, for the training of the visual decoder.
+"""The images of a training of the visual decoder with their conditions, step by step, and the loss on them.
 
-The prompt of an image is the text that follows it in the sample. Images without one, prompts longer than the paper's
-limit and prompts that contain a special token are left out and counted.
-
-Shapes: N images, C channels, H W pixels, Q causal queries, D language width.
+Shapes: B batch, Q causal queries, D language width, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from emu.config import INSTRUCT_TOKENS
-from emu.data.dataset import DatasetError, ShardReader
-from emu.data.sequence import passages_of
-from emu.generate.engine import Engine
-from emu.recipes import PromptRules
-from schemas.images import ImageError, decode_image
-from schemas.sample import Sample
-
-NO_TEXT, TOO_LONG, SPECIAL_TOKEN = "no_text", "prompt_too_long", "special_token_in_prompt"
-_SPECIAL = re.compile("|".join(re.escape(token) for token in INSTRUCT_TOKENS))
+from emu.data.batches import Layout, Share, StepStream
+from emu.data.dataset import Place, derived_seed
+from emu.data.mixture import Mixture, Source
+from emu.train.conditions import Conditions
+from emu.train.step import LossModule
+from schemas.images import decode_image
 
 
 @dataclass(frozen=True)
-class PromptedImages:
-    """Images `pixels_NCHW` (uint8) and the prompt of each; how many were left out, by reason."""
+class PromptedBatch:
+    """Images, their conditions, and the seeds of their noise."""
 
-    pixels_NCHW: Tensor
-    prompts: tuple[str, ...]
-    left_out: dict[str, int]
+    pixels_BCHW: Tensor  # uint8
+    condition_BQD: Tensor  # float32
+    seeds: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-
-def read_images(data: str, side: int, rules: PromptRules) -> PromptedImages:
-    """The first images of a dataset that the rules accept, resized to `side` x `side` without regard to aspect.
-
-    Raises `DatasetError` where none is left and `ImageError`, naming the sample, for one that cannot be decoded.
-    """
-    reader = ShardReader(data, seed=0, shuffle=False)
-    images: list[Tensor] = []
-    prompts: list[str] = []
-    left_out: dict[str, int] = {}
-    for index in range(len(reader)):
-        sample = reader.visit(index).sample
-        for image, prompt in prompted(sample):
-            reason = why_left_out(prompt, rules)
-            if reason is None:
-                images.append(_pixels(sample.key, image, side))
-                prompts.append(prompt)
-            else:
-                left_out[reason] = left_out.get(reason, 0) + 1
-            if len(prompts) == rules.max_images:
-                return PromptedImages(torch.stack(images), tuple(prompts), left_out)
-    if not images:
-        raise DatasetError(f"{data}: no image has a prompt to learn from; left out: {left_out}")
-    return PromptedImages(torch.stack(images), tuple(prompts), left_out)
+    def to(self, device: torch.device) -> PromptedBatch:
+        """The same batch on `device`."""
+        pixels = self.pixels_BCHW.to(device, non_blocking=True)
+        return PromptedBatch(pixels, self.condition_BQD.to(device, non_blocking=True), self.seeds)
 
 
-def prompted(sample: Sample) -> Iterator[tuple[bytes, str]]:
-    """The encoded images of a sample, each with the text that follows it, which may be empty."""
-    for passage in passages_of(sample.segments):
-        for slot in passage.slots:
-            yield slot.image, passage.text
+Item = tuple[Tensor, Tensor, int]
+"""Pixels `CHW`, condition `QD` and seed of an image."""
 
 
-def why_left_out(prompt: str, rules: PromptRules) -> str | None:
-    """The reason why a prompt is not trained on; None where it is."""
-    if not prompt:
-        return NO_TEXT
-    if len(prompt) > rules.max_prompt_length:
-        return TOO_LONG
-    return SPECIAL_TOKEN if _SPECIAL.search(prompt) else None
+class PromptedStream(StepStream[Item, PromptedBatch]):
+    """The images of each step for one rank, resized to `side` x `side` without regard to aspect."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        conditions: Mapping[str, Conditions],
+        side: int,
+        seed: int,
+        layout: Layout,
+        share: Share | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        self.conditions, self.side, self.seed = conditions, side, seed
+        super().__init__(mixture, layout, share, num_threads)
+
+    def made(self, source: Source, place: Place) -> Item:
+        """The image at a place."""
+        shard = self.conditions[source.name].shards[place.shard]
+        sample = source.reader.dataset.sample(place.shard, place.row)
+        image = sample.segments[int(shard.segments_N[place.entry])].image
+        seed = derived_seed("noise", self.seed, source.name, place.epoch, place.shard, place.entry)
+        return pixels_of(image or b"", self.side), shard.condition(place.entry), seed
+
+    def batches(self, source: Source, items: list[Item]) -> list[PromptedBatch]:
+        """Micro-batches of at most the size of the layout."""
+        size = self.layout.batch_size[source.name]
+        parts = [items[start : start + size] for start in range(0, len(items), size)]
+        return [
+            PromptedBatch(
+                torch.stack([pixels for pixels, _, _ in part]),
+                torch.stack([condition for _, condition, _ in part]),
+                tuple(seed for _, _, seed in part),
+            )
+            for part in parts
+        ]
+
+    def first_pixels(self, number: int) -> Tensor:
+        """The first images of the stream `BCHW` in [-1, 1], of every corpus as many; bad ones are left out."""
+        pixels: list[Tensor] = []
+        for source in self.mixture.sources.values():
+            share = min(len(source.reader), number // len(self.mixture.sources))
+            places = [source.reader.place(position) for position in range(share)]
+            batches, _ = self.held_out(source, places)
+            pixels += [batch.pixels_BCHW for batch in batches]
+        return centred(torch.cat(pixels))
 
 
-def regress_conditions(
-    engine: Engine,
-    prompts: tuple[str, ...],
-    batch_size: int,
-    advance: Callable[[int], None] = lambda number: None,
-) -> tuple[Tensor, Tensor]:
-    """The conditions `UQD` of the distinct prompts, and for each of the N prompts its row in them.
+class DecoderLosses(LossModule[PromptedBatch]):
+    """The loss of a network under conditions, each replaced by the null condition with some probability."""
 
-    The frozen model regresses them embedding by embedding; `advance` is called with the number of prompts done.
-    """
-    texts = sorted(dict.fromkeys(prompts), key=len)  # prompts of one length need no padding
-    conditions: list[Tensor] = []
-    for start in range(0, len(texts), batch_size):
-        batch = texts[start : start + batch_size]
-        conditions.append(engine.regress_image(batch).float().cpu())
-        advance(len(batch))
-    row_of = {text: row for row, text in enumerate(texts)}
-    return torch.cat(conditions).clone(), torch.tensor([row_of[prompt] for prompt in prompts])
+    visual_weight = 1.0
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[..., Tensor],
+        null_QD: Tensor,
+        drop_probability: float,
+        precision: str,
+    ) -> None:
+        super().__init__()
+        self.network, self._loss = network, loss
+        self.null_QD, self.drop_probability, self.precision = null_QD, drop_probability, precision
+
+    def forward(
+        self, batch: PromptedBatch, text_weight: Tensor, visual_weight: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The weighted loss to differentiate; then nothing, the loss, and nothing, detached."""
+        none = torch.zeros((), device=batch.pixels_BCHW.device)
+        if not batch.seeds:  # other ranks wait for the gradients of all weights
+            return sum((0 * w.flatten()[0] for w in self.image_weights()), none), none, none, none
+        generators = [Generator().manual_seed(seed) for seed in batch.seeds]
+        pixels_BCHW, is_half = centred(batch.pixels_BCHW), self.precision == "bfloat16"
+        drop = self.drop_probability if self.training else 0.0
+        with torch.autocast(pixels_BCHW.device.type, dtype=torch.bfloat16, enabled=is_half):
+            loss = self._loss(batch.condition_BQD, pixels_BCHW, generators, self.null_QD, drop)
+        return visual_weight * loss, none, loss.detach(), none
+
+    def image_weights(self) -> list[Tensor]:
+        """The trainable weights."""
+        return [weight for weight in self.network.parameters() if weight.requires_grad]
+
+    def counts(self, batch: PromptedBatch) -> Tensor:
+        """No texts, as many targets, images and sequences as there are images, no positions."""
+        number = len(batch.seeds)
+        device = batch.pixels_BCHW.device
+        return torch.tensor(
+            [0, number, number, number, 0, 0, 0], dtype=torch.float64, device=device
+        )
+
+    def empty_batch(self, device: torch.device) -> PromptedBatch:
+        """A batch without images."""
+        nothing = torch.zeros(0, device=device)
+        return PromptedBatch(nothing, nothing, ())
 
 
-def _pixels(key: str, image: bytes, side: int) -> Tensor:
-    try:
-        resized = decode_image(image).resize((side, side), Image.Resampling.BICUBIC)
-    except ImageError as error:
-        raise error.at(f"sample '{key}'") from error
+def centred(pixels_BCHW: Tensor) -> Tensor:
+    """Pixels from 0 to 255 in [-1, 1]."""
+    return pixels_BCHW.float() / 127.5 - 1
+
+
+def pixels_of(image: bytes, side: int) -> Tensor:
+    """The pixels `CHW` of an encoded image, uint8; raises `ImageError` for one that does not decode."""
+    resized = decode_image(image).resize((side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(resized).transpose(2, 0, 1).copy())

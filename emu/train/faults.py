@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from emu.data.batches import BadSample, BatchStream
+from emu.data.batches import BadSample, StepStream
 from emu.recipes import TrainConfig
 from emu.train.step import Ranks, StepResult, TrainingError
 
@@ -60,7 +60,7 @@ class Faults:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
             temporary.replace(self.path)
 
-    def watch(self, step: int, result: StepResult, stream: BatchStream) -> None:
+    def watch(self, step: int, result: StepResult, stream: StepStream[Any, Any]) -> None:
         """Note what a step skipped on any rank; raises `TrainingError` for too much in a row."""
         if result.num_bad:
             everywhere = self.ranks.gather(stream.bad)
@@ -69,7 +69,9 @@ class Faults:
         if not result.is_finite:
             self._watch_step(step, result, stream)
 
-    def _watch_samples(self, step: int, bad: Sequence[BadSample], stream: BatchStream) -> None:
+    def _watch_samples(
+        self, step: int, bad: Sequence[BadSample], stream: StepStream[Any, Any]
+    ) -> None:
         for sample in bad:
             following, before = self._samples.get(sample.corpus, (sample.position, 0))
             source = stream.mixture.sources[sample.corpus]
@@ -86,7 +88,7 @@ class Faults:
                     "damaged files"
                 )
 
-    def _watch_step(self, step: int, result: StepResult, stream: BatchStream) -> None:
+    def _watch_step(self, step: int, result: StepResult, stream: StepStream[Any, Any]) -> None:
         before, in_a_row = self._steps
         in_a_row = in_a_row + 1 if step == before + 1 else 1
         self._steps = (step, in_a_row)

@@ -103,3 +103,28 @@ def set_learning_rates(optimizer: Optimizer, step: int, steps: int, config: Opti
         is_visual = group["name"].partition("/")[0] in ("vision", "former")
         group["lr"] = group["peak_lr"] * (visual if is_visual else factor)
     return factor
+
+
+def network_optimizer(network: nn.Module, config: OptimConfig) -> AdamW:
+    """AdamW over all weights of a network, with one learning rate."""
+    named = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+    group = {
+        "name": "network",
+        "peak_lr": config.language_lr,
+        "lr": config.language_lr,
+        "weight_decay": config.weight_decay,
+        "weight_names": [name for name, _ in named],
+        "params": [weight for _, weight in named],
+    }
+    return AdamW([group], betas=config.betas, eps=config.eps, fused=True)
+
+
+def staged_factor(step: int, steps: int, _: object = None) -> float:
+    """The paper's learning rate at a step relative to its peak: of 15k steps a warm-up over 5k, 1/2 from 10k, 1/10
+    from 14k on."""
+    warmup = round(steps / 3)
+    if step < warmup:
+        return (step + 1) / warmup
+    if step < round(steps * 2 / 3):
+        return 1.0
+    return 0.5 if step < round(steps * 14 / 15) else 0.1

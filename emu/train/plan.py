@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from emu.config import EmuConfig, SequenceConfig
-from emu.data.batches import BatchStream, Layout
+from emu.data.batches import BatchStream, Layout, StepStream
 from emu.data.dataset import DatasetError, ShardReader
 from emu.data.mixture import Corpus, Mixture, Source, held_out_places
 from emu.data.sequence import SequenceMaker
@@ -158,7 +158,7 @@ class Stage:
     model: nn.Module
     """What a checkpoint holds."""
     optimizer: Optimizer
-    stream: BatchStream
+    stream: StepStream[Any, Any]
     losses: LossModule[Any]
     set_rates: Callable[[int], float]
     """Sets the learning rates of a step (from 0) and returns their ratio to the peaks."""

@@ -37,12 +37,12 @@ from emu.train import checkpoint_folder as folders
 from emu.train.checkpoint_folder import FOLDER, CheckpointError, checkpoints, read_progress
 from emu.train.loop import (
     Summary,
-    TrainPlan,
     check_resume,
     checkpoint_folder,
     read_summary,
     train,
 )
+from emu.train.plan import Plan
 from emu.train.step import Ranks, TrainingError
 from emu.train.stopping import Address, Starter, Stopped, StopRequest, obey
 
@@ -54,7 +54,7 @@ SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def train_on_ray(
-    plan: TrainPlan,
+    plan: Plan,
     num_workers: int,
     use_gpu: bool = False,
     max_failures: int = 3,
@@ -75,7 +75,8 @@ def train_on_ray(
     folder = Path(plan.out).absolute() / FOLDER
     (folder / SNAPSHOT).unlink(missing_ok=True)  # the directories themselves count
     starter = Starter(ray.util.get_node_ip_address())
-    plan = replace(plan, out=str(folder.parent), resume="auto", num_ranks=num_workers)
+    dataclass: Any = plan
+    plan = replace(dataclass, out=str(folder.parent), resume="auto", num_ranks=num_workers)
     packed, address = pickle.dumps(plan), starter.address
 
     def work() -> None:
@@ -174,7 +175,7 @@ def _reason(error: TrainingFailedError) -> str:
     return f"worker {rank} of the last attempt: {name}: {failures[rank]}"
 
 
-def train_as_worker(plan: TrainPlan, starter: Address) -> None:
+def train_as_worker(plan: Plan, starter: Address) -> None:
     """The work of one worker of Ray Train."""
     logging.basicConfig(level=logging.INFO)
     context = ray.train.get_context()

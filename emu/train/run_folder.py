@@ -105,9 +105,12 @@ def write_curves(out: Path) -> Path:
     Losses and variance have a logarithmic axis where they span more than a factor of ten.
     """
     rows = read_metrics(out)
+    shown = [n for n in CURVES_SHOWN if any(row.get(n) for row in rows)]  # no lines of zeros
     charts = [
-        _chart(title, [(row["step"], row[name]) for row in rows if name in row], colour, number)
-        for number, (name, (title, colour)) in enumerate(CURVES_SHOWN.items())
+        _chart(
+            CURVES_SHOWN[n][0], [(r["step"], r[n]) for r in rows if n in r], CURVES_SHOWN[n][1], k
+        )
+        for k, n in enumerate(shown)
     ]
     path, height = out / CURVES, HEIGHT * len(charts)
     path.write_text(

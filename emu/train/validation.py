@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from emu.data.batches import BatchStream
+from emu.data.batches import StepStream
 from emu.data.mixture import held_out_places
 from emu.recipes import TrainConfig
 from emu.train.step import LossModule, Ranks
@@ -29,7 +29,7 @@ class Validation:
 
     def __init__(
         self,
-        stream: BatchStream,
+        stream: StepStream[Any, Any],
         losses: LossModule[Any],
         config: TrainConfig,
         ranks: Ranks,

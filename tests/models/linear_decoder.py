@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from emu.config import DecoderConfig
 from emu.decoders import DecoderEntry, read_multiple_of_file, write_decoder_file
-from emu.decoders.base import AutoencoderStage
+from emu.decoders.base import AutoencoderStage, Noise
+from emu.decoders.diffusion import drop_conditions
 
 KIND = "linear"
 GRID = 8  # pixels along a side of a cell
@@ -92,14 +93,15 @@ class LinearDecoder(nn.Module):
         self,
         condition_BQD: Tensor,
         pixels_BCHW: Tensor,
-        generator: Generator | None = None,
+        generator: Noise = None,
         null_condition_QD: Tensor | None = None,
         drop_probability: float = 0.1,
     ) -> Tensor:
         self._check(condition_BQD, null_condition_QD)
         if null_condition_QD is not None:
-            dropped = torch.rand(len(condition_BQD), 1, 1, generator=generator) < drop_probability
-            condition_BQD = torch.where(dropped, null_condition_QD, condition_BQD)
+            condition_BQD = drop_conditions(
+                condition_BQD, null_condition_QD, drop_probability, generator
+            )
         cells = functional.adaptive_avg_pool2d(pixels_BCHW, self.num_cells)
         return functional.mse_loss(self._cells(condition_BQD), cells)
 

@@ -7,8 +7,9 @@ import docstring_parser
 import pytest
 
 from emu.config import ObjectiveConfig, SequenceConfig, tiny_config
+from emu.decoder_recipe import DecoderTrainConfig, PromptRules
 from emu.models.emu import Emu
-from emu.recipes import DecoderTrainConfig, OptimConfig, PromptRules, TrainConfig
+from emu.recipes import OptimConfig, TrainConfig
 from emu.serve.limits import Limits
 from jobs import convert_checkpoint, serve, train_decoder, train_emu
 from tests.documents import job_called

@@ -14,14 +14,12 @@ import psutil
 import pytest
 
 from emu.train.checkpoint_folder import FOLDER, checkpoints
-from emu.train.run_folder import METRICS, read_metrics
-from emu.train.stopping import StopRequest
+from emu.train.run_folder import read_metrics
 from jobs import train_decoder, train_emu
 from tests.data.small_dataset import document, write_dataset
 from tests.interrupts import interrupted
 
 GOES_ON = "stopped; the same command resumes where it stopped"
-STARTS_AGAIN = "stopped; nothing is written; the same command starts again from the beginning"
 
 
 @pytest.fixture(scope="module")
@@ -90,40 +88,19 @@ def test_a_run_that_is_stopped_saves_and_goes_on(
     assert weights(stopped) == weights(whole)
 
 
-def test_a_second_interrupt_ends_at_once():
-    stop = StopRequest()
-    with pytest.raises(KeyboardInterrupt), stop.on_signals():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)  # a notice beside Ctrl-C changes nothing
-        assert stop.signal == signal.SIGINT
-        signal.raise_signal(signal.SIGINT)
-
-
-def test_two_processes_save_on_a_signal(repository: Path, data: Path, tmp_path: Path):
-    """The signal goes to the process that started them alone."""
-    options = [*options_of(data, tmp_path / "out"), "--num-processes", "2"]
-    options += ["--train.checkpoint-every", "30"]
-    is_time = lambda: len(read_metrics(tmp_path / "out")) > 5  # noqa: E731
-    ended = interrupted(repository, is_time, "jobs.train_emu", *options, number=signal.SIGTERM)
-    assert ended.exit_code == 143 and ended.last_line == GOES_ON, ended.error
-    assert ended.error.count("saving after this step") == 1 and "Traceback" not in ended.error
-    (saved,) = checkpoints(tmp_path / "out" / FOLDER)
-    assert saved.step == read_metrics(tmp_path / "out")[-1]["step"] > 5
-
-
-def test_a_visual_decoder_that_is_stopped_is_not_there(
+def test_a_visual_decoder_that_is_stopped_goes_on(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert train_emu.main([*options_of(data, tmp_path / "run"), "--steps", "1"]) == 0
     model = tmp_path / "run" / "model"
-    options = ["--model", str(model), "--data", str(data)]
-    with interrupt_here((model / ".decoder.partial" / METRICS).is_file):
-        assert train_decoder.main([*options, "--autoencoder-steps", "100000"]) == 130
-    assert capsys.readouterr().err.rstrip().splitlines()[-1] == STARTS_AGAIN
+    options = ["--model", str(model), "--data", str(data), "--steps", "400", "--batch-size", "1"]
+    options += ["--train.checkpoint-every", "1"]
+    with interrupt_here((tmp_path / "run/model_decoder/checkpoints").is_dir):
+        assert train_decoder.main(options) == 130
+    assert capsys.readouterr().err.rstrip().splitlines()[-1] == GOES_ON
     assert not (model / "decoder").exists()
-    short = ["--autoencoder-steps", "1", "--steps", "1", "--batch-size", "1"]
-    assert train_decoder.main([*options, *short]) == 0
-    assert (model / "decoder" / "unet").is_dir()
+    assert train_decoder.main([*options, "--resume", "must", "--steps", "401"]) == 2
+    assert "its length cannot become 401" in capsys.readouterr().err
 
 
 @pytest.mark.slow

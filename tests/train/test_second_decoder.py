@@ -12,6 +12,7 @@ import pytest
 
 import emu
 from emu.config import DecoderConfig, EmuConfig, emu_14b_config, tiny_config
+from emu.decoder_recipe import DecoderTrainConfig
 from emu.decoders import DECODERS, plan_decoder_conversion
 from emu.generate.engine import Engine
 from emu.generate.prompts import ImageOptions
@@ -20,7 +21,9 @@ from emu.serve.errors import ApiError
 from emu.serve.limits import Limits
 from emu.serve.requests import check_limits, image_options
 from emu.serve.schema import parse_request
-from emu.train.decoder import DecoderPlan, DecoderTrainConfig, train_decoder
+from emu.train.decoder import DecoderPlan, publish_decoder
+from emu.train.loop import train as train_decoder
+from emu.train.run_folder import read_metrics
 from jobs import train_decoder as train_decoder_job
 from tests.data.small_dataset import pair, write_dataset
 from tests.models import linear_decoder
@@ -43,11 +46,13 @@ def model(tmp_path: Path) -> Path:
 
 def train(model: Path, **options: Any) -> Path:
     config = DecoderTrainConfig(steps=5, batch_size=4, log_every=1)
-    data, out = model.parent / "data", model / "decoder"
-    plan = DecoderPlan(str(model), str(data), str(out), train=config)
-    summary = train_decoder(replace(plan, **options))
-    assert summary.autoencoder_loss is None and summary.num_images == 8
-    return Path(summary.out)
+    data, run = model.parent / "data", model.parent / "run"
+    out = options.pop("out", model / "decoder")
+    plan = DecoderPlan(str(model), str(data), str(run / out.name), options=config)
+    plan = replace(plan, **options)
+    train_decoder(plan)
+    assert not (run / out.name / "autoencoder").exists()
+    return publish_decoder(plan.out, out)
 
 
 def asked(image: dict[str, Any]) -> Any:
@@ -57,8 +62,7 @@ def asked(image: dict[str, Any]) -> Any:
 
 def test_it_is_trained_saved_loaded_and_generates(model: Path) -> None:
     decoder = train(model)
-    rows = [json.loads(line) for line in (decoder / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["stage"], row["step"]) for row in rows] == [("colours", n) for n in range(1, 6)]
+    assert [row["step"] for row in read_metrics(decoder)] == [1, 2, 3, 4, 5]
     assert json.loads((decoder / "decoder.json").read_text()) == {
         "kind": "linear",
         "image_multiple": 8,
@@ -76,7 +80,7 @@ def test_it_is_trained_saved_loaded_and_generates(model: Path) -> None:
 
 def test_it_starts_from_its_own_pretrained_weights(model: Path) -> None:
     first = train(model)
-    second = train(model, pretrained=str(first), out=str(model.parent / "second"))
+    second = train(model, pretrained=str(first), out=model.parent / "second")
     assert (second / "weights.safetensors").read_bytes() != b""
     assert json.loads((second / "decoder.json").read_text())["kind"] == "linear"
 
