@@ -44,8 +44,8 @@ class TrainDecoder:
     model: str
     """Folder of a trained model, such as OUT/model of emu train."""
     data: tuple[str, ...]
-    """Folder or address of a finished dataset of images with their texts; several are a mixture, each
-    NAME=DIR:WEIGHT."""
+    """Folder or address of a finished dataset of images with their texts.
+    Several are a mixture, each NAME=DIR:WEIGHT."""
     out: str | None = None
     """Folder of the run. With workers on several nodes, one that all of them see. None: MODEL_decoder."""
     decoder: str | None = None
