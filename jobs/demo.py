@@ -56,8 +56,8 @@ class Demo(Checked):
     """
 
     out: Path = Path("demo_out")
-    """Folder for all outputs. Datasets and trainings of Emu that are finished there are not repeated; the visual
-    parts and the decoder are trained again."""
+    """Folder for all outputs. Datasets and trainings that are finished there are not repeated, except that of
+    the visual parts."""
     minutes: Annotated[float, Field(ge=2, le=1440)] = MINUTES
     """About how long it takes on two cores, installation not counted. The trainings get the time that is left
     after the other steps; the more, the better the model. 6 is enough for captions, answers, and
