@@ -27,6 +27,7 @@ from schemas.validation import Checked
 
 Precision = Literal["float32", "bfloat16"]
 Normalisation = Literal["global", "micro_batch"]
+Parallel = Literal["auto", "ddp", "fsdp", "hsdp"]
 Rate = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1, description="a fraction")]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -105,6 +106,13 @@ class TrainConfig(Checked):
     micro_batch: the mean of each micro-batch, then the mean of those (as in the released code)."""
     freeze_vision: bool = False
     """Keep the visual encoder frozen; required for precomputed features."""
+    parallel: Parallel = "auto"
+    """How several workers share the model. ddp: a full copy on each.
+    fsdp: weights, gradients and optimizer state are sharded over all workers (FSDP2).
+    hsdp: they are sharded within groups of workers, and each group has a copy.
+    auto: fsdp on GPUs, ddp on CPUs."""
+    shard_workers: Count | None = None
+    """Workers of a group for hsdp. None: those of a node."""
     recompute_activations: bool = False
     """Activation checkpointing: recompute activations in the backward pass. Slower, with far less memory."""
     seed: int = 0

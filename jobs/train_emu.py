@@ -13,7 +13,7 @@ import tyro
 from pydantic import Field
 
 from emu.config import Count, ObjectiveConfig, Positive, SequenceConfig
-from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
+from emu.recipes import RECIPES, Parallel, Recipe, TrainConfig, with_vocabulary
 from jobs.cli import JobError, checked_options, run_job
 from jobs.paths import folder_path, job_path, weights_path
 from jobs.progress import say
@@ -81,6 +81,9 @@ class TrainEmu(Checked):
     min_workers: Count | None = None
     """Train on as few workers of Ray as this while others are missing, and on more when they come.
     The batches stay those of --num-workers. None: wait for all."""
+    parallel: Parallel | None = None
+    """How several workers share the model: full copies (ddp), or sharded weights (fsdp, hsdp).
+    None: the recipe's (--train.parallel), which is fsdp on GPUs and ddp on CPUs."""
     num_processes: Annotated[int, Field(ge=1)] = 1
     """With --num-workers 0: processes of this machine that share its cores, without Ray."""
     tokenizer: str | None = None
@@ -201,7 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train_config(options: TrainEmu) -> TrainConfig:
     return train_config(
-        options.train, options.steps, options.batch_size, options.seed, options.use_features
+        options.train,
+        options.steps,
+        options.batch_size,
+        options.seed,
+        options.use_features,
+        options.parallel,
     )
 
 
@@ -220,8 +228,9 @@ def _forecast(options: TrainEmu) -> str:
         corpora = [(corpus.name or Path(corpus.address).name, corpus.weight) for corpus in parsed]
         cluster = Cluster(max(1, options.num_workers), options.gpu_memory_gb, options.gpu_tflops)
     say("measuring the parts of the model")
+    is_sharded = config.parallel != "ddp" and cluster.num_workers > 1  # auto: fsdp on GPUs
     found = forecast(
-        model, config, options.sequence, cluster, corpora, use_features=options.use_features
+        model, config, options.sequence, cluster, corpora, is_sharded, options.use_features
     )
     cost = step_cost(
         model, config.freeze_vision, options.use_features, config.recompute_activations
@@ -229,7 +238,7 @@ def _forecast(options: TrainEmu) -> str:
     text = described(found, config, cluster, cost)
     if found.fits:
         return text
-    others = list(alternatives(model, config, options.sequence, cluster, corpora))
+    others = list(alternatives(model, config, options.sequence, cluster, corpora, is_sharded))
     raise JobError(
         f"the run does not fit: {found.memory.peak / 1e9:.1f} GB per GPU, the limit is {found.limit_gb:.1f} GB; "
         f"what would: {'; '.join(others) or 'no change of options'}",

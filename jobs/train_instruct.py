@@ -12,7 +12,7 @@ import tyro
 from pydantic import Field
 
 from emu.config import AdapterConfig, Count, SequenceConfig
-from emu.recipes import INSTRUCT_RECIPES, TrainConfig
+from emu.recipes import INSTRUCT_RECIPES, Parallel, TrainConfig
 from jobs.cli import run_job
 from jobs.paths import folder_path, job_path
 from jobs.training import Workers, corpora_of, named_recipe, run_training, train_config
@@ -58,6 +58,9 @@ class TrainInstruct(Checked):
     """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
     num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
     """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
+    parallel: Parallel | None = None
+    """How several workers share the model: full copies (ddp), or sharded weights (fsdp, hsdp).
+    None: the recipe's (--train.parallel), which is fsdp on GPUs and ddp on CPUs."""
     num_cpus: Count | None = None
     """Cores for a Ray that the job starts itself. None: all, but at least one per worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -103,7 +106,12 @@ def plan_of(options: TrainInstruct) -> TrainPlan:
         model=model,
         sequence=SequenceConfig(dialogue_length=options.dialogue_length),
         train=train_config(
-            options.train, options.steps, options.batch_size, options.seed, options.use_features
+            options.train,
+            options.steps,
+            options.batch_size,
+            options.seed,
+            options.use_features,
+            options.parallel,
         ),
         init=init,
         use_features=options.use_features,

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
-from emu.recipes import Recipe, TrainConfig
+from emu.recipes import Parallel, Recipe, TrainConfig
 from jobs.cli import JobStopped, checked_options, failing
 from jobs.paths import job_path
 from jobs.progress import say, say_importing
@@ -101,9 +101,10 @@ def train_config(
     batch_size: int | None,
     seed: int | None,
     use_features: bool,
+    parallel: Parallel | None = None,
 ) -> TrainConfig:
-    """The recipe's training, changed by `--steps`, `--batch-size`, `--seed` and `--use-features`."""
-    given = {"steps": steps, "batch_size": batch_size, "seed": seed}
+    """The recipe's training, changed by `--steps`, `--batch-size`, `--seed`, `--use-features` and `--parallel`."""
+    given = {"steps": steps, "batch_size": batch_size, "seed": seed, "parallel": parallel}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if batch_size is not None:
         changes["corpus_batch_size"] = {}

@@ -122,16 +122,17 @@ class VisualEncoder(nn.Module):
             raise ValueError("the open_clip tower does not fit: " + "; ".join(problems))
         self.load_state_dict(dict(tower))
 
-    def fill_buffers(self) -> None:
-        """Gives the constant buffers their values after construction on the meta device.
+    def fill_buffers(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Gives the constant buffers their values, after construction on the meta device or for another precision.
 
         The tower has no bias on K; timm keeps a zero vector in its place, outside the state dict.
         """
         for name, buffer in list(self.trunk.named_buffers()):
-            if buffer.is_meta:
-                assert name.endswith(".k_bias"), name
-                attention = self.trunk.get_submodule(name.rpartition(".")[0])
-                attention.k_bias = torch.zeros_like(attention.get_parameter("q_bias").detach())
+            assert name.endswith(".k_bias"), name
+            attention = self.trunk.get_submodule(name.rpartition(".")[0])
+            attention.k_bias = torch.zeros(buffer.shape, dtype=dtype, device=device)
 
 
 class CausalFormer(nn.Module):

@@ -124,6 +124,7 @@ def alternatives(
     lengths: SequenceConfig,
     cluster: Cluster,
     corpora: Sequence[tuple[str, float]],
+    is_sharded: bool = False,
 ) -> Iterator[str]:
     """Changes with which a run that does not fit would fit."""
     changes = {
@@ -136,15 +137,16 @@ def alternatives(
         ),
     }
     for options, changed in changes.items():
-        if changed != config and forecast(model, changed, lengths, cluster, corpora).fits:
+        found = forecast(model, changed, lengths, cluster, corpora, is_sharded)
+        if changed != config and found.fits:
             yield options
     for num_workers in (2, 4, 8, 16, 32, 64, 128, 256):
         larger = replace(cluster, num_workers=num_workers)
         found = forecast(model, config, lengths, larger, corpora, is_sharded=True)
         if found.fits:
             yield (
-                f"weights sharded over {num_workers} GPUs or more: {found.memory.peak / GB:.1f} GB each "
-                "(sharded weights are not part of this release)"
+                f"weights sharded over {num_workers} GPUs or more (--parallel fsdp --num-workers {num_workers}): "
+                f"{found.memory.peak / GB:.1f} GB each"
             )
             return
 

@@ -190,8 +190,9 @@ class Run:
             model=str(folder),
             **self.counts,
         )
-        if self.ranks.is_first:
+        if self.ranks.is_first or self.stage.publishes_together:
             self.stage.publish(folder)
+        if self.ranks.is_first:
             write_curves(self.out)
             described = json.dumps(dataclasses.asdict(summary), indent=2)
             (self.out / SUMMARY).write_text(described + "\n")

@@ -28,6 +28,7 @@ from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer
 from emu.train.flops import StepCost, step_cost
 from emu.train.optim import make_optimizer, set_learning_rates
+from emu.train.parallel import shard, shards_weights, whole
 from emu.train.start import check_init, start_model, start_tower
 from emu.train.step import EmuLosses, LossModule, Ranks
 from emu.weights.layout import new_directory
@@ -42,6 +43,8 @@ HOUSEKEEPING = {
     "peak_tflops",
     "max_bad_samples",
     "max_skipped_steps",
+    "parallel",
+    "shard_workers",
     "validate_every",
     "validation_samples",
 }
@@ -103,15 +106,20 @@ class TrainPlan:
         model = start_model(
             self.model, config, self.init, device, self.vision_weights, self.language_weights
         )
+        losses = EmuLosses(model, config.precision, self.use_features)
+        are_shards = shards_weights(config, ranks, device)
+        if are_shards:
+            shard(losses, model, config, device)
         optimizer = make_optimizer(model, config.optim)
         return Stage(
             model=model,
             optimizer=optimizer,
             stream=open_stream(self, model.visual, ranks),
-            losses=EmuLosses(model, config.precision),
+            losses=losses,
             set_rates=lambda step: set_learning_rates(optimizer, step, config.steps, config.optim),
             cost=step_cost(self.model, config.freeze_vision, self.use_features),
-            publish=lambda folder: publish_model(folder, model, self.tokenizer),
+            publish=lambda folder: publish_model(folder, model, self.tokenizer, ranks.is_first),
+            publishes_together=are_shards,
         )
 
 
@@ -165,11 +173,20 @@ class Stage:
     cost: StepCost | None
     """For the operations per second in the log."""
     publish: Callable[[Path], None]
-    """Writes the result into OUT/model, on the first rank."""
+    """Writes the result into OUT/model; called on the first rank."""
+    publishes_together: bool = False
+    """Whether all ranks call `publish`, because each has a part of the result."""
 
 
-def publish_model(folder: Path, model: Emu, tokenizer: str) -> None:
-    """Write a model directory atomically; one of an earlier run is replaced."""
+def publish_model(folder: Path, model: Emu, tokenizer: str, is_first: bool = True) -> None:
+    """Write a model directory atomically, on the first rank; one of an earlier run is replaced.
+
+    Of a sharded model all ranks call it, and the first one holds one weight at a time as a whole.
+    """
+    if not is_first:
+        for weight in model.state_dict().values():
+            whole(weight)
+        return
     with new_directory(folder, is_replaceable=lambda folder: True, overwrite=True) as new:
         save_model(new, model, tokenizer)
 

@@ -8,24 +8,20 @@ in the mean of the released code. Parameter groups and learning rates: `emu/trai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, Self, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from emu.data.batches import Share
 from emu.data.dataset import derived_seed
 from emu.models.emu import Emu
 from emu.models.objective import IGNORED, Batch, Losses, Objective, regression_positions
 from emu.recipes import TrainConfig
-
-Value = TypeVar("Value")
+from emu.train.parallel import Ranks as Ranks
+from emu.train.parallel import is_sharded, whole
 
 
 class OnDevice(Protocol):
@@ -98,9 +94,10 @@ class LossModule(nn.Module, Generic[AnyBatch]):
 class EmuLosses(LossModule[Batch]):
     """Emu and its objective."""
 
-    def __init__(self, model: Emu, precision: str) -> None:
+    def __init__(self, model: Emu, precision: str, are_patches: bool = False) -> None:
+        """With `are_patches` the images of batches are precomputed features."""
         super().__init__()
-        self.model, self.precision = model, precision
+        self.model, self.precision, self.are_patches = model, precision, are_patches
         self.objective = Objective(model.config.objective)
         self.visual_weight = model.config.objective.visual_weight
 
@@ -108,18 +105,34 @@ class EmuLosses(LossModule[Batch]):
         self, batch: Batch, text_weight: Tensor, visual_weight: Tensor
     ) -> tuple[Tensor, ...]:
         """The weighted sum to differentiate; then text loss, visual loss and target variance, detached."""
-        is_half = self.precision == "bfloat16"
+        # sharded weights have the precision of the products already
+        is_half = self.precision == "bfloat16" and not is_sharded(self)
         device = batch.input_ids_BL.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=is_half):
+            nothing = 0 if batch.num_images else self._nothing_of_images(batch)
             output = self.model(batch, with_logits=False)
         losses: Losses = self.objective(output, batch)
         total = text_weight * losses.text
         factor = self.visual_weight
         if factor or self.model.language.regress_head.weight.requires_grad:
             total = total + visual_weight * factor * losses.visual
-        if batch.num_images == 0:  # other ranks wait for the gradients of all weights
-            total = total + sum(0 * weight.flatten()[0] for weight in self.image_weights())
+        total = total + nothing  # other ranks wait for the gradients of all weights
         return total, losses.text.detach(), losses.visual.detach(), losses.target_variance.detach()
+
+    def _nothing_of_images(self, batch: Batch) -> Tensor | int:
+        """Zero, with zero gradients of the weights that only images use.
+
+        Sharded weights are gathered by the modules that use them, in the same order on all ranks: an empty image is
+        encoded, before the sequences as elsewhere.
+        """
+        if not is_sharded(self):
+            return sum(0 * weight.flatten()[0] for weight in self.image_weights())
+        vision, device = self.model.config.vision, batch.input_ids_BL.device
+        if self.are_patches:
+            patches_NPV = torch.zeros(1, vision.num_tokens, vision.width, device=device)
+            return 0 * self.model.encode_patches(patches_NPV).sum()
+        pixels_NCHW = torch.zeros(1, 3, vision.image_size, vision.image_size, device=device)
+        return 0 * self.model.encode_images(pixels_NCHW).sum()
 
     def image_weights(self) -> list[Tensor]:
         """The trainable weights that only images use."""
@@ -184,16 +197,19 @@ class Stepper(Generic[AnyBatch]):
         torch.manual_seed(derived_seed("step", self.config.seed, step, self.ranks.share.rank))
         batches = [batch.to(self.device) for batch in batches]
         counted = [self.losses.counts(batch) for batch in batches]
-        # a rank without sequences takes part in the synchronisation of gradients
-        batches = batches or [self.losses.empty_batch(self.device)]
-        counts = torch.stack(counted or [torch.zeros(7, dtype=torch.float64, device=self.device)])
+        # a rank without sequences takes part in the synchronisation of gradients, and of sharded weights too
+        most = max(self.ranks.gather(len(batches))) if is_sharded(self.module) else 0
+        num_empty = max(1, most) - len(batches)
+        batches += [self.losses.empty_batch(self.device) for _ in range(num_empty)]
+        counted += [torch.zeros(7, dtype=torch.float64, device=self.device)] * num_empty
+        counts = torch.stack(counted)
         own = torch.cat([counts.sum(dim=0), counts.new_tensor([num_bad, stops])])
         totals = self.ranks.sum(own)
         measured = self._backward(batches, counts, totals)
         if totals[2] == 0:  # no image on any rank: nothing to learn, and no weight decay
             for weight in self.image_weights:
                 weight.grad = None
-        norm = nn.utils.clip_grad_norm_(self.weights, self.config.optim.clip_norm)
+        norm = whole(nn.utils.clip_grad_norm_(self.weights, self.config.optim.clip_norm))
         is_infinite = (~torch.isfinite(norm)).to(measured)
         text, visual, variance, num_infinite = self.ranks.sum(
             torch.cat([measured, is_infinite.reshape(1)])
@@ -215,7 +231,7 @@ class Stepper(Generic[AnyBatch]):
             shares = self._shares(counts[number], totals, len(batches))
             is_last = number == len(batches) - 1
             with self.ranks.gradient_sync(self.module, enabled=is_last):
-                # DistributedDataParallel averages over ranks; times their number it is the sum
+                # gradients are averaged over ranks; times their number that is the sum
                 total, text, visual, variance = self.module(batch, *(shares * world).float())
                 total.backward()
             parts = torch.stack((text * shares[0], visual * shares[1], variance * shares[1]))
@@ -229,82 +245,3 @@ class Stepper(Generic[AnyBatch]):
                 (2,), 1 / (num_micro * self.ranks.share.world_size), device=self.device
             )
         return counts[:2] / totals[:2].clamp(min=1)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among `world_size` data-parallel ones; a single one needs no process group."""
-
-    share: Share = field(default_factory=Share)
-
-    @property
-    def is_first(self) -> bool:
-        """True on the rank that writes files."""
-        return self.share.rank == 0
-
-    @property
-    def is_parallel(self) -> bool:
-        """True if gradients have to be synchronised."""
-        return self.share.world_size > 1
-
-    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module with gradients averaged over ranks in the backward pass; each has to use all weights."""
-        if not self.is_parallel:
-            return module
-        devices = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
-
-    def gradient_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
-        """A context for a backward pass; gradients are synchronised after the last micro-batch of a step only."""
-        if isinstance(module, DistributedDataParallel) and not enabled:
-            return module.no_sync()
-        return nullcontext()
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks, on every rank."""
-        if self.is_parallel:
-            dist.all_reduce(values)
-        return values
-
-    def gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, in order, on every rank."""
-        if not self.is_parallel:
-            return [value]
-        found: list[Any] = [None] * self.share.world_size
-        dist.all_gather_object(found, value)
-        return found
-
-    def on_first(
-        self, context: Callable[[], AbstractContextManager[Value]]
-    ) -> AbstractContextManager[Value | None]:
-        """The context on the rank that writes files, None on the others."""
-        return context() if self.is_first else nullcontext(None)
-
-    def share_of(self, batch_size: int) -> int:
-        """This rank's rows of a batch; raises ValueError for a batch that cannot be shared equally."""
-        world = self.share.world_size
-        if batch_size % world:
-            raise ValueError(
-                f"a batch of {batch_size} cannot be shared by {world} processes; give a multiple of {world}"
-            )
-        return batch_size // world
-
-    def mean(self, values: Sequence[float]) -> list[float]:
-        """The means of numbers over ranks, on every rank."""
-        total = self.sum(torch.tensor(values, dtype=torch.float64))
-        return (total / self.share.world_size).tolist()
-
-    def average_gradients(self, weights: Sequence[Tensor]) -> None:
-        """Replace the gradients of weights by their means over ranks, for modules that are not wrapped."""
-        if not self.is_parallel:
-            return
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = (flat / self.share.world_size).split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-    def barrier(self) -> None:
-        """Block until every rank has reached this call."""
-        if self.is_parallel:
-            dist.barrier()

@@ -19,6 +19,7 @@ import torch
 from emu.data.batches import StepStream
 from emu.data.mixture import held_out_places
 from emu.recipes import TrainConfig
+from emu.train.parallel import give_up
 from emu.train.step import LossModule, Ranks
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Validation:
                 }
             return row
         finally:
+            give_up(self.losses)
             for module, mode in modes:
                 module.training = mode
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -18,16 +16,19 @@ from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 from emu.weights.layout import (
     CONFIG,
+    INDEX,
     TOKENIZER,
     load_config,
     weight_files,
 )
 from emu.weights.transformers_files import (
-    GENERATION_CONFIG,
     write_card,
     write_generation_config,
     write_tokenizer,
 )
+from emu.weights.writer import TensorSpec, write_safetensors
+
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def save_model(
@@ -38,22 +39,24 @@ def save_model(
 ) -> None:
     """Writes `model` and, where given, its tokenizer (itself, or its file) into `directory`, over a model saved before.
 
-    `config.json` is written last: without it a directory is no model.
+    `config.json` is written last: without it a directory is no model. Weights are taken one at a time, sharded ones as
+    wholes.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)
-    save_torch_state_dict(model.state_dict(), directory, max_shard_size=max_shard_size)
+    for file in (*directory.glob("model*.safetensors"), directory / INDEX):
+        file.unlink(missing_ok=True)
+    state = model.state_dict()
+    specs = [TensorSpec(name, tuple(w.shape), w.dtype) for name, w in state.items()]
+    weights = (_whole(weight).cpu() for weight in state.values())
+    write_safetensors(directory, "model", specs, weights, _num_bytes(max_shard_size))
     if tokenizer is not None:
         given = tokenizer if isinstance(tokenizer, EmuTokenizer) else EmuTokenizer.load(tokenizer)
         given = EmuTokenizer(given.model_bytes, model.config.instruct)
         write_tokenizer(directory, given, model.config)
     write_generation_config(directory, model.config)
     write_card(directory, model.config)
-    for file in directory.glob(
-        "*.safetensors"
-    ):  # safetensors makes them readable by their owner only
-        shutil.copymode(directory / GENERATION_CONFIG, file)
     (directory / CONFIG).write_text(model.config.to_json())
 
 
@@ -99,7 +102,7 @@ def build_model(
             state[name] = tensor.to(device, dtype)
     _refuse_misfits(wanted, found)
     model.load_state_dict(state, assign=True)
-    model.visual.fill_buffers()
+    model.visual.fill_buffers(device, dtype)
     assert not any(buffer.is_meta for buffer in model.buffers())
     return model.eval()
 
@@ -155,7 +158,22 @@ def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
+        tensor = _whole(state[name].detach()).cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _num_bytes(size: str) -> int:
+    """The bytes of a size such as 5GB, or of a plain number."""
+    number = size.upper().removesuffix("B")
+    unit = number[-1:]
+    if unit in UNITS:
+        return int(float(number[:-1]) * UNITS[unit])
+    return int(number)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor on every rank; of one that is sharded, all ranks ask for it."""
+    full = getattr(tensor, "full_tensor", None)  # a DTensor, whose import takes a second
+    return tensor if full is None else full()

@@ -64,10 +64,16 @@ def train_work(plan: TrainPlan) -> None:
 
 def train_rank(rank: int, world: int, plan: TrainPlan) -> None:
     """Train to the end of the plan as one of several ranks."""
+    train_ranks(rank, world, [plan])
+
+
+def train_ranks(rank: int, world: int, plans: list[TrainPlan]) -> None:
+    """Train to the ends of the plans, one after the other, as one of several ranks."""
     torch.set_num_threads(1)
-    meeting = f"file://{plan.out}/meeting"
+    meeting = f"file://{plans[0].out}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    train(plan, Ranks(Share(rank, world)))
+    for plan in plans:
+        train(plan, Ranks(Share(rank, world)))
     dist.destroy_process_group()
 
 

@@ -24,8 +24,7 @@ from emu.train.checkpoint_folder import (
     read_progress,
 )
 from emu.train.loop import TrainPlan, checkpoint_folder, train
-from tests.train.plans import are_equal, mini_plan, newest, same_state, weights_of
-from tests.train.processes import start, train_rank
+from tests.train.plans import are_equal, mini_plan, same_state, weights_of
 from tests.train.test_resume import elsewhere, stopped_after
 
 
@@ -134,20 +133,3 @@ def test_a_latest_that_names_nothing_whole_is_told(plan: TrainPlan):
     latest.write_text("newest")
     with pytest.raises(CheckpointError, match="holds 'newest', needed is a name such as"):
         train(plan)
-
-
-def test_ranks_write_a_part_each_and_one_process_reads_all(plan: TrainPlan, tmp_path: Path):
-    two = replace(plan, train=replace(plan.train, batch_size=2, steps=2))
-    Path(plan.out).mkdir()
-    ranks = [start(train_rank, rank, 2, two) for rank in range(2)]
-    for rank in ranks:
-        rank.join(240)
-        assert rank.exitcode == 0
-    sizes = [file.stat().st_size for file in Path(newest(two).address).glob("*.distcp")]
-    tensors = read_tensors(newest(two))
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    assert len(sizes) == 2 and max(sizes) < 0.75 * total, "no rank writes all"
-    saved = {n.removeprefix("model."): w for n, w in tensors.items() if n.startswith("model.")}
-    assert are_equal(saved, weights_of(tmp_path / "out/model"))
-    one = replace(plan, train=replace(plan.train, steps=2))
-    assert train(one).steps == 2
