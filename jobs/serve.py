@@ -69,6 +69,8 @@ class ServeJob:
     """cpu or cuda. With cuda, give --num-gpus too."""
     dtype: str = "float32"
     """float32, bfloat16 or float16. bfloat16 halves the memory on a GPU."""
+    adapters: dict[str, Path] = field(default_factory=dict)
+    """LoRA adapters that emu train-instruct saved, as --adapters NAME FOLDER; requests call them by MODEL:NAME."""
     api_keys: Path | None = None
     """File of API keys: TOML with the hash, the rate and the number of parallel requests of each (docs/serving.md)."""
     allow_anyone: bool = False
@@ -181,6 +183,7 @@ def serve_options(job: ServeJob) -> ServeOptions:
         num_gpus=job.num_gpus,
         requests_per_replica=job.requests_per_replica,
         requests_waiting=job.requests_waiting,
+        adapters={each: path.expanduser().resolve() for each, path in job.adapters.items()},
         drain_s=float(job.drain_s),
         api_keys=job.api_keys and job.api_keys.expanduser(),
         cors_origins=job.cors_origins,

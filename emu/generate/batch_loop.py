@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from emu.generate.adapters import Adapter
@@ -16,6 +16,9 @@ from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 
 log = logging.getLogger(__name__)
+
+POLL_S = 0.02
+"""Seconds after which a waiting caller looks whether its request is still wanted."""
 
 Outputs = Generator[tuple[RequestState, Output], None, None]
 """What comes out of requests, in order; closing it ends them."""
@@ -55,8 +58,10 @@ class BatchLoop:
         self._thread = threading.Thread(target=self._run, name="batch-loop", daemon=True)
         self._thread.start()
 
-    def outputs(self, request: Request) -> Outputs:
+    def outputs(self, request: Request, is_wanted: Callable[[], bool] | None = None) -> Outputs:
         """What comes out of one request; closing the iterator early ends it at the next step.
+
+        So does `is_wanted` if it turns false, also while nothing comes out; the iterator then ends without `Finished`.
 
         Raises QueueFull if too many wait, ValueError if the request can never fit, StepFailed if a step failed.
         """
@@ -69,7 +74,12 @@ class BatchLoop:
             self._changed.notify()
         try:
             while True:
-                output = inbox.get()
+                try:
+                    output = inbox.get(timeout=None if is_wanted is None else POLL_S)
+                except queue.Empty:
+                    if is_wanted is not None and not is_wanted():
+                        return
+                    continue
                 if isinstance(output, StepFailed):
                     raise output
                 yield state, output

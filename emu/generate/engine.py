@@ -6,7 +6,7 @@ Shapes: B prompts, Q causal queries, D language width.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,13 +222,14 @@ class Engine:
         image_first: bool = False,
         max_images: int | None = None,
         in_order: bool = True,
+        is_wanted: Callable[[], bool] | None = None,
     ) -> Iterator[Event]:
         """The reply of `generate` as it is generated: pieces of text, images, at last the `Reply`.
 
         One piece per token, empty where the token completes no text yet. Text is generated while an image is decoded.
         With `in_order` it waits for the image; otherwise it comes at once, after an `ImagePlace`, and the image
         follows as a `PlacedImage`. The prompt is checked at the first step; generation stops when the caller stops
-        iterating.
+        iterating, and when `is_wanted` turns false, also between two events.
         """
         if max_images is None:
             max_images = 0 if self.decoder is None else 1
@@ -247,7 +248,8 @@ class Engine:
             yield Reply((), "stop", len(encoded.ids), 0)
             return
         request = Request(encoded, text, image_first, max_images, adapter=self.adapter)
-        yield from reply_events(self._outputs(request), start_image, in_order)
+        outputs = self._outputs(request, is_wanted)
+        yield from reply_events(outputs, start_image, in_order, is_wanted)
 
     def rank(
         self, prompt: Prompt, candidates: Sequence[str], score: RankScore = "released"
@@ -311,9 +313,9 @@ class Engine:
         ended = {s.request.row: s.texts[0] for s, _ in self._run(requests) if s.texts}
         return [ended[row] for row in range(len(requests))]
 
-    def _outputs(self, request: Request) -> Outputs:
+    def _outputs(self, request: Request, is_wanted: Callable[[], bool] | None = None) -> Outputs:
         if self._shared.loop is not None:
-            return self._shared.loop.outputs(request)
+            return self._shared.loop.outputs(request, is_wanted)
         return self._run([request])
 
     def _run(self, requests: Sequence[Request]) -> Outputs:

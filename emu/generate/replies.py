@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from PIL import Image
 from torch import Tensor
 
-from emu.generate.batch_loop import Outputs
+from emu.generate.batch_loop import POLL_S, Outputs
 from emu.generate.prompts import ImagePlace, PlacedImage, Reply, TokenScore
 from emu.generate.request_state import Finished, Losses, PromptScores, RequestState
 from emu.generate.sampling import to_png
@@ -29,9 +29,14 @@ StartImage = Callable[[Tensor, int], Future[Image.Image]]
 
 
 def reply_events(
-    outputs: Outputs, start_image: StartImage, in_order: bool = True
+    outputs: Outputs,
+    start_image: StartImage,
+    in_order: bool = True,
+    is_wanted: Callable[[], bool] | None = None,
 ) -> Iterator[Event]:
     """The events of one request; the reply comes last. The request ends when the caller stops iterating.
+
+    It also ends, without a reply, when `is_wanted` turns false (see `BatchLoop.outputs`).
 
     In order, an image comes as `Image.Image` and the text after it waits for its pixels, though it is generated
     meanwhile. Otherwise its place comes as an `ImagePlace`, the text goes on, and the pixels come when they are made.
@@ -44,9 +49,13 @@ def reply_events(
                 yield from reply.ready()
                 if isinstance(output, Finished):
                     break
+        if reply.ended is None:
+            return
         while reply.is_pending:
-            reply.wait()
-            yield from reply.ready()
+            if reply.wait(None if is_wanted is None else POLL_S):
+                yield from reply.ready()
+            elif is_wanted is not None and not is_wanted():
+                return
         yield reply.whole()
     finally:
         reply.cancel()
@@ -109,13 +118,16 @@ class _GrowingReply:
         given = not self.held if self.in_order else len(self.num_given) == len(self.images)
         return not given
 
-    def wait(self) -> None:
-        """Waits for the next image; raises its error, if it failed."""
+    def wait(self, timeout_s: float | None) -> bool:
+        """Waits for the next image; false if it is not there in time. Raises its error, if it failed."""
+        image = next(i for n, i in enumerate(self.images) if n not in self.num_given)
         if self.in_order:
             assert isinstance(self.held[0], Future)
-            self.held[0].result()
-        else:
-            next(i for n, i in enumerate(self.images) if n not in self.num_given).result()
+            image = self.held[0]
+        wait([image], timeout_s)
+        if image.done():
+            image.result()
+        return image.done()
 
     def whole(self) -> Reply:
         assert self.ended is not None, "the request ended without a reason"

@@ -60,6 +60,7 @@ def build_app(options: ServeOptions, open_fetch: OpenFetch | None = None) -> ser
     """
     config = read_config(options.model)
     card = ModelCard.of(options.model, config, options.name)
+    card = replace(card, adapters=tuple(options.adapters))
     keys = None if options.api_keys is None else load_keys(options.api_keys)
     access = Access(keys, options.cors_origins)
 
@@ -125,7 +126,9 @@ class EngineReplica:
 
         engine = emu.load(options.model, options.device, options.dtype)
         max_pixels = options.limits.max_image_pixels
-        self._backend = LocalBackend(engine, options.requests_per_replica, max_pixels)
+        self._backend = LocalBackend(
+            engine, options.requests_per_replica, max_pixels, options.adapters
+        )
         engine.generate_text([""], TextOptions(max_new_tokens=1))  # ready means: it has answered
         self._id = serve.get_replica_context().replica_id.unique_id
 

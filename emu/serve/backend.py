@@ -51,6 +51,8 @@ class GenerationRequest:
     """Token ids in place of `prompt`."""
     param: str = "messages"
     """The field of the prompt, for errors."""
+    adapter: str = ""
+    """The name of the adapter, empty for the model alone."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class RankRequest:
     candidates: tuple[str, ...]
     score: Literal["released", "sum"] = "released"
     param: str = "prompt"
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class EmbedRequest:
 
     inputs: tuple[Content, ...]
     param: str = "input"
+    adapter: str = ""
 
 
 Work = GenerationRequest | RankRequest | EmbedRequest
@@ -159,6 +163,17 @@ class ModelCard:
     """The visual decoder's schedulers by name; where there is none, those of all kinds."""
     created: int = 0
     """Seconds since 1970 at which the model was written."""
+    adapters: tuple[str, ...] = ()
+    """Names of LoRA adapters; requests call them `name:adapter`."""
+
+    @property
+    def names(self) -> list[str]:
+        """What requests may give as `model`."""
+        return [self.name, *(f"{self.name}:{adapter}" for adapter in self.adapters)]
+
+    def uses_dialogue(self, adapter: str = "") -> bool:
+        """Whether prompts take the format of instruction tuning; adapters are tuned on it."""
+        return self.config.instruct or bool(adapter)
 
     @property
     def generates_images(self) -> bool:

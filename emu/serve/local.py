@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -58,11 +60,21 @@ MAX_TEXTS = 16
 class LocalBackend:
     """Generates in threads of this process, so that the event loop stays free for streams and health checks."""
 
-    def __init__(self, engine: Engine, num_threads: int, max_pixels: int = MAX_PIXELS) -> None:
-        """Up to `num_threads` requests run at the same time, as one batch; further ones wait."""
+    def __init__(
+        self,
+        engine: Engine,
+        num_threads: int,
+        max_pixels: int = MAX_PIXELS,
+        adapters: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
+        """Up to `num_threads` requests run at the same time, as one batch; further ones wait.
+
+        Raises ValueError or FileNotFoundError for an adapter that cannot be loaded.
+        """
         from emu.generate.page_pool import pages_for  # imports torch
         from emu.generate.scheduler import QueueFull, ScheduleOptions
 
+        self._adapters = {name: engine.load_adapter(name, path) for name, path in adapters.items()}
         num_pages = num_threads * pages_for(engine.config.language.max_positions)
         self._loop = engine.start_batching(ScheduleOptions(num_pages, max_rows=num_threads))
         self._engine, self._queue_full = engine, QueueFull
@@ -132,11 +144,17 @@ class LocalBackend:
 
     def _generate(self, request: GenerationRequest, is_closed: threading.Event) -> Iterator[Event]:
         prompt = self._of_ids(request.ids) if request.ids else self._pieces(request.prompt)
-        num_images = int(request.image_first)
         score: TokenScore | None = None
-        for event in self._engine.stream(
-            prompt, request.text, request.image, request.image_first, num_images, in_order=False
-        ):
+        events = self._engine_of(request).stream(
+            prompt,
+            request.text,
+            request.image,
+            request.image_first,
+            max_images=int(request.image_first),
+            in_order=False,
+            is_wanted=lambda: not is_closed.is_set(),
+        )
+        for event in events:
             if is_closed.is_set():
                 return
             assert not isinstance(event, Image.Image), "images come out of order"
@@ -158,8 +176,11 @@ class LocalBackend:
         bos = self._engine.config.special.bos
         return EncodedPrompt(tuple(ids) if ids[0] == bos else (bos, *ids))
 
+    def _engine_of(self, request: Work) -> Engine:
+        return self._adapters[request.adapter] if request.adapter else self._engine
+
     def _rank(self, request: RankRequest) -> Values:
-        losses = self._engine.candidate_losses(
+        losses = self._engine_of(request).candidate_losses(
             self._pieces(request.prompt), request.candidates, request.score
         )
         return Values((tuple(losses),))
@@ -171,7 +192,7 @@ class LocalBackend:
         from emu.generate.kv_cache import MAX_IMAGES
 
         prompts = [self._pieces(content) for content in request.inputs]
-        engine = self._engine
+        engine = self._engine_of(request)
         found: dict[int, torch.Tensor] = {}
         images = [n for n, p in enumerate(prompts) if len(p) == 1 and not isinstance(p[0], str)]
         texts = [n for n in range(len(prompts)) if n not in set(images)]

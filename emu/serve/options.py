@@ -41,6 +41,8 @@ class ServeOptions(Checked):
     """Requests that one replica handles at the same time."""
     requests_waiting: Annotated[int, Field(ge=1)] = 64
     """Requests that may wait for a replica; further ones get status 503."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """LoRA adapters by name; a request calls one as `name:adapter`."""
     drain_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds that requests may take to end when the server, or a replica, is stopped."""
     api_keys: Path | None = None
@@ -67,10 +69,15 @@ def options_of(arguments: Mapping[str, Any]) -> ServeOptions:
     """
     flat: dict[str, Any] = {}
     limits: dict[str, Any] = {}
+    adapters: dict[str, Path] = {}
     for name, value in arguments.items():
         first, _, rest = name.partition(".")
         if first == "limits" and rest:
             limits[rest] = value
+        elif first == "adapters" and rest:
+            adapters[rest] = Path(value)
+        elif name == "adapters":
+            adapters |= {each: Path(path) for each, path in value.items()}
         elif name == "limits":
             limits |= value
         elif name == "cors_origins" and isinstance(value, str):
@@ -79,6 +86,8 @@ def options_of(arguments: Mapping[str, Any]) -> ServeOptions:
             flat[name] = value
     if "model" not in flat:
         raise ConfigError("model is missing; give model=DIRECTORY")
+    if adapters:
+        flat["adapters"] = adapters
     if limits:
         flat["limits"] = _converted(Limits, limits, "limits.")
     return _converted(ServeOptions, flat, "")

@@ -54,7 +54,7 @@ class Turn:
 
 
 async def read_request(
-    request: ChatRequest, card: ModelCard, limits: Limits, fetch: Fetch | None
+    request: ChatRequest, card: ModelCard, limits: Limits, fetch: Fetch | None, adapter: str = ""
 ) -> GenerationRequest:
     """The request of the engine; raises `ApiError` naming the field, its value and the limit."""
     check_limits(request, card, limits)
@@ -67,7 +67,7 @@ async def read_request(
         to_turn(message, content, media)
         for message, content in zip(request.messages, contents, strict=True)
     ]
-    prompt = to_prompt(turns, card.config.instruct)
+    prompt = to_prompt(turns, card.uses_dialogue(adapter))
     check_positions(prompt, card, "messages")
     seed = secrets.randbits(62) if request.seed is None else request.seed
     return GenerationRequest(
@@ -75,6 +75,7 @@ async def read_request(
         text=text_options(request, limits, seed) if request.has_text else None,
         image=image_options(request, seed),
         image_first=request.has_image,
+        adapter=adapter,
     )
 
 

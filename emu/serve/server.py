@@ -54,10 +54,13 @@ class Server:
     now: Callable[[], float]
     new_id: Callable[[], str]
 
-    def check_model(self, name: str | None) -> None:
-        """Raises `ApiError` for a model that is not served; none at all means the served one."""
-        if name not in (None, self.card.name):
+    def adapter(self, name: str | None) -> str:
+        """The adapter that a `model` names, empty for the model alone; raises `ApiError` for one that is not served."""
+        if name is None or name == self.card.name:
+            return ""
+        if name not in self.card.names:
             raise unknown_model(name, self.card)
+        return name.removeprefix(f"{self.card.name}:")
 
     async def json(self, http: Request) -> Any:
         """The decoded body; raises `ApiError`."""
@@ -102,7 +105,8 @@ class Timer:
 
 def unknown_model(name: str | None, card: ModelCard) -> ApiError:
     """The error for a model that is not served."""
-    message = f"model is {shown(name)}, this server only has {shown(card.name)}"
+    names = ", ".join(map(shown, card.names))
+    message = f"model is {shown(name)}, this server only has {names}"
     return ApiError(404, message, "model", "model_not_found")
 
 

@@ -25,8 +25,8 @@ def router(server: Server) -> APIRouter:
         """A reply to a conversation, whole or as server-sent events."""
         timer = server.timer()
         request = parse_request(await server.json(http))
-        server.check_model(request.model)
-        generation = await read_request(request, server.card, server.limits, server.fetch)
+        adapter = server.adapter(request.model)
+        generation = await read_request(request, server.card, server.limits, server.fetch, adapter)
         works = choices_of(generation, request.n)
         builder = ChatReplies(f"chatcmpl-{server.new_id()}", int(server.now()), server.card.name)
         if not request.stream:

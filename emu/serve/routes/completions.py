@@ -81,7 +81,6 @@ def router(server: Server) -> APIRouter:
         request = parse_fields(
             CompletionRequest, body, KNOWN, COMMON_IGNORED, NEUTRAL, '{"prompt": …}'
         )
-        server.check_model(request.model)
         works = read_completion(request, server)
         builder = Completions(
             f"cmpl-{server.new_id()}", int(server.now()), server.card.name, request
@@ -98,6 +97,7 @@ def router(server: Server) -> APIRouter:
 def read_completion(request: CompletionRequest, server: Server) -> list[GenerationRequest]:
     """The requests of the engine, `n` for each prompt; raises `ApiError`."""
     limits, prompts = server.limits, request.prompts
+    adapter = server.adapter(request.model)
     check_text_limits(request, limits)
     check_limit("prompt", len(prompts) * (request.n or 1), limits.max_choices)
     seed = secrets.randbits(62) if request.seed is None else request.seed
@@ -118,10 +118,10 @@ def read_completion(request: CompletionRequest, server: Server) -> list[Generati
         if isinstance(prompt, str):
             content = (check_text(prompt, where),)
             check_positions(content, server.card, where)
-            work = GenerationRequest(content, text, ImageOptions(), False, (), where)
+            work = GenerationRequest(content, text, ImageOptions(), False, (), where, adapter)
         else:
             _check_ids(prompt, where, server)
-            work = GenerationRequest((), text, ImageOptions(), False, tuple(prompt), where)
+            work = GenerationRequest((), text, ImageOptions(), False, tuple(prompt), where, adapter)
         works += choices_of(work, request.n)
     return works
 

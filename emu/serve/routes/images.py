@@ -136,13 +136,13 @@ def read_image_request(
 ) -> list[GenerationRequest]:
     """The requests of the engine, one for each image; raises `ApiError`."""
     card, limits = server.card, server.limits
-    server.check_model(request.model)
+    adapter = server.adapter(request.model)
     check_generates_images(card, "model")
     check_limit("n", request.n or 1, limits.max_choices)
     image = request.image
     _check_size(request, image, server)
     content: Content = (*images, check_text(request.prompt, "prompt"))
-    prompt = to_prompt([Turn("user", content)], card.config.instruct)
+    prompt = to_prompt([Turn("user", content)], card.uses_dialogue(adapter))
     check_positions(prompt, card, "prompt")
     options = ImageOptions(
         height=image.height,
@@ -152,7 +152,8 @@ def read_image_request(
         seed=secrets.randbits(62) if request.seed is None else request.seed,
         scheduler=image.scheduler,
     )
-    return choices_of(GenerationRequest(prompt, None, options, True, (), "prompt"), request.n)
+    work = GenerationRequest(prompt, None, options, True, (), "prompt", adapter)
+    return choices_of(work, request.n)
 
 
 def _check_size(request: GenerateImage, image: ImageRequest, server: Server) -> None:

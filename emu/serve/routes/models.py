@@ -19,23 +19,24 @@ def router(server: Server) -> APIRouter:
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The models that requests may name."""
-        return {"object": "list", "data": [model_entry(card, limits)]}
+        data = [model_entry(card, limits, name) for name in card.names]
+        return {"object": "list", "data": data}
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """One of the models."""
-        if name != card.name:
+        if name not in card.names:
             raise unknown_model(name, card)
-        return model_entry(card, limits)
+        return model_entry(card, limits, name)
 
     return routes
 
 
-def model_entry(card: ModelCard, limits: Limits) -> dict[str, Any]:
+def model_entry(card: ModelCard, limits: Limits, name: str) -> dict[str, Any]:
     """An entry of the model list; fields that OpenAI's schema does not have are under `emu`."""
     language = card.config.language
     own = {
-        "instruct": card.config.instruct,
+        "instruct": card.uses_dialogue(name.removeprefix(card.name)),
         "generates_images": card.generates_images,
         "max_positions": language.max_positions,
         "positions_per_image": card.config.former.num_queries + 2,
@@ -46,7 +47,7 @@ def model_entry(card: ModelCard, limits: Limits) -> dict[str, Any]:
         "schedulers": list(card.schedulers),
     }
     return {
-        "id": card.name,
+        "id": name,
         "object": "model",
         "created": card.created,
         "owned_by": "emu",

@@ -66,12 +66,12 @@ def router(server: Server) -> APIRouter:
         timer = server.timer()
         body = await server.json(http)
         request = parse_fields(RankBody, body, RANK_KNOWN, COMMON_IGNORED, {}, '{"prompt": …}')
-        server.check_model(request.model)
+        adapter = server.adapter(request.model)
         _check_candidates(request.candidates, server.limits.max_candidates)
         (content,) = await read_inputs([("prompt", request.prompt)], server)
-        prompt = to_prompt([Turn("user", content)], server.card.config.instruct)
+        prompt = to_prompt([Turn("user", content)], server.card.uses_dialogue(adapter))
         check_positions((*prompt, max(request.candidates, key=len)), server.card, "prompt")
-        work = RankRequest(prompt, tuple(request.candidates), request.score)
+        work = RankRequest(prompt, tuple(request.candidates), request.score, adapter=adapter)
         (losses,) = (await server.values(http, work, timer)).rows
         order = sorted(range(len(losses)), key=losses.__getitem__)
         data = [
@@ -88,7 +88,7 @@ def router(server: Server) -> APIRouter:
         request = parse_fields(
             EmbedBody, body, EMBED_KNOWN, COMMON_IGNORED, EMBED_NEUTRAL, '{"input": …}'
         )
-        server.check_model(request.model)
+        adapter = server.adapter(request.model)
         named = _named_inputs(request)
         if len(named) > server.limits.max_candidates:
             message = (
@@ -98,7 +98,9 @@ def router(server: Server) -> APIRouter:
         contents = await read_inputs(named, server)
         for (param, _), content in zip(named, contents, strict=True):
             check_positions(content, server.card, param)
-        rows = (await server.values(http, EmbedRequest(tuple(contents)), timer)).rows
+        rows = (
+            await server.values(http, EmbedRequest(tuple(contents), adapter=adapter), timer)
+        ).rows
         is_float = request.encoding_format == "float"
         data = [
             {
