@@ -24,15 +24,18 @@ from benchmarks.generate import Side, machine, measure
 from benchmarks.random_emu import random_engine, synthetic_image, text_of
 from emu.generate.engine import Engine
 from emu.generate.kv_cache import DecodeState
+from emu.generate.products import Products
 from emu.generate.prompts import Prompt, TextOptions
 from emu.generate.request_state import Request, RequestState
 from emu.generate.sampling import Detokenizer, decode_text
 from emu.generate.scheduler import ScheduleOptions, Scheduler
+from emu.models.language_model import LanguageModel
 
 Subject = Literal["mixed", "images_8", "images_16", "single", "prefix"]
 Result = dict[int, tuple[list[list[int]], list[Tensor]]]
 """By the number of a request: the ids of its texts, and its images."""
 NEW_TOKENS = 32
+PRODUCTS: dict[LanguageModel, Products] = {}  # a server copies the weights once
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ def _image(engine: Engine, prompt: Prompt, text: TextOptions | None, number: int
 
 def scheduled(engine: Engine, requests: list[Request]) -> Result:
     """All requests at once, in a scheduler of their own."""
-    scheduler = Scheduler(engine.model, engine.tokenizer, ScheduleOptions(num_pages=512))
-    return run(scheduler, requests)
+    options = ScheduleOptions(num_pages=512)
+    products = PRODUCTS.setdefault(engine.model.language, Products(engine.model.language, 2**30))
+    return run(Scheduler(engine.model, engine.tokenizer, options, {}, products), requests)
 
 
 def run(scheduler: Scheduler, requests: list[Request]) -> Result:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from emu.generate.adapters import Adapter
 from emu.generate.page_pool import pages_for
+from emu.generate.products import Products
 from emu.generate.request_state import Finished, Output, Request, RequestState
 from emu.generate.scheduler import ScheduleOptions, Scheduler
 from emu.models.emu import Emu
@@ -33,14 +34,17 @@ def run_requests(
     tokenizer: EmuTokenizer,
     requests: Sequence[Request],
     adapters: Mapping[str, Adapter] = MappingProxyType({}),
+    products: Products | None = None,
 ) -> Outputs:
     """Runs the requests together, in memory that is theirs alone, and gives what comes out.
 
-    Generation stops when the caller stops iterating.
+    `products` has a copy of the weights; without it none is made. Generation stops when the caller stops iterating.
     """
     num_pages = sum(pages_for(request.num_positions(model.config)) for request in requests)
-    options = ScheduleOptions(num_pages, max_rows=len(requests), max_cached_images=0)
-    scheduler = Scheduler(model, tokenizer, options, adapters)
+    options = ScheduleOptions(
+        num_pages, max_rows=len(requests), max_cached_images=0, max_packed_mb=0
+    )
+    scheduler = Scheduler(model, tokenizer, options, adapters, products)
     for request in requests:
         scheduler.submit(request)
     while scheduler.num_waiting or scheduler.num_running:

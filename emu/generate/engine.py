@@ -21,6 +21,7 @@ from emu.decoders import load_decoder
 from emu.generate.adapters import Adapter, load_adapter
 from emu.generate.batch_loop import BatchLoop, Outputs, run_requests
 from emu.generate.image_loop import ImageBackend, ImageJob, ImageLoop
+from emu.generate.products import Products
 from emu.generate.prompts import (
     EncodedPrompt,
     ImageOptions,
@@ -56,6 +57,8 @@ class Shared:
     """By adapter."""
     loop: BatchLoop | None = None
     images: ImageBackend | None = None
+    products: Products | None = None
+    """The copy of the weights that calls without a loop use; made when several prompts first run together."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -319,7 +322,12 @@ class Engine:
         return self._run([request])
 
     def _run(self, requests: Sequence[Request]) -> Outputs:
-        return run_requests(self.model, self.tokenizer, requests, self._shared.adapters)
+        shared = self._shared
+        if len(requests) > 1 and shared.products is None:
+            max_bytes = ScheduleOptions().max_packed_mb * 2**20
+            shared.products = Products(self.model.language, max_bytes)
+        products = shared.products if len(requests) > 1 else None
+        return run_requests(self.model, self.tokenizer, requests, shared.adapters, products)
 
     def _decoder(self) -> VisualDecoder:
         if self.decoder is None:

@@ -24,9 +24,10 @@ from torch import Tensor
 from emu.generate.adapters import AdaptedProjection, Adapter
 from emu.generate.beam import BeamState
 from emu.generate.counters import Counters
-from emu.generate.kv_cache import MAX_IMAGES, Project, projected, run_layers, steadily_projected
+from emu.generate.kv_cache import MAX_IMAGES, Project, run_layers
 from emu.generate.page_pool import PAGE_POSITIONS, PagePool, pages_for
 from emu.generate.prefix import ContentKeys, image_key, page_keys, weights_key
+from emu.generate.products import Products
 from emu.generate.prompt_inputs import PromptInputs, Rest
 from emu.generate.request_state import Output, Request, RequestState
 from emu.generate.scoring import RankState
@@ -56,6 +57,9 @@ class ScheduleOptions(Checked):
     """Positions of prompts in one step: bounds how long the rows that generate wait for them."""
     max_cached_images: Annotated[int, Field(ge=0)] = 64
     """Images whose visual embeddings are kept for the next prompt with the same image."""
+    max_packed_mb: Annotated[int, Field(ge=0)] = 1024
+    """Memory for a copy of the language model's weights that a CPU multiplies faster, in float32; a model that needs
+    more is not copied (docs/decisions/0121)."""
     deterministic: bool = False
     """In float32 on a CPU, a request gives the same bits whatever runs beside it, prefix hits included.
 
@@ -74,13 +78,18 @@ class Scheduler:
         tokenizer: EmuTokenizer,
         options: ScheduleOptions = ScheduleOptions(),
         adapters: Mapping[str, Adapter] = MappingProxyType({}),
+        products: Products | None = None,
     ) -> None:
-        """`tokenizer` is that of requests without an adapter; `adapters` are chosen by their names."""
+        """`tokenizer` is that of requests without an adapter; `adapters` are chosen by their names.
+
+        `products` shares the copy of the weights with other schedulers; without them it has one of its own.
+        """
         self.model, self.options, self.adapters = model, options, adapters
         self.device = model.ln_visual.weight.device
         self.pool = PagePool(model.language, options.num_pages)
         self._tokenizer = tokenizer
-        self._project = steadily_projected if options.deterministic else projected
+        max_bytes = options.max_packed_mb * 2**20
+        self._project = products or Products(model.language, max_bytes, options.deterministic)
         # chunks that begin at a multiple of the tile
         whole = max(options.chunk // PAGE_POSITIONS, 1) * PAGE_POSITIONS
         self._chunk = whole if options.deterministic else options.chunk
@@ -223,7 +232,7 @@ class Scheduler:
         weights = b""
         while self._waiting and self._num_free_rows() > 0:
             state = self._waiting[0]
-            weights = weights or weights_key(self.model)
+            weights = weights or self._weights()
             content = self._content(state, weights)
             request, prompt = state.request, state.request.prompt
             readable = [] if request.scores_prompt else content.pages
@@ -241,6 +250,12 @@ class Scheduler:
             for state, rest, inputs in zip(admitted, rests, self._inputs.of(rests), strict=True):
                 assert state.table is not None
                 state.begin(state.table, rest.length, inputs)
+
+    def _weights(self) -> bytes:
+        """The key of the weights as they are now; products are computed with them from now on."""
+        key = weights_key(self.model)
+        self._project.refresh(key)
+        return key
 
     def _content(self, state: RequestState, weights: bytes) -> ContentKeys:
         """The keys of a prompt; computed once for a request, however often it is looked at."""

@@ -23,7 +23,9 @@ from tests.generate.test_adapters import write_adapter
 
 ANSWERS = ["red", "a blue square", "a blue circle", "it is green", "red", "stars"]
 LONG = "what colour is the triangle in the picture? it is green, describe the image in detail. "
-ROUNDING = 1e-4  # what differences between matrix products of other sizes grow to in eight steps
+ROUNDING = (
+    1e-3  # what differences by rounding grow to in eight steps of a model with random adapters
+)
 
 
 @dataclass
