@@ -125,6 +125,9 @@ class TrainConfig(Checked):
     """Steps between lines of metrics."""
     num_threads: Annotated[int, Field(ge=0)] = 2
     """Threads per worker that decode the images of the next step; 0: the main thread does, between steps."""
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """Services that get the metrics too, each with its package installed.
+    metrics.jsonl is always written, TensorBoard's files where it is installed."""
     peak_tflops: Positive | None = None
     """Peak of a worker's processor in TFLOP/s, for the MFU in the log. None: that of known GPUs in bfloat16."""
     collapse_variance: Annotated[float, Field(ge=0)] = 1e-6

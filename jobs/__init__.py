@@ -98,6 +98,7 @@ COMMANDS = {
     "train-decoder": Command(
         "train_decoder", "Train the visual decoder of a trained model", "train"
     ),
+    "report": Command("report_runs", "Write the page of a training, beside others", "train"),
     "convert": Command(
         "convert_checkpoint",
         "Import released Emu weights, or export a model to their format",

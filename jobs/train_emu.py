@@ -109,6 +109,8 @@ class TrainEmu(Checked):
     """Cores for a Ray that the job starts itself. None: all, but at least one per worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Failures of workers after which the run ends with an error."""
+    compare: tuple[str, ...] = ()
+    """Folders of other runs that OUT/report.html shows beside this one, up to five."""
     train: TrainConfig = field(default_factory=lambda: RECIPES["tiny"]().train)
     sequence: SequenceConfig = field(default_factory=lambda: RECIPES["tiny"]().sequence)
     objective: ObjectiveConfig = field(default_factory=lambda: RECIPES["tiny"]().model.objective)
@@ -131,7 +133,7 @@ def train_emu(options: TrainEmu) -> str:
         options.max_failures,
         options.min_workers,
     )
-    return run_training(lambda: plan_of(options), workers)
+    return run_training(lambda: plan_of(options), workers, options.compare)
 
 
 def plan_of(options: TrainEmu) -> TrainPlan:

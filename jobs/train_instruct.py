@@ -69,6 +69,8 @@ class TrainInstruct(Checked):
     """Sizes of new adapters; those of an --init that has some stay as they are."""
     dialogue_length: Count = INSTRUCT_RECIPES["tiny"]().sequence.dialogue_length
     """Maximum positions of a dialogue, images included; a longer one is cut at its end."""
+    compare: tuple[str, ...] = ()
+    """Folders of other runs that OUT/report.html shows beside this one, up to five."""
     train: TrainConfig = field(default_factory=lambda: INSTRUCT_RECIPES["tiny"]().train)
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class TrainInstruct(Checked):
 def train_instruct(options: TrainInstruct) -> str:
     """Tune, or resume a run, and write the adapters; returns the summary for a terminal."""
     workers = Workers(options.num_workers, 1, options.num_cpus, options.max_failures)
-    summary = run_training(lambda: plan_of(options), workers)
+    summary = run_training(lambda: plan_of(options), workers, options.compare)
     from emu.weights.adapter import publish_adapter
 
     found = publish_adapter(folder_path(options.out), folder_path(options.init), options.merge)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from emu.recipes import Parallel, Recipe, TrainConfig
 from jobs.cli import JobStopped, checked_options, failing
-from jobs.paths import job_path
+from jobs.paths import folder_path, job_path
 from jobs.progress import say, say_importing
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ class Workers:
     min_workers: int | None = None
 
 
-def run_training(make_plan: Callable[[], Plan], workers: Workers) -> str:
-    """Train, or resume a run; returns the summary for a terminal.
+def run_training(
+    make_plan: Callable[[], Plan], workers: Workers, compare: Sequence[str] = ()
+) -> str:
+    """Train, or resume a run, and write its report beside the runs to `compare`; returns the summary for a terminal.
 
     What `make_plan` and the checks of the plan raise are errors of the options.
     """
@@ -45,15 +47,24 @@ def run_training(make_plan: Callable[[], Plan], workers: Workers) -> str:
 
     from emu.train.loop import check_plan, finished_summary, train
     from emu.train.processes import run_in_processes
+    from emu.train.report import logged_run, write_report
     from emu.train.step import TrainingError
+
+    others = [Path(folder_path(path)) for path in compare]
+
+    def told(summary: Summary, plan: Plan) -> str:
+        text = summary_text(summary, plan, time.monotonic() - began)
+        return f"{text}\nreport     {write_report(Path(plan.out), others)}"
 
     began = time.monotonic()
     say("reading the dataset and the weights' headers")
     with checked_options():
+        for other in others:
+            logged_run(other)
         plan = make_plan()
         if finished := finished_summary(plan):
             print(f"the run in {plan.out} has finished before; nothing is left to do")
-            return summary_text(finished, plan, time.monotonic() - began)
+            return told(finished, plan)
         check_plan(plan)
         Path(plan.out).mkdir(parents=True, exist_ok=True)
     use_gpu = torch.cuda.is_available()
@@ -73,7 +84,7 @@ def run_training(make_plan: Callable[[], Plan], workers: Workers) -> str:
                 summary = train_on_ray(
                     plan, workers.num_workers, use_gpu, workers.max_failures, workers.min_workers
                 )
-    return summary_text(summary, plan, time.monotonic() - began)
+    return told(summary, plan)
 
 
 @contextmanager
@@ -144,11 +155,7 @@ def progress_bar(plan: Plan, poll_s: float = 0.5) -> Iterator[None]:
                 if rows:
                     row = rows[-1]
                     bar.set_description("training", refresh=False)
-                    text = f"text {row['text_loss']:.3f} " if row["positions"] else ""
-                    bar.set_postfix_str(
-                        f"{text}visual {row['visual_loss']:.3f} {row['samples_per_s']:.1f} samples/s",
-                        refresh=False,
-                    )
+                    bar.set_postfix_str(progress_text(rows), refresh=False)
                     bar.update(row["step"] - bar.n)
                 if is_last:
                     return
@@ -160,6 +167,25 @@ def progress_bar(plan: Plan, poll_s: float = 0.5) -> Iterator[None]:
     finally:
         stop.set()
         follower.join()
+
+
+def progress_text(rows: Sequence[Mapping[str, float]]) -> str:
+    """What a progress bar says of a run: losses by kind and corpus, work per second, MFU, the wait for data."""
+    row = rows[-1]
+    text = f"text {row['text_loss']:.3f} " if row["positions"] else ""
+    words = [f"{text}visual {row['visual_loss']:.3f}"]
+    last: dict[str, float] = {}
+    for earlier in rows[-50:]:  # a line has the corpora of its own steps
+        last |= {name: value for name, value in earlier.items() if "/" in name}
+    for name in sorted(n.removeprefix("steps/") for n in last if n.startswith("steps/")):
+        words.append(f"{name} {last[f'text_loss/{name}']:.2f}/{last[f'visual_loss/{name}']:.2f}")
+    words += [
+        f"{row[f'{n}_per_s']:.3g} {n}/s" for n in ("samples", "images", "positions") if row[n]
+    ]
+    words += [f"MFU {row['mfu']:.0%}"] if "mfu" in row else []
+    words += [f"data wait {row['data_wait']:.0%}"] if "data_wait" in row else []
+    skipped = {"bad": row.get("bad_samples", 0), "skipped": row.get("skipped_steps", 0)}
+    return ", ".join(words + [f"{count:.0f} {name}" for name, count in skipped.items() if count])
 
 
 def summary_text(summary: Summary, plan: Plan, seconds: float) -> str:

@@ -132,6 +132,8 @@ class StepStream(ABC, Generic[Item, AnyBatch]):
         """The corpus of the step that was read last."""
         self.positions = range(0)
         """Positions of the whole global batch of that step in the stream of its corpus."""
+        self.read: list[str] = []
+        """The keys of the samples that this rank has for that step, in order."""
         self.bad: list[BadSample] = []
         """What this rank has left out of that step."""
         self._pool = ThreadPoolExecutor(num_threads, "batches") if num_threads else None
@@ -152,11 +154,17 @@ class StepStream(ABC, Generic[Item, AnyBatch]):
     def next_step(self) -> list[AnyBatch]:
         """The micro-batches of this rank for the next step; none if all its samples are bad."""
         source = self.mixture.next_source()
+        own = self._positions(source)
         rows = [
             self._ahead.pop((source.name, position), None) or self._start(source, position)
-            for position in self._positions(source)
+            for position in own
         ]
         found = [row.result() for row in rows]
+        self.read = [
+            source.reader.place(position).key
+            for position, one in zip(own, found, strict=True)
+            if one is not None and not isinstance(one, BadSample)
+        ]
         self.bad = [one for one in found if isinstance(one, BadSample)]
         start = source.reader.position
         self.positions = range(start, start + source.num_sequences)

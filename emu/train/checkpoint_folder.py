@@ -131,7 +131,7 @@ def check_same_run(
     then: Mapping[str, Any], now: Mapping[str, Any], where: Checkpoint, out: Path
 ) -> None:
     """Raise `CheckpointError` naming the options in which a resumed run would differ."""
-    before, after = _flat(then), _flat(now)
+    before, after = flat(then), flat(now)
     names = [n for n in sorted({*before, *after}) if before.get(n) != after.get(n)]
     if names == ["train.steps"]:
         raise CheckpointError(_other_length(before[names[0]], after[names[0]], out))
@@ -193,11 +193,12 @@ def _write(address: str, text: str) -> None:
             os.close(descriptor)
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options as one mapping, with dots in the names."""
+    found: dict[str, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, Mapping):
-            flat |= _flat(inner, f"{prefix}{name}.")
+            found |= flat(inner, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = inner
-    return flat
+            found[prefix + name] = inner
+    return found

@@ -37,6 +37,7 @@ from emu.train.plan import TrainPlan as TrainPlan
 from emu.train.run_folder import MetricsFile, write_curves
 from emu.train.step import Ranks, Stepper, StepResult
 from emu.train.stopping import Stopped, StopRequest
+from emu.train.trackers import check_trackers
 from emu.train.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -122,7 +123,10 @@ class Run:
             checkpoint_folder(plan), self.model, self.optimizer, plan.train.keep_checkpoints
         )
         self.stepper = Stepper(self.stage.losses, self.optimizer, plan.train, ranks, device)
-        self.metrics = MetricsFile(self.out, self.step) if ranks.is_first else None
+        self.metrics: MetricsFile | None = None
+        if ranks.is_first:
+            trackers, described = plan.train.trackers, plan.configuration()
+            self.metrics = MetricsFile(self.out, self.step, trackers, described)
         self.faults = Faults(self.out, ranks, plan.train, self.step)
         self.row: dict[str, Any] = {}
         self.alarms: list[str] = []
@@ -305,4 +309,5 @@ def check_plan(plan: Plan) -> None:
     Of weights only the headers are read, and of the data one step.
     """
     check_resume(plan)
+    check_trackers(plan.train.trackers)
     plan.check()

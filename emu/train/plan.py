@@ -47,6 +47,7 @@ HOUSEKEEPING = {
     "shard_workers",
     "validate_every",
     "validation_samples",
+    "trackers",
 }
 CUTTING = {"batch_size", "corpus_batch_size", "num_micro", "row_length", "num_rows"}
 """How a global batch is split: may change on resume if losses are normalised over the whole of it."""

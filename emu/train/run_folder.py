@@ -3,7 +3,8 @@
     metrics.jsonl                                  one line per logged step
     skipped.jsonl                                  bad samples and steps that were skipped (`emu/train/faults.py`)
     curves.svg                                     losses and target variance over the steps
-    tensorboard/                                   the same metrics for TensorBoard, where it is installed
+    tensorboard/                                   the same metrics for TensorBoard (`emu/train/trackers.py`)
+    report.html                                    the run beside others (`emu/train/report.py`)
 
 | field of metrics.jsonl       | meaning                                                       |
 |------------------------------|---------------------------------------------------------------|
@@ -24,16 +25,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-METRICS, CURVES, BOARD = "metrics.jsonl", "curves.svg", "tensorboard"
+from emu.train.curves import Curve, chart, points_of, stacked
+from emu.train.trackers import TrackedRun, Trackers
+
+METRICS, CURVES = "metrics.jsonl", "curves.svg"
 CURVES_SHOWN = {
     "text_loss": ("text loss", "#2563eb"),
     "visual_loss": ("visual loss", "#d97706"),
@@ -41,15 +43,18 @@ CURVES_SHOWN = {
     "rate_factor": ("learning rate, relative to its peak", "#7c3aed"),
 }
 """The fields of the metrics that are plotted, each with its title and colour."""
-WIDTH, HEIGHT = 720, 240
-LEFT, RIGHT, TOP, BOTTOM = 84, 24, 46, 36
-"""Pixels around a chart. Letters of 19 in 720 are legible at a width of 420."""
 
 
 class MetricsFile:
     """Appends the metrics of a run; after a resume, the lines of steps that are repeated are removed first."""
 
-    def __init__(self, out: Path, first_step: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        first_step: int,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / METRICS
         kept = [row for row in read_metrics(out) if row["step"] <= first_step]
@@ -57,27 +62,14 @@ class MetricsFile:
         temporary = out / f".{METRICS}.{os.getpid()}"
         temporary.write_text("".join(map(_line, kept)))
         temporary.replace(self.path)
-        self._board = _tensorboard(out, first_step)
+        self._trackers = Trackers(trackers, TrackedRun(out, config or {}, first_step))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
         with self.path.open("a") as file:
             file.write(_line(row))
         self.last = row
-        if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "step" and math.isfinite(value):
-                    self._board.add_scalar(name, value, row["step"])
-            self._board.flush()
-
-
-def _tensorboard(out: Path, first_step: int) -> Any:
-    """A writer of TensorBoard's files that hides the steps after `first_step`; None where it is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter  # takes half a second
-
-    return SummaryWriter(str(out / BOARD), purge_step=first_step + 1)
+        self._trackers.write(row)
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -107,80 +99,9 @@ def write_curves(out: Path) -> Path:
     rows = read_metrics(out)
     shown = [n for n in CURVES_SHOWN if any(row.get(n) for row in rows)]  # no lines of zeros
     charts = [
-        _chart(
-            CURVES_SHOWN[n][0], [(r["step"], r[n]) for r in rows if n in r], CURVES_SHOWN[n][1], k
-        )
-        for k, n in enumerate(shown)
+        chart(CURVES_SHOWN[name][0], [Curve(points_of(rows, name), CURVES_SHOWN[name][1])])
+        for name in shown
     ]
-    path, height = out / CURVES, HEIGHT * len(charts)
-    path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        'style="max-width: 100%; height: auto" font-family="sans-serif" font-size="19">'
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>{"".join(charts)}</svg>\n'
-    )
+    path = out / CURVES
+    path.write_text(stacked(charts))
     return path
-
-
-def _chart(title: str, points: Sequence[tuple[int, float]], colour: str, number: int) -> str:
-    """One curve with its grid, its last value and the labels of its axes."""
-    points = [(step, value) for step, value in points if math.isfinite(value)]
-    if not points:
-        return ""
-    values = [value for _, value in points]
-    is_log = min(values) > 0 and max(values) / min(values) > 10
-    x = _Axis(points[0][0], max(points[-1][0], points[0][0] + 1), LEFT, WIDTH - RIGHT)
-    y = _Axis(
-        min(values), max(values), (number + 1) * HEIGHT - BOTTOM, number * HEIGHT + TOP, is_log
-    )
-    line = " ".join(f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in points)
-    scale = ", logarithmic" if is_log else ""
-    return (
-        f'<text x="{LEFT}" y="{y.end - 14:.0f}" font-weight="bold">{title}: {values[-1]:.3g}'
-        f'<tspan font-weight="normal" fill="#666">{scale}</tspan></text>'
-        + "".join(
-            f'<path d="M{LEFT},{y.at(tick):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>'
-            f'<text x="{LEFT - 8}" y="{y.at(tick) + 6:.1f}" text-anchor="end" fill="#555">{tick:.3g}</text>'
-            for tick in y.ticks(4)
-        )
-        + "".join(
-            f'<path d="M{x.at(tick):.1f},{y.end:.1f}V{y.start:.1f}" stroke="#eee"/>'
-            f'<text x="{x.at(tick):.1f}" y="{y.start + 21:.0f}" text-anchor="middle" fill="#555">'
-            f"{tick:,.0f}</text>"
-            for tick in x.ticks(5)
-            if tick == round(tick)
-        )
-        + f'<text x="{WIDTH - RIGHT}" y="{y.end - 14:.0f}" text-anchor="end" fill="#555">steps</text>'
-        f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
-    )
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """The values from `low` to `high` along the pixels from `start` to `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    is_log: bool = False
-
-    def at(self, value: float) -> float:
-        """The pixel of a value."""
-        low, high, value = (self._scaled(v) for v in (self.low, self.high, value))
-        return self.start + (self.end - self.start) * (value - low) / ((high - low) or 1)
-
-    def ticks(self, number: int) -> list[float]:
-        """About `number` round values between the limits."""
-        if self.is_log:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            every = [m * 10.0**p for p in powers for m in (1, 2, 5)]
-            inside = [v for v in every if self.low <= v <= self.high]
-            return inside[:: max(1, len(inside) // number)]
-        rough = (self.high - self.low) / number or abs(self.high) or 1.0
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.7 * rough)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [n * step for n in range(first, last + 1)]
-
-    def _scaled(self, value: float) -> float:
-        return math.log10(value) if self.is_log else value

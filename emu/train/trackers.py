@@ -1,0 +1,129 @@
+"""Where the metrics of a run go beside `metrics.jsonl`: TensorBoard where it is installed, and services on request.
+
+A tracker is an entry of `TRACKERS`. Each continues its own run when a run of ours resumes; where it sends to is its own
+environment (`WANDB_PROJECT`, `WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BOARD = "tensorboard"
+PROJECT = "emu"
+
+Log = Callable[[Mapping[str, float], int], None]
+"""Takes the finite numbers of a line, and its step."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as trackers know it."""
+
+    out: Path
+    config: Mapping[str, Any]
+    first_step: int
+    """Steps done before; lines of later steps are repeated."""
+
+    @property
+    def identity(self) -> str:
+        """The same for every start of the run in this folder."""
+        return hashlib.sha256(str(self.out.absolute()).encode()).hexdigest()[:16]
+
+
+def _tensorboard(run: TrackedRun) -> Log:
+    from torch.utils.tensorboard import SummaryWriter  # takes half a second
+
+    # hides the steps that are repeated
+    writer = SummaryWriter(str(run.out / BOARD), purge_step=run.first_step + 1)
+
+    def log(numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return log
+
+
+def _wandb(run: TrackedRun) -> Log:
+    wandb: Any = importlib.import_module("wandb")
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    started = wandb.init(
+        project=project,
+        id=run.identity,
+        name=run.out.name,
+        dir=str(run.out),
+        config=dict(run.config),
+        resume="allow",
+    )
+    return lambda numbers, step: started.log(dict(numbers), step=step, commit=True)
+
+
+def _mlflow(run: TrackedRun) -> Log:
+    mlflow: Any = importlib.import_module("mlflow")
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+    kept = run.out / "mlflow_run"
+    started = mlflow.start_run(
+        run_id=kept.read_text() if kept.is_file() else None, run_name=run.out.name
+    )
+    if not kept.is_file():
+        kept.write_text(started.info.run_id)
+        mlflow.log_dict(dict(run.config), "run.json")
+    return lambda numbers, step: mlflow.log_metrics(dict(numbers), step=step)
+
+
+def _trackio(run: TrackedRun) -> Log:
+    trackio: Any = importlib.import_module("trackio")
+    trackio.init(
+        project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+        name=f"{run.out.name}-{run.identity[:6]}",
+        config=dict(run.config),
+        resume="allow",
+    )
+    return lambda numbers, step: trackio.log(dict(numbers), step=step)
+
+
+TRACKERS: dict[str, Callable[[TrackedRun], Log]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+    "trackio": _trackio,
+}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ValueError for a tracker that is unknown or whose package is missing."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"no tracker {name!r}; there are {', '.join(TRACKERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"tracker {name}: its package is not installed; pip install {name}, or leave it out of --train.trackers"
+            )
+
+
+class Trackers:
+    """The trackers of a run, TensorBoard among them where it is installed."""
+
+    def __init__(self, names: Sequence[str], run: TrackedRun) -> None:
+        check_trackers(names)
+        is_there = importlib.util.find_spec("tensorboard") is not None
+        every = dict.fromkeys((*(("tensorboard",) if is_there else ()), *names))
+        self._logs = [TRACKERS[name](run) for name in every]
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Pass the finite numbers of a line on."""
+        numbers = {
+            name: float(value)
+            for name, value in row.items()
+            if isinstance(value, int | float) and name != "step" and math.isfinite(value)
+        }
+        for log in self._logs:
+            log(numbers, row["step"])
