@@ -50,13 +50,13 @@ class Forecast:
 
 
 def typical_sequence(corpus: str, model: EmuConfig, lengths: SequenceConfig) -> BatchSize:
-    """A typical sequence of a corpus by its name; of an unknown one that of a document."""
+    """A typical sequence of a corpus by what its name begins with; of an unknown one that of a document."""
     block = model.former.num_queries + 2
     if corpus.startswith(("laion", "pair")):
         words, images, limit = WORDS, 1, lengths.pair_length
-    elif corpus == "webvid":
+    elif corpus.startswith("webvid"):
         words, images, limit = WORDS, lengths.clip_frames, lengths.clip_length
-    elif corpus == "yt_storyboard":
+    elif corpus.startswith("yt_storyboard"):
         limit = lengths.storyboard_length
         images = max(1, limit // (2 * block))
         words = limit - images * block
