@@ -7,26 +7,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
-from pydantic import Field
 
-from emu.config import Count, ObjectiveConfig, Positive, SequenceConfig
-from emu.recipes import RECIPES, Parallel, Recipe, TrainConfig, with_vocabulary
-from jobs.cli import JobError, checked_options, run_job
-from jobs.paths import folder_path, job_path, weights_path
-from jobs.progress import say
-from jobs.training import Workers, corpora_of, named_recipe, run_training, train_config
-from schemas.validation import Checked
+from emu.config import ObjectiveConfig, SequenceConfig
+from emu.recipes import RECIPES, Recipe, TrainConfig, with_vocabulary
+from jobs.cli import run_job
+from jobs.paths import folder_path, weights_path
+from jobs.run_options import RunOptions
+from jobs.training import corpora_of, named_recipe, run_training
 
 if TYPE_CHECKING:
     from emu.data.mixture import Corpus
     from emu.train.loop import TrainPlan
 
 
-@dataclass(frozen=True)
-class TrainEmu(Checked):
+@dataclass(frozen=True, kw_only=True)
+class TrainEmu(RunOptions):
     """Trains Emu: text by cross-entropy, images by regression of the next visual embedding.
 
     For example, on a dataset that one of the build jobs wrote (here in the folder mmc4):
@@ -57,35 +55,10 @@ class TrainEmu(Checked):
     """Folder or address of a finished dataset: one with a manifest.json.
     Several are a mixture, each NAME=DIR:WEIGHT: a step draws from one of them, by weight.
     Without a name a dataset has that of its corpus, without a weight 1."""
-    out: str
-    """Folder of the run. With workers on several nodes, one that all of them see."""
     recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
     """Sizes, lengths and learning rates. tiny: every part of the paper in 1.3 million weights, minutes on two cores.
     The others: the paper's visual encoder and Causal Former with a LLaMA of 1.3, 7 or 13 billion weights.
     With --init, the sizes are those of that model."""
-    steps: Count | None = None
-    """Optimizer steps in total. None: the recipe's (--train.steps)."""
-    batch_size: Count | None = None
-    """Sequences per micro-batch and worker, for every corpus. None: the recipe's (--train.batch-size)."""
-    seed: int | None = None
-    """Seed of initial weights, sample order and dropout masks. None: the recipe's (--train.seed)."""
-    plan: bool = False
-    """Print what the run needs, and end: memory per GPU, operations per step, days; exit code 1 if it does not fit.
-    --data then gives names and weights of corpora (the paper's if it is absent), and --out is not needed."""
-    gpu_memory_gb: Positive = 80.0
-    """Memory of a GPU, for --plan."""
-    gpu_tflops: Positive = 989.5
-    """Peak of a GPU in bfloat16, for --plan; the default is an H100."""
-    num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
-    """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
-    min_workers: Count | None = None
-    """Train on as few workers of Ray as this while others are missing, and on more when they come.
-    The batches stay those of --num-workers. None: wait for all."""
-    parallel: Parallel | None = None
-    """How several workers share the model: full copies (ddp), or sharded weights (fsdp, hsdp).
-    None: the recipe's (--train.parallel), which is fsdp on GPUs and ddp on CPUs."""
-    num_processes: Annotated[int, Field(ge=1)] = 1
-    """With --num-workers 0: processes of this machine that share its cores, without Ray."""
     tokenizer: str | None = None
     """A sentencepiece tokenizer.model, or the folder that holds one.
     None: that of --init or --language-weights; for tiny, one trained on the texts of the dataset."""
@@ -98,19 +71,6 @@ class TrainEmu(Checked):
     language_weights: str | None = None
     """LLaMA weights for the language model; not with --init.
     A folder in Hugging Face's format, with the sizes of the recipe; its tokenizer.model is used too."""
-    use_features: bool = False
-    """Train on features that emu features computed; the visual encoder then stays frozen.
-    Features of an encoder with other weights are refused."""
-    checkpoints: str | None = None
-    """Folder or fsspec address of the checkpoints, such as s3://bucket/run; one for each run. None: OUT/checkpoints."""
-    resume: Literal["auto", "must", "never"] = "auto"
-    """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
-    num_cpus: Count | None = None
-    """Cores for a Ray that the job starts itself. None: all, but at least one per worker."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Failures of workers after which the run ends with an error."""
-    compare: tuple[str, ...] = ()
-    """Folders of other runs that OUT/report.html shows beside this one, up to five."""
     train: TrainConfig = field(default_factory=lambda: RECIPES["tiny"]().train)
     sequence: SequenceConfig = field(default_factory=lambda: RECIPES["tiny"]().sequence)
     objective: ObjectiveConfig = field(default_factory=lambda: RECIPES["tiny"]().model.objective)
@@ -125,15 +85,9 @@ class TrainEmu(Checked):
 def train_emu(options: TrainEmu) -> str:
     """Train, or resume a run; returns the summary for a terminal."""
     if options.plan:
-        return _forecast(options)
-    workers = Workers(
-        options.num_workers,
-        options.num_processes,
-        options.num_cpus,
-        options.max_failures,
-        options.min_workers,
-    )
-    return run_training(lambda: plan_of(options), workers, options.compare)
+        model, data = RECIPES[options.recipe]().model, options.data or PAPER_CORPORA
+        return options.forecast(model, options.train, options.sequence, data)
+    return run_training(lambda: plan_of(options), options.workers, options.compare)
 
 
 def plan_of(options: TrainEmu) -> TrainPlan:
@@ -171,13 +125,13 @@ def plan_of(options: TrainEmu) -> TrainPlan:
         tokenizer=tokenizer,
         model=replace(model, objective=options.objective),
         sequence=options.sequence,
-        train=_train_config(options),
+        train=options.config(options.train),
         init=init,
         vision_weights=weights_path(options.vision_weights),
         language_weights=llama,
         use_features=options.use_features,
         resume=options.resume,
-        checkpoints=None if options.checkpoints is None else job_path(options.checkpoints),
+        checkpoints=options.checkpoint_address(),
     )
 
 
@@ -204,48 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def _train_config(options: TrainEmu) -> TrainConfig:
-    return train_config(
-        options.train,
-        options.steps,
-        options.batch_size,
-        options.seed,
-        options.use_features,
-        options.parallel,
-    )
-
-
 PAPER_CORPORA = ("laion", "laion_coco", "mmc4", "webvid", "yt_storyboard")
-
-
-def _forecast(options: TrainEmu) -> str:
-    """What the run would need; raises JobError if it does not fit, with what would."""
-    from emu.data.mixture import parse_corpus
-    from emu.train.flops import step_cost
-    from emu.train.forecast import Cluster, alternatives, described, forecast
-
-    with checked_options():
-        config, model = _train_config(options), RECIPES[options.recipe]().model
-        parsed = [parse_corpus(word) for word in options.data or PAPER_CORPORA]
-        corpora = [(corpus.name or Path(corpus.address).name, corpus.weight) for corpus in parsed]
-        cluster = Cluster(max(1, options.num_workers), options.gpu_memory_gb, options.gpu_tflops)
-    say("measuring the parts of the model")
-    is_sharded = config.parallel != "ddp" and cluster.num_workers > 1  # auto: fsdp on GPUs
-    found = forecast(
-        model, config, options.sequence, cluster, corpora, is_sharded, options.use_features
-    )
-    cost = step_cost(
-        model, config.freeze_vision, options.use_features, config.recompute_activations
-    )
-    text = described(found, config, cluster, cost)
-    if found.fits:
-        return text
-    others = list(alternatives(model, config, options.sequence, cluster, corpora, is_sharded))
-    raise JobError(
-        f"the run does not fit: {found.memory.peak / 1e9:.1f} GB per GPU, the limit is {found.limit_gb:.1f} GB; "
-        f"what would: {'; '.join(others) or 'no change of options'}",
-        summary=text,
-    )
 
 
 def _tokenizer(

@@ -6,24 +6,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
-from pydantic import Field
 
 from emu.config import AdapterConfig, Count, SequenceConfig
-from emu.recipes import INSTRUCT_RECIPES, Parallel, TrainConfig
+from emu.recipes import INSTRUCT_RECIPES, TrainConfig
 from jobs.cli import run_job
-from jobs.paths import folder_path, job_path
-from jobs.training import Workers, corpora_of, named_recipe, run_training, train_config
-from schemas.validation import Checked
+from jobs.paths import folder_path
+from jobs.run_options import RunOptions
+from jobs.training import corpora_of, named_recipe, run_training
 
 if TYPE_CHECKING:
     from emu.train.loop import TrainPlan
 
 
-@dataclass(frozen=True)
-class TrainInstruct(Checked):
+PAPER_DIALOGUES = ("sharegpt:3", "alpaca", "llava:3", "videochat")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainInstruct(RunOptions):
     """Tunes a pretrained model on dialogues of text, images and videos, as the paper does for Emu-I.
 
     On dialogues that emu build instruct wrote (here in the folder dialogues):
@@ -38,39 +40,14 @@ class TrainInstruct(Checked):
     """Folder of the pretrained model, such as OUT/model of emu train or what emu convert wrote."""
     data: tuple[str, ...]
     """Folder or address of a finished dataset of dialogues; several are a mixture, each NAME=DIR:WEIGHT."""
-    out: str
-    """Folder of the run. With workers on several nodes, one that all of them see."""
     recipe: Literal["tiny", "emu_14b"] = "tiny"
     """Steps, batch sizes, lengths and learning rate; emu_14b: the paper's. The sizes are those of --init."""
     merge: bool = False
     """Fold the adapters into the weights of OUT/model, also of a run that has finished before."""
-    steps: Count | None = None
-    """Optimizer steps in total. None: the recipe's (--train.steps)."""
-    batch_size: Count | None = None
-    """Dialogues per micro-batch and worker, for every corpus. None: the recipe's (--train.batch-size)."""
-    seed: int | None = None
-    """Seed of the adapters, sample order and dropout masks. None: the recipe's (--train.seed)."""
-    use_features: bool = False
-    """Train on features that emu features computed with the model of --init."""
-    checkpoints: str | None = None
-    """Folder or fsspec address of the checkpoints, such as s3://bucket/run; one for each run. None: OUT/checkpoints."""
-    resume: Literal["auto", "must", "never"] = "auto"
-    """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
-    num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
-    """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
-    parallel: Parallel | None = None
-    """How several workers share the model: full copies (ddp), or sharded weights (fsdp, hsdp).
-    None: the recipe's (--train.parallel), which is fsdp on GPUs and ddp on CPUs."""
-    num_cpus: Count | None = None
-    """Cores for a Ray that the job starts itself. None: all, but at least one per worker."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Failures of workers after which the run ends with an error."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """Sizes of new adapters; those of an --init that has some stay as they are."""
     dialogue_length: Count = INSTRUCT_RECIPES["tiny"]().sequence.dialogue_length
     """Maximum positions of a dialogue, images included; a longer one is cut at its end."""
-    compare: tuple[str, ...] = ()
-    """Folders of other runs that OUT/report.html shows beside this one, up to five."""
     train: TrainConfig = field(default_factory=lambda: INSTRUCT_RECIPES["tiny"]().train)
 
     def __post_init__(self) -> None:
@@ -80,8 +57,11 @@ class TrainInstruct(Checked):
 
 def train_instruct(options: TrainInstruct) -> str:
     """Tune, or resume a run, and write the adapters; returns the summary for a terminal."""
-    workers = Workers(options.num_workers, 1, options.num_cpus, options.max_failures)
-    summary = run_training(lambda: plan_of(options), workers, options.compare)
+    if options.plan:
+        model = INSTRUCT_RECIPES[options.recipe]().model
+        lengths = SequenceConfig(dialogue_length=options.dialogue_length)
+        return options.forecast(model, options.train, lengths, options.data or PAPER_DIALOGUES)
+    summary = run_training(lambda: plan_of(options), options.workers, options.compare)
     from emu.weights.adapter import publish_adapter
 
     found = publish_adapter(folder_path(options.out), folder_path(options.init), options.merge)
@@ -107,26 +87,24 @@ def plan_of(options: TrainInstruct) -> TrainPlan:
         tokenizer=f"{init}/tokenizer.model",
         model=model,
         sequence=SequenceConfig(dialogue_length=options.dialogue_length),
-        train=train_config(
-            options.train,
-            options.steps,
-            options.batch_size,
-            options.seed,
-            options.use_features,
-            options.parallel,
-        ),
+        train=options.config(options.train),
         init=init,
         use_features=options.use_features,
         resume=options.resume,
-        checkpoints=None if options.checkpoints is None else job_path(options.checkpoints),
+        checkpoints=options.checkpoint_address(),
     )
 
 
 def recipe_defaults(arguments: Sequence[str]) -> TrainInstruct:
     """The options before the command line changes them: --dialogue-length and --train.* of its --recipe."""
-    recipe, absent = named_recipe(arguments, INSTRUCT_RECIPES), tyro.MISSING
-    length = recipe.sequence.dialogue_length
-    return TrainInstruct(absent, absent, absent, dialogue_length=length, train=recipe.train)
+    recipe, is_plan = named_recipe(arguments, INSTRUCT_RECIPES), "--plan" in arguments
+    return TrainInstruct(
+        init="." if is_plan else tyro.MISSING,
+        data=() if is_plan else tyro.MISSING,
+        out="." if is_plan else tyro.MISSING,
+        dialogue_length=recipe.sequence.dialogue_length,
+        train=recipe.train,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

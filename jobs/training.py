@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from emu.recipes import Parallel, Recipe, TrainConfig
+from emu.recipes import Recipe
 from jobs.cli import JobStopped, checked_options, failing
 from jobs.paths import folder_path, job_path
 from jobs.progress import say, say_importing
@@ -104,24 +104,6 @@ def named_recipe(arguments: Sequence[str], recipes: Mapping[str, Callable[[], Re
     peek.add_argument("--recipe", default="tiny")
     name = peek.parse_known_args(arguments)[0].recipe
     return recipes.get(name, recipes["tiny"])()
-
-
-def train_config(
-    train: TrainConfig,
-    steps: int | None,
-    batch_size: int | None,
-    seed: int | None,
-    use_features: bool,
-    parallel: Parallel | None = None,
-) -> TrainConfig:
-    """The recipe's training, changed by `--steps`, `--batch-size`, `--seed`, `--use-features` and `--parallel`."""
-    given = {"steps": steps, "batch_size": batch_size, "seed": seed, "parallel": parallel}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if batch_size is not None:
-        changes["corpus_batch_size"] = {}
-    if use_features:
-        changes["freeze_vision"] = True
-    return replace(train, **changes)
 
 
 def corpora_of(words: tuple[str, ...]) -> tuple[Corpus, ...]:

@@ -16,6 +16,9 @@ from emu.train.memory import Memory, MicroBatch, plan_memory
 
 WORDS = 20  # of a caption, in tokens
 DOCUMENT = (600, 3)  # tokens and images of an interleaved document within its window
+DIALOGUE = (400, 250, 1)  # tokens, those of answers among them, and images
+NUM_FRAMES = 8  # of a video in a dialogue
+TEXT_ALONE = ("text", "sharegpt", "alpaca")
 RESERVED_GB = 4.0  # CUDA context, NCCL, fragmentation
 GB = 1e9
 
@@ -52,6 +55,13 @@ class Forecast:
 def typical_sequence(corpus: str, model: EmuConfig, lengths: SequenceConfig) -> BatchSize:
     """A typical sequence of a corpus by what its name begins with; of an unknown one that of a document."""
     block = model.former.num_queries + 2
+    if model.adapter is not None:
+        words, answers, images = DIALOGUE
+        images = NUM_FRAMES if "video" in corpus else images
+        images = 0 if corpus.startswith(TEXT_ALONE) else images
+        positions = min(lengths.dialogue_length, 2 + words + images * block)
+        images = min(images, (positions - 2) // block)
+        return BatchSize(positions, positions**2, images, min(answers, positions), images * block)
     if corpus.startswith(("laion", "pair")):
         words, images, limit = WORDS, 1, lengths.pair_length
     elif corpus.startswith("webvid"):

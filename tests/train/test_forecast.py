@@ -10,8 +10,8 @@ from emu.config import AdapterConfig, EmuConfig, LanguageConfig, tiny_config
 from emu.models.attention import documents_of
 from emu.models.emu import Emu
 from emu.models.objective import IGNORED, Batch, Objective, text_labels
-from emu.recipes import TrainConfig, emu_14b, tiny
-from emu.train.forecast import Cluster, alternatives, forecast
+from emu.recipes import INSTRUCT_RECIPES, TrainConfig, emu_14b, tiny
+from emu.train.forecast import Cluster, alternatives, forecast, typical_sequence
 from emu.train.memory import MicroBatch, plan_memory
 from emu.train.optim import make_optimizer
 from emu.train.start import train_adapter_alone
@@ -126,3 +126,20 @@ def test_tiny_fits_anywhere():
     recipe = tiny()
     found = forecast(recipe.model, recipe.train, recipe.sequence, Cluster(1, 8.0), [("mmc4", 1.0)])
     assert found.fits and found.memory.peak < 1e9
+
+
+def test_dialogues_are_planned_by_kind():
+    recipe = INSTRUCT_RECIPES["emu_14b"]()
+    sizes = {
+        name: typical_sequence(name, recipe.model, recipe.sequence)
+        for name in ("sharegpt", "llava", "videochat")
+    }
+    assert {name: size.images for name, size in sizes.items()} == {
+        "sharegpt": 0,
+        "llava": 1,
+        "videochat": 8,
+    }
+    corpora = [(name, 1.0) for name in sizes]
+    asked = (recipe.model, recipe.train, recipe.sequence)
+    found = forecast(*asked, Cluster(16), corpora)
+    assert found.fits and found.memory.gradients < 1e9, "LoRA alone is trained"

@@ -11,7 +11,8 @@ from emu.decoder_recipe import DecoderTrainConfig, PromptRules
 from emu.models.emu import Emu
 from emu.recipes import OptimConfig, TrainConfig
 from emu.serve.limits import Limits
-from jobs import convert_checkpoint, serve, train_decoder, train_emu
+from jobs import convert_checkpoint, serve, train_decoder, train_emu, train_instruct
+from jobs.run_options import RunOptions
 from tests.documents import job_called
 
 JOBS: dict[str, Callable[[list[str]], int]] = {
@@ -22,6 +23,7 @@ JOBS: dict[str, Callable[[list[str]], int]] = {
 }
 CLASSES = (
     train_emu.TrainEmu,
+    train_instruct.TrainInstruct,
     train_decoder.TrainDecoder,
     convert_checkpoint.ConvertCheckpoint,
     serve.ServeJob,
@@ -62,9 +64,11 @@ def test_the_examples_name_jobs_and_options_that_exist(
 def test_every_option_is_explained_in_whole_sentences(kind: type) -> None:
     told = {
         each.arg_name: each.description or ""
-        for each in docstring_parser.parse_from_object(kind).params
+        for part in kind.__mro__
+        if part is kind or issubclass(part, RunOptions)
+        for each in docstring_parser.parse_from_object(part).params
     }
-    nested = {"train", "sequence", "objective", "optim", "rules", "limits", "fetch"}
+    nested = {"train", "sequence", "objective", "optim", "adapter", "rules", "limits", "fetch"}
     silent = set(kind.__dataclass_fields__) - set(told) - nested
     assert not silent, f"no word on {silent}"
     for name, text in told.items():  # the help keeps the breaks of the source

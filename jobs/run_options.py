@@ -1,0 +1,117 @@
+"""The options that every training of Emu has, and what a run of them would need (`--plan`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from emu.config import Count, EmuConfig, Positive, SequenceConfig
+from emu.recipes import Parallel, TrainConfig
+from jobs.cli import JobError, checked_options
+from jobs.paths import job_path
+from jobs.progress import say
+from jobs.training import Workers
+from schemas.validation import Checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Checked):
+    """Options of every training of Emu: its folder, its length, where it runs, and what it would need."""
+
+    out: str
+    """Folder of the run. With workers on several nodes, one that all of them see."""
+    checkpoints: str | None = None
+    """Folder or fsspec address of the checkpoints, such as s3://bucket/run; one for each run. None: OUT/checkpoints."""
+    steps: Count | None = None
+    """Optimizer steps in total. None: the recipe's (--train.steps)."""
+    batch_size: Count | None = None
+    """Sequences per micro-batch and worker, for every corpus. None: the recipe's (--train.batch-size)."""
+    seed: int | None = None
+    """Seed of new weights, sample order and dropout masks. None: the recipe's (--train.seed)."""
+    use_features: bool = False
+    """Train on features that emu features computed; the visual encoder then stays frozen.
+    Features of an encoder with other weights are refused."""
+    resume: Literal["auto", "must", "never"] = "auto"
+    """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
+    compare: tuple[str, ...] = ()
+    """Folders of other runs that OUT/report.html shows beside this one, up to five."""
+    plan: bool = False
+    """Print what the run needs, and end: memory per GPU, operations per step, days; exit code 1 if it does not fit.
+    --data then gives names and weights of corpora (the paper's if it is absent), and --out is not needed."""
+    gpu_memory_gb: Positive = 80.0
+    """Memory of a GPU, for --plan."""
+    gpu_tflops: Positive = 989.5
+    """Peak of a GPU in bfloat16, for --plan; the default is an H100."""
+    num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
+    """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
+    parallel: Parallel | None = None
+    """How several workers share the model: full copies (ddp), or sharded weights (fsdp, hsdp).
+    None: the recipe's (--train.parallel), which is fsdp on GPUs and ddp on CPUs."""
+    num_processes: Annotated[int, Field(ge=1)] = 1
+    """With --num-workers 0: processes of this machine that share its cores, without Ray."""
+    num_cpus: Count | None = None
+    """Cores for a Ray that the job starts itself. None: all, but at least one per worker."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Failures of workers after which the run ends with an error."""
+    min_workers: Count | None = None
+    """Train on as few workers of Ray as this while others are missing, and on more when they come.
+    The batches stay those of --num-workers. None: wait for all."""
+
+    @property
+    def workers(self) -> Workers:
+        """Where the run is trained."""
+        return Workers(
+            self.num_workers, self.num_processes, self.num_cpus, self.max_failures, self.min_workers
+        )
+
+    def config(self, train: TrainConfig) -> TrainConfig:
+        """The recipe's training, changed by --steps, --batch-size, --seed, --parallel and --use-features."""
+        given = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "parallel": self.parallel,
+        }
+        changes: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
+        if self.batch_size is not None:
+            changes["corpus_batch_size"] = {}
+        if self.use_features:
+            changes["freeze_vision"] = True
+        return replace(train, **changes)
+
+    def checkpoint_address(self) -> str | None:
+        """The address of `--checkpoints`, made absolute."""
+        return None if self.checkpoints is None else job_path(self.checkpoints)
+
+    def forecast(
+        self, model: EmuConfig, train: TrainConfig, lengths: SequenceConfig, data: Sequence[str]
+    ) -> str:
+        """What the run would need on `data`, in words; raises JobError if it does not fit, with what would."""
+        from emu.data.mixture import parse_corpus
+        from emu.train.flops import step_cost
+        from emu.train.forecast import Cluster, alternatives, described, forecast
+
+        with checked_options():
+            config = self.config(train)
+            parsed = [parse_corpus(word) for word in data]
+            corpora = [(c.name or Path(c.address).name, c.weight) for c in parsed]
+            cluster = Cluster(max(1, self.num_workers), self.gpu_memory_gb, self.gpu_tflops)
+        say("measuring the parts of the model")
+        is_sharded = config.parallel != "ddp" and cluster.num_workers > 1  # auto: fsdp on GPUs
+        found = forecast(model, config, lengths, cluster, corpora, is_sharded, self.use_features)
+        cost = step_cost(
+            model, config.freeze_vision, self.use_features, config.recompute_activations
+        )
+        text = described(found, config, cluster, cost)
+        if found.fits:
+            return text
+        others = list(alternatives(model, config, lengths, cluster, corpora, is_sharded))
+        raise JobError(
+            f"the run does not fit: {found.memory.peak / 1e9:.1f} GB per GPU, the limit is {found.limit_gb:.1f} GB; "
+            f"what would: {'; '.join(others) or 'no change of options'}",
+            summary=text,
+        )
