@@ -104,6 +104,7 @@ def test_a_visual_decoder_that_is_stopped_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_on_ray_that_is_stopped_saves_and_goes_on(
     repository: Path, data: Path, whole: Path, tmp_path: Path
 ):
@@ -129,6 +130,7 @@ def test_a_run_on_ray_that_is_stopped_saves_and_goes_on(
     ids=["processes", "ray"],
 )
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_end_with_the_process_that_started_them(
     repository: Path, data: Path, tmp_path: Path, options: tuple[str, ...], worker: str
 ):
