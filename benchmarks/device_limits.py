@@ -13,7 +13,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from emu.config import DecoderConfig, EmuConfig, emu_14b_config, tiny_config
+from emu.config import (
+    DecoderConfig,
+    EmuConfig,
+    emu_14b_config,
+    emu_llama_1b_config,
+    tiny_config,
+)
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.generate import kv_cache
 from emu.generate.engine import DTYPES
@@ -21,7 +27,8 @@ from emu.generate.kv_cache import DecodeState
 from emu.generate.prompts import EncodedPrompt
 from emu.models.emu import Emu
 
-Size = Literal["tiny", "14b"]
+Size = Literal["tiny", "1b", "14b"]
+CONFIGS = {"tiny": tiny_config, "1b": emu_llama_1b_config, "14b": emu_14b_config}
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,12 @@ class DeviceOptions:
     dtype: str = "float32"
     compile: bool = False
     size: Size = "tiny"
-    """Random weights created on the device: tiny sizes, or those of the paper (29 GB in bfloat16, decoder 2 GB)."""
-    num_rows: tuple[int, ...] = (1, 8)
+    """Random weights created on the device: tiny sizes, a language model of 1.3 billion weights, or that of the paper
+    (29 GB in bfloat16, decoder 2 GB)."""
+    num_rows: tuple[int, ...] = (1, 64)
+    """Requests that run together."""
+    num_images: tuple[int, ...] = (1, 4)
+    """Images that are decoded together; guidance doubles the rows of the U-Net."""
     num_ids: int = 200
     """Ids of each prompt."""
     num_steps: int = 64
@@ -56,7 +67,7 @@ SMALL_DECODER = DecoderConfig(
 
 def random_model(options: DeviceOptions) -> tuple[Emu, StableDiffusionDecoder]:
     """Model and visual decoder with random weights, created on the device in its dtype."""
-    config = emu_14b_config() if options.size == "14b" else tiny_config()
+    config = CONFIGS[options.size]()
     with torch.device("meta"):
         model = Emu(config)
         decoder = StableDiffusionDecoder.from_config(
@@ -186,13 +197,15 @@ def visual_line(
 
 
 def image_call(
-    model: Emu, decoder: StableDiffusionDecoder, options: DeviceOptions
+    model: Emu, decoder: StableDiffusionDecoder, options: DeviceOptions, num_images: int = 1
 ) -> Callable[[], Any]:
-    """A call that decodes one image from embeddings with guidance: U-Net and autoencoder."""
+    """A call that decodes images from embeddings with guidance: U-Net and autoencoder."""
     config = model.config
     side = (config.decoder or DecoderConfig()).image_size
     queries, width = config.former.num_queries, config.language.hidden_size
-    condition = torch.randn(1, queries, width, device=options.device).to(DTYPES[options.dtype])
+    condition = torch.randn(num_images, queries, width, device=options.device).to(
+        DTYPES[options.dtype]
+    )
     steps = options.num_inference_steps
 
     def decode() -> None:
@@ -203,13 +216,17 @@ def image_call(
 
 
 def image_line(
-    decode: Callable[[], Any], flops: int, options: DeviceOptions, flops_per_s: float
+    decode: Callable[[], Any],
+    flops: int,
+    options: DeviceOptions,
+    flops_per_s: float,
+    num_images: int,
 ) -> dict[str, Any]:
     """Images per second: measured, and the maximum."""
     decode()
     took = timed(decode, options.device)
-    line = _line("image", 1 / took, flops_per_s / flops, "images")
-    return line | {"tera_operations_per_image": flops / 1e12}
+    line = _line("image", num_images / took, num_images * flops_per_s / flops, "images")
+    return line | {"images": num_images, "tera_operations_per_image": flops / num_images / 1e12}
 
 
 def _line(subject: str, measured: float, limit: float, unit: str) -> dict[str, Any]:
@@ -233,11 +250,13 @@ def lines(options: DeviceOptions) -> Iterator[dict[str, Any]]:
         "TFLOP_per_s": flops_per_s / 1e12,
         "GB_per_text_step": weight_bytes(model, model.language.lm.lm_head) / 1e9,
     }
-    decode = image_call(model, decoder, options)
-    flops = count_flops(decode)  # before compilation: compiled code hides its operations
+    # counted before compilation, since compiled code hides its operations
+    calls = {number: image_call(model, decoder, options, number) for number in options.num_images}
+    flops = {number: count_flops(call) for number, call in calls.items()}
     if options.compile:
         compile_parts(decoder)
     for num_rows in options.num_rows:
         yield step_line(model, options, num_rows, bytes_per_s)
         yield visual_line(model, options, num_rows, bytes_per_s)
-    yield image_line(decode, flops, options, flops_per_s)
+    for number, call in calls.items():
+        yield image_line(call, flops[number], options, flops_per_s, number)

@@ -65,7 +65,7 @@ class Comparison:
     compile: bool = False
     """For limits: torch.compile around attention and on the U-Net."""
     size: Size = "tiny"
-    """For limits: tiny, or the paper's 14 billion weights (33 GB in bfloat16), random, created on the device."""
+    """For limits: tiny, 1b, or the paper's 14 billion weights (33 GB in bfloat16), random, created on the device."""
 
 
 @dataclass(frozen=True)
