@@ -48,6 +48,9 @@ from schemas.validation import SchemaError
 log = logging.getLogger(__name__)
 
 CHECK_THREADS = 8
+"""Shards of an object store that are checked at a time, since each read waits."""
+LOCAL_CHECK_THREADS = 2
+"""The same of a local folder: with each thread the process keeps more memory that it has freed."""
 FOLLOW_S = 10.0
 """Seconds between looks at how far shards have come, while none is finished."""
 
@@ -270,8 +273,9 @@ class _Build:
         """The manifest, from what the published files say; raises `LedgerError` if they do not add up."""
         shards = self.plan.shards
         check_files(self.storage, (s.name for s in shards))
-        with ThreadPoolExecutor(CHECK_THREADS) as pool:
-            checked = pool.map(partial(check_shard, self.storage), shards)
+        num_threads = LOCAL_CHECK_THREADS if self.storage.is_local else CHECK_THREADS
+        with ThreadPoolExecutor(num_threads) as pool:
+            checked = pool.map(self._check, shards)
             counted = ((f, f.records.total) for f in checked)
             named = [f for f, _ in counted]
         self._check_keys(named)
@@ -289,6 +293,12 @@ class _Build:
             config=self.plan.config,
             modules=self.plan.modules,
         )
+
+    def _check(self, shard: ShardPlan) -> ShardFacts:
+        facts = check_shard(self.storage, shard)
+        # Every thread keeps what Arrow has freed, more with each shard, until it is told to let go.
+        pa.default_memory_pool().release_unused()
+        return facts
 
     def _check_keys(self, facts: list[ShardFacts]) -> None:
         ranges = [

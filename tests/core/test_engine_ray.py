@@ -19,7 +19,7 @@ from numbers_pipeline import NumberSource, contents, numbers_pipeline
 from ray import cloudpickle
 from test_engine_barrier import with_dedup
 
-from pipelines.core.pipeline import Construct, EngineError, Pipeline, Stage, StepError
+from pipelines.core.pipeline import Construct, EngineError, Pipeline, Resources, Stage, StepError
 from pipelines.core.run import run
 from pipelines.core.run_ray import RayRunner
 
@@ -69,7 +69,9 @@ def test_an_error_of_a_step_names_stage_and_shard(tmp_path: Path) -> None:
 
     pipeline = numbers_pipeline()
     parse, fetch = pipeline.stages
-    broken = replace(pipeline, stages=(parse, Stage("check", (fail,)), fetch))
+    one = Resources(concurrency=1)  # a worker takes seconds to start
+    stages = (Stage("check", (fail,), one), replace(fetch, resources=one))
+    broken = replace(pipeline, stages=(replace(parse, resources=one), *stages))
     with pytest.raises(StepError, match=r"stage 'check', shard 'numbers-000004': .*no forty-two"):
         run(broken, str(tmp_path), RayRunner(), progress=False)
     assert not (tmp_path / "manifest.json").exists()
