@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -226,14 +227,30 @@ def init_weights(
 
     Values are sampled on the CPU in float32 and copied, so that they do not depend on device and dtype.
     """
+    weights = dict(model.named_parameters())
+    for name, value in initial_values(model, config, generator, but):
+        weights[name].copy_(value)
+
+
+def initial_values(
+    model: nn.Module, config: EmuConfig, generator: Generator, but: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """The names and initial values of the parameters, one after the other, in float32 on the CPU.
+
+    The model may be on the meta device.
+    """
+    white_V = None
     for name, weight in model.named_parameters():
         if name.startswith(but):
             continue
-        weight.copy_(initial_value(name, weight, config, generator))
+        value = initial_value(name, weight, config, generator)
         if name.endswith("embed_tokens.weight"):
-            weight[config.special.pad] = 0
-    if config.init.ground:
-        darken_ground(model, config.init.ground)
+            value[config.special.pad] = 0
+        if name == f"{PATCHES}.weight" and config.init.ground:
+            white_V = value.sum(dim=(2, 3)) @ torch.tensor(WHITE)
+        if name == f"{PATCHES}.bias" and white_V is not None:
+            value = darkened(config.init.ground, white_V)
+        yield name, value
 
 
 def initial_value(name: str, weight: Tensor, config: EmuConfig, generator: Generator) -> Tensor:
@@ -288,12 +305,9 @@ def language_std(name: str, config: EmuConfig) -> float:
     return config.init.language_std if ".layers." in name else STD
 
 
-def darken_ground(model: nn.Module, ground: float) -> None:
-    """Sets the bias of the patch embedding so that it subtracts that fraction of the embedding of a white patch.
+def darkened(ground: float, white_V: Tensor) -> Tensor:
+    """The bias of the patch embedding that subtracts that fraction of the embedding of a white patch.
 
     In pale images all patches have nearly the same large embedding, which hides the differences between them.
     """
-    parts = dict(model.named_parameters())
-    weight_VCHW, bias_V = parts[f"{PATCHES}.weight"], parts[f"{PATCHES}.bias"]
-    white_V = weight_VCHW.float().sum(dim=(2, 3)).cpu() @ torch.tensor(WHITE)
-    bias_V.copy_(-ground * white_V)
+    return -ground * white_V

@@ -67,16 +67,21 @@ def start_model(
         model.to(device)
     else:
         model = _extended_model(config, train.seed, Path(init), device)
+    set_trained(model, train)
+    return model
+
+
+def set_trained(model: Emu, train: TrainConfig) -> None:
+    """Put a model into training mode, with the parts frozen that a run does not train."""
     if train.freeze_vision:
         model.visual.requires_grad_(False)
     if train.recompute_activations:
         model.recompute_activations()
     model.train()
-    if config.adapter is not None:
+    if model.config.adapter is not None:
         train_adapter_alone(model)
         model.visual.eval()
         model.former.eval()
-    return model
 
 
 def start_tower(

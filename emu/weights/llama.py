@@ -8,12 +8,13 @@ embedding and in the output head, as in the released code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from emu.config import EmuConfig, LanguageConfig
 from emu.models.emu import Emu
@@ -111,13 +112,23 @@ def load_llama(model: Emu, folder: str | Path) -> None:
 
     Raises what `check_llama` does, before a weight is changed.
     """
-    files, plan = check_llama(model.config, folder)
-    ours = model.language.lm.state_dict()
+    ours = model.state_dict()
+    for name, tensor in llama_tensors(model.config, folder):
+        ours[name].copy_(tensor)
+
+
+def llama_tensors(config: EmuConfig, folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """The names in this model and the values of a LLaMA's weights, one after the other, with the rows of added tokens.
+
+    Raises what `check_llama` does, before the first.
+    """
+    files, plan = check_llama(config, folder)
     for spec, tensor in zip(plan.specs, files.read(plan.sources), strict=True):
-        weight = ours[spec.name]
-        weight[: len(tensor)] = tensor.to(weight.dtype)
         if spec.name in ROWS:
-            weight[len(tensor) :] = tensor.float().mean(0)
+            added = config.num_embeddings - len(tensor)
+            mean = tensor.float().mean(0, keepdim=True).expand(added, -1)
+            tensor = torch.cat((tensor.float(), mean))
+        yield LANGUAGE + spec.name, tensor
 
 
 def _sizes(values: Any) -> LanguageConfig:

@@ -35,6 +35,13 @@ def open_clip_tower(weights: str | Path, cache_dir: str | None = None) -> dict[s
     or of EVA, or the tower alone. Raises FileNotFoundError where there is no such file and where a tag
     cannot be fetched, WeightsError for a file without an EVA tower.
     """
+    return {name: tensor.clone() for name, tensor in open_clip_tensors(weights, cache_dir)}
+
+
+def open_clip_tensors(
+    weights: str | Path, cache_dir: str | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The same one after the other; each is to be used before the next is taken."""
     path = Path(weights)
     if not path.exists():
         path = _fetched(str(weights), cache_dir)
@@ -42,9 +49,9 @@ def open_clip_tower(weights: str | Path, cache_dir: str | None = None) -> dict[s
     for prefix in PREFIXES:
         if prefix + MARK in files.entries:
             names = [name for name in files.entries if name.startswith(prefix)]
-            tensors = (tensor.clone() for tensor in files.read(names))
             ours = (TRUNK + name.removeprefix(prefix) for name in names)
-            return dict(zip(ours, tensors, strict=True))
+            yield from zip(ours, files.read(names), strict=True)
+            return
     some = ", ".join(list(files.entries)[:3])
     raise WeightsError(
         f"{path}: holds no EVA tower (no {PREFIXES[0]}{MARK}); its keys are {some} …"
