@@ -23,6 +23,7 @@ from schemas.sample import Segment
 
 MIN_LOGPROB = -9999.0
 BYTE = re.compile("<0x([0-9A-F]{2})>")
+MARK = "\N{REPLACEMENT CHARACTER}piece\N{REPLACEMENT CHARACTER}"
 DONE = "data: [DONE]\n\n"
 
 
@@ -72,6 +73,8 @@ class ChatReplies:
             }
             return sse(head | {"choices": [choice]} | no_usage)
 
+        # most events are pieces of text: what stands around them is made once
+        around = [chunk(index, {"content": MARK}).split(f'"{MARK}"') for index in range(number)]
         replies: list[Reply] = []
         async with aclosing(events):
             first = [chunk(index, {"role": "assistant", "content": ""}) for index in range(number)]
@@ -83,6 +86,9 @@ class ChatReplies:
                 if isinstance(event, Reply):
                     replies.append(event)
                     yield chunk(index, {}, event.finish_reason)
+                elif isinstance(event, str):
+                    before, after = around[index]
+                    yield f"{before}{json.dumps(event, ensure_ascii=False)}{after}"
                 elif isinstance(event, ScoredPiece):
                     logprobs = chat_logprobs([event.score])
                     yield chunk(index, {"content": event.text}, logprobs=logprobs)
@@ -123,9 +129,8 @@ def _parts(reply: Reply) -> list[dict[str, Any]]:
 def _delta(event: Event) -> dict[str, Any]:
     if isinstance(event, ImageBegun):
         return {"parts": [{"type": "image", "index": event.index}]}
-    if isinstance(event, ImageReady):
-        return {"images": [image_part(event.index, event.segment)]}
-    return {"content": event}
+    assert isinstance(event, ImageReady), event
+    return {"images": [image_part(event.index, event.segment)]}
 
 
 def chat_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any] | None:

@@ -80,14 +80,18 @@ class Server:
 
     async def answers(self, http: Request, works: Sequence[Work], timer: Timer) -> list[Answer]:
         """The whole replies, which are generated side by side; raises `ApiError` for the first that fails."""
-        jobs = [_answer(self.events(work, timer)) for work in works]
+        jobs = [in_time(_answer(self._whole(work, timer)), timer) for work in works]
         if len(jobs) == 1:
             return [await unless_gone(http, jobs[0])]
         return await unless_gone(http, together(jobs))
 
     async def values(self, http: Request, work: Work, timer: Timer) -> Values:
         """The values of a ranking or of embeddings; raises `ApiError`."""
-        return await unless_gone(http, _values(self.events(work, timer)))
+        return await unless_gone(http, in_time(_values(self._whole(work, timer)), timer))
+
+    def _whole(self, work: Work, timer: Timer) -> AsyncGenerator[Event, None]:
+        """The events of a request whose whole result is awaited, in the time of `in_time`."""
+        return self.metrics.observed(self.backend.events(work), timer.begun)
 
 
 @dataclass(frozen=True)
@@ -125,10 +129,23 @@ async def until_deadline(
             if is_last(event):
                 return
     except TimeoutError:
-        message = f"no complete reply within {timer.timeout_s:g} s"
-        yield ErrorResponse(504, message, code="timeout")
+        yield too_late(timer)
     finally:
         await events.aclose()
+
+
+async def in_time(job: Awaitable[T], timer: Timer) -> T:
+    """The result of the job, which is cancelled at the deadline; raises `ApiError` then."""
+    try:
+        async with asyncio.timeout_at(timer.deadline):
+            return await job
+    except TimeoutError as error:
+        raise ApiError.of(too_late(timer)) from error
+
+
+def too_late(timer: Timer) -> ErrorResponse:
+    """The error for a reply that takes too long."""
+    return ErrorResponse(504, f"no complete reply within {timer.timeout_s:g} s", code="timeout")
 
 
 async def _answer(events: AsyncGenerator[Event, None]) -> Answer:
