@@ -177,7 +177,7 @@ class RequestState:
             if token == image:
                 score = TokenScore(token, score.text, None)
             self._prompt_scores.append(score)
-        if not len(logits_TW) or len(self._prompt_scores) < len(ids):
+        if len(self._prompt_scores) < len(ids):
             return []
         return [PromptScores(tuple(self._prompt_scores))]
 

@@ -318,6 +318,10 @@ class Scheduler:
                 continue
             num_later = len(state.request.prompt.ids) - 1 - state.length
             rows_TD = hidden_TD[span.start : span.start + min(span.number, num_later)]
+            if not len(
+                rows_TD
+            ):  # a chunk of the last position alone, which predicts the first new token
+                continue
             logits_TW = self._logits(rows_TD, [state] * len(rows_TD))
             outputs += [(state, out) for out in state.take_prompt_logits(logits_TW)]
         return outputs
@@ -342,8 +346,8 @@ class Scheduler:
         logits_RW = self._project(rows_RD, self.model.language.lm.lm_head).float()
         num_own = len(self._tokenizer)
         if num_own < logits_RW.shape[1]:
-            is_plain = torch.tensor([not state.request.adapter for state in states])
-            logits_RW[is_plain.to(self.device), num_own:] = -torch.inf
+            plain = [row for row, state in enumerate(states) if not state.request.adapter]
+            logits_RW[torch.tensor(plain, dtype=torch.long), num_own:] = -torch.inf
         return logits_RW
 
     def _read(self, due: Sequence[Span], hidden_TD: Tensor) -> list[tuple[RequestState, Output]]:
