@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
@@ -167,16 +167,13 @@ class Engine:
     def regress_image(self, prompts: Sequence[Prompt]) -> Tensor:
         """The visual embeddings `BQD` of the image that follows each prompt."""
         num_queries = self.config.former.num_queries
-        encoded = [
-            self.encode(p, opens_image=True, num_reserved=num_queries) for p in _listed(prompts)
-        ]
+        prompts = _listed(prompts)
+        encoded = [self.encode(p, opens_image=True, num_reserved=num_queries) for p in prompts]
         if not encoded:
             return torch.empty(0, num_queries, self.config.language.hidden_size)
         images: dict[int, Tensor] = {}
-        requests = [
-            Request(p, None, image_first=True, row=row, adapter=self.adapter)
-            for row, p in enumerate(encoded)
-        ]
+        base = Request(encoded[0], None, image_first=True, adapter=self.adapter)
+        requests = [replace(base, prompt=p, row=row) for row, p in enumerate(encoded)]
         for state, output in self._run(requests):
             if isinstance(output, Tensor):
                 images[state.request.row] = output
