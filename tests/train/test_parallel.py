@@ -129,7 +129,7 @@ def test_sharded_ranks_that_are_killed_end_with_the_same_bits(tmp_path: Path):
     for _ in range(5):
         until = len(stops) * 4 + dice.randrange(1, 5)
         stops.append(killed_after(killed, until, dice.random() * 0.1))
-    assert len(set(stops)) > 1 and stops[0] > 0
+    assert len(set(stops)) > 2 and stops[-1] > 0
     on_two_ranks([killed])
     assert same_state(killed, plan)
     assert are_equal(weights_of(Path(killed.out) / "model"), weights_of(Path(plan.out) / "model"))
