@@ -3,7 +3,8 @@
 Engine, training, server and conversion know a decoder only through this interface and its entry in
 `emu.decoders.DECODERS`; a contract test runs over all entries.
 
-Shapes: B batch, Q embeddings of an image, D language width, C channels, H W pixels.
+Shapes: B batch, N images, Q embeddings of an image, D language width, C channels, H W pixels, Z latent channels,
+h w latent positions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,9 +20,6 @@ from torch import Generator, Tensor, nn
 from emu.config import DecoderConfig
 from emu.weights.plan import Advance, ConversionWarnings
 from emu.weights.writer import TensorSpec
-
-if TYPE_CHECKING:
-    from emu.decoders.denoising import Denoising  # imports diffusers, which takes seconds
 
 Noise = Generator | list[Generator] | None
 """Where random numbers come from; a list has a generator for each image, so that no image depends on its batch."""
@@ -36,6 +34,20 @@ class AutoencoderStage:
     """Of pixels `BCHW` in [-1, 1]."""
     finish: Callable[[Tensor, Generator], None]
     """Called once with some pixels after the last step, the network frozen."""
+
+
+class Denoising(Protocol):
+    """Images of one request on their way from noise; what else it holds is the decoder's own."""
+
+    @property
+    def latents_NZhw(self) -> Tensor:
+        """As they are now."""
+        ...
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no noise is left."""
+        ...
 
 
 class VisualDecoder(Protocol):
@@ -146,8 +158,8 @@ class VisualDecoder(Protocol):
         """The images of `decode` at noise, to be made by `denoise` and `images`, perhaps beside others."""
         ...
 
-    def denoise(self, batch: Sequence[Denoising]) -> None:
-        """One step of each in one forward, in place; all have the same height and width."""
+    def denoise(self, batch: Sequence[Any]) -> None:
+        """One step of each of what `begin` gave, in one forward, in place; all have the same height and width."""
         ...
 
     def images(self, latents: Tensor) -> Tensor:

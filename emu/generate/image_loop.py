@@ -20,13 +20,12 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from emu.decoders.denoising import Denoising
 from emu.generate.counters import ImageCounters
 from emu.generate.scheduler import QueueFull
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
-    from emu.decoders.base import VisualDecoder
+    from emu.decoders.base import Denoising, VisualDecoder
 
 log = logging.getLogger(__name__)
 

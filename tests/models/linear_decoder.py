@@ -1,6 +1,8 @@
 """A second visual decoder in one file: a coarse grid of colours, linear in the condition and in the noise."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +27,18 @@ ENTRY = DecoderEntry(
     files=(SIZES, WEIGHTS),
     read_image_multiple=read_multiple_of_file,
 )
+
+
+@dataclass
+class Fading:
+    """Images whose noise stays; the steps are counted."""
+
+    latents_NZhw: Tensor
+    steps_left: int
+
+    @property
+    def is_done(self) -> bool:
+        return not self.steps_left
 
 
 class LinearDecoder(nn.Module):
@@ -105,7 +119,6 @@ class LinearDecoder(nn.Module):
         cells = functional.adaptive_avg_pool2d(pixels_BCHW, self.num_cells)
         return functional.mse_loss(self._cells(condition_BQD), cells)
 
-    @torch.no_grad()
     def decode(
         self,
         condition_BQD: Tensor,
@@ -118,7 +131,35 @@ class LinearDecoder(nn.Module):
         initial_latents: Tensor | None = None,
         scheduler: str | None = None,
     ) -> Tensor:
-        self._check(condition_BQD, null_condition_QD)
+        begun = self.begin(
+            condition_BQD,
+            null_condition_QD,
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            initial_latents,
+            scheduler,
+        )
+        while not begun.is_done:
+            self.denoise([begun])
+        return self.images(begun.latents_NZhw)
+
+    @torch.no_grad()
+    def begin(
+        self,
+        condition_NQD: Tensor,
+        null_condition_QD: Tensor,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        generator: Generator | None = None,
+        initial_latents: Tensor | None = None,
+        scheduler: str | None = None,
+    ) -> Fading:
+        self._check(condition_NQD, null_condition_QD)
         if scheduler not in (None, *SCHEDULERS):
             raise ValueError(f"no scheduler {scheduler!r}; there are {sorted(SCHEDULERS)}")
         if min(height, width) < GRID or height % GRID or width % GRID:
@@ -126,13 +167,20 @@ class LinearDecoder(nn.Module):
         if not 1 <= num_inference_steps <= MAX_STEPS:
             raise ValueError(f"num_inference_steps is {num_inference_steps}, give 1 to {MAX_STEPS}")
         null = self._cells(null_condition_QD[None])
-        cells = null + guidance_scale * (self._cells(condition_BQD) - null)
+        cells = null + guidance_scale * (self._cells(condition_NQD) - null)
         noise: Any = initial_latents
         if noise is None:
             noise = torch.randn(cells.shape, generator=generator)
         part = 1 / num_inference_steps / (1 if scheduler == "halved" else 2)
-        pixels = functional.interpolate(cells + part * noise.to(cells), size=(height, width))
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).contiguous()
+        noisy = functional.interpolate(cells + part * noise.to(cells), size=(height, width))
+        return Fading(noisy, num_inference_steps)
+
+    def denoise(self, batch: Sequence[Fading]) -> None:
+        for each in batch:
+            each.steps_left -= 1
+
+    def images(self, latents: Tensor) -> Tensor:
+        return ((latents.clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).contiguous()
 
     def _cells(self, condition_BQD: Tensor) -> Tensor:
         return self.colours(condition_BQD.mean(1)).unflatten(1, (3, self.num_cells, -1))
