@@ -113,6 +113,7 @@ def test_overwriting_a_folder_of_other_files_is_refused(
         ),
         (b"", "input_truncated (the file is damaged"),
     ],
+    ids=["cut", "empty"],
 )
 def test_a_damaged_input_of_which_nothing_is_kept_fails_with_a_hint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], body: bytes, message: str
