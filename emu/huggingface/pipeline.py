@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import diffusers
 from diffusers import StableDiffusionPipeline
 
 
@@ -18,3 +19,8 @@ class EmuDecoderPipeline(StableDiffusionPipeline):
         "text_encoder",
         "tokenizer",
     ]
+
+
+setattr(
+    diffusers, EmuDecoderPipeline.__name__, EmuDecoderPipeline
+)  # where diffusers looks classes up

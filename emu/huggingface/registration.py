@@ -63,10 +63,4 @@ def _model(auto: ModuleType) -> None:
 
 
 def _pipeline(_: ModuleType) -> None:
-    import diffusers
-
-    from emu.huggingface.pipeline import EmuDecoderPipeline
-
-    setattr(
-        diffusers, EmuDecoderPipeline.__name__, EmuDecoderPipeline
-    )  # where diffusers looks classes up
+    import emu.huggingface.pipeline  # registers itself  # noqa: F401

@@ -33,7 +33,7 @@ def test_the_arguments_have_their_documented_names() -> None:
     assert arguments(Engine.generate_image) == ["prompt", "options", "initial_latents"]
     for method in (Engine.generate, Engine.stream):
         assert arguments(method)[:5] == ["prompt", "text", "image", "image_first", "max_images"]
-    assert arguments(Engine.stream)[5:] == ["in_order"]
+    assert arguments(Engine.stream)[5:] == ["in_order", "is_wanted"]
     assert [entry.name for entry in fields(TextOptions)] == f"{TEXT} {LOG_PROBABILITIES}".split()
     assert [entry.name for entry in fields(ImageOptions)] == IMAGE.split()
     assert arguments(Engine.rank)[:2] == ["prompt", "candidates"]

@@ -62,7 +62,7 @@ def test_what_is_written_is_read_from_any_pages(engine: Engine) -> None:
 
 def test_keys_of_images_and_weights(engine: Engine) -> None:
     weights = weights_key(engine.model)
-    assert weights == weights_key(engine.model) != weights_key(engine.model, "other")
+    assert weights == weights_key(engine.model) != weights_key(engine.model, b"other")
     pixels = torch.rand(3, 4, 4)
     assert image_key(weights, pixels) == image_key(weights, pixels.clone())
     assert image_key(weights, pixels) != image_key(weights, pixels + 1e-6)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from emu.weights.layout import load_config
 from tests.models.released_forms import released_config
@@ -20,7 +21,8 @@ def test_the_page_runs(
     blocks = re.findall(
         r"```python\n(.*?)```", (repository / "docs/weights.md").read_text(), re.DOTALL
     )
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, "docs/weights.md", "exec"), {})
