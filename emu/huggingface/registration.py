@@ -5,6 +5,7 @@ Importing them takes seconds, so `import emu` only leaves hooks with the import 
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 import wrapt
@@ -63,4 +64,4 @@ def _model(auto: ModuleType) -> None:
 
 
 def _pipeline(_: ModuleType) -> None:
-    import emu.huggingface.pipeline  # registers itself  # noqa: F401
+    import_module("emu.huggingface.pipeline")  # which registers itself
