@@ -1,6 +1,7 @@
 """The job against kills and on Ray: the same bytes as one undisturbed local run."""
 
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -68,6 +69,8 @@ def test_a_job_killed_anywhere_and_started_again_ends_in_the_same_bytes(
             except subprocess.TimeoutExpired:
                 process.kill()
                 num_killed += 1
+            else:  # it has ended: the next one begins anew
+                shutil.rmtree(tmp_path / "killed")
     assert num_killed > 3
     finish(command("killed"), repository)
     whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")

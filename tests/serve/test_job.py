@@ -184,7 +184,7 @@ def test_the_client_library_of_openai_is_served(caller: Caller, photo_png: bytes
     )
     (part,) = generated.choices[0].message.images
     assert part["image_url"]["url"].startswith("data:image/png;base64,")
-    with pytest.raises(openai.NotFoundError, match="this server only has 'tiny'"):
+    with pytest.raises(openai.NotFoundError, match='this server only has "tiny"'):
         create(model="gpt-4", messages=messages)
     with pytest.raises(openai.BadRequestError, match="max_tokens is 5000"):
         create(model="tiny", messages=messages, max_tokens=5000)

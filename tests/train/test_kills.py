@@ -21,7 +21,8 @@ def in_clean_process(work: Callable[[Path], None], root: Path) -> int | None:
 def check_kills(root: Path) -> None:
     found = killed_runs(root, KillsBenchmark(num_kills=20))
     assert found["kills"] == 20 and found["different"] == 0
-    assert found["steps_compared_on_every_worker"] > 20 * 50
+    # every step of every run; at least 50 of them come after each kill
+    assert found["steps_compared_on_every_worker"] >= found["runs"] * KillsBenchmark().num_steps
 
 
 def check_workers(root: Path) -> None:

@@ -88,7 +88,7 @@ def check_starts(
 def test_a_sharded_start_has_the_bits_of_an_ordinary_one_in_a_bounded_memory(tmp_path: Path):
     small_tokenizer(tmp_path / "tokenizer.model")
     mini = mini_config(EmuTokenizer.load(tmp_path / "tokenizer.model").num_pieces)
-    language = replace(mini.language, hidden_size=512, num_layers=8, intermediate_size=1408)
+    language = replace(mini.language, hidden_size=512, num_layers=14, intermediate_size=1408)
     config = replace(mini, language=language)
     model = Emu(config)
     model.init_weights(5)
