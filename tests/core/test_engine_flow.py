@@ -56,10 +56,12 @@ def tenant(num_cpus: float) -> ray.actor.ActorHandle:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_shards_in_flight_are_as_many_as_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [2, 8])
+def test_shards_in_flight_are_as_many_as_workers(tmp_path: Path, num_workers: int) -> None:
     calls, source = tmp_path / "calls", NumberSource(300)
     calls.mkdir()
-    run(numbers(source, 4.0, calls), str(tmp_path / "out"), RayRunner(), progress=False)
+    num_cpus = 8 / num_workers
+    run(numbers(source, num_cpus, calls), str(tmp_path / "out"), RayRunner(), progress=False)
     events = [p.name.split(".") for p in calls.iterdir()]
     timed = sorted((int(when), what) for what, _, _, when in events)
     in_flight = most = 0
@@ -67,7 +69,7 @@ def test_shards_in_flight_are_as_many_as_workers(tmp_path: Path) -> None:
         in_flight += {"parse": 1, "write": -1}.get(what, 0)
         most = max(most, in_flight)
     assert sum(what == "write" for _, what in timed) == 30
-    assert most <= 2
+    assert most <= num_workers
     assert not (tmp_path / "out" / ".work").exists()
 
 
