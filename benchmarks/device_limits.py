@@ -20,6 +20,7 @@ from emu.config import (
     emu_llama_1b_config,
     tiny_config,
 )
+from emu.decoders.base import decode
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.generate import kv_cache
 from emu.generate.engine import DTYPES
@@ -208,11 +209,11 @@ def image_call(
     )
     steps = options.num_inference_steps
 
-    def decode() -> None:
+    def call() -> None:
         noise = torch.Generator().manual_seed(0)
-        decoder.decode(condition, condition[0] * 0, side, side, steps, 7.5, noise)
+        decode(decoder, condition, condition[0] * 0, side, side, steps, 7.5, noise)
 
-    return decode
+    return call
 
 
 def image_line(

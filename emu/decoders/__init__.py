@@ -39,7 +39,7 @@ class DecoderEntry:
     implementation: str
     """`module:class` of a `VisualDecoder`."""
     schedulers: tuple[str, ...]
-    """Names that `decode` accepts; the first is the default."""
+    """Names that `begin` accepts; the first is the default."""
     files: tuple[str, ...]
     """Files that every folder of this kind has."""
     read_image_multiple: Callable[[Path], int]

@@ -124,25 +124,6 @@ class VisualDecoder(Protocol):
         """
         ...
 
-    def decode(
-        self,
-        condition_BQD: Tensor,
-        null_condition_QD: Tensor,
-        height: int,
-        width: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: Generator | None = None,
-        initial_latents: Tensor | None = None,
-        scheduler: str | None = None,
-    ) -> Tensor:
-        """Images `BHWC` in uint8, generated from noise under guidance against the null condition.
-
-        `scheduler` is one of its registry entry; None is the first. Raises ValueError for a size, a number of steps
-        or a scheduler that it does not support.
-        """
-        ...
-
     def begin(
         self,
         condition_NQD: Tensor,
@@ -155,7 +136,12 @@ class VisualDecoder(Protocol):
         initial_latents: Tensor | None = None,
         scheduler: str | None = None,
     ) -> Denoising:
-        """The images of `decode` at noise, to be made by `denoise` and `images`, perhaps beside others."""
+        """Images at noise, one per condition, to be made by `denoise` and `images`, perhaps beside others.
+
+        Guidance is against the null condition, the embeddings regressed from the empty prompt (released pipeline); a
+        scale of 1 leaves it out. `scheduler` is one of the registry entry; None is the first. Raises ValueError for a
+        size, a number of steps or a scheduler that the decoder does not support.
+        """
         ...
 
     def denoise(self, batch: Sequence[Any]) -> None:
@@ -165,6 +151,14 @@ class VisualDecoder(Protocol):
     def images(self, latents: Tensor) -> Tensor:
         """Images `NHWC` in uint8 of latents without noise."""
         ...
+
+
+def decode(decoder: VisualDecoder, *arguments: Any, **options: Any) -> Tensor:
+    """Images `NHWC` in uint8, made alone; the arguments are those of `VisualDecoder.begin`, which raises for them."""
+    denoising = decoder.begin(*arguments, **options)
+    while not denoising.is_done:
+        decoder.denoise([denoising])
+    return decoder.images(denoising.latents_NZhw)
 
 
 class DecoderConversion(Protocol):

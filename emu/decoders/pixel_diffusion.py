@@ -175,38 +175,6 @@ class PixelDiffusionDecoder(nn.Module):
             contrast_weights(latents_BZhw, self.contrast_weight),
         )
 
-    @torch.no_grad()
-    def decode(
-        self,
-        condition_BQD: Tensor,
-        null_condition_QD: Tensor,
-        height: int,
-        width: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: Generator | None = None,
-        initial_latents: Tensor | None = None,
-        scheduler: str | None = None,
-    ) -> Tensor:
-        """Images `BHWC` in uint8, generated from noise under classifier-free guidance.
-
-        `initial_latents` is noise `BZhw` of unit variance.
-        """
-        denoising = self.begin(
-            condition_BQD,
-            null_condition_QD,
-            height,
-            width,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            initial_latents,
-            scheduler,
-        )
-        while not denoising.is_done:
-            self.denoise([denoising])
-        return self.images(denoising.latents_NZhw)
-
     def begin(
         self,
         condition_NQD: Tensor,
@@ -219,7 +187,7 @@ class PixelDiffusionDecoder(nn.Module):
         initial_latents: Tensor | None = None,
         scheduler: str | None = None,
     ) -> Denoising:
-        """Images at noise (`VisualDecoder.begin`)."""
+        """Images at noise (`VisualDecoder.begin`); `initial_latents` is noise `NZhw` of unit variance."""
         check_conditions(condition_NQD, null_condition_QD, self.condition_width)
         steps = noise_schedule(scheduler or DEFAULT_SCHEDULER, self.schedule, num_inference_steps)
         noise = initial_noise(

@@ -177,39 +177,6 @@ class StableDiffusionDecoder(nn.Module):
         latents = sampled(posterior_of(self.vae, pixels_BCHW), generator)
         return latents * self.vae.config["scaling_factor"]
 
-    @torch.no_grad()
-    def decode(
-        self,
-        condition_BQD: Tensor,
-        null_condition_QD: Tensor,
-        height: int,
-        width: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: Generator | None = None,
-        initial_latents: Tensor | None = None,
-        scheduler: str | None = None,
-    ) -> Tensor:
-        """Images `BHWC` in uint8, generated from noise under classifier-free guidance.
-
-        The null condition stands for "no prompt": the embeddings regressed from the empty one
-        (released pipeline). A guidance scale of 1 leaves it out.
-        """
-        denoising = self.begin(
-            condition_BQD,
-            null_condition_QD,
-            height,
-            width,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            initial_latents,
-            scheduler,
-        )
-        while not denoising.is_done:
-            self.denoise([denoising])
-        return self.images(denoising.latents_NZhw)
-
     def begin(
         self,
         condition_NQD: Tensor,

@@ -14,7 +14,7 @@ from PIL import Image
 import emu
 from emu.config import tiny_config
 from emu.decoders import DECODERS, decoder_class
-from emu.decoders.base import VisualDecoder
+from emu.decoders.base import VisualDecoder, decode
 from emu.generate.engine import Engine
 from emu.generate.image_loop import ImageJob, ImageLoop, ImageLoopOptions
 from emu.generate.prompts import ImageOptions, ImagePlace, PlacedImage, Reply, TextOptions
@@ -38,7 +38,8 @@ def job(
 
 def decoded(decoder: VisualDecoder, job: ImageJob) -> np.ndarray:
     """The image by the loop of one call."""
-    images = decoder.decode(
+    images = decode(
+        decoder,
         job.condition_QD[None],
         job.null_condition_QD,
         job.height,

@@ -119,33 +119,6 @@ class LinearDecoder(nn.Module):
         cells = functional.adaptive_avg_pool2d(pixels_BCHW, self.num_cells)
         return functional.mse_loss(self._cells(condition_BQD), cells)
 
-    def decode(
-        self,
-        condition_BQD: Tensor,
-        null_condition_QD: Tensor,
-        height: int,
-        width: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: Generator | None = None,
-        initial_latents: Tensor | None = None,
-        scheduler: str | None = None,
-    ) -> Tensor:
-        begun = self.begin(
-            condition_BQD,
-            null_condition_QD,
-            height,
-            width,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            initial_latents,
-            scheduler,
-        )
-        while not begun.is_done:
-            self.denoise([begun])
-        return self.images(begun.latents_NZhw)
-
     @torch.no_grad()
     def begin(
         self,

@@ -20,6 +20,7 @@ from emu.config import (
     LanguageConfig,
     VisionConfig,
 )
+from emu.decoders.base import decode
 from emu.models.emu import Emu
 from emu.models.objective import Batch
 from emu.tokenizer import EmuTokenizer
@@ -134,7 +135,8 @@ def test_a_converted_directory_is_whole(golden: Path, tmp_path: Path) -> None:
     prompt, empty = expected["image_embeds_text"]
     assert engine.decoder is not None and engine.config.decoder is not None
     assert engine.config.decoder.image_size == call["height"]
-    image = engine.decoder.decode(
+    image = decode(
+        engine.decoder,
         prompt[None],
         empty,
         call["height"],

@@ -22,7 +22,7 @@ from emu.decoders import (
     read_image_multiple,
 )
 from emu.decoders.autoencoder import autoencoder_loss, pixels_of, posterior_of, standardise_latents
-from emu.decoders.base import VisualDecoder
+from emu.decoders.base import VisualDecoder, decode
 from emu.decoders.diffusion import SCHEDULERS, contrast_weights, predict, reads_condition
 from emu.decoders.safety import SafetyChecker
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
@@ -60,7 +60,8 @@ def generate(
 ) -> torch.Tensor:
     conditions = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(9))
     sizes: dict[str, Any] = {"height": 16, "width": 24, "num_inference_steps": 4}
-    return decoder.decode(
+    return decode(
+        decoder,
         conditions[:2],
         conditions[2],
         guidance_scale=guidance,
@@ -178,7 +179,7 @@ def test_what_does_not_fit_is_named(decoder: VisualDecoder) -> None:
     with pytest.raises(ValueError, match=r"condition_BQD has shape \(1, 5, 9\), .* \(B, Q, 24\)"):
         decoder.loss(torch.zeros(1, 5, 9), torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match=r"null_condition_QD has shape \(6, 24\)"):
-        decoder.decode(torch.zeros(1, 5, 24), torch.zeros(6, 24), 16, 16, 4, 3.0)
+        decode(decoder, torch.zeros(1, 5, 24), torch.zeros(6, 24), 16, 16, 4, 3.0)
 
 
 def test_latents_of_another_shape_are_named() -> None:
@@ -194,7 +195,8 @@ def test_the_golden_image(golden: Path, scheduler: str) -> None:
     call = json.loads((golden / "emu1_small" / "meta.json").read_text())["pretrain"]["decoder"]
     decoder = StableDiffusionDecoder.load(golden / "emu1_small" / "decoder")
     prompt, empty = expected["image_embeds_text"]
-    image = decoder.decode(
+    image = decode(
+        decoder,
         prompt[None],
         empty,
         call["height"],
