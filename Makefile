@@ -36,10 +36,10 @@ demo: $(STAMP) ## Run the whole workflow on a synthetic world (MINUTES=30 trains
 	@$(BIN)/python -m jobs.demo --out $(OUT) --minutes $(MINUTES)
 
 test: $(STAMP) ## The default tests (TEST_PROCESSES=0 runs them in one process)
-	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 
 test-slow: $(STAMP) ## The proofs that take minutes
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --numprocesses $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0 -o timeout=600
 
 check: $(STAMP) ## Format, lint, types, directions, length of files
 	@$(MAKE) --no-print-directory -j 4 --output-sync=target check-format check-lint check-types check-imports check-length

@@ -124,6 +124,7 @@ class _Pool:
     num_running: int = 0
     asks: Sequence[Sequence[_Ask]] = ()
     shared: list[Any] = field(default_factory=list)
+    started: list[Any] = field(default_factory=list)
     num_cpus: float = 0.0
 
     @property
@@ -143,7 +144,8 @@ class _Pool:
         if needs.memory_bytes:
             options["memory"] = needs.memory_bytes
         self.num_starting += 1
-        return _Worker.options(**options).remote(self.operators, self.asks)
+        self.started.append(_Worker.options(**options).remote(self.operators, self.asks))
+        return self.started[-1]
 
     def share(self) -> None:
         """Make what the workers share."""
@@ -218,16 +220,15 @@ class _Schedule:
             self._notice()
 
     def end(self) -> None:
-        """Close idle workers and end all."""
-        idle = [worker for pool in self._pools for worker in pool.idle]
-        busy = [worker for _, worker in self._starting.values()]
-        busy += [worker for _, worker, _ in self._running.values()]
+        """Close idle workers and end all that were ever started: an exception keeps the one that raised it alive."""
         if not ray.is_initialized():
             return
-        if not busy or not self._unfinished:
-            ray.wait([w.close.remote() for w in idle], num_returns=len(idle), timeout=CLOSE_S)
-        for worker in [*idle, *busy, *(s for pool in self._pools for s in pool.shared)]:
-            ray.kill(worker)
+        if not (self._starting or self._running) or not self._unfinished:
+            closed = [worker.close.remote() for pool in self._pools for worker in pool.idle]
+            ray.wait(closed, num_returns=len(closed), timeout=CLOSE_S)
+        for pool in self._pools:
+            for actor in [*pool.started, *pool.shared]:
+                ray.kill(actor)
 
     def _grow(self) -> None:
         """Start further workers while shards are left for them, as many as are free, but at least one to wait."""

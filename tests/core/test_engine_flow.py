@@ -51,7 +51,7 @@ class Tenant:
 
 def tenant(num_cpus: float) -> ray.actor.ActorHandle:
     actor = Tenant.options(num_cpus=num_cpus).remote()
-    ray.get(actor.ready.remote())
+    ray.get(actor.ready.remote(), timeout=120)
     return actor
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 from engine_jobs import Job, kill_group
 from numbers_pipeline import NumberSource, contents, numbers_pipeline
 from ray import cloudpickle
@@ -38,6 +39,13 @@ def _code_travels_to_workers() -> Iterator[None]:
 def build(pipeline: Pipeline, out: Path) -> dict[str, str]:
     run(pipeline, str(out), RayRunner(), progress=False)
     return contents(out)
+
+
+def assert_all_cpus_become_free(within_s: float = 60.0) -> None:
+    end = time.monotonic() + within_s
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < end, ray.available_resources()
+        time.sleep(0.1)
 
 
 def build_locally(pipeline: Pipeline, out: Path) -> dict[str, str]:
@@ -72,8 +80,11 @@ def test_an_error_of_a_step_names_stage_and_shard(tmp_path: Path) -> None:
     one = Resources(concurrency=1)  # a worker takes seconds to start
     stages = (Stage("check", (fail,), one), replace(fetch, resources=one))
     broken = replace(pipeline, stages=(replace(parse, resources=one), *stages))
-    with pytest.raises(StepError, match=r"stage 'check', shard 'numbers-000004': .*no forty-two"):
+    named = r"stage 'check', shard 'numbers-000004': .*no forty-two"
+    with pytest.raises(StepError, match=named) as raised:
         run(broken, str(tmp_path), RayRunner(), progress=False)
+    assert_all_cpus_become_free()  # although the error, which is kept here, refers to the worker
+    assert raised.value is not None
     assert not (tmp_path / "manifest.json").exists()
 
 
