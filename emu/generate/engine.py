@@ -227,8 +227,8 @@ class Engine:
         """The reply of `generate` as it is generated: pieces of text, images, at last the `Reply`.
 
         One piece per token, empty where the token completes no text yet. Text is generated while an image is decoded.
-        With `in_order` it waits for the image; otherwise it comes at once, after an `ImagePlace`, and the image
-        follows as a `PlacedImage`. The prompt is checked at the first step; generation stops when the caller stops
+        With `in_order` it waits for the image; otherwise it comes at once, after an `ImagePosition`, and the image
+        follows as a `DecodedImage`. The prompt is checked at the first step; generation stops when the caller stops
         iterating, and when `is_wanted` turns false, also between two events.
         """
         if max_images is None:

@@ -34,7 +34,7 @@ class PageTable:
     num_shared: int
     """Pages at the beginning that were filled before and are only read."""
     slots_S: Tensor
-    """The place of each position in the memory."""
+    """The index of each position in the memory."""
     is_run: bool
     """Whether the pages follow each other, so that nothing is copied to read them."""
 

@@ -58,7 +58,7 @@ def page_keys(
 ) -> list[bytes]:
     """The keys of the pages that a prompt fills and another may share: all full ones before its last position.
 
-    `images` are the keys of its images in order; each has `num_queries` places, which are `image_token` in `ids`.
+    `images` are the keys of its images in order; each has `num_queries` positions, which are `image_token` in `ids`.
     """
     keys: list[bytes] = []
     before, num_places = weights, 0

@@ -1,4 +1,4 @@
-"""The inputs of prompts: embeddings of token ids, and at the places of images what the visual encoder gives.
+"""The inputs of prompts: embeddings of token ids, and at the positions of images what the visual encoder gives.
 
 Outputs of the visual encoder are kept under the key of the image (`emu.generate.prefix.image_key`).
 
@@ -50,19 +50,19 @@ class PromptInputs:
 
     def of(self, rests: Sequence[Rest]) -> list[Tensor]:
         """The inputs `TD` of each rest; images of all of them are encoded together."""
-        places = [self._first_place(rest) for rest in rests]
+        positions = [self._first_position(rest) for rest in rests]
         wanted: dict[bytes, Tensor] = {}
-        for rest, (first, _) in zip(rests, places, strict=True):
+        for rest, (first, _) in zip(rests, positions, strict=True):
             wanted |= dict(zip(rest.images[first:], rest.prompt.pixels[first:], strict=True))
         encoded = self._encoded(wanted)
-        made = zip(rests, places, strict=True)
-        return [self._inputs(rest, encoded, *place) for rest, place in made]
+        made = zip(rests, positions, strict=True)
+        return [self._inputs(rest, encoded, *position) for rest, position in made]
 
-    def _first_place(self, rest: Rest) -> tuple[int, int]:
-        """The first image with a place left, and how many of its places are in the cache."""
+    def _first_position(self, rest: Rest) -> tuple[int, int]:
+        """The first image with a position left, and how many of its positions are in the cache."""
         image = self.model.config.special.image
-        num_places = sum(token == image for token in rest.prompt.ids[: rest.length])
-        return divmod(num_places, self.model.config.former.num_queries)
+        num_positions = sum(token == image for token in rest.prompt.ids[: rest.length])
+        return divmod(num_positions, self.model.config.former.num_queries)
 
     def _inputs(self, rest: Rest, encoded: dict[bytes, Tensor], first: int, skipped: int) -> Tensor:
         ids_T = torch.tensor(rest.prompt.ids[rest.length :], device=self.device)
@@ -70,8 +70,8 @@ class PromptInputs:
         if not rest.images[first:]:
             return inputs_TD
         flat = torch.cat([encoded[key] for key in rest.images[first:]])[skipped:]
-        is_place = ids_T == self.model.config.special.image
-        return inputs_TD.masked_scatter(is_place[:, None], flat.to(inputs_TD.dtype))
+        is_position = ids_T == self.model.config.special.image
+        return inputs_TD.masked_scatter(is_position[:, None], flat.to(inputs_TD.dtype))
 
     def _encoded(self, wanted: dict[bytes, Tensor]) -> dict[bytes, Tensor]:
         """The visual embeddings `QD` of images by their keys."""

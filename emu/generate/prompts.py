@@ -124,14 +124,14 @@ class TokenScore:
 
 
 @dataclass(frozen=True)
-class ImagePlace:
-    """Image `number` of the reply stands here; its pixels follow later, as a `PlacedImage`."""
+class ImagePosition:
+    """Image `number` of the reply stands here; its pixels follow later, as a `DecodedImage`."""
 
     number: int
 
 
 @dataclass(frozen=True)
-class PlacedImage:
+class DecodedImage:
     """The pixels of image `number`."""
 
     number: int

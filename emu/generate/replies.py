@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from emu.generate.batch_loop import POLL_S, Outputs
-from emu.generate.prompts import ImagePlace, PlacedImage, Reply, TokenScore
+from emu.generate.prompts import DecodedImage, ImagePosition, Reply, TokenScore
 from emu.generate.request_state import Finished, Losses, PromptScores, RequestState
 from emu.generate.sampling import to_png
 from schemas.sample import Segment
 
-Event = str | TokenScore | Image.Image | ImagePlace | PlacedImage | Reply
+Event = str | TokenScore | Image.Image | ImagePosition | DecodedImage | Reply
 """A piece of text, before it the score of its token if it is asked for, an image, or at last the whole reply."""
 StartImage = Callable[[Tensor, int], Future[Image.Image]]
 """Starts the decoding of visual embeddings `QD`; takes the number of the image in the reply, too."""
@@ -39,7 +39,7 @@ def reply_events(
     It also ends, without a reply, when `is_wanted` turns false (see `BatchLoop.outputs`).
 
     In order, an image comes as `Image.Image` and the text after it waits for its pixels, though it is generated
-    meanwhile. Otherwise its place comes as an `ImagePlace`, the text goes on, and the pixels come when they are made.
+    meanwhile. Otherwise an `ImagePosition` comes at once, the text goes on, and the pixels come when they are made.
     """
     reply = _GrowingReply(start_image, in_order)
     try:
@@ -89,7 +89,7 @@ class _GrowingReply:
                 number = len(self.images)
                 self.parts.append(number)
                 self.images.append(self.start_image(output, number))
-                self.held.append(self.images[-1] if self.in_order else ImagePlace(number))
+                self.held.append(self.images[-1] if self.in_order else ImagePosition(number))
             case Finished():
                 self.ended = state, output
             case _:
@@ -110,7 +110,7 @@ class _GrowingReply:
             for number, image in enumerate(self.images):
                 if image.done() and number not in self.num_given:
                     self.num_given.add(number)
-                    yield PlacedImage(number, image.result())
+                    yield DecodedImage(number, image.result())
 
     @property
     def is_pending(self) -> bool:

@@ -63,7 +63,7 @@ class Emu(nn.Module):
         return self.former(self.ln_visual(patches_NPV.to(self.ln_visual.weight.dtype)))
 
     def embed(self, input_ids_BL: Tensor, embeddings_NQD: Tensor | None = None) -> Tensor:
-        """The inputs `BLD` of the language model: tokens, with images at their `<image>` places."""
+        """The inputs `BLD` of the language model: tokens, with images at their `<image>` positions."""
         inputs_BLD = self.language.embed(input_ids_BL)
         places_BL = input_ids_BL == self.config.special.image
         given = 0 if embeddings_NQD is None else embeddings_NQD.shape[0] * embeddings_NQD.shape[1]
@@ -71,8 +71,8 @@ class Emu(nn.Module):
         if given != wanted:
             queries = self.config.former.num_queries
             raise ValueError(
-                f"the sequences hold {wanted} <image> places, the images give {given} embeddings; "
-                f"an image needs exactly {queries} places"
+                f"the sequences hold {wanted} <image> positions, the images give {given} embeddings; "
+                f"an image needs exactly {queries} positions"
             )
         if embeddings_NQD is None:
             return inputs_BLD

@@ -68,7 +68,7 @@ class RankRequest:
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """The place of each input in the space of visual embeddings."""
+    """The position of each input in the space of visual embeddings."""
 
     inputs: tuple[Content, ...]
     param: str = "input"

@@ -16,10 +16,10 @@ from PIL import Image
 
 from emu.data.video import VideoError, read_frames
 from emu.generate.prompts import (
+    DecodedImage,
     EncodedPrompt,
-    ImagePlace,
+    ImagePosition,
     Piece,
-    PlacedImage,
     PromptTooLong,
     Reply,
     TokenScore,
@@ -158,9 +158,9 @@ class LocalBackend:
             if is_closed.is_set():
                 return
             assert not isinstance(event, Image.Image), "images come out of order"
-            if isinstance(event, ImagePlace):
+            if isinstance(event, ImagePosition):
                 yield ImageBegun(event.number)
-            elif isinstance(event, PlacedImage):
+            elif isinstance(event, DecodedImage):
                 yield ImageReady(event.number, _as_png(event.image))
             elif isinstance(event, TokenScore):
                 score = event  # of the piece that follows

@@ -24,7 +24,7 @@ URL_SAFE = "write + and / for - and _"
 
 
 @dataclass(frozen=True)
-class Place:
+class MediaSource:
     """Where an image or a video stands in a request: the field and its URL."""
 
     param: str
@@ -37,22 +37,22 @@ Media = Mapping[str, EncodedImage | EncodedVideo]
 """Images and videos by the field that they came in."""
 
 
-def read_media(places: Sequence[Place], limits: Limits, fetch: Fetch | None) -> Media:
+def read_media(sources: Sequence[MediaSource], limits: Limits, fetch: Fetch | None) -> Media:
     """What the URLs hold; those with web addresses are fetched together. Raises `ApiError`."""
-    check_number(sum(place.num_frames or 1 for place in places), limits)
-    local = [place for place in places if not is_web_url(place.url)]
-    web = [place for place in places if is_web_url(place.url)]
-    bodies = {place.param: data_of_url(place, limits) for place in local}
-    bodies |= zip([place.param for place in web], fetch_bodies(web, fetch), strict=True)
+    check_number(sum(source.num_frames or 1 for source in sources), limits)
+    local = [source for source in sources if not is_web_url(source.url)]
+    web = [source for source in sources if is_web_url(source.url)]
+    bodies = {source.param: data_of_url(source, limits) for source in local}
+    bodies |= zip([source.param for source in web], fetch_bodies(web, fetch), strict=True)
     pixels = PixelCount(limits)
     media: dict[str, EncodedImage | EncodedVideo] = {}
-    for place in places:
-        data = bodies[place.param]
-        if place.num_frames:
-            _check_bytes(len(data), place, limits)
-            media[place.param] = EncodedVideo(data, place.param, place.num_frames)
+    for source in sources:
+        data = bodies[source.param]
+        if source.num_frames:
+            _check_bytes(len(data), source, limits)
+            media[source.param] = EncodedVideo(data, source.param, source.num_frames)
         else:
-            media[place.param] = pixels.checked(data, place.param)
+            media[source.param] = pixels.checked(data, source.param)
     return media
 
 
@@ -72,7 +72,7 @@ class PixelCount:
 
     def checked(self, data: bytes, param: str) -> EncodedImage:
         """The image; raises `ApiError` if it is beyond a limit or of an unknown format. Reads its header only."""
-        _check_bytes(len(data), Place(param, ""), self.limits)
+        _check_bytes(len(data), MediaSource(param, ""), self.limits)
         try:
             opened = open_image(data, self.limits.max_image_pixels)
         except ImageError as error:
@@ -94,17 +94,17 @@ def is_web_url(url: str) -> bool:
     return url[:8].lower().startswith(("http://", "https://"))
 
 
-def data_of_url(place: Place, limits: Limits) -> bytes:
+def data_of_url(source: MediaSource, limits: Limits) -> bytes:
     """The bytes of a `data:…;base64,` URL; raises `ApiError`."""
-    url, param = place.url, place.param
+    url, param = source.url, source.param
     match = DATA_URL.match(url, 0, MAX_DATA_URL_HEAD)
     if match is None:
         begin = f"starts with {url[:30]!r}" if url else "is empty"
-        kind = "video/mp4" if place.num_frames else "image/png"
+        kind = "video/mp4" if source.num_frames else "image/png"
         message = f"{param} {begin}; give data:{kind};base64,… or an http(s) URL"
         raise ApiError(400, message, param, "invalid_image_url")
     encoded = url[match.end() :]
-    _check_bytes((len(encoded) - 4) * 3 // 4, place, limits)
+    _check_bytes((len(encoded) - 4) * 3 // 4, source, limits)
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -122,30 +122,30 @@ def _base64_error(encoded: str) -> str:
     return f"it holds {wrong[0]!r} at index {wrong.start()}; {hint}"
 
 
-def fetch_bodies(places: Sequence[Place], fetch: Fetch | None) -> list[bytes]:
+def fetch_bodies(sources: Sequence[MediaSource], fetch: Fetch | None) -> list[bytes]:
     """The bytes behind web addresses; raises `ApiError` for the first that cannot be fetched."""
-    if not places:
+    if not sources:
         return []
     if fetch is None:
-        param, url = places[0].param, places[0].url
+        param, url = sources[0].param, sources[0].url
         message = (
             f"{param} is the web address {url[:80]!r}; this server fetches no images, "
             "send a data: URL (or start the server with --fetch-images)"
         )
         raise ApiError(400, message, param, "fetching_disabled")
     bodies: list[bytes] = []
-    for place, body in zip(places, fetch([place.url for place in places]), strict=True):
+    for source, body in zip(sources, fetch([source.url for source in sources]), strict=True):
         if isinstance(body, str):
-            message = f"{place.param}: {place.url[:200]!r} could not be fetched: {body}"
-            raise ApiError(400, message, place.param, "image_not_fetched")
+            message = f"{source.param}: {source.url[:200]!r} could not be fetched: {body}"
+            raise ApiError(400, message, source.param, "image_not_fetched")
         bodies.append(body)
     return bodies
 
 
-def _check_bytes(num_bytes: int, place: Place, limits: Limits) -> None:
+def _check_bytes(num_bytes: int, source: MediaSource, limits: Limits) -> None:
     kind, limit = ("an image", limits.max_image_bytes)
-    if place.num_frames:
+    if source.num_frames:
         kind, limit = "a video", limits.max_video_bytes
     if num_bytes > limit:
         message = f"{kind} has {num_bytes} bytes, the limit is {limit}"
-        raise ApiError(413, message, place.param, "image_too_large")
+        raise ApiError(413, message, source.param, "image_too_large")

@@ -2,7 +2,7 @@
 
 Of a reply with images, `message.content` is its text (null if it has none), `message.images` are the images, and
 `message.parts`, an extension, says in which order they stand. A stream sends an image in `delta.images` when its
-pixels are ready; `delta.parts` marks its place in the text as soon as that is known.
+pixels are ready; `delta.parts` marks its position in the text as soon as that is known.
 """
 
 from __future__ import annotations

@@ -12,21 +12,19 @@ instruction tuning get the contents of all messages, separated by spaces, and co
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from emu.config import INSTRUCT_TOKENS
 from emu.data.dialogue import conversation
-from emu.generate.prompts import ImageOptions, TextOptions
 from emu.serve.backend import Content, EncodedImage, EncodedVideo, GenerationRequest, ModelCard
 from emu.serve.errors import ApiError, nearest, shown
 from emu.serve.fields import check_limit
 from emu.serve.limits import Limits
-from emu.serve.media import Fetch, Media, Place, read_media
+from emu.serve.media import Fetch, Media, MediaSource, read_media
+from emu.serve.sampling import image_options, seed_of, text_options
 from emu.serve.schema import (
-    DEFAULT_MAX_TOKENS,
     ChatRequest,
     ImagePart,
     ImageRequest,
@@ -59,41 +57,27 @@ async def read_request(
     """The request of the engine; raises `ApiError` naming the field, its value and the limit."""
     check_limits(request, card, limits)
     contents = [content_of(m, f"messages.{i}") for i, m in enumerate(request.messages)]
-    places = [place for content in contents for place in content if isinstance(place, Place)]
+    sources = [
+        source for content in contents for source in content if isinstance(source, MediaSource)
+    ]
     media: Media = {}
-    if places:
-        media = await asyncio.to_thread(read_media, places, limits, fetch)
+    if sources:
+        media = await asyncio.to_thread(read_media, sources, limits, fetch)
     turns = [
         to_turn(message, content, media)
         for message, content in zip(request.messages, contents, strict=True)
     ]
     prompt = to_prompt(turns, card.uses_dialogue(adapter))
     check_positions(prompt, card, "messages")
-    seed = secrets.randbits(62) if request.seed is None else request.seed
+    seed = seed_of(request.seed)
+    text = text_options(request, limits, seed, request.num_beams) if request.has_text else None
     return GenerationRequest(
         prompt=prompt,
-        text=text_options(request, limits, seed) if request.has_text else None,
-        image=image_options(request, seed),
+        text=text,
+        image=image_options(request.image, seed),
         image_first=request.has_image,
         adapter=adapter,
     )
-
-
-def choices_of(request: GenerationRequest, number: int | None) -> list[GenerationRequest]:
-    """The requests of `n` replies: each has the seed after that of the one before."""
-    return [
-        replace(
-            request,
-            text=request.text and replace(request.text, seed=_later(request.text.seed, index)),
-            image=replace(request.image, seed=_later(request.image.seed, index)),
-        )
-        for index in range(number or 1)
-    ]
-
-
-def _later(seed: int, steps: int) -> int:
-    """The seed so many steps on, in the range of 64 bits with a sign."""
-    return (seed + steps + 2**63) % 2**64 - 2**63
 
 
 def check_limits(request: ChatRequest, card: ModelCard, limits: Limits) -> None:
@@ -200,11 +184,11 @@ def _check_combinations(request: ChatRequest) -> None:
         raise ApiError(400, message, "logprobs", "invalid_value")
 
 
-def content_of(message: Message, param: str) -> list[str | Place]:
+def content_of(message: Message, param: str) -> list[str | MediaSource]:
     """The texts of a message, checked, and where its images and videos are, in order."""
     is_system = message.role in ("system", "developer")
     content = message.content
-    pieces: list[str | Place] = []
+    pieces: list[str | MediaSource] = []
     if message.parts and message.images:
         return _parts_of(message, param)
     if isinstance(content, str):
@@ -219,10 +203,10 @@ def content_of(message: Message, param: str) -> list[str | Place]:
     return pieces
 
 
-def _parts_of(message: Message, param: str) -> list[str | Place]:
+def _parts_of(message: Message, param: str) -> list[str | MediaSource]:
     """The pieces of a reply that is sent back, in the order that its parts say."""
     images = message.images or []
-    pieces: list[str | Place] = []
+    pieces: list[str | MediaSource] = []
     for number, part in enumerate(message.parts or ()):
         where = f"{param}.parts.{number}"
         if isinstance(part, TextPart):
@@ -235,17 +219,17 @@ def _parts_of(message: Message, param: str) -> list[str | Place]:
     return pieces
 
 
-def _piece(part: Part, where: str, is_system: bool) -> str | Place:
+def _piece(part: Part, where: str, is_system: bool) -> str | MediaSource:
     if isinstance(part, ImagePart):
-        return Place(f"{where}.image_url.url", part.image_url.url)
+        return MediaSource(f"{where}.image_url.url", part.image_url.url)
     if isinstance(part, VideoPart):
-        return Place(f"{where}.video_url.url", part.video_url.url, part.video_url.num_frames)
+        return MediaSource(f"{where}.video_url.url", part.video_url.url, part.video_url.num_frames)
     if isinstance(part, TextPart):
         return check_text(part.text, f"{where}.text", is_system)
     return check_text(part.refusal, f"{where}.refusal", is_system)
 
 
-def to_turn(message: Message, content: Sequence[str | Place], media: Media) -> Turn:
+def to_turn(message: Message, content: Sequence[str | MediaSource], media: Media) -> Turn:
     """The message with what its images and videos hold."""
     role = "system" if message.role == "developer" else message.role
     return Turn(role, tuple(p if isinstance(p, str) else media[p.param] for p in content))
@@ -287,30 +271,3 @@ def _instruction(turns: Sequence[Turn]) -> Content:
         message = system_message(num_images, num_videos)
         given = [("system", (message,)), *given] if message else given
     return tuple(conversation(given))
-
-
-def text_options(request: ChatRequest, limits: Limits, seed: int = 0) -> TextOptions:
-    """Greedy unless the temperature is above 0."""
-    return TextOptions(
-        max_new_tokens=request.num_tokens or min(DEFAULT_MAX_TOKENS, limits.max_tokens),
-        num_beams=request.num_beams,
-        min_length=request.min_length,
-        do_sample=bool(request.temperature),
-        temperature=request.temperature or 1.0,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=seed,
-        stop=request.stops,
-        num_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-    )
-
-
-def image_options(request: ChatRequest, seed: int = 0) -> ImageOptions:
-    """The options of the image."""
-    return ImageOptions(
-        height=request.image.height,
-        width=request.image.width,
-        num_inference_steps=request.image.num_inference_steps,
-        guidance_scale=request.image.guidance_scale,
-        seed=seed,
-        scheduler=request.image.scheduler,
-    )

@@ -20,7 +20,7 @@ absent. Any other field is an error, so that a misspelt one is not ignored silen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -59,7 +59,6 @@ NEUTRAL_IN_MESSAGES: Neutral = {
 }
 """Of a reply that is sent back as a turn of the conversation, as OpenAI's clients do."""
 IGNORED_IN_PARTS = frozenset({"prompt_cache_breakpoint"})
-DEFAULT_MAX_TOKENS = 256
 DEFAULT_FRAMES = 8
 """Frames of a video, as in the released code."""
 
@@ -110,8 +109,8 @@ class VideoPart(Strict):
 Part = Annotated[TextPart | ImagePart | VideoPart | RefusalPart, Field(discriminator="type")]
 
 
-class ImagePlace(Strict):
-    """The place of an image among the parts of a reply, by its index in `images`."""
+class ImagePosition(Strict):
+    """The position of an image among the parts of a reply, by its index in `images`."""
 
     type: Literal["image"]
     index: int = Field(ge=0)
@@ -124,7 +123,7 @@ class Message(Strict):
     content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None
     name: str | None = None  # OpenAI's field; has no effect
     images: list[ImagePart] | None = None
-    parts: list[Annotated[TextPart | ImagePlace, Field(discriminator="type")]] | None = None
+    parts: list[Annotated[TextPart | ImagePosition, Field(discriminator="type")]] | None = None
 
 
 NEVER = 2**31  # positions: more than any model has
@@ -163,6 +162,22 @@ class TextRequest(Strict):
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = False
     """The text goes on to its limit, as load clients need it."""
+    default_max_tokens: ClassVar[int]
+
+    @property
+    def num_tokens(self) -> int | None:
+        """The maximum length of the reply in tokens, if given."""
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Likeliest tokens whose log-probabilities are given beside that of each token; None for none at all."""
+        return None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the log-probabilities of the prompt are asked for."""
+        return False
 
     @property
     def min_length(self) -> int:
@@ -190,6 +205,12 @@ class ChatRequest(TextRequest):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     num_beams: int = Field(default=1, ge=1)
     image: ImageRequest = ImageRequest()
+    default_max_tokens = 256
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As `TextRequest.num_logprobs`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def has_image(self) -> bool:
@@ -218,7 +239,7 @@ KNOWN: dict[str, Sequence[str]] = {
         )
     ],
     "images": [*ImagePart.model_fields],
-    "parts": [*dict.fromkeys([*TextPart.model_fields, *ImagePlace.model_fields])],
+    "parts": [*dict.fromkeys([*TextPart.model_fields, *ImagePosition.model_fields])],
     "image_url": [*ImageUrl.model_fields],
     "video_url": [*VideoUrl.model_fields],
     "image": [*ImageRequest.model_fields],

@@ -17,7 +17,7 @@ from emu.decoders import DECODERS, decoder_class
 from emu.decoders.base import VisualDecoder, decode
 from emu.generate.engine import Engine
 from emu.generate.image_loop import ImageJob, ImageLoop, ImageLoopOptions
-from emu.generate.prompts import ImageOptions, ImagePlace, PlacedImage, Reply, TextOptions
+from emu.generate.prompts import DecodedImage, ImageOptions, ImagePosition, Reply, TextOptions
 from emu.generate.scheduler import QueueFull
 from tests.generate.tiny import SMALL_DECODER
 
@@ -144,12 +144,12 @@ def test_text_goes_on_while_pixels_are_made(tiny_dir: Path, is_batching: bool) -
         engine.start_batching()
     text = TextOptions(max_new_tokens=6, min_length=20)
     stream = engine.stream("a red", text, ImageOptions(32, 32), image_first=True, in_order=False)
-    assert next(stream) == ImagePlace(0)
+    assert next(stream) == ImagePosition(0)
     pieces = [next(stream) for _ in range(6)]
     assert all(isinstance(piece, str) for piece in pieces), "text waits for pixels"
     gate.results[0].set_result(Image.new("RGB", (32, 32), "red"))
-    placed, reply = stream
-    assert isinstance(placed, PlacedImage) and placed.number == 0
+    decoded, reply = stream
+    assert isinstance(decoded, DecodedImage) and decoded.number == 0
     assert isinstance(reply, Reply) and [s.kind for s in reply.segments] == ["image", "text"]
     assert reply.text == "".join(map(str, pieces))
 

@@ -29,7 +29,7 @@ def test_what_stands_at_the_padding_does_not_count(golden_pretrain: Golden) -> N
     model, expected = golden_pretrain.engine.model, golden_pretrain.expected
     ids, mask = expected["input_ids"].clone(), expected["attention_mask"].bool()
     assert not mask.all()
-    ids[~mask] = model.config.special.image  # rubbish, even the place of an image
+    ids[~mask] = model.config.special.image  # rubbish, even the position of an image
     scores = model.score(ids, mask, expected["pixel_values"])
     torch.testing.assert_close(scores.text_loss, expected["text_loss"][0], atol=1e-5, rtol=0)
     torch.testing.assert_close(scores.visual_loss, expected["regress_mse"][0], atol=1e-5, rtol=0)
@@ -65,5 +65,5 @@ def test_wrong_arguments_are_named(
 
 def test_images_must_fit_their_places(engine: Engine) -> None:
     ids = torch.tensor([engine.encode("a").ids])
-    with pytest.raises(ValueError, match="0 <image> places"):
+    with pytest.raises(ValueError, match="0 <image> positions"):
         engine.model.score(ids, torch.ones_like(ids), torch.zeros(1, 3, 64, 64))

@@ -57,9 +57,11 @@ def test_nothing_looks_ahead(model: Emu, batch: Batch) -> None:
 def test_images_and_places_must_agree(model: Emu, batch: Batch) -> None:
     assert batch.pixels_NCHW is not None
     fewer = dataclasses.replace(batch, pixels_NCHW=batch.pixels_NCHW[:2])
-    with pytest.raises(ValueError, match="hold 24 <image> places, the images give 16 embeddings"):
+    with pytest.raises(
+        ValueError, match="hold 24 <image> positions, the images give 16 embeddings"
+    ):
         model(fewer)
-    with pytest.raises(ValueError, match="hold 24 <image> places, the images give 0 embeddings"):
+    with pytest.raises(ValueError, match="hold 24 <image> positions, the images give 0 embeddings"):
         model(dataclasses.replace(batch, pixels_NCHW=None))
 
 

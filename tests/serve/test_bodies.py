@@ -11,7 +11,7 @@ from emu.generate.sampling import to_png
 from emu.serve.bodies import MAX_DIGITS, decode_json
 from emu.serve.errors import ApiError, shown
 from emu.serve.limits import Limits
-from emu.serve.requests import text_options
+from emu.serve.sampling import text_options
 from emu.serve.schema import KNOWN, parse_request
 from tests.serve.conftest import CHAT, Caller, error_of, image_part
 

@@ -96,8 +96,8 @@ def test_images_are_streamed_beside_the_text(client: openai.OpenAI, caller: Call
     chunks = caller.stream("a", **options)
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     assert [each for delta in deltas for each in delta.get("images", ())] == whole["images"]
-    places = [part for delta in deltas for part in delta.get("parts", ())]
-    assert places == [{"type": "image", "index": 0}] == whole["parts"][:1]
+    positions = [part for delta in deltas for part in delta.get("parts", ())]
+    assert positions == [{"type": "image", "index": 0}] == whole["parts"][:1]
     text = "".join(delta.get("content", "") for delta in deltas)
     assert text == (whole["content"] or "")
     of_client = client.chat.completions.create(

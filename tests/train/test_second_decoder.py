@@ -19,7 +19,8 @@ from emu.generate.prompts import ImageOptions
 from emu.serve.backend import ModelCard
 from emu.serve.errors import ApiError
 from emu.serve.limits import Limits
-from emu.serve.requests import check_limits, image_options
+from emu.serve.requests import check_limits
+from emu.serve.sampling import image_options
 from emu.serve.schema import parse_request
 from emu.train.decoder import DecoderPlan, publish_decoder
 from emu.train.loop import train as train_decoder
@@ -103,7 +104,7 @@ def test_the_server_asks_the_registry_for_sizes_and_schedulers(model: Path) -> N
     limits = Limits()
     good = asked({"height": 24, "width": 32, "scheduler": "halved", "num_inference_steps": 2})
     check_limits(good, card, limits)
-    options = image_options(good)
+    options = image_options(good.image)
     image = emu.load(model).generate("a red square", None, options, image_first=True).images[0]
     assert image.image is not None
     for wrong, words in (

@@ -11,7 +11,8 @@ from emu.serve.backend import Event
 from emu.serve.errors import ApiError, ErrorResponse
 from emu.serve.openapi import json_body
 from emu.serve.replies import ChatReplies
-from emu.serve.requests import choices_of, read_request
+from emu.serve.requests import read_request
+from emu.serve.sampling import choices_of
 from emu.serve.schema import ChatRequest, parse_request
 from emu.serve.server import Server, merged, unless_gone
 

@@ -8,7 +8,6 @@ log-probabilities are those of the ids that were sent.
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,18 +17,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from emu.generate.prompts import MAX_LOGPROBS, ImageOptions, Reply, TextOptions, TokenScore
+from emu.generate.prompts import MAX_LOGPROBS, ImageOptions, Reply, TokenScore
 from emu.serve.backend import GenerationRequest, ScoredPiece
 from emu.serve.errors import ApiError, ErrorResponse
 from emu.serve.fields import COMMON_IGNORED, Neutral, check_limit, parse_fields
 from emu.serve.openapi import json_body
 from emu.serve.replies import DONE, finite, sse, usage
-from emu.serve.requests import check_positions, check_text, check_text_limits, choices_of
+from emu.serve.requests import check_positions, check_text, check_text_limits
 from emu.serve.routes.chat import Numbered, begun, event_stream
+from emu.serve.sampling import choices_of, seed_of, text_options
 from emu.serve.schema import StreamOptions, TextRequest
 from emu.serve.server import Server, merged
 
-DEFAULT_MAX_TOKENS = 16  # OpenAI's
 NEUTRAL: Neutral = {
     "best_of": (1, None),
     "frequency_penalty": (0, None),
@@ -52,6 +51,17 @@ class CompletionRequest(TextRequest):
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = False
+    default_max_tokens = 16  # OpenAI's
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As `TextRequest.num_logprobs`; an echo is made of the scores of the prompt."""
+        return 0 if self.logprobs is None and self.echo else self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        """As `TextRequest.scores_prompt`."""
+        return bool(self.echo)
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -100,18 +110,7 @@ def read_completion(request: CompletionRequest, server: Server) -> list[Generati
     adapter = server.adapter(request.model)
     check_text_limits(request, limits)
     check_limit("prompt", len(prompts) * (request.n or 1), limits.max_choices)
-    seed = secrets.randbits(62) if request.seed is None else request.seed
-    text = TextOptions(
-        max_new_tokens=max(_num_tokens(request, limits.max_tokens), 1),
-        min_length=request.min_length,
-        do_sample=bool(request.temperature),
-        temperature=request.temperature or 1.0,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=seed,
-        stop=request.stops,
-        num_logprobs=request.logprobs if request.logprobs is not None else _echo_needs(request),
-        prompt_logprobs=bool(request.echo),
-    )
+    text = text_options(request, limits, seed_of(request.seed))
     works: list[GenerationRequest] = []
     for number, prompt in enumerate(prompts):
         where = "prompt" if len(prompts) == 1 else f"prompt.{number}"
@@ -126,21 +125,13 @@ def read_completion(request: CompletionRequest, server: Server) -> list[Generati
     return works
 
 
-def _num_tokens(request: CompletionRequest, limit: int) -> int:
-    return min(DEFAULT_MAX_TOKENS, limit) if request.max_tokens is None else request.max_tokens
-
-
-def _echo_needs(request: CompletionRequest) -> int | None:
-    return 0 if request.echo else None
-
-
 def _check_ids(ids: Sequence[int], where: str, server: Server) -> None:
     config = server.card.config
     for number, token in enumerate(ids):
         if token >= config.num_embeddings or token == config.special.image:
             message = (
                 f"{where}.{number} is the token id {token}; give ids of text, below "
-                f"{config.num_embeddings} and not {config.special.image} (a place of an image)"
+                f"{config.num_embeddings} and not {config.special.image} (a position of an image)"
             )
             raise ApiError(400, message, f"{where}.{number}", "invalid_value")
 

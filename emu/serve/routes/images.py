@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from emu.generate.prompts import ImageOptions
 from emu.serve.backend import Content, EncodedImage, GenerationRequest
 from emu.serve.bodies import Form
 from emu.serve.errors import ApiError, shown
@@ -30,9 +28,9 @@ from emu.serve.requests import (
     check_image_limits,
     check_positions,
     check_text,
-    choices_of,
     to_prompt,
 )
+from emu.serve.sampling import choices_of, image_options, seed_of
 from emu.serve.schema import ImageRequest
 from emu.serve.server import Answer, Server
 
@@ -144,14 +142,7 @@ def read_image_request(
     content: Content = (*images, check_text(request.prompt, "prompt"))
     prompt = to_prompt([Turn("user", content)], card.uses_dialogue(adapter))
     check_positions(prompt, card, "prompt")
-    options = ImageOptions(
-        height=image.height,
-        width=image.width,
-        num_inference_steps=image.num_inference_steps,
-        guidance_scale=image.guidance_scale,
-        seed=secrets.randbits(62) if request.seed is None else request.seed,
-        scheduler=image.scheduler,
-    )
+    options = image_options(image, seed_of(request.seed))
     work = GenerationRequest(prompt, None, options, True, (), "prompt", adapter)
     return choices_of(work, request.n)
 

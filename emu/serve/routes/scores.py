@@ -18,7 +18,7 @@ from pydantic import Field
 from emu.serve.backend import Content, EmbedRequest, RankRequest
 from emu.serve.errors import ApiError
 from emu.serve.fields import COMMON_IGNORED, Neutral, Strict, parse_fields
-from emu.serve.media import Place, read_media
+from emu.serve.media import MediaSource, read_media
 from emu.serve.openapi import json_body
 from emu.serve.requests import Turn, check_positions, check_text, to_prompt
 from emu.serve.schema import ImagePart, ImageUrl, TextPart, VideoPart, VideoUrl
@@ -141,16 +141,16 @@ def _check_candidates(candidates: Sequence[str], limit: int) -> None:
 async def read_inputs(named: Sequence[tuple[str, Input]], server: Server) -> list[Content]:
     """The content of each input, with its field; raises `ApiError`."""
     pieces = [_pieces(param, each) for param, each in named]
-    places = [piece for content in pieces for piece in content if isinstance(piece, Place)]
+    sources = [piece for content in pieces for piece in content if isinstance(piece, MediaSource)]
     media = {}
-    if places:
-        media = await asyncio.to_thread(read_media, places, server.limits, server.fetch)
+    if sources:
+        media = await asyncio.to_thread(read_media, sources, server.limits, server.fetch)
     return [
         tuple(p if isinstance(p, str) else media[p.param] for p in content) for content in pieces
     ]
 
 
-def _pieces(param: str, given: Input) -> list[str | Place]:
+def _pieces(param: str, given: Input) -> list[str | MediaSource]:
     if isinstance(given, str):
         if not given:
             raise ApiError(400, f"{param} is empty, give a text", param, "invalid_value")
@@ -160,12 +160,12 @@ def _pieces(param: str, given: Input) -> list[str | Place]:
     return [_piece(f"{param}.{number}", part) for number, part in enumerate(given)]
 
 
-def _piece(param: str, part: TextPart | ImagePart | VideoPart) -> str | Place:
+def _piece(param: str, part: TextPart | ImagePart | VideoPart) -> str | MediaSource:
     if isinstance(part, TextPart):
         return check_text(part.text, f"{param}.text")
     if isinstance(part, ImagePart):
-        return Place(f"{param}.image_url.url", part.image_url.url)
-    return Place(f"{param}.video_url.url", part.video_url.url, part.video_url.num_frames)
+        return MediaSource(f"{param}.image_url.url", part.image_url.url)
+    return MediaSource(f"{param}.video_url.url", part.video_url.url, part.video_url.num_frames)
 
 
 def _packed(row: Sequence[float]) -> str:
