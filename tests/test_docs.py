@@ -1,5 +1,6 @@
 """The documentation is tested: its commands parse, its links lead somewhere."""
 
+import ast
 import importlib
 import os
 import re
@@ -62,3 +63,25 @@ def test_every_trap_is_shown_by_tests_that_exist() -> None:
     for file, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", "\n".join(rows)):
         text = (ROOT / file).read_text()
         assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{file} has no {name}"
+
+
+def defined_names(file: Path) -> set[str]:
+    """Functions, classes and methods of a file, methods as `Class.method`."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = (n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+            found |= {f"{node.name}.{n.name}" for n in inner}
+    return found
+
+
+def test_every_step_of_the_tour_exists() -> None:
+    text = (ROOT / "docs/tour.md").read_text()
+    steps = re.findall(r"`([\w/]+\.py)` `([\w.]+)`", text)
+    assert len(steps) > 30
+    for file, name in steps:
+        assert name in defined_names(ROOT / file), f"{file} has no {name}"
+    for file in re.findall(r"`([\w/]+\.py)`", text):
+        assert (ROOT / file).exists(), file
