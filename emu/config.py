@@ -119,16 +119,16 @@ class LanguageConfig(Complete):
 
 @dataclass(frozen=True)
 class ObjectiveConfig(Checked):
-    """Options where the paper is silent; the defaults follow the released masks."""
+    """Options that the paper does not specify; the defaults follow the released masks."""
 
     visual_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the regression loss relative to the cross-entropy."""
     regress_closing: bool = True
-    """Regress the embedding of [/IMG] too (the 33rd of an image)."""
+    """Also regress the embedding of [/IMG] (the 33rd target of an image)."""
     detach_targets: bool = True
     """Stop the gradient at the regression targets."""
     train_image_start: bool = False
-    """Apply cross-entropy to [IMG] too, so that the model can decide to generate an image."""
+    """Also apply cross-entropy to [IMG], so that the model learns when to generate an image."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +158,15 @@ class AdapterConfig(Complete):
     """LoRA on the self-attention of the language model (Emu-I: rank 16, alpha 16)."""
 
     rank: Count = 16
+    """Rank of the low-rank matrices."""
     alpha: Count = 16
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     dropout: Dropout = 0.05
+    """Dropout probability of the adapters' inputs, 0 to 1."""
     targets: Annotated[
         tuple[Literal["q_proj", "k_proj", "v_proj", "o_proj"], ...], Field(min_length=1)
     ] = ATTENTION
+    """Projections of the attention that get adapters."""
 
 
 @dataclass(frozen=True)
@@ -277,10 +281,10 @@ class EmuConfig(Checked):
 
 @dataclass(frozen=True)
 class SequenceConfig(Checked):
-    """Lengths and probabilities of the formats of a sequence; positions count text and images together."""
+    """Maximum lengths and probabilities of the sequence formats. Positions count text and images together."""
 
     pair_length: Count = 2048
-    """Maximum positions of a pair; longer captions are cut."""
+    """Maximum positions of an image-text pair. Longer captions are cut."""
     window_length: Count = 1024
     """Maximum positions of an interleaved sequence of type 1 (paper: 1024)."""
     sampled_length: Count = 512
@@ -288,17 +292,17 @@ class SequenceConfig(Checked):
     clip_length: Count = 1024
     """Maximum positions of a video clip with its caption."""
     storyboard_length: Count = 1024
-    """Maximum positions of a storyboard; of a longer one a random window (the paper does not say)."""
+    """Maximum positions of a storyboard. A longer one gives a random window (the paper does not specify it)."""
     dialogue_length: Count = 2048
-    """Maximum positions of a dialogue of instruction tuning; a longer one is cut at its end."""
+    """Maximum positions of a dialogue of instruction tuning. A longer one is cut at its end."""
     max_images: Count = 5
     """Maximum images of an interleaved sequence (paper: 5)."""
     clip_frames: Count = 8
-    """Maximum frames of a video clip, sampled at random (paper: 8)."""
+    """Maximum frames of a video clip; more frames are sampled at random (paper: 8)."""
     window_probability: Probability = 0.5
-    """Probability of type 1; otherwise type 2."""
+    """Probability that an interleaved document gives a sequence of type 1, 0 to 1. Otherwise type 2."""
     image_first_probability: Probability = 0.5
-    """Probability that an image stands before its text."""
+    """Probability, 0 to 1, that an image precedes its text."""
 
 
 def llama_1b() -> LanguageConfig:

@@ -17,69 +17,71 @@ ConditionKind = Literal["autoregressive", "teacher_forced"]
 
 @dataclass(frozen=True)
 class DecoderTrainConfig(Checked):
-    """Length and learning rates of the training of a visual decoder; the defaults are for small sizes from scratch."""
+    """Length and learning rates of a visual decoder's training. The defaults suit small sizes from scratch."""
 
     steps: Count = 1000
     """Optimizer steps of the decoder (paper: 15000)."""
     autoencoder_steps: Annotated[int, Field(ge=0)] = 300
-    """Optimizer steps of the autoencoder before; not used with pretrained weights."""
+    """Optimizer steps of the autoencoder, which is trained first. Not used with pretrained weights."""
     batch_size: Count = 8
     """Images per step over all workers (paper: 1600)."""
     micro_batch_size: Count | None = None
-    """Images of a worker whose gradients are computed at once; the others of its share follow. None: all."""
+    """Images per worker in one forward and backward pass; gradients are accumulated. None: all of its share."""
     autoencoder_batch_size: Count = 4
     """Images per step of the autoencoder."""
     learning_rate: Positive = 1e-3
-    """Peak learning rate of the decoder. The paper's, for Stable Diffusion's weights, is 1e-4."""
+    """Peak learning rate of the decoder. The paper uses 1e-4, with Stable Diffusion's weights."""
     autoencoder_learning_rate: Positive = 2e-3
     """Peak learning rate of the autoencoder."""
     schedule: Schedule = "cosine"
-    """cosine: after the warm-up the rate decays along a cosine to zero.
-    staged: the paper's; a warm-up over a third of the steps, half the rate from two thirds, a tenth from 14/15 on."""
+    """cosine: after the warm-up, the learning rate decays to zero along a cosine.
+    staged: as in the paper. Warm-up over the first third of the steps, half the peak from 2/3, a tenth from 14/15."""
     warmup_ratio: Ratio = 0.1
-    """Fraction of the steps with linear warm-up, for the schedule cosine and the autoencoder."""
+    """Fraction of the steps with linear warm-up, for the cosine schedule and the autoencoder."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decay rates of AdamW's running means of the gradient and its square (the paper's)."""
+    """Exponential decay rates of AdamW's first and second moment estimates (as in the paper)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay of AdamW (the paper's)."""
+    """Weight decay of AdamW (as in the paper)."""
     clip_norm: Positive = 1.0
-    """Gradients are clipped to this norm (our choice; the paper does not say)."""
+    """Maximum norm of the gradient (our choice; the paper gives none)."""
     conditions: ConditionKind = "autoregressive"
-    """autoregressive: the model regresses the embeddings of an image one after the other, once per prompt.
-    teacher_forced: it predicts each from those of the real image before it; cheap, once per image."""
+    """autoregressive: the model regresses the embeddings of an image one after another, once per prompt.
+    teacher_forced: it predicts each from those of the real image before it. Cheaper; once per image."""
     drop_probability: Ratio = 0.1
-    """Fraction of the conditions replaced by that of the empty prompt, for guidance."""
+    """Fraction of the conditions replaced by the one of the empty prompt, for classifier-free guidance."""
     prediction: Prediction | None = None
-    """What a U-Net from scratch predicts: the noise (epsilon, the paper), v, or the clean image (sample).
+    """Target of a U-Net from scratch: the noise (epsilon, as in the paper), v, or the clean image (sample).
     None: as in the model's configuration."""
     snr_gamma: Positive | None = None
-    """Bound of the signal-to-noise ratio in the weights of the loss (min-SNR). None: as in the configuration."""
+    """Upper bound of the signal-to-noise ratio in the loss weights (min-SNR). None: as in the configuration."""
     contrast_weight: Annotated[float, Field(ge=0)] | None = None
-    """Weight of what differs from the mean of its image, for pixel_diffusion. None: as in the configuration."""
+    """For pixel_diffusion: extra loss weight of pixels that differ from the mean of their image.
+    None: as in the configuration."""
     noise_shift: Positive | None = None
-    """Factor on the ratio of noise to signal at every time. None: as in the model's configuration."""
+    """Factor on the noise-to-signal ratio at every time. None: as in the model's configuration."""
     precision: Precision = "float32"
-    """Precision of matrix products. bfloat16: under autocast; weights and optimizer state stay float32."""
+    """Precision of matrix products. bfloat16: autocast; weights and optimizer state stay float32."""
     seed: int = 0
-    """Seed of initial weights, order of images, times and noise."""
+    """Seed of initial weights, image order, times and noise."""
     checkpoint_every: Count = 500
-    """Steps between checkpoints; one more is written at the end."""
+    """Steps between checkpoints. One more is written at the end."""
     keep_checkpoints: Count = 2
-    """Number of newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     log_every: Count = 10
     """Steps between lines of metrics."""
     num_threads: Annotated[int, Field(ge=0)] = 1
-    """Threads per worker that decode the images of the next step; 0: the main thread does, between steps."""
+    """Threads per worker that decode the images of the next step. 0: decode in the main thread, between steps."""
     held_out: Annotated[float, Field(ge=0, lt=1, description="a fraction")] = 0.0
-    """Share of the images, by the hash of their samples' keys, that no step reads; for validation losses."""
+    """Fraction of the images, 0 to 1, held out of training for validation losses; the hash of a key decides."""
     validate_every: Count = 500
-    """Steps between validations on held-out images; the last step has one too."""
+    """Steps between validations on held-out images. One more follows the last step."""
     validation_samples: Count = 64
-    """Held-out images of each corpus that a validation reads, at most."""
+    """Maximum number of held-out images per corpus and validation."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 32
-    """Images in a row that do not decode and are left out; one more ends the run."""
+    """Leave out at most this number of undecodable images in a row. One more ends the run."""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 4
-    """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run."""
+    """Skip at most this number of steps in a row whose loss or gradient is not finite.
+    One more ends the run."""
 
     def run(self, steps: int, batch_size: int, learning_rate: float) -> TrainConfig:
         """What the training loop needs to know of one of the two trainings."""
@@ -114,6 +116,6 @@ class PromptRules(Checked):
     """Which images the visual decoder trains on."""
 
     max_prompt_length: Count = 150
-    """Maximum length of a prompt in characters; images with longer ones are left out (paper: 150)."""
+    """Maximum prompt length in characters. Images with longer prompts are left out (paper: 150)."""
     max_images: Count = 1_000_000_000
-    """Maximum number of images of a dataset, the first ones."""
+    """Maximum number of images of a dataset; the first ones are used."""

@@ -63,7 +63,7 @@ class OptimConfig(Checked):
     language_lr: Rate = 3e-5
     """Peak learning rate of the language model and its heads."""
     regress_lr: Rate | None = None
-    """Peak learning rate of the regression head. None: that of the language model."""
+    """Peak learning rate of the regression head. None: --train.optim.language-lr."""
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     """Exponential decay rates of the first and second moment estimates."""
     eps: Positive = 1e-6
@@ -72,14 +72,15 @@ class OptimConfig(Checked):
     """Decoupled weight decay: each step multiplies a weight by 1 - learning rate * weight decay.
     Not applied to norms, biases, position embeddings, class token, causal queries and token embeddings."""
     clip_norm: Positive = 5.0
-    """Maximum norm of the gradient over all weights (5.0: Emu2; the paper does not say)."""
+    """Maximum norm of the gradient over all weights (5.0 as in Emu2; the paper gives none)."""
     warmup_ratio: Ratio = 0.2
-    """Fraction of all steps in which the learning rates rise linearly; a cosine decay follows."""
+    """Fraction of all steps with linear warm-up of the learning rates; a cosine decay follows."""
     visual_freeze_ratio: Ratio = 0.0
-    """Fraction of all steps with learning rate 0 for visual encoder, ln_visual and Causal Former; then they warm up.
-    For a language model from scratch, whose first gradients would teach the visual parts to output nothing."""
+    """Fraction of all steps with learning rate 0 for visual encoder, ln_visual and Causal Former.
+    Their warm-up follows. For a language model from scratch:
+    its first gradients would make the visual parts output nothing."""
     final_ratio: Ratio = 0.0
-    """Learning rates at the end of the cosine decay, as a fraction of their peaks."""
+    """Learning rates at the end of the cosine decay, as a fraction of their peaks. 0: decay to zero."""
 
 
 @dataclass(frozen=True)
@@ -87,61 +88,65 @@ class TrainConfig(Checked):
     """Length, batch sizes, precision and checkpoints of a run."""
 
     steps: Count
-    """Optimizer steps in total; the schedule covers all of them."""
+    """Total number of optimizer steps. The learning rates are scheduled over all of them."""
     batch_size: Count
-    """Sequences per micro-batch and worker, for corpora not named in `corpus_batch_size`."""
+    """Sequences per micro-batch and worker, for corpora not named in corpus_batch_size."""
     corpus_batch_size: CountPerCorpus = field(default_factory=dict)
-    """The same per corpus, such as: laion 128 mmc4 64. Pairs are short, documents and clips long."""
+    """Sequences per micro-batch and worker by corpus, such as: laion 128 mmc4 64.
+    Pairs are short, documents and clips are long."""
     num_micro: Count = 1
-    """Micro-batches per step and worker whose gradients are accumulated."""
+    """Micro-batches per step and worker; their gradients are accumulated."""
     row_length: Annotated[int, Field(ge=0)] = 0
-    """Positions of a row into which sequences are packed side by side, without attention between them.
-    0: padded batches, a sequence per row. Losses do not depend on it."""
+    """Positions per row. Sequences are packed into rows side by side, without attention between them.
+    0: padded batches with one sequence per row. The losses are the same."""
     num_rows: Count = 1
-    """Packed rows per micro-batch; the micro-batches of a step follow from its sequences."""
+    """Packed rows per micro-batch. The number of micro-batches follows from the sequences of the step."""
     precision: Precision = "float32"
-    """Precision of matrix products. bfloat16: under autocast; weights, optimizer state and losses stay float32."""
+    """Precision of matrix products. bfloat16: autocast; weights, optimizer state and losses stay float32."""
     normalisation: Normalisation = "global"
-    """global: losses are means over all targets of the step, however it is split into workers and micro-batches.
-    micro_batch: the mean of each micro-batch, then the mean of those (as in the released code)."""
+    """global: losses are means over all targets of the step, over all workers and micro-batches together.
+    micro_batch: the mean of each micro-batch, then the mean of these (as in the released code)."""
     freeze_vision: bool = False
-    """Keep the visual encoder frozen; required for precomputed features."""
+    """Keep the visual encoder frozen. Required for precomputed features."""
     parallel: Parallel = "auto"
-    """How several workers share the model. ddp: a full copy on each.
+    """How several workers share the model. ddp: a full copy on each worker.
     fsdp: weights, gradients and optimizer state are sharded over all workers (FSDP2).
-    hsdp: they are sharded within groups of workers, and each group has a copy.
+    hsdp: they are sharded within groups of workers, and each group holds a copy.
     auto: fsdp on GPUs, ddp on CPUs."""
     shard_workers: Count | None = None
-    """Workers of a group for hsdp. None: those of a node."""
+    """Workers per group for hsdp. None: the workers of a node."""
     recompute_activations: bool = False
-    """Activation checkpointing: recompute activations in the backward pass. Slower, with far less memory."""
+    """Activation checkpointing: recompute activations in the backward pass. Slower, far less memory."""
     seed: int = 0
     """Seed of initial weights, sample order, sampled sequence formats and dropout masks."""
     checkpoint_every: Count = 100
-    """Steps between checkpoints; one more is written at the end."""
+    """Steps between checkpoints. One more is written at the end."""
     keep_checkpoints: Count = 2
-    """Number of newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     log_every: Count = 1
-    """Steps between lines of metrics."""
+    """Steps between lines in metrics.jsonl."""
     num_threads: Annotated[int, Field(ge=0)] = 2
-    """Threads per worker that decode the images of the next step; 0: the main thread does, between steps."""
+    """Threads per worker that decode the images of the next step. 0: decode in the main thread, between steps."""
     trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
-    """Services that get the metrics too, each with its package installed.
-    metrics.jsonl is always written, TensorBoard's files where it is installed."""
+    """Services that also receive the metrics. Each needs its package installed.
+    metrics.jsonl is always written; TensorBoard's files are written if TensorBoard is installed."""
     peak_tflops: Positive | None = None
-    """Peak of a worker's processor in TFLOP/s, for the MFU in the log. None: that of known GPUs in bfloat16."""
+    """Peak of a worker's processor in TFLOP/s, for the MFU in the log.
+    None: the known bfloat16 peak of the GPU; no MFU on other processors."""
     collapse_variance: Annotated[float, Field(ge=0)] = 1e-6
     """Raise an alarm if the variance of the regression targets falls below this."""
     held_out: Annotated[float, Field(ge=0, lt=1, description="a fraction")] = 0.0
-    """Share of the samples of every corpus, by the hash of their keys, that no step reads; for validation losses."""
+    """Fraction of the samples of every corpus, 0 to 1, that is held out of training for validation losses.
+    The hash of a sample's key decides, so all runs hold out the same samples."""
     validate_every: Count = 100
-    """Steps between validations on held-out samples; the last step has one too."""
+    """Steps between validations on the held-out samples. One more follows the last step."""
     validation_samples: Count = 64
-    """Held-out samples of each corpus that a validation reads, at most."""
+    """Maximum number of held-out samples per corpus and validation."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 32
-    """Bad samples in a row, in the order of their corpus, that are left out; one more ends the run."""
+    """Leave out at most this number of bad samples in a row per corpus. One more ends the run."""
     max_skipped_steps: Annotated[int, Field(ge=0)] = 4
-    """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run."""
+    """Skip at most this number of steps in a row whose loss or gradient is not finite.
+    One more ends the run."""
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def batch_size_of(self, corpus: str) -> int:
@@ -154,23 +159,23 @@ class VisualTrainConfig(Checked):
     """Length, batch size and learning rate; the defaults are those of the tiny recipe."""
 
     steps: Count = 1500
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: Count = 32
     """Image-text pairs per step."""
     learning_rate: Positive = 2e-3
     """Peak learning rate of AdamW."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.07
-    """Fraction of the steps with linear warm-up; a cosine decay to zero follows."""
+    """Fraction of the steps with linear warm-up. A cosine decay to zero follows."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Weight decay of AdamW."""
     clip_norm: Positive = 5.0
-    """Gradients are clipped to this norm."""
+    """Maximum norm of the gradient."""
     common_share: Annotated[float, Field(gt=0, le=1, description="a fraction")] = 0.9
-    """Tokens in more than this share of the captions are not predicted."""
+    """Tokens that occur in more than this fraction of the captions, 0 to 1, are not predicted."""
     seed: int = 0
     """Seed of initial weights and sample order."""
     num_threads: Annotated[int, Field(ge=0)] = 2
-    """Threads that decode the images of the next step; 0: the main thread does, between steps."""
+    """Threads that decode the images of the next step. 0: decode in the main thread, between steps."""
     log_every: Count = 10
     """Steps between lines of metrics."""
 

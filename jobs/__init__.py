@@ -49,13 +49,15 @@ COMMANDS = {
         "build_mmc4", "Build a dataset from MMC4 documents: fetch images, write shards", "data"
     ),
     "build obelics": Command(
-        "build_obelics", "Build a dataset from OBELICS documents with their images in place", "data"
+        "build_obelics",
+        "Build a dataset from OBELICS documents: fetch images, write shards",
+        "data",
     ),
     "build yt-storyboard": Command(
         "build_yt_storyboard", "Build a dataset from storyboards and subtitles of videos", "data"
     ),
     "build webvid": Command(
-        "build_webvid", "Build a dataset from WebVid rows: clips to frames and captions", "data"
+        "build_webvid", "Build a dataset from WebVid clips: frames and captions", "data"
     ),
     "build instruct": Command(
         "build_instruct",
@@ -63,14 +65,16 @@ COMMANDS = {
         "data",
     ),
     "build miniworld": Command(
-        "build_miniworld", "Write a synthetic world in the format of a corpus, with images", "data"
+        "build_miniworld",
+        "Write a synthetic world in the file format of a corpus, for trials",
+        "data",
     ),
     "build pairs": Command(
         "build_pairs", "Build a dataset of synthetic image-text pairs; needs no download", "data"
     ),
     "dedup": Command("dedup", "Merge datasets into one and remove their duplicates", "data"),
     "filters": Command(
-        "list_filters", "List the filters of --filters: parameters, defaults, reasons", "data"
+        "list_filters", "List the filters for --filters: parameters, defaults, reasons", "data"
     ),
     "adopt": Command(
         "adopt_shards",
@@ -79,11 +83,11 @@ COMMANDS = {
     ),
     "inspect": Command(
         "inspect_shards",
-        "Show a dataset (counts, samples, a page, one key) and verify its files",
+        "Show a dataset (counts, samples, one record, a page) and check its files",
         "data",
     ),
     "export": Command(
-        "export_dataset", "Write a dataset as Parquet tables, which `datasets` opens", "data"
+        "export_dataset", "Write a dataset as Parquet tables that `datasets` opens", "data"
     ),
     "features": Command(
         "precompute_features", "Compute the visual encoder's outputs for a dataset", "data"
@@ -98,7 +102,9 @@ COMMANDS = {
     "train-decoder": Command(
         "train_decoder", "Train the visual decoder of a trained model", "train"
     ),
-    "report": Command("report_runs", "Write the page of a training, beside others", "train"),
+    "report": Command(
+        "report_runs", "Write the report of a training, compared with other runs", "train"
+    ),
     "convert": Command(
         "convert_checkpoint",
         "Import released Emu weights, or export a model to their format",

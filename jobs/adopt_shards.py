@@ -23,35 +23,35 @@ from schemas.validation import Checked
 
 @dataclass(frozen=True)
 class AdoptShards(Checked):
-    """Makes a dataset of webdataset shards that exist (img2dataset's, video2dataset's, your own), without copying them.
+    """Turns existing webdataset shards (img2dataset's, video2dataset's, your own) into a dataset without copying them.
 
     For example, writing manifest.json, index/ and ledger/ beside the tars:
         emu adopt laion400m
 
-    Every sample is read and its images are decoded; what cannot be trained on is in the ledger with the reason.
-    Of clips, frames are cut out and written to OUT/shards.
-    Then emu features, emu inspect, emu export and emu train take the folder as one that a build wrote.
+    Every sample is read and its images are decoded. Samples that cannot be used for training are recorded in the
+    ledger with the reason. For clips, frames are extracted and written to OUT/shards.
+    emu features, emu inspect, emu export and emu train accept the folder like one written by a build.
     """
 
     shards: Annotated[str, tyro.conf.Positional]
-    """Folder or address (s3://bucket/laion, hf://datasets/…) whose *.tar are taken."""
+    """Folder or address with the *.tar files, such as s3://bucket/laion or hf://datasets/OWNER/NAME."""
     out: str | None = None
-    """Folder or address of the dataset; None writes it beside the tars. Needed where these are read-only."""
+    """Folder or address of the dataset. None: beside the tars. Required if the tars are read-only."""
     corpus: Annotated[str, Field(pattern="^[a-z0-9_]+$", description="letters, digits, _")] = (
         "adopted"
     )
-    """Name of the corpus; names of shards and keys of samples begin with it."""
+    """Name of the corpus. Shard names and sample keys start with it."""
     limit: Annotated[int, Field(ge=1, description="None takes all tars")] | None = None
-    """Tars to take at most, for a trial."""
+    """Adopt at most this number of tars, for a trial. None: all."""
     frames: FrameConfig = field(default_factory=FrameConfig)
     side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
-    """Pixels, 8 to 16384, of the shorter side to which larger frames of clips are resized. Images stay as they are."""
+    """Shorter side of frames cut from clips in pixels, 8 to 16384. Larger frames are shrunk; images are not changed."""
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     runner: Literal["ray", "local"] = "local"
-    """ray: on the cluster that the job was submitted to, else on a local Ray that the job starts.
-    local: in this process."""
+    """ray: use the cluster that the job was submitted to, or start a local Ray.
+    local: run in this process, without Ray."""
     overwrite: bool = False
-    """Start over: delete what an earlier run wrote; the tars stay."""
+    """Start over: delete what an earlier run wrote. The tars are kept."""
 
 
 def adopt(options: AdoptShards) -> str:

@@ -19,34 +19,34 @@ from schemas.validation import Checked
 
 @dataclass(frozen=True)
 class BuildInstruct(Checked):
-    """Builds an instruction dataset: dialogues with roles, their images and videos at their places.
+    """Builds an instruction dataset: dialogues with roles, with images and videos in their positions.
 
-    Images on disk, named as in the files:
+    For example, with images on disk under the names in the records:
         emu build instruct --dialogues llava_instruct_158k.json --media coco/train2017 --out llava
 
-    Every record and every image is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html
-    shows the result. A run that was stopped resumes when it is started again with the same options.
+    OUT/ledger records every record and every image, kept or dropped with the reason; OUT/report.html shows the
+    result. A stopped run resumes when it is started again with the same options.
     """
 
     dialogues: tuple[str, ...]
-    """Files of records: .json (an array, or one record after the other), .jsonl, each also .gz; .jsonl.zip.
-    Paths, quoted patterns or addresses; several may follow. A pattern may not reach into OUT."""
+    """Files of records: .json (an array, or one record after another), .jsonl, .json.gz, .jsonl.gz, .jsonl.zip.
+    One or more paths, quoted patterns or addresses. A pattern must not match files in OUT."""
     out: str
-    """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
+    """Folder or address of the dataset to write. An unfinished build with the same options is resumed."""
     form: Literal["auto", "llava", "alpaca", "sharegpt", "videochat", "video_chatgpt"] = "auto"
-    """Form of all records. auto finds it out for each from its fields (docs/data.md says how)."""
+    """Form of all records. auto: detect the form of each record from its fields (see docs/instruct.md)."""
     strip_html: bool = True
-    """Turn answers that are HTML as a whole, as in raw dumps of ShareGPT, into plain text."""
+    """Convert answers that consist of HTML, as in raw dumps of ShareGPT, to plain text."""
     system_messages: bool = True
-    """Begin dialogues about one image or one video with the paper's system message, unless they have their own."""
+    """Start dialogues about one image or one video with the paper's system message, unless they have their own."""
     paper_filter: bool = False
-    """Leave out what the paper left out of LLaVA: detailed descriptions, and answers with "on top of the back of"."""
+    """Drop what the paper excluded from LLaVA: detailed descriptions, and answers with "on top of the back of"."""
     max_characters: Annotated[int, Field(ge=1, description="characters per dialogue")] = 200_000
-    """Characters of a dialogue above which it is dropped."""
+    """Drop dialogues with more characters than this."""
     video_suffix: str = ".mp4"
-    """Suffix of videos that are named without one or by the .pkl file of their features (Video-ChatGPT)."""
+    """File extension of videos named without one, or by the .pkl file of their features (Video-ChatGPT)."""
     side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
-    """Pixels, 8 to 16384, of the shorter side to which larger images are resized. Smaller ones are never enlarged."""
+    """Shorter side of published images in pixels, 8 to 16384. Larger images are shrunk to it, smaller ones are kept."""
     frames: FrameConfig = field(default_factory=FrameConfig)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)

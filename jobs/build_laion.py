@@ -18,27 +18,29 @@ from schemas.validation import Checked
 
 @dataclass(frozen=True)
 class BuildLaion(Checked):
-    """Builds a LAION dataset: fetches the images that the metadata link to, and writes pairs.
+    """Builds a LAION dataset: fetches the images listed in the metadata and writes image-text pairs.
 
     For example:
         emu build laion --metadata 'part-*.snappy.parquet' --out laion --limit 1000 --cuts.max-punsafe 0.5
 
-    Reads LAION-400M, LAION-2B-en and its cuts, Re-LAION and LAION-COCO. Every row and every link is recorded in
-    OUT/ledger, kept or with the reason why not. A run that was stopped resumes when it is started again.
+    Reads LAION-400M, LAION-2B-en and its subsets, Re-LAION and LAION-COCO. OUT/ledger records every row and every
+    link, kept or dropped with the reason; OUT/report.html shows the result.
+    A stopped run resumes when it is started again with the same options.
     """
 
     metadata: tuple[str, ...]
-    """The Parquet files: paths, quoted patterns or addresses (s3://bucket/part-*.parquet,
-    hf://datasets/OWNER/NAME/*.parquet); several may follow. A pattern may not reach into OUT."""
+    """Parquet files: one or more paths, quoted patterns or addresses.
+    For example 'part-*.snappy.parquet', s3://bucket/part-*.parquet or hf://datasets/OWNER/NAME/*.parquet.
+    A pattern must not match files in OUT."""
     out: str
-    """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
+    """Folder or address of the dataset to write. An unfinished build with the same options is resumed."""
     side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
-    """Pixels, 8 to 16384, of the shorter side to which larger images are resized. Smaller ones are never enlarged."""
+    """Shorter side of published images in pixels, 8 to 16384. Larger images are shrunk to it, smaller ones are kept."""
     caption_column: str | None = None
-    """Column of the caption. None takes top_caption where a file has it (LAION-COCO, whose TEXT is the old alt text),
-    else TEXT; the other texts stay in the metadata."""
+    """Column of the caption. None: top_caption if the file has it, otherwise TEXT.
+    (In LAION-COCO, TEXT is the old alt text.) The other text columns are kept in the metadata of the sample."""
     max_caption_chars: Annotated[int, Field(ge=1, le=10_000_000, description="characters")] = 10_000
-    """Characters of a caption above which its row is dropped."""
+    """Drop rows whose caption has more characters than this."""
     cuts: Cuts = field(default_factory=Cuts)
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)
     fetch: FetchConfig = field(default_factory=FetchConfig)

@@ -27,30 +27,30 @@ from pipelines.miniworld.config import MiniworldConfig
 
 @dataclass(frozen=True)
 class BuildMiniworld:
-    """Writes a synthetic world of shapes in the form of a corpus.
+    """Writes a synthetic world of shapes in the file format of a corpus.
 
-    OUT contains the files that the corpus distributes (documents/ of mmc4, for example), images/ with the image files,
-    truth.jsonl with the scene, caption and questions of every linked image, and summary.json with the exact counts that
-    a correct build finds. The same settings always give the same bytes.
+    OUT contains the files that the corpus distributes (documents/ for mmc4), images/ with the image files,
+    truth.jsonl with the scene, caption and questions of every linked image, and summary.json with the exact counts
+    that a correct build finds. The same settings always give the same bytes.
 
     For example, a world of 200 documents and a server for its images:
         emu build miniworld --out world --num-documents 200 --serve
 
-    The links name the host images.miniworld.example, which does not exist: serve OUT/images with --serve, and
-    give the build the option --fetch.allow-host that is then printed.
+    The links point to the host images.miniworld.example, which does not exist. Serve OUT/images with --serve and
+    pass the printed --fetch.allow-host option to the build.
     """
 
     out: Path
-    """Folder to write: new, empty, or with the world of the same settings."""
+    """Folder to write. It must be new, empty, or hold a world with the same settings."""
     corpus: str = "mmc4"
-    """The corpus in whose form the world is written (laion or mmc4, for example)."""
+    """Corpus whose file format the world is written in: mmc4, laion, obelics, webvid, yt_storyboard or instruct."""
     world: Annotated[MiniworldConfig, tyro.conf.OmitArgPrefixes] = field(
         default_factory=MiniworldConfig
     )
     serve: bool = False
-    """Then serve the images on 127.0.0.1 until interrupted."""
+    """Serve the images on 127.0.0.1 afterwards, until interrupted with Ctrl-C."""
     port: int = 8377
-    """Port of --serve; 0 selects a free port."""
+    """Port for --serve. 0: choose a free port."""
 
     def __post_init__(self) -> None:
         if self.corpus not in WORLDS:

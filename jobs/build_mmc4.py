@@ -21,34 +21,34 @@ COSINE = (
 
 @dataclass(frozen=True)
 class BuildMmc4(Checked):
-    """Builds an MMC4 dataset: fetches the images that the documents link to, and writes shards.
+    """Builds an MMC4 dataset: fetches the images that the documents link to and writes shards.
 
     For example:
         emu build mmc4 --documents 'docs_shard_*_v2.jsonl.zip' --out mmc4 --limit 200
 
-    Every document and every link is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html
-    shows the result. A run that was stopped resumes when it is started again with the same options.
+    OUT/ledger records every document and every link, kept or dropped with the reason; OUT/report.html shows the
+    result. A stopped run resumes when it is started again with the same options.
     """
 
     documents: tuple[str, ...]
-    """The document files as MMC4 distributes them: .jsonl, .jsonl.gz or .jsonl.zip.
-    Paths, quoted patterns or addresses (s3://bucket/docs_*.jsonl.zip); several may follow.
-    A pattern may not reach into OUT."""
+    """Document files as MMC4 distributes them: .jsonl, .jsonl.gz or .jsonl.zip.
+    One or more paths, quoted patterns or addresses, such as s3://bucket/docs_*.jsonl.zip.
+    A pattern must not match files in OUT."""
     out: str
-    """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
+    """Folder or address of the dataset to write. An unfinished build with the same options is resumed."""
     side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
-    """Pixels, 8 to 16384, of the shorter side to which larger images are resized. Smaller ones are never enlarged."""
+    """Shorter side of published images in pixels, 8 to 16384. Larger images are shrunk to it, smaller ones are kept."""
     min_similarity: Annotated[float, Field(ge=-1, le=1, description=COSINE)] = 0.32
-    """CLIP similarity (-1 to 1) to its sentence below which an image is left out.
-    0.32 is the paper's threshold; OpenFlamingo's script uses 0.24, which keeps far more."""
+    """Drop an image if its CLIP similarity to its sentence is below this, from -1 to 1.
+    0.32 is the paper's threshold. OpenFlamingo's script uses 0.24, which keeps far more images."""
     max_images: Annotated[int, Field(ge=1, description="None for no limit")] | None = 256
-    """Images to fetch per document at most: the most similar ones. None takes all.
-    Real documents have a handful; the default only bounds what one extreme page can cost."""
+    """Maximum number of images to fetch per document; the most similar ones are chosen. None: no limit.
+    Most documents have only a few. The default bounds the cost of an extreme page."""
     clip: str | None = None
-    """CLIP for the similarities of documents without a similarity_matrix: ViT-L-14:FILE_OR_TAG, or a folder of
-    open_clip. None drops these documents."""
+    """CLIP model that computes similarities for documents without a similarity_matrix.
+    ViT-L-14:FILE, ViT-L-14:TAG, or a model folder of open_clip. None: these documents are dropped."""
     clip_gpus: Annotated[float, Field(ge=0, le=16)] = 0.0
-    """GPUs, 0 to 16, that a worker of --clip takes, also parts of one; 0 computes on the CPU."""
+    """GPUs per worker of --clip, 0 to 16; fractions share a GPU. 0: compute on the CPU."""
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)
     fetch: FetchConfig = field(default_factory=FetchConfig)
 

@@ -17,24 +17,24 @@ from schemas.validation import Checked
 
 @dataclass(frozen=True)
 class BuildObelics(Checked):
-    """Builds an OBELICS dataset: fetches the images of the documents, and writes them between their texts.
+    """Builds an OBELICS dataset: fetches the images of the documents and keeps their positions between the texts.
 
     For example:
         emu build obelics --documents 'obelics/*.parquet' --out obelics --limit 200
 
-    Every document and every link is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html
-    shows the result. A run that was stopped resumes when it is started again with the same options.
+    OUT/ledger records every document and every link, kept or dropped with the reason; OUT/report.html shows the
+    result. A stopped run resumes when it is started again with the same options.
     """
 
     documents: tuple[str, ...]
-    """The Parquet files as OBELICS distributes them, with the columns images and texts.
-    Paths, quoted patterns or addresses (hf://datasets/…); several may follow. A pattern may not reach into OUT."""
+    """Parquet files as OBELICS distributes them, with the columns images and texts.
+    One or more paths, quoted patterns or addresses (hf://datasets/…). A pattern must not match files in OUT."""
     out: str
-    """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
+    """Folder or address of the dataset to write. An unfinished build with the same options is resumed."""
     side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
-    """Pixels, 8 to 16384, of the shorter side to which larger images are resized. Smaller ones are never enlarged."""
+    """Shorter side of published images in pixels, 8 to 16384. Larger images are shrunk to it, smaller ones are kept."""
     max_images: Annotated[int, Field(ge=1, description="None for no limit")] | None = 256
-    """Images to fetch per document at most: the first ones. None takes all."""
+    """Maximum number of images to fetch per document; the first ones are chosen. None: no limit."""
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)
     fetch: FetchConfig = field(default_factory=FetchConfig)
 

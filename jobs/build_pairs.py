@@ -22,23 +22,23 @@ from schemas.validation import Checked
 
 @dataclass(frozen=True)
 class BuildPairs(Checked):
-    """Builds a dataset of synthetic image-text pairs, to train small models on and to try things with.
+    """Builds a dataset of synthetic image-text pairs, for training small models and for trials.
 
     For example:
         emu build pairs --out pairs --num-pairs 5000
 
-    Each image shows one coloured shape on a plain background, and its text says so. The same options always give the
-    same bytes; a run that was stopped resumes when it is started again with the same options.
+    Each image shows one coloured shape on a plain background, which its text describes. The same options always give
+    the same bytes. A stopped run resumes when it is started again with the same options.
     """
 
     out: str
-    """Folder or address of the dataset."""
+    """Folder or address of the dataset to write."""
     pairs: Annotated[PairsConfig, tyro.conf.arg(name="")] = field(default_factory=PairsConfig)
     samples_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """Pairs per shard."""
+    """Pairs per shard, 1 to 100000."""
     runner: Literal["ray", "local"] = "local"
-    """ray: on the cluster that the job was submitted to, else on a local Ray that the job starts.
-    local: in this process."""
+    """ray: use the cluster that the job was submitted to, or start a local Ray.
+    local: run in this process, without Ray."""
     choices: Annotated[Choices, tyro.conf.arg(name="")] = field(default_factory=Choices)
     overwrite: bool = False
     """Start over: delete the dataset in OUT."""

@@ -25,28 +25,28 @@ def fetch_defaults() -> FetchConfig:
 
 @dataclass(frozen=True)
 class BuildWebvid(Checked):
-    """Builds a WebVid dataset: fetches clips or reads them from a folder, takes frames, cleans the captions.
+    """Builds a WebVid dataset: fetches clips or reads them from a folder, extracts frames and cleans captions.
 
     For example, with clips in FOLDER/videos/027701_027750/1053841541.mp4:
         emu build webvid --metadata results_2M_val.csv --media FOLDER --out webvid --limit 200
 
-    Every row and every clip is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html shows the
-    result. A run that was stopped resumes when it is started again with the same options.
+    OUT/ledger records every row and every clip, kept or dropped with the reason; OUT/report.html shows the result.
+    A stopped run resumes when it is started again with the same options.
     """
 
     metadata: tuple[str, ...]
-    """The files of rows: .csv, .csv.gz or .parquet with the columns videoid, name, page_dir, contentUrl.
-    Paths, quoted patterns or addresses; several may follow. A pattern may not reach into OUT."""
+    """Files of rows: .csv, .csv.gz or .parquet with the columns videoid, name, page_dir, contentUrl.
+    One or more paths, quoted patterns or addresses. A pattern must not match files in OUT."""
     out: str
-    """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
+    """Folder or address of the dataset to write. An unfinished build with the same options is resumed."""
     path: str | None = None
-    """Where a clip lies in --media, such as '{page_dir}/{videoid}.mp4'. None looks which of the usual layouts is there:
-    videos/{page_dir}/{videoid}.mp4, {page_dir}/{videoid}.mp4 or {videoid}.mp4."""
+    """Path of a clip below --media, such as '{page_dir}/{videoid}.mp4'. None: detect which usual layout is in use.
+    Usual layouts: videos/{page_dir}/{videoid}.mp4, {page_dir}/{videoid}.mp4 and {videoid}.mp4."""
     frames: FrameConfig = field(default_factory=FrameConfig)
     side: Annotated[int, Field(ge=8, le=16384, description="pixels")] = 256
-    """Pixels, 8 to 16384, of the shorter side to which larger frames are resized. Smaller ones are never enlarged."""
+    """Shorter side of published frames in pixels, 8 to 16384. Larger frames are shrunk to it, smaller ones are kept."""
     clean: bool = True
-    """Remove words on camera, resolution and stock use from the captions; what was removed stands in the meta."""
+    """Remove words about camera, resolution and stock use from captions. The removed words are kept in `meta`."""
     rewrite: RewriteConfig = field(default_factory=RewriteConfig)
     limits: DecodeLimits = field(default_factory=DecodeLimits)
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(default_factory=BuildOptions)

@@ -22,31 +22,34 @@ class BuildYtStoryboard(Checked):
     For example, with sheets and subtitles on disk (SHEETS/ID/LEVEL_NUMBER.jpg, SHEETS/ID.en.vtt):
         emu build yt-storyboard --videos 'videos/*.json' --media SHEETS --out storyboards --limit 20
 
-    Every video and every link is recorded in OUT/ledger, kept or with the reason why not; OUT/report.html shows the
-    result. A run that was stopped resumes when it is started again with the same options.
+    OUT/ledger records every video and every link, kept or dropped with the reason; OUT/report.html shows the result.
+    A stopped run resumes when it is started again with the same options.
     """
 
     videos: tuple[str, ...]
-    """Files of videos, one per line (.jsonl, .jsonl.gz, .jsonl.zip) or one per .json file: player responses, info.json
-    of yt-dlp, or {id, spec, duration, subtitles}. Paths, quoted patterns or addresses."""
+    """Files of video records: one record per line (.jsonl, .jsonl.gz, .jsonl.zip) or one per .json file.
+    A record is a player response, an info.json of yt-dlp, or {id, spec, duration, subtitles}.
+    One or more paths, quoted patterns or addresses. A pattern must not match files in OUT."""
     out: str
-    """Folder or address of the dataset. An unfinished build of the same options in it is resumed."""
+    """Folder or address of the dataset to write. An unfinished build with the same options is resumed."""
     level: Annotated[int, Field(ge=0, le=99)] | None = None
-    """Number of the storyboard's level: 0 is the overview, 1 to 3 have larger frames. None takes the largest."""
+    """Level of the storyboard: 0 is the overview, 1 to 3 have larger frames. None: the one with the largest frames."""
     language: str = "en"
-    """Of the subtitles; manual ones before automatic ones, `en` before `en-GB`."""
+    """Language of the subtitles. Manual subtitles are preferred to automatic ones, and `en` to `en-GB`."""
     require_subtitles: bool = False
-    """Drop videos without subtitles that can be read. Otherwise they become frames alone."""
+    """Drop videos without readable subtitles. Otherwise their samples contain frames only."""
     max_positions: Annotated[int, Field(ge=36, le=1_000_000)] = 2048
-    """Positions of a sample at most, at least 36. A frame takes 34; a longer video becomes several samples."""
+    """Maximum number of positions per sample, at least 36. A frame takes 34, a token of text 1.
+    A longer video is divided into several samples."""
     tokenizer: str | None = None
-    """Sentencepiece file, or folder of a model, that counts tokens exactly. None estimates them, rather high."""
+    """Sentencepiece file or model folder, to count tokens exactly. None: an estimate that errs on the high side."""
     released_rounding: bool = False
-    """Times as the released tools of Emu compute them, in whole seconds: for comparison, they drift."""
+    """Compute times in whole seconds, as the released tools of Emu do. For comparison only: these times drift."""
     sheet_path: str = "{id}/{level}_{sheet}.jpg"
-    """Path of a sheet in --media (JPEG or WebP, whatever its ending)."""
+    """Path of a sheet below --media. The file is JPEG or WebP, whatever its extension."""
     subtitle_path: str | None = "{id}.{language}.vtt"
-    """Path of subtitles in --media (WebVTT, JSON3, XML or transcript, whatever its ending). None: only the records'."""
+    """Path of subtitles below --media: WebVTT, JSON3, XML or a transcript, whatever the extension.
+    None: use only the subtitles in the records."""
     build: Annotated[BuildOptions, tyro.conf.arg(name="")] = field(
         default_factory=lambda: BuildOptions(samples_per_shard=100)
     )

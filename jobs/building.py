@@ -30,52 +30,54 @@ class BuildOptions(Choices):
     samples_per_shard: Annotated[
         int, Field(ge=1, le=100_000, description="a shard is held in memory; 1,000 is a good size")
     ] = 1000
-    """Records per shard, 1 to 100000: the unit of work and of resuming, held in memory (1000 take about 100 MB)."""
+    """Records per shard, 1 to 100000. A shard is the unit of work and of resuming.
+    It is held in memory: 1000 records take about 100 MB."""
     limit: Annotated[int, Field(ge=1, le=10**12, description="None reads all records")] | None = (
         None
     )
-    """Records to read at most, for a trial. None reads all."""
+    """Read at most this number of records, for a trial. None: all."""
     name: Annotated[str, Field(pattern="^[a-z0-9_]+$", description="letters, digits, _")] | None = (
         None
     )
-    """Name of the dataset, such as laion_coco, by which mixtures of a training tell it from others of its corpus:
-    its shards and samples carry it. None takes the name of the corpus."""
+    """Name of the dataset, such as laion_coco; its shards and samples carry it. None: the name of the corpus.
+    With it, a training on a mixture distinguishes datasets of the same corpus."""
     hash_inputs: bool = False
-    """Recognise the input files by their contents, not by size and modification time, when a build is resumed.
-    Reads them once more at each start; a copy or a `touch` then changes nothing. Keep it the same for one OUT."""
+    """When a build is resumed, compare input files by content, not by size and modification time.
+    Each start then reads all inputs once more, but copying or touching them has no effect.
+    Use the same setting for all runs with one OUT."""
     media: str | None = None
-    """Folder or address (s3://bucket/images) of media that are on disk already, beside or instead of links to fetch.
-    How files are named in it stands in docs/data.md, by corpus. It may move between runs; its files must not change."""
+    """Folder or address (s3://bucket/images) with media already on disk, used beside or instead of fetching.
+    docs/data.md lists the file names for each corpus. The folder may move between runs; its files must not change."""
     engine: Literal["native", "img2dataset"] = "native"
-    """native: the platform's own fetcher. img2dataset: its downloader, for the same shards and the same ledger, but
-    without limits per host; needs emu-platform[img2dataset]."""
+    """native: the platform's own fetcher.
+    img2dataset: its downloader; same shards and ledger, but no limits per host. Needs emu-platform[img2dataset]."""
     retry_failed: bool = False
-    """Fetch again, in a finished dataset, the links that failed for a reason that may have passed:
-    timeouts, 429, 5xx, lost connections, files missing in --media. What was kept stays, byte for byte.
-    --fetch.* may differ from the first run."""
+    """In a finished dataset, fetch again the links that failed for a temporary reason.
+    Such reasons are timeouts, 429, 5xx, lost connections, and files missing in --media.
+    Images that were kept stay unchanged, byte for byte. The --fetch.* options may differ from the first run."""
     overwrite: bool = False
     """Start over: delete the dataset in OUT, whatever options or inputs made it.
-    Only what a build wrote is deleted; a folder that holds other files among the shards is refused."""
+    Only files written by a build are deleted. A folder with other files among the shards is refused."""
     export: Literal["parquet"] | None = None
-    """parquet: write the samples once more as tables, OUT/parquet/, which `datasets` opens with decoded images and
-    times. Takes as much disk again. Pairs open without it."""
+    """parquet: also write the samples as tables in OUT/parquet/, which `datasets` opens with decoded images and times.
+    The tables take as much disk space again. Image-text pairs can be opened without them."""
     allow_damaged_inputs: bool = False
-    """End with exit code 0 although input files are damaged and some of their records are lost."""
+    """End with exit code 0 even if input files are damaged and some of their records are lost."""
     fail_on_alarm: bool = False
-    """End with an error, instead of a warning, where a rule drops more than 90% of what it sees."""
+    """End with an error instead of a warning if a filter or stage drops more than 90% of its input."""
     estimate: bool = False
-    """Fetch nothing: print links, bytes, hours and disk, from the inputs and --rates.*."""
+    """Fetch nothing. Print the expected links, bytes, hours and disk space, from the inputs and --rates.*."""
     rates: Rates = field(default_factory=Rates)
     dry_run: bool = False
-    """Fetch nothing: read all records, apply every rule that comes before the fetch, and print the counts.
-    The ledger goes to OUT.dry_run, which each dry run replaces."""
+    """Fetch nothing. Read all records, apply every rule that precedes the fetch, and print the counts.
+    The ledger is written to OUT.dry_run, which each dry run replaces."""
     runner: Literal["ray", "local"] = "ray"
-    """ray: on the cluster that the job was submitted to, else on a local Ray that the job starts.
-    local: in this process."""
+    """ray: use the cluster that the job was submitted to, or start a local Ray.
+    local: run in this process, without Ray."""
     num_cpus: Annotated[int, Field(ge=1, le=10_000, description="None takes all cores")] | None = (
         None
     )
-    """Cores for a Ray that the job starts itself. None takes all."""
+    """CPU cores for the local Ray that the job starts. None: all cores."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,17 +19,19 @@ class Choices(Checked):
     """Filters and duplicates."""
 
     filters: tuple[str, ...] = ()
-    """Filters of the finished samples, in this order: NAME or NAME:key=value,key=value, such as
-    image_size:min_side=128 score:name=nsfw,max=0.5. emu filters lists them with their parameters and reasons."""
+    """Filters to apply to finished samples, in this order, each NAME or NAME:key=value,key=value.
+    For example: image_size:min_side=128 score:name=nsfw,max=0.5. `emu filters` lists all filters."""
     dedup: tuple[Kind, ...] = ()
-    """Duplicates to drop, of which the first stays: same url, sample, image (bytes) or text; near_image (perceptual
-    hash), near_text (MinHash). All samples wait for each other before the last stage. None drops nothing."""
+    """Kinds of duplicates to drop; the first sample of a group is kept. Nothing is dropped without this option.
+    url, sample, image and text drop equal ones; near_image compares perceptual hashes, near_text MinHash signatures.
+    Publishing starts only after all samples have been compared."""
     dedup_radius: Annotated[int, Field(ge=0, le=8, description="bits of 64")] = 4
-    """Bits, 0 to 8 of 64, in which the perceptual hashes of near images may differ."""
+    """For near_image: maximum number of differing bits, 0 to 8 of 64, between two perceptual hashes."""
     dedup_similarity: Annotated[float, Field(ge=0.5, le=1, description="a share")] = 0.8
-    """Similarity (Jaccard, of runs of five characters; 0.5 to 1) from which texts are near."""
+    """For near_text: minimum Jaccard similarity, 0.5 to 1, of the sets of five-character runs of two texts."""
     dedup_against: tuple[str, ...] = ()
-    """Finished datasets whose samples count as earlier ones; the workers read all of them."""
+    """Finished datasets to compare with: samples that duplicate one of theirs are dropped.
+    Every worker must be able to read them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,12 +44,12 @@ class CommonOptions:
     """What every job understands beside its own options."""
 
     config: str | None = None
-    """YAML or JSON file with values of these options, as --print-config writes it.
+    """Read options from this YAML or JSON file, in the form that --print-config writes.
     Options on the command line take precedence."""
     print_config: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the values of all options as a file for --config, and exit."""
+    """Print all options with their values as a file for --config, and exit."""
     log_level: LogLevel | None = None
-    """Lowest level of log lines on standard error. None: that of the job."""
+    """Lowest level of the log lines on standard error. None: the default of the job."""
 
 
 class OptionError(ValueError):

@@ -15,7 +15,7 @@ STARTS_AGAIN = "nothing is written; the same command starts again from the begin
 
 @dataclass(frozen=True)
 class ConvertCheckpoint:
-    """Converts released Emu weights to a model directory, or a model directory to the released form.
+    """Converts released Emu weights to a model directory, or a model directory to the released format.
 
     Import and serve:
         emu convert --weights Emu/pretrain/multimodal_encoder --model-config Emu-14B.json \\
@@ -25,43 +25,46 @@ class ConvertCheckpoint:
     Export for the published code:
         emu convert --to released --weights runs/mine/model --out mine-released
 
-    Every key is checked before a byte is written: one that is missing, unexpected or of another shape is an
-    error that names it. Tensors are converted one by one, in about 1.5 GB of memory, of which imports take 1 GB.
-    OUT is written atomically; a conversion that was stopped is started again.
+    Every key is checked before anything is written: an error names each key that is missing, unexpected or of
+    another shape. Tensors are converted one by one, within about 1.5 GB of memory, including 1 GB for imports.
+    OUT is written atomically. A stopped conversion starts from the beginning.
     """
 
     weights: str
-    """A .safetensors, .bin, .pt or .pth file, an index, or a folder of shards; also wrapped in `module`.
-    PyTorch files are read with weights_only: one that holds more than tensors is refused, not executed.
-    With --to released, a model folder."""
+    """Weights to convert: a .safetensors, .bin, .pt or .pth file, an index, or a folder of shards.
+    A `module` wrapper around the keys is recognised. With --to released, give a model folder.
+    PyTorch files are read with weights_only: a file with more than tensors is refused, not executed."""
     out: str
-    """Folder to write, as large as the weights."""
+    """Folder to write. It needs as much disk space as the weights."""
     model_config: str | None = None
-    """The released Emu-14B.json, or a file of its form with sections c_former, llama and lora for other sizes.
-    Required for import. With --to released, the model's own configuration is used."""
+    """The released Emu-14B.json, or a file of the same form. Required for import.
+    Its optional sections c_former, llama and lora set other sizes.
+    With --to released, the model's own configuration is used."""
     tokenizer: str | None = None
-    """LLaMA's tokenizer.model, or its folder. None imports without one: the model then needs one to run.
+    """LLaMA's tokenizer.model, or its folder. None: import without one; the model needs one to run.
     With --to released, None uses the model's own."""
     decoder: str | None = None
-    """A folder with the visual decoder in the layout of diffusers: unet/, vae/, scheduler/.
-    Also safety_checker/ and feature_extractor/, where there are any.
-    None imports without one: the model generates no images. With --to released, None uses the model's own."""
+    """Folder with the visual decoder in the layout of diffusers: unet/, vae/, scheduler/.
+    If present, safety_checker/ and feature_extractor/ are imported too.
+    None: import without one; the model generates no images. With --to released, None uses the model's own."""
     to: Literal["emu", "released"] = "emu"
     """emu: import. released: export."""
     kind: Literal["auto", "emu", "emu-i"] = "auto"
-    """Family of the released weights: auto detects it from their keys (emu-i has LoRA or 32006 rows).
-    The others are an error where the keys are of the other family."""
+    """Family of the released weights. auto: detect it from the keys (emu-i has LoRA or 32006 rows).
+    emu, emu-i: fail if the keys belong to the other family."""
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    """Dtype of the written weights. keep: that of each tensor, bit for bit."""
+    """Dtype of the written weights. keep: the dtype of each tensor, bit for bit."""
     shard_size_gb: float = 5.0
-    """Maximum size of a shard of the imported weights, in gigabytes (10^9 bytes)."""
+    """Maximum size of a shard of the imported weights, in GB (10^9 bytes)."""
     form: Literal["bin", "safetensors"] = "bin"
-    """With --to released: bin is what the published code reads; safetensors can be read without unpickling."""
+    """With --to released: bin is the format that the published code reads.
+    safetensors can be read without unpickling."""
     fill_unused: bool = True
-    """With --to released: also write what the published code requires and never uses; it fails without.
-    That is T5's word embedding, here zeros, and the constants of the rotary positions."""
+    """With --to released: also write tensors that the published code requires but never uses.
+    They are T5's word embedding (here zeros) and the constants of the rotary positions.
+    The published code cannot load the weights without them."""
     overwrite: bool = False
-    """Replace the model in OUT as a whole."""
+    """Replace an existing model in OUT."""
 
     def __post_init__(self) -> None:
         if not self.shard_size_gb * 1e9 >= 1:

@@ -17,29 +17,31 @@ from jobs.paths import job_path
 
 @dataclass(frozen=True)
 class DedupDatasets(Choices):
-    """Writes finished datasets once more as one, without their duplicates and what --filters drop.
+    """Merges finished datasets into a new one, without duplicates and without what --filters drop.
 
     For example:
         emu dedup laion coyo --out merged --dedup url image near_image near_text
 
-    Of samples that are duplicates, the first stays: datasets in their order, samples in theirs. The ledger of OUT
-    names it for each that is dropped, OUT/report.html shows the largest groups; the datasets are not changed.
+    Of a group of duplicates the first sample is kept, in the order of the datasets and then of their samples.
+    OUT/ledger names it for each dropped sample; OUT/report.html shows the largest groups.
+    The input datasets are not changed.
     """
 
     data: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Folders or addresses of finished datasets. Of several, the keys get their number in front."""
+    """Folders or addresses of finished datasets.
+    With more than one, each key is prefixed with the number of its dataset: 0-…, 1-…."""
     out: str = tyro.MISSING
-    """Folder or address of the new dataset. An unfinished one of the same options is resumed."""
+    """Folder or address of the new dataset. An unfinished run with the same options is resumed."""
     dedup: tuple[Kind, ...] = ("url", "image")
-    """Duplicates to drop, of which the first stays: same url, sample, image (bytes) or text; near_image (perceptual
-    hash), near_text (MinHash)."""
+    """Kinds of duplicates to drop; the first sample of a group is kept.
+    url, sample, image and text drop equal ones; near_image compares perceptual hashes, near_text MinHash signatures."""
     overwrite: bool = False
     """Start over: delete the dataset in OUT."""
     fail_on_alarm: bool = False
-    """End with an error, instead of a warning, where a rule drops more than 90% of what it sees."""
+    """End with an error instead of a warning if a filter or stage drops more than 90% of its input."""
     runner: Literal["ray", "local"] = "ray"
-    """ray: on the cluster that the job was submitted to, else on a local Ray that the job starts.
-    local: in this process."""
+    """ray: use the cluster that the job was submitted to, or start a local Ray.
+    local: run in this process, without Ray."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

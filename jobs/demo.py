@@ -44,30 +44,29 @@ PAIRS = {"captions": "visual", "questions": "emu"}
 
 @dataclass(frozen=True)
 class Demo(Checked):
-    """Builds a synthetic world, datasets, features and a model, serves the model and examines it on new scenes.
+    """Builds a synthetic world, datasets and a model, serves the model and evaluates it on new scenes.
 
-    Runs the jobs one after the other on a local Ray, as a user would, and verifies the counts of each output:
-
+    For example:
         emu demo --out demo_out
         emu demo --out demo_out_30 --minutes 30
 
-    The trained model is OUT/run/model, the page at the end OUT/replies.html. Exit code 0 means that every step
-    ran and every count was as expected.
+    Runs the jobs one after another on a local Ray, as a user would, and checks the counts of each output.
+    The trained model is OUT/run/model; the page with the results is OUT/replies.html. Exit code 0 means that every
+    step ran and every count was as expected.
     """
 
     out: Path = Path("demo_out")
-    """Folder for all outputs. Datasets and trainings that are finished there are not repeated, except that of
-    the visual parts."""
+    """Folder for all outputs. Finished datasets and trainings in it are not repeated, except the visual pretraining."""
     minutes: Annotated[float, Field(ge=2, le=1440)] = MINUTES
-    """About how long it takes on two cores, installation not counted. The trainings get the time that is left
-    after the other steps; the more, the better the model. 6 is enough for captions, answers, and
-    the place and colour of images."""
+    """Approximate duration in minutes on two cores, without installation, 2 to 1440.
+    The trainings get the time that the other steps leave; a longer run gives a better model.
+    6 minutes are enough for captions, answers, and the position and colour of generated images."""
     num_documents: Annotated[int, Field(ge=3, description="they are in three files")] = 240
-    """Documents of the synthetic world, at least 3 (they are in three files)."""
+    """Documents of the synthetic world, at least 3 (they are written to three files)."""
     num_scenes: Annotated[int, Field(ge=1, le=1000)] = NUM_SCENES
-    """New scenes that the served model is examined on."""
+    """New scenes on which the served model is evaluated, 1 to 1000."""
     seed: Annotated[int, Field(ge=0, le=2**31)] = 7
-    """Of the world, of the trainings and of the exam."""
+    """Seed of the world, the trainings and the evaluation."""
 
     def steps(self, name: str) -> int:
         """Optimizer steps of a training, in proportion to the time that is left for trainings."""

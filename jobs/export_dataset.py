@@ -19,20 +19,20 @@ from schemas.validation import Checked
 
 @dataclass(frozen=True)
 class ExportDataset(Checked):
-    """Writes the samples of a finished dataset as Parquet tables, DATASET/parquet/, and names them in its card.
+    """Writes the samples of a finished dataset as Parquet tables in DATASET/parquet/ and lists them in its card.
 
     For example:
         emu export mmc4
 
     Then `datasets.load_dataset("mmc4", split="train")` gives rows with texts, decoded images, times and roles.
-    A run that was stopped resumes when it is started again.
+    A stopped run resumes when it is started again.
     """
 
     dataset: Annotated[str, tyro.conf.Positional]
-    """Folder or address of the dataset."""
+    """Folder or address of a finished dataset."""
     runner: Literal["ray", "local"] = "local"
-    """ray: on the cluster that the job was submitted to, else on a local Ray that the job starts.
-    local: in this process."""
+    """ray: use the cluster that the job was submitted to, or start a local Ray.
+    local: run in this process, without Ray."""
 
 
 def export(options: ExportDataset) -> str:

@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 class InspectShards(Checked):
     """Prints the counts of a dataset and a few of its samples.
 
-    As a page with many samples, everything that is known of one record, or all that is wrong with its files:
+    Write a page with many samples; print everything about one record; check every file:
         emu inspect mmc4 --html mmc4.html
         emu inspect mmc4 --key docs_shard_0_v2-0000012
         emu inspect mmc4 --lint
 
-    The exit code is 1 if a file is missing or differs from the manifest, where that was looked for.
+    The exit code is 1 if a file that was read is missing or differs from the manifest.
     """
 
     dataset: tyro.conf.Positional[str]
-    """Folder or address of the dataset: the one that contains its manifest.json."""
+    """Folder or address of the dataset: the one that contains manifest.json."""
     num_samples: Annotated[int, Field(ge=0, le=1000, description="samples")] = 3
-    """Samples to print, at equal distances over the dataset."""
+    """Number of samples to print, evenly spaced over the dataset."""
     key: str | None = None
-    """Print instead all that ledger, index and tar have of this record, kept or dropped."""
+    """Print everything that ledger, index and tar hold about this record instead, whether kept or dropped."""
     html: Path | None = None
-    """Write a page: counts, reasons, histograms, samples with their images. One self-contained file."""
+    """Write a self-contained page to this file: counts, reasons, histograms, and samples with their images."""
     num_cards: Annotated[int, Field(ge=0, le=1000, description="samples")] = 24
-    """Samples on the page."""
+    """Number of samples on the page of --html."""
     lint: bool = False
-    """Read every file: compare hashes, counts and schemas, decode each image, and say what is wrong."""
+    """Read every file: compare hashes, counts and schemas, decode each image, and list all problems."""
 
 
 def inspect_shards(options: InspectShards) -> int:

@@ -13,14 +13,15 @@ from schemas.validation import Checked
 
 @dataclass(frozen=True)
 class ListFilters(Checked):
-    """Lists the filters of --filters NAME:key=value,key=value with their parameters, defaults and reasons.
+    """Lists the filters for --filters, with their parameters, defaults and reasons.
 
-    For example:
+    For example, list two filters, then use them:
+        emu filters image_size language
         emu build mmc4 --documents 'docs_*.zip' --out mmc4 --filters image_size:min_side=128 language:languages=en+de
     """
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Of the filters to list. None lists all."""
+    """Names of the filters to list. Without names, all filters are listed."""
 
 
 def list_filters(options: ListFilters) -> str:

@@ -20,17 +20,17 @@ SAMPLED_SHARDS = 20
 
 @dataclass(frozen=True)
 class Rates(Checked):
-    """What --estimate reckons with: measured figures of this platform and of web images."""
+    """Assumptions of --estimate: rates measured with this platform, and typical sizes of web images."""
 
     links_per_s: Annotated[float, Field(gt=0, le=1e7, description="links per second")] = 240.0
-    """Links per second of all workers together. 240 is one core over https with a connection for each link
-    (benchmarks/results/2026-11-22-fetch.md); multiply by your cores, as far as network and name servers go."""
+    """Links per second of all workers together. 240 is one core over https with a new connection for each link.
+    Multiply by the number of cores, as far as network and name servers allow."""
     link_kb: Annotated[float, Field(gt=0, le=1e6, description="kB per link")] = 120.0
-    """Kilobytes to download per link that arrives: images of the web have 110 to 130."""
+    """Kilobytes to download per link that still works. Images on the web average 110 to 130."""
     arriving: Annotated[float, Field(ge=0, le=1, description="a fraction of the links")] = 0.6
-    """Share of the links, 0 to 1, that still lead to an image: 0.5 to 0.8 for LAION, less each year."""
+    """Fraction of the links, 0 to 1, that still lead to an image: 0.5 to 0.8 for LAION, less each year."""
     kept_kb: Annotated[float, Field(gt=0, le=1e6, description="kB per image")] = 30.0
-    """Kilobytes per published image: 20 to 40 for photos at --side 256, and with the square of the side."""
+    """Kilobytes per published image: 20 to 40 for photos at --side 256. It grows with the square of the side."""
 
 
 def dry_run(pipeline: "Pipeline", noun: str, out: str, runner: "Runner") -> str:

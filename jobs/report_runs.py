@@ -16,16 +16,16 @@ from schemas.validation import Checked
 
 @dataclass(frozen=True)
 class ReportRuns(Checked):
-    """Writes RUN/report.html: figures, curves, and the options and curves of other runs beside it.
+    """Writes RUN/report.html: figures and curves of a training, compared with other runs.
 
     For example:
         emu report runs/a --compare runs/b runs/c
     """
 
     run: tyro.conf.Positional[str]
-    """The --out of a training, finished or not."""
+    """Folder of a training (its --out), finished or not."""
     compare: tuple[str, ...] = ()
-    """Folders of other runs, up to five."""
+    """Folders of up to five other runs."""
 
 
 def report_runs(options: ReportRuns) -> str:

@@ -23,43 +23,45 @@ class RunOptions(Checked):
     """Options of every training of Emu: its folder, its length, where it runs, and what it would need."""
 
     out: str
-    """Folder of the run. With workers on several nodes, one that all of them see."""
+    """Folder of the run. With workers on several nodes, all of them must see it."""
     checkpoints: str | None = None
-    """Folder or fsspec address of the checkpoints, such as s3://bucket/run; one for each run. None: OUT/checkpoints."""
+    """Folder or fsspec address of the checkpoints, such as s3://bucket/run; one per run. None: OUT/checkpoints."""
     steps: Count | None = None
-    """Optimizer steps in total. None: the recipe's (--train.steps)."""
+    """Total number of optimizer steps. None: --train.steps."""
     batch_size: Count | None = None
-    """Sequences per micro-batch and worker, for every corpus. None: the recipe's (--train.batch-size)."""
+    """Sequences per micro-batch and worker, for every corpus. None: --train.batch-size."""
     seed: int | None = None
-    """Seed of new weights, sample order and dropout masks. None: the recipe's (--train.seed)."""
+    """Seed of new weights, sample order and dropout masks. None: --train.seed."""
     use_features: bool = False
-    """Train on features that emu features computed; the visual encoder then stays frozen.
+    """Train on the features that `emu features` computed. The visual encoder then stays frozen.
     Features of an encoder with other weights are refused."""
     resume: Literal["auto", "must", "never"] = "auto"
-    """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
+    """auto: resume the run in OUT if there is one, otherwise start a new one.
+    must: fail if there is no run to resume. never: fail if there is one."""
     compare: tuple[str, ...] = ()
-    """Folders of other runs that OUT/report.html shows beside this one, up to five."""
+    """Folders of up to five other runs to show beside this one in OUT/report.html."""
     plan: bool = False
-    """Print what the run needs, and end: memory per GPU, operations per step, days; exit code 1 if it does not fit.
-    --data then gives names and weights of corpora (the paper's if it is absent), and --out is not needed."""
+    """Print what the run needs (memory per GPU, operations per step, days) and exit; exit code 1 if it does not fit.
+    --data then takes names and weights of corpora, such as laion:3 mmc4:1 (without it: the paper's corpora).
+    --out is not needed."""
     gpu_memory_gb: Positive = 80.0
-    """Memory of a GPU, for --plan."""
+    """Memory of one GPU in GB (10^9 bytes), for --plan."""
     gpu_tflops: Positive = 989.5
-    """Peak of a GPU in bfloat16, for --plan; the default is an H100."""
+    """Peak of one GPU in bfloat16 TFLOP/s, for --plan. The default is that of an H100."""
     num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 2
-    """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
+    """Workers of Ray Train, each with one core or one GPU. 0: train in this process, without Ray."""
     parallel: Parallel | None = None
-    """How several workers share the model: full copies (ddp), or sharded weights (fsdp, hsdp).
-    None: the recipe's (--train.parallel), which is fsdp on GPUs and ddp on CPUs."""
+    """How several workers share the model: full copies (ddp) or sharded weights (fsdp, hsdp).
+    None: --train.parallel. Its default, auto, is fsdp on GPUs and ddp on CPUs."""
     num_processes: Annotated[int, Field(ge=1)] = 1
-    """With --num-workers 0: processes of this machine that share its cores, without Ray."""
+    """With --num-workers 0: processes on this machine that share its cores, without Ray."""
     num_cpus: Count | None = None
-    """Cores for a Ray that the job starts itself. None: all, but at least one per worker."""
+    """CPU cores for the local Ray that the job starts. None: all, but at least one per worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Failures of workers after which the run ends with an error."""
+    """End the run with an error after more than this number of worker failures."""
     min_workers: Count | None = None
-    """Train on as few workers of Ray as this while others are missing, and on more when they come.
-    The batches stay those of --num-workers. None: wait for all."""
+    """Train on as few Ray workers as this while others are missing, and on more when they arrive.
+    The batches stay those of --num-workers. None: wait for all workers."""
 
     @property
     def workers(self) -> Workers:

@@ -42,7 +42,7 @@ log = logging.getLogger("serve")
 class ServeJob:
     """Serves a trained model over HTTP: OpenAI's chat completions with text and images, and a chat page.
 
-    With a model that emu train trained:
+    For example, with a model trained by emu train:
         emu serve --model run/model
 
     Open the printed address in a browser, or use it as the base URL of any OpenAI client (ending in /v1):
@@ -53,53 +53,53 @@ class ServeJob:
         ray job submit --working-dir . -- python jobs/serve.py --model /shared/emu --device cuda \\
             --dtype bfloat16 --num-gpus 1 --num-replicas 2
 
-    Runs until Ctrl-C. Starts a local Ray; under `ray job submit` it uses the cluster.
+    Runs until Ctrl-C, on a local Ray, or on the cluster under `ray job submit`.
     """
 
     model: str
-    """Folder with config.json, model.safetensors (or its pieces), tokenizer.model and, for images, decoder/."""
+    """Folder with config.json, model.safetensors (or its shards), tokenizer.model and, for images, decoder/."""
     name: str | None = None
-    """The value of `model` in requests. None: the name of the folder."""
+    """Value of `model` in requests. None: the name of the folder."""
     host: str = "127.0.0.1"
-    """Address to listen on. The default accepts only this machine.
-    0.0.0.0 accepts everyone and needs --api-keys or --allow-anyone."""
+    """Address to listen on. The default accepts connections from this machine only.
+    0.0.0.0 accepts connections from everywhere and requires --api-keys or --allow-anyone."""
     port: int = 8000
-    """Port to listen on; 0 chooses a free one and prints it."""
+    """Port to listen on. 0: choose a free port and print it."""
     device: str = "cpu"
-    """cpu or cuda. With cuda, give --num-gpus too."""
+    """cpu or cuda. With cuda, also give --num-gpus."""
     dtype: str = "float32"
     """float32, bfloat16 or float16. bfloat16 halves the memory on a GPU."""
     adapters: dict[str, Path] = field(default_factory=dict)
-    """LoRA adapters that emu train-instruct saved, as --adapters NAME FOLDER; requests call them by MODEL:NAME."""
+    """LoRA adapters saved by emu train-instruct, as --adapters NAME FOLDER. Requests select one by MODEL:NAME."""
     api_keys: Path | None = None
-    """File of API keys: TOML with the hash, the rate and the number of parallel requests of each (docs/serving.md)."""
+    """TOML file of API keys, with the hash, rate and number of parallel requests of each (see docs/serving.md)."""
     allow_anyone: bool = False
-    """Serve on an address that others reach without API keys."""
+    """Allow a --host that other machines reach without API keys."""
     cors_origins: tuple[str, ...] = ()
-    """Origins of web pages that may call the API from a browser, such as https://app.example; * for all."""
+    """Origins of web pages that may call the API from a browser, such as https://app.example. *: all origins."""
     num_replicas: int = 1
-    """Copies of the model, each in its own process; with --max-replicas, the smallest number of them."""
+    """Copies of the model, each in its own process. With --max-replicas, the minimum number of copies."""
     max_replicas: int | None = None
-    """Largest number of copies; Ray Serve starts and stops them by the number of requests."""
+    """Maximum number of copies. Ray Serve starts and stops copies according to the number of requests."""
     num_cpus: float = 1
-    """Cores that Ray reserves for each replica."""
+    """CPU cores reserved for each replica."""
     num_gpus: float = 0
-    """GPUs that Ray reserves for each replica; a fraction lets replicas share one."""
+    """GPUs reserved for each replica. A fraction lets replicas share one."""
     requests_per_replica: int = 4
-    """Requests that a replica handles at the same time; they share its speed."""
+    """Requests that a replica handles at the same time, in one batch."""
     requests_waiting: int = 64
-    """Requests that may wait for a replica; further ones get status 503 at once."""
+    """Requests that may wait for a replica. Further requests get status 503 immediately."""
     drain_s: float = 30
-    """Seconds that running requests may take to end after Ctrl-C or SIGTERM; new ones get 503 meanwhile."""
+    """Seconds that running requests have to finish after Ctrl-C or SIGTERM. New requests get 503 meanwhile."""
     fetch_images: bool = False
-    """Fetch images with an http(s) address. Off by default, because the server then sends requests that clients choose.
+    """Fetch images given by http(s) address. Off by default, because clients then choose what the server requests.
     Private and local addresses are always refused."""
     limits: Limits = field(default_factory=Limits)
-    """Upper limits of one request."""
+    """Upper limits of one request, and of all requests together."""
     fetch: FetchConfig = field(
         default_factory=lambda: FetchConfig(deadline_s=20, retries=1, max_bytes=10 * 1024 * 1024)
     )
-    """Limits and politeness of fetching, with --fetch-images."""
+    """Limits and politeness of --fetch-images."""
 
 
 def serve_model(job: ServeJob) -> None:

@@ -34,47 +34,49 @@ class TrainDecoder:
         emu train-decoder --model run/model --data coco=laion_coco:7 aesthetics=laion:2 \\
             --pretrained sd-v1-5 --num-workers 8
 
-    The model is frozen: from the prompt of each image it regresses the embeddings that the decoder is
-    conditioned on; a tenth of them is replaced by those of the empty prompt. They are computed before the first step,
-    and kept in OUT/conditions. Without --pretrained a decoder of the kind stable_diffusion trains a small autoencoder
-    first. The result, for Stable Diffusion in the layout of diffusers, is OUT/model and a copy in MODEL/decoder, which
-    the model uses from then on. A run resumes as that of emu train does.
+    The model is frozen. From the prompt of each image it regresses the embeddings that condition the decoder; one
+    tenth of them are replaced by those of the empty prompt. They are computed before the first step and kept in
+    OUT/conditions. Without --pretrained, a decoder of kind stable_diffusion first trains a small autoencoder.
+    The result is OUT/model, with a copy in MODEL/decoder, from which the model then generates images.
+    A run resumes like one of emu train.
     """
 
     model: str
     """Folder of a trained model, such as OUT/model of emu train."""
     data: tuple[str, ...]
-    """Folder or address of a finished dataset of images with their texts.
-    Several are a mixture, each NAME=DIR:WEIGHT."""
+    """Folder or address of a finished dataset of images with texts.
+    Several form a mixture, each NAME=DIR:WEIGHT."""
     out: str | None = None
-    """Folder of the run. With workers on several nodes, one that all of them see. None: MODEL_decoder."""
+    """Folder of the run. With workers on several nodes, all of them must see it. None: MODEL_decoder."""
     decoder: str | None = None
-    """Folder of the visual decoder, replaced as a whole. None: MODEL/decoder, where the model finds it."""
+    """Folder to write the trained visual decoder to; an existing one is replaced.
+    None: MODEL/decoder, where the model looks for it."""
     pretrained: str | None = None
-    """A folder of pretrained weights, such as Stable Diffusion v1.x in the layout of diffusers.
-    Its U-Net is finetuned, with new K and V in the cross-attentions; its autoencoder is kept.
-    None: all from scratch, at the sizes in the model's configuration."""
+    """Folder of pretrained weights, such as Stable Diffusion v1.x in the layout of diffusers.
+    Its U-Net is finetuned, with new K and V in the cross-attentions. Its autoencoder is kept.
+    None: train everything from scratch, at the sizes in the model's configuration."""
     steps: Count | None = None
-    """Optimizer steps of the decoder. None: --train.steps."""
+    """Number of optimizer steps of the decoder. None: --train.steps."""
     autoencoder_steps: int | None = None
-    """Optimizer steps of the autoencoder before; not used with --pretrained.
+    """Number of optimizer steps of the autoencoder, which is trained first; not used with --pretrained.
     None: --train.autoencoder-steps."""
     batch_size: Count | None = None
     """Images per step over all workers. None: --train.batch-size."""
     learning_rate: Positive | None = None
-    """Peak learning rate of the decoder. None: --train.learning-rate; with --pretrained the paper's 1e-4."""
+    """Peak learning rate of the decoder. None: --train.learning-rate, or the paper's 1e-4 with --pretrained."""
     seed: int | None = None
-    """Seed of initial weights, order of images and noise. None: --train.seed."""
+    """Seed of initial weights, image order and noise. None: --train.seed."""
     resume: Literal["auto", "must", "never"] = "auto"
-    """auto: resume the run in OUT if there is one, otherwise start one. must, never: an error if that is not so."""
+    """auto: resume the run in OUT if there is one, otherwise start a new one.
+    must: fail if there is no run to resume. never: fail if there is one."""
     num_workers: Annotated[int, Field(ge=0, description="0 trains without Ray")] = 0
-    """Workers of Ray Train, each with a core or a GPU. 0 trains in this process, without Ray."""
+    """Workers of Ray Train, each with one core or one GPU. 0: train in this process, without Ray."""
     num_processes: Annotated[int, Field(ge=1)] = 1
-    """With --num-workers 0: processes of this machine that share its cores, without Ray."""
+    """With --num-workers 0: processes on this machine that share its cores, without Ray."""
     num_cpus: Count | None = None
-    """Cores for a Ray that the job starts itself. None: all, but at least one per worker."""
+    """CPU cores for the local Ray that the job starts. None: all, but at least one per worker."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Failures of workers after which the run ends with an error."""
+    """End the run with an error after more than this number of worker failures."""
     train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
     rules: PromptRules = field(default_factory=PromptRules)
 

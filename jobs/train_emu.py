@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class TrainEmu(RunOptions):
     """Trains Emu: text by cross-entropy, images by regression of the next visual embedding.
 
-    For example, on a dataset that one of the build jobs wrote (here in the folder mmc4):
+    For example, on a dataset written by a build job (here the folder mmc4):
         emu train --data mmc4 --out run --steps 200
 
     Start from the paper's pretrained parts, or from an existing model:
@@ -35,7 +35,7 @@ class TrainEmu(RunOptions):
             --language-weights llama-7b --data mmc4 --out run7b
         emu train --init run/model --data more --out run2
 
-    Train on a mixture, three steps of pairs for one of documents:
+    Train on a mixture, with three steps on pairs for each step on documents:
         emu train --data laion=pairs:3 mmc4=documents:1 --out run3
 
     Show the values of a recipe:
@@ -45,32 +45,32 @@ class TrainEmu(RunOptions):
         ray job submit --working-dir . -- python jobs/train_emu.py --data /shared/mmc4 \\
             --out /shared/run --num-workers 8
 
-    OUT/model is the trained model; OUT/metrics.jsonl and OUT/curves.svg show the progress of the run. A run that
-    was stopped or killed resumes from OUT/checkpoints when it is started again with the same options. Every value
-    of the recipe can be changed under --train.*, --sequence.* and --objective.*; their defaults are the recipe's.
-    Lengths count positions: tokens, and 34 per image at the paper's sizes.
+    OUT/model is the trained model; OUT/metrics.jsonl and OUT/curves.svg show the progress of the run. A stopped or
+    killed run resumes from OUT/checkpoints when it is started again with the same options. The options --train.*,
+    --sequence.* and --objective.* change values of the recipe; the defaults shown are those of the recipe.
+    Lengths count positions: one per token, and 34 per image at the paper's sizes.
     """
 
     data: tuple[str, ...]
     """Folder or address of a finished dataset: one with a manifest.json.
-    Several are a mixture, each NAME=DIR:WEIGHT: a step draws from one of them, by weight.
-    Without a name a dataset has that of its corpus, without a weight 1."""
+    Several form a mixture, each NAME=DIR:WEIGHT; each step draws from one of them, chosen by weight.
+    The default name is that of the corpus, the default weight is 1."""
     recipe: Literal["tiny", "emu_llama_1b", "emu_llama_7b", "emu_14b"] = "tiny"
     """Sizes, lengths and learning rates. tiny: every part of the paper in 1.3 million weights, minutes on two cores.
     The others: the paper's visual encoder and Causal Former with a LLaMA of 1.3, 7 or 13 billion weights.
     With --init, the sizes are those of that model."""
     tokenizer: str | None = None
-    """A sentencepiece tokenizer.model, or the folder that holds one.
-    None: that of --init or --language-weights; for tiny, one trained on the texts of the dataset."""
+    """A sentencepiece tokenizer.model, or the folder that contains it.
+    None: the tokenizer of --init or --language-weights. The recipe tiny trains one on the texts of the dataset."""
     init: str | None = None
-    """A model folder to start from: OUT/model of a run, or what emu convert wrote.
-    None initialises the weights from the seed."""
+    """Model folder to start from: OUT/model of a run, or the output of emu convert.
+    None: initialise the weights from the seed."""
     vision_weights: str | None = None
     """EVA-CLIP weights for the visual encoder; not with --init.
     A pretrained tag of open_clip such as laion400m_s11b_b41k, or a checkpoint file of open_clip or EVA."""
     language_weights: str | None = None
     """LLaMA weights for the language model; not with --init.
-    A folder in Hugging Face's format, with the sizes of the recipe; its tokenizer.model is used too."""
+    A folder in Hugging Face's format with the sizes of the recipe. Its tokenizer.model is used too."""
     train: TrainConfig = field(default_factory=lambda: RECIPES["tiny"]().train)
     sequence: SequenceConfig = field(default_factory=lambda: RECIPES["tiny"]().sequence)
     objective: ObjectiveConfig = field(default_factory=lambda: RECIPES["tiny"]().model.objective)

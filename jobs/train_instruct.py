@@ -28,26 +28,26 @@ PAPER_DIALOGUES = ("sharegpt:3", "alpaca", "llava:3", "videochat")
 class TrainInstruct(RunOptions):
     """Tunes a pretrained model on dialogues of text, images and videos, as the paper does for Emu-I.
 
-    On dialogues that emu build instruct wrote (here in the folder dialogues):
+    For example, on dialogues written by emu build instruct (here the folder dialogues):
         emu train-instruct --init run/model --data dialogues --out tuned
 
-    Low-rank adapters (LoRA) on the attention of the language model are trained, everything else stays as it is.
-    OUT/adapter has them alone, in peft's layout; OUT/model is the whole model in the form of Emu-I, or with --merge
-    an ordinary model, which emu serve takes; emu.load opens each. A run resumes as that of emu train does.
+    Low-rank adapters (LoRA) on the attention of the language model are trained; everything else is frozen.
+    OUT/adapter contains only the adapters, in peft's layout. OUT/model is the whole model: in the form of Emu-I, or,
+    with --merge, an ordinary model. emu.load and emu serve open it. A run resumes like one of emu train.
     """
 
     init: str
-    """Folder of the pretrained model, such as OUT/model of emu train or what emu convert wrote."""
+    """Folder of the pretrained model: OUT/model of emu train, or the output of emu convert."""
     data: tuple[str, ...]
-    """Folder or address of a finished dataset of dialogues; several are a mixture, each NAME=DIR:WEIGHT."""
+    """Folder or address of a finished dataset of dialogues. Several form a mixture, each NAME=DIR:WEIGHT."""
     recipe: Literal["tiny", "emu_14b"] = "tiny"
-    """Steps, batch sizes, lengths and learning rate; emu_14b: the paper's. The sizes are those of --init."""
+    """Steps, batch sizes, lengths and learning rate. emu_14b: those of the paper. The sizes are those of --init."""
     merge: bool = False
-    """Fold the adapters into the weights of OUT/model, also of a run that has finished before."""
+    """Merge the adapters into the weights of OUT/model. Also works on a finished run."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    """Sizes of new adapters; those of an --init that has some stay as they are."""
+    """Sizes of new adapters. If the model of --init already has adapters, their sizes are kept."""
     dialogue_length: Count = INSTRUCT_RECIPES["tiny"]().sequence.dialogue_length
-    """Maximum positions of a dialogue, images included; a longer one is cut at its end."""
+    """Maximum number of positions per dialogue, images included. A longer one is cut at its end."""
     train: TrainConfig = field(default_factory=lambda: INSTRUCT_RECIPES["tiny"]().train)
 
     def __post_init__(self) -> None:

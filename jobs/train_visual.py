@@ -26,35 +26,35 @@ STARTS_AGAIN = "nothing is written; the same command starts again from the begin
 
 @dataclass(frozen=True)
 class TrainVisual(Checked):
-    """Pretrains the visual encoder and the Causal Former from captions, where there is no EVA-CLIP to start from.
+    """Pretrains the visual encoder and the Causal Former from captions, for models without pretrained EVA-CLIP weights.
 
-    For example, on image-text pairs that emu build pairs wrote:
+    For example, on synthetic image-text pairs:
         emu build pairs --out pairs --num-pairs 20000
         emu train-visual --data pairs --out runs/visual
         emu train --data pairs --init runs/visual/model --out runs/emu --steps 1000
 
-    The labels of an image are the tokens of its caption; two linear heads predict them, one from the visual encoder,
-    one from the causal embeddings, and are thrown away. OUT/model is a model whose language model is still random.
+    The labels of an image are the tokens of its caption. Two linear heads predict them, one from the visual encoder
+    and one from the causal embeddings; they are discarded afterwards. OUT/model still has a random language model.
     The paper starts from EVA-CLIP instead: emu train --vision-weights.
     """
 
     data: str
     """Folder or address of a finished dataset of image-text pairs."""
     out: str
-    """Folder of the run; OUT/model is replaced as a whole."""
+    """Folder of the run. An existing OUT/model is replaced."""
     recipe: Literal["tiny"] = "tiny"
-    """Sizes of the model."""
+    """Recipe with the sizes of the model."""
     steps: Count | None = None
-    """Optimizer steps. None: --train.steps."""
+    """Number of optimizer steps. None: --train.steps."""
     seed: int | None = None
     """Seed of initial weights and sample order. None: --train.seed."""
     num_processes: Annotated[int, Field(ge=1)] = 1
-    """Processes of this machine that share its cores and each batch."""
+    """Processes on this machine that share its cores and each batch."""
     tokenizer: str | None = None
-    """A sentencepiece tokenizer.model, or the folder that holds one. None: one trained on the texts of --data."""
+    """A sentencepiece tokenizer.model, or the folder that contains it. None: train one on the texts of --data."""
     tokenizer_data: tuple[str, ...] = ()
-    """Further datasets whose texts the tokenizer is trained on: those that the model is trained on later.
-    Words that it has not seen take a token for each few letters."""
+    """Further datasets whose texts the tokenizer is trained on.
+    Name the datasets that the model is trained on later: unseen words are split into pieces of a few letters."""
     train: VisualTrainConfig = field(default_factory=VisualTrainConfig)
 
     def __post_init__(self) -> None:

@@ -69,7 +69,7 @@ def overview(program: str = _PROGRAM) -> str:
             "metrics:",
             *lines,
             "",
-            f"{program} METRIC --help shows the options and the files of a metric; see docs/metrics.md too.",
+            f"{program} METRIC --help shows the options and the files of a metric; see also docs/metrics.md.",
             "",
         ]
     )

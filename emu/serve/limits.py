@@ -15,25 +15,25 @@ class Limits(Checked):
     """Upper limits of one request; a request beyond them is refused with the value and the limit."""
 
     max_body_bytes: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
-    """Bytes of the whole request; base64 makes images a third larger."""
+    """Bytes of a whole request. Base64 makes images a third larger."""
     max_images: Annotated[int, Field(ge=1)] = 16
-    """Images in all messages together; a video counts as its frames."""
+    """Images in all messages together. A video counts as its frames."""
     max_image_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024
     """Encoded bytes of one image."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 50_000_000
-    """Width times height of one image, read from its header before anything is decoded."""
+    """Width times height of one image, read from its header before decoding."""
     max_total_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     """Pixels of all images of a request together."""
     max_video_bytes: Annotated[int, Field(ge=1)] = 24 * 1024 * 1024
     """Encoded bytes of one video."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
-    """Tokens of a reply."""
+    """Tokens per reply."""
     max_choices: Annotated[int, Field(ge=1)] = 16
-    """Replies or images for one request (n, and the prompts of a plain completion)."""
+    """Replies or images per request (`n` times the number of prompts)."""
     max_candidates: Annotated[int, Field(ge=1)] = 1000
-    """Candidates of a ranking, and inputs of embeddings."""
+    """Candidates of a ranking, or inputs of an embeddings request."""
     max_side: Annotated[int, Field(ge=1)] = 1024
-    """Height and width of a generated image, in pixels."""
+    """Height and width of a generated image in pixels."""
     max_steps: Annotated[int, Field(ge=1)] = 100
     """Denoising steps of a generated image."""
     max_beams: Annotated[int, Field(ge=1)] = 8
@@ -41,8 +41,8 @@ class Limits(Checked):
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Seconds from the request to the end of its response, including the time in the queue."""
     body_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds in which the body of a request must arrive."""
+    """Seconds within which the body of a request must arrive."""
     max_parallel: Annotated[int, Field(ge=1)] = 512
-    """Requests that the server handles at the same time, those that wait included."""
+    """Requests that the server handles at the same time, including those that wait."""
     max_bytes_in_flight: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
     """Bytes of the bodies of all requests that are handled at the same time."""

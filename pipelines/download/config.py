@@ -29,58 +29,61 @@ class FetchConfig(Checked):
     concurrency: Annotated[
         int, Field(ge=1, le=4096, description="links in flight; more cores take more processes")
     ] = 64
-    """Links in flight in one process. 64 keep a core busy where servers take 0.2 s to respond."""
+    """Links in flight per process. 64 keep one core busy if servers respond within 0.2 s."""
     per_host: Annotated[int, Field(ge=1, le=4096, description="requests in flight")] = 8
-    """Requests in flight to one host, of all workers together. Small web servers suffer above a handful."""
+    """Requests in flight to one host, over all workers together. More than a few overload small web servers."""
     per_host_rate: Annotated[
         float, Field(ge=0.0, le=1e6, description="requests per second; 0 sets no limit")
     ] = 0.0
-    """Requests per second to one host, of all workers together; 0 sets none, since `per_host` already slows a crawl
-    down."""
+    """Requests per second to one host, over all workers together. 0: no limit.
+    `per_host` alone already slows a crawl down."""
     deadline_s: Annotated[float, Field(ge=0.01, le=86400.0, description="seconds per link")] = 30.0
-    """Seconds for one link, with all its redirects, retries and waits. Waiting for our own limits does not count."""
+    """Seconds for one link, including redirects, retries and waits. Waiting for our own limits does not count."""
     connect_timeout_s: Annotated[float, Field(ge=0.01, le=3600.0, description="seconds")] = 10.0
-    """Seconds for the name lookup, and again for TCP and TLS together."""
+    """Seconds for the name lookup, and the same again for TCP and TLS together."""
     read_timeout_s: Annotated[float, Field(ge=0.01, le=3600.0, description="seconds")] = 10.0
-    """Seconds without a byte after which an attempt fails (it is retried while the deadline allows)."""
+    """Seconds without a byte after which an attempt fails. It is retried while the deadline allows."""
     max_bytes: Annotated[int, Field(ge=1, le=1 << 40, description="bytes of one body")] = 16 * MIB
-    """Bytes of one body, as sent and as unpacked. Photos on the web rarely reach 10 MB."""
+    """Maximum bytes of one body, both as sent and after decompression. Photos on the web rarely reach 10 MB."""
     max_shard_bytes: Annotated[
         int, Field(ge=1, le=1 << 40, description="bytes of what the links of one shard give")
     ] = 512 * MIB
-    """Bytes of what the links of one shard give, after which its other links are dropped (`shard_full`). A worker needs
-    about four times as much memory. 1,000 documents take about 100 MB; smaller shards leave room for larger ones."""
+    """Maximum bytes from the links of one shard; its remaining links are then dropped (`shard_full`).
+    A worker needs about four times as much memory. 1,000 documents take about 100 MB.
+    For larger documents, use fewer --samples-per-shard."""
     max_redirects: Annotated[int, Field(ge=0, le=50, description="redirects; 0 follows none")] = 5
-    """Redirects followed per link. Browsers allow 20; honest image hosts need one or two."""
+    """Redirects to follow per link, 0 to 50. Browsers allow 20; most image hosts need one or two."""
     retries: Annotated[int, Field(ge=0, le=100, description="retries; 0 makes one attempt")] = 2
-    """Further attempts after a retryable failure: timeouts, lost connections, 429, 5xx."""
+    """Further attempts after a retryable failure: timeout, lost connection, 429 or 5xx."""
     backoff_s: Annotated[
         float, Field(ge=0.0, le=3600.0, description="seconds before the first retry")
     ] = 0.5
-    """Seconds before the first retry, plus or minus a half; doubled each time. After 429 or 503 the whole host is
-    paused: for Retry-After, or for so long without one."""
+    """Seconds before the first retry, varied by up to half; doubled for each further retry.
+    After 429 or 503 the whole host pauses for the time in Retry-After, or for this time without one."""
     breaker_failures: Annotated[int, Field(ge=1, le=1_000_000, description="failures in a row")] = 5
-    """Failed connections, timeouts or responses of 429 and 503 in a row after which a host gets no requests."""
+    """A host gets no requests after this number of failures in a row.
+    Failures are refused or lost connections, timeouts, 429 and 503."""
     breaker_pause_s: Annotated[float, Field(ge=0.0, le=1e7, description="seconds")] = 300.0
-    """Seconds for which such a host gets no requests (longer with a longer Retry-After); its links get the reason of
-    its last failure."""
+    """Seconds for which such a host gets no requests (longer if its Retry-After is longer).
+    The links to it get the reason of its last failure."""
     host_budget_s: Annotated[float, Field(ge=0.0, le=1e7, description="seconds")] = 300.0
-    """Seconds that one host may cost a shard, in pauses and in links that timed out (divided by `per_host`); after that
-    its other links get the reason of its last failure."""
+    """Maximum seconds that one host may cost a shard: pauses, plus links that timed out divided by `per_host`.
+    Its remaining links then get the reason of its last failure."""
     user_agent: str = "EmuPlatform/0.1 (builds image datasets)"
-    """The header User-Agent. Its first word is the agent that an X-Robots-Tag may name. Put a contact here."""
+    """The User-Agent header; add a contact address. Its first word is the agent name matched in X-Robots-Tag."""
     respect_robots_tag: bool = True
-    """Skip images whose X-Robots-Tag says noai, noimageai, noindex, noimageindex or none."""
+    """Skip images whose X-Robots-Tag contains noai, noimageai, noindex, noimageindex or none."""
     allow_host: tuple[str, ...] = ()
-    """HOST=IP:PORT: connect to this address for this host, even a private one. For mirrors and tests."""
+    """HOST=IP:PORT: connect to this address for this host, even if it is private. For mirrors and tests."""
     ca_file: Path | None = None
-    """PEM file of further certificate authorities to trust, beside those of the system."""
+    """PEM file of certificate authorities to trust in addition to those of the system."""
     body_budget_bytes: Annotated[
         int, Field(ge=1, le=1 << 44, description="bytes of bodies in memory at once")
     ] = 256 * MIB
-    """Bytes of bodies in memory at once, from their arrival to the end of their conversion. At least `max_bytes`."""
+    """Maximum bytes of bodies in memory at once, from arrival to the end of conversion.
+    At least `max_bytes`."""
     convert_threads: Annotated[int, Field(ge=1, le=256, description="threads")] = 1
-    """Threads that convert bodies as they arrive. One per process where every core has its own process."""
+    """Threads per process that convert bodies as they arrive. 1 is best if every core runs a process."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

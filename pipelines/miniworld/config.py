@@ -21,24 +21,25 @@ _Sentences = Annotated[int, Field(ge=3, le=MAX_SENTENCES, description="sentences
 
 @dataclass(frozen=True)
 class MiniworldConfig(Checked):
-    """Size, variety and share of faults of a synthetic world."""
+    """Size, variety and faults of a synthetic world."""
 
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="of the random generator")] = 0
-    """Seed of the random generator, 0 to 2^63 - 1; the same seed gives the same bytes."""
+    """Seed of the random generator, 0 to 2^63 - 1. The same seed gives the same bytes."""
     num_documents: Annotated[int, Field(ge=1, le=MAX_DOCUMENTS, description="lines")] = 300
-    """Lines over all shards, malformed ones included, 1 to 1,000,000. 300 documents take 7 MB."""
+    """Lines over all shards including malformed ones, 1 to 1,000,000. 300 documents take 7 MB."""
     num_shards: Annotated[int, Field(ge=1, description="at most num_documents")] = 3
-    """Document files, 1 to num_documents. Their forms alternate: .jsonl, .jsonl.zip (as distributed), .jsonl.gz."""
+    """Document files, 1 to num_documents. Their formats alternate: .jsonl, .jsonl.zip (as distributed), .jsonl.gz."""
     images_per_document: tuple[_Images, _Images] = (1, 5)
-    """Fewest and most images per document, within 1 to 100."""
+    """Minimum and maximum number of images per document, within 1 to 100."""
     sentences_per_document: tuple[_Sentences, _Sentences] = (3, 8)
-    """Fewest and most sentences per document, within 3 to 1,000; the most must be enough for one per image."""
+    """Minimum and maximum number of sentences per document, within 3 to 1,000.
+    The maximum must allow one sentence per image."""
     max_things: Annotated[int, Field(ge=1, le=MAX_THINGS, description="shapes per image")] = 5
-    """Most shapes in an image, 1 to 6: the more, the harder."""
+    """Maximum number of shapes in an image, 1 to 6. More shapes are harder to learn."""
     bad_share: Annotated[
         float, Field(ge=0.0, le=1.0, description="a fraction of the documents")
     ] = 0.15
-    """Share of documents, 0 to 1, with exactly one fault; the faults of mmc4_page.FAULTS alternate."""
+    """Fraction of documents, 0 to 1, with exactly one fault. The kinds of faults alternate."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,10 +65,10 @@ class PairsConfig(Checked):
     """Number, size and texts of synthetic pairs; determines every byte of the dataset."""
 
     num_pairs: Annotated[int, Field(ge=1, le=10_000_000)] = 20_000
-    """Pairs of an image and a text. 20,000 take about 60 MB and 20 seconds of one core."""
+    """Number of image-text pairs. 20,000 take about 60 MB and 20 seconds on one core."""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
-    """Seed of the random generator; the same seed gives the same pairs."""
+    """Seed of the random generator. The same seed gives the same pairs."""
     question_share: Annotated[float, Field(ge=0, le=1, description="a fraction of the pairs")] = 0.0
-    """Share of the texts, 0 to 1, that ask and answer questions; the others are captions alone."""
+    """Fraction of the texts, 0 to 1, that contain questions with answers. The others are captions only."""
     side_px: Annotated[int, Field(ge=16, le=1024, description="pixels")] = 64
-    """Pixels along a side of the square images."""
+    """Width and height of the images in pixels, 16 to 1024."""

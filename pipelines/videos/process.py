@@ -65,16 +65,16 @@ _PIPE_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class DecodeLimits(Checked):
-    """What the decoding of one clip may take."""
+    """Limits on decoding one clip."""
 
     max_seconds: Annotated[float, Field(ge=0.01, le=86400, description="seconds per clip")] = 60.0
     """Seconds per clip after which its decoder is killed."""
     max_memory_bytes: Annotated[
         int, Field(ge=1 << 26, le=1 << 40, description="bytes; 64 MiB at least")
     ] = 1 << 30
-    """Bytes of memory that a decoder may take beside its code, 64 MiB at least."""
+    """Maximum bytes of memory of a decoder, not counting its code; at least 67108864 (64 MiB)."""
     clips_per_process: Annotated[int, Field(ge=1, le=1_000_000)] = 500
-    """Clips after which the process of a decoder is replaced, since decoders leak."""
+    """Replace the decoder process after this number of clips, because decoders leak memory."""
 
 
 class BoundedProcess:

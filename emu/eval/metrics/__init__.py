@@ -27,25 +27,25 @@ class MetricEntry:
 METRICS: Mapping[str, MetricEntry] = MappingProxyType(
     {
         "captions": MetricEntry("captions:CaptionFiles", "Bleu 1 to 4, ROUGE-L and CIDEr"),
-        "bleu": MetricEntry("captions:CaptionFiles", "corpus Bleu 4"),
+        "bleu": MetricEntry("captions:CaptionFiles", "Corpus Bleu 4"),
         "rouge_l": MetricEntry("captions:CaptionFiles", "ROUGE-L"),
         "cider": MetricEntry("captions:CaptionFiles", "CIDEr as COCO's scorer prints it"),
         "cider_d": MetricEntry("captions:CaptionFiles", "CIDEr-D, the same number"),
-        "cider_unclipped": MetricEntry("captions:CaptionFiles", "plain CIDEr of the paper"),
-        "vqa": MetricEntry("vqa:VqaFiles", "accuracy of VQAv2 and VizWiz"),
+        "cider_unclipped": MetricEntry("captions:CaptionFiles", "Plain CIDEr of the paper"),
+        "vqa": MetricEntry("vqa:VqaFiles", "Accuracy of VQAv2 and VizWiz"),
         "vqa_always_normalized": MetricEntry(
-            "vqa:VqaFiles", "the same, answers normalized even where annotators agree"
+            "vqa:VqaFiles", "The same, answers normalized even where annotators agree"
         ),
         "vqa_released": MetricEntry("vqa:VqaFiles", "VQAv2 by the evaluation released with Emu"),
         "okvqa": MetricEntry("vqa:VqaFiles", "OKVQA by the evaluation released with Emu"),
-        "textvqa": MetricEntry("vqa:VqaFiles", "accuracy of M4C's evaluator"),
+        "textvqa": MetricEntry("vqa:VqaFiles", "Accuracy of M4C's evaluator"),
         "visdial": MetricEntry("visdial:VisdialFiles", "NDCG, MRR, recall and mean rank"),
-        "nextqa": MetricEntry("video_qa:ChoiceFiles", "multiple-choice accuracy of NExT-QA"),
+        "nextqa": MetricEntry("video_qa:ChoiceFiles", "Multiple-choice accuracy of NExT-QA"),
         "nextoe": MetricEntry("wups:WupsFiles", "WUPS of open-ended answers (NExT-OE)"),
-        "msvdqa": MetricEntry("video_qa:WordFiles", "accuracy of one-word answers"),
-        "msrvttqa": MetricEntry("video_qa:WordFiles", "accuracy of one-word answers"),
+        "msvdqa": MetricEntry("video_qa:WordFiles", "Accuracy of one-word answers"),
+        "msrvttqa": MetricEntry("video_qa:WordFiles", "Accuracy of one-word answers"),
         "frechet": MetricEntry("frechet:FrechetFiles", "Fréchet distance of features (FID)"),
-        "kid": MetricEntry("frechet:KidFiles", "kernel distance of features (KID)"),
+        "kid": MetricEntry("frechet:KidFiles", "Kernel distance of features (KID)"),
     }
 )
 

@@ -65,7 +65,8 @@ class CaptionFiles(ScoreFiles):
     pre_tokenized: bool = False
     """The captions of both files are tokens joined by single spaces."""
     tokenizer: Literal["python", "java"] = "python"
-    """"python" computes Stanford's tokens without Java; "java" runs Stanford's program (needs the extra `captions`)."""
+    """python: compute the tokens of Stanford's tokenizer without Java.
+    java: run Stanford's program; needs Java and emu-platform[captions]."""
 
     predictions_example: ClassVar[str] = (
         '[{"image_id": 1, "caption": "A dog runs."}, {"image_id": 2, "caption": "a cat"}]'

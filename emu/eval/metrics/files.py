@@ -41,15 +41,15 @@ class ScoreFiles(ABC):
     """Options that every metric has; a subclass adds its own and computes the scores of the two files."""
 
     predictions: Path
-    """The outputs of a model."""
+    """File with the outputs of a model."""
     references: Path
-    """The correct captions, answers, ranks or features."""
+    """File with the correct captions, answers, ranks or features."""
     output: Path | None = None
-    """Where to write the scores of all samples, as JSON. None: beside the predictions, as NAME.scores.json."""
+    """JSON file to write with the scores of all samples. None: NAME.scores.json beside the predictions."""
     num_resamples: int = 1000
-    """Bootstrap resamples of the 95% confidence interval; 0 leaves it out."""
+    """Bootstrap resamples for the 95% confidence interval. 0: no interval."""
     seed: int = 0
-    """Seed of the resampling."""
+    """Seed of the bootstrap resampling."""
 
     predictions_example: ClassVar[str]
     """Contents of a small file of predictions, for the help text and the contract test."""

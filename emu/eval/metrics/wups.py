@@ -29,10 +29,10 @@ class WupsFiles(ScoreFiles):
     wordnet: Path | None = None
     """Folder or .zip file of WordNet 3.0's database files. None: those of Debian's package or NLTK's downloader."""
     stop_words: Path | None = None
-    """Required: a file with one stop word per line; published scores use stopwords.txt of the benchmark's authors."""
+    """File with one stop word per line (required). Published scores use stopwords.txt of the benchmark's authors."""
     tagger: Literal["nltk", "rules"] = "nltk"
-    """"nltk" gives the official lemmas and needs the data of NLTK's tagger; "rules" needs no data, and its scores
-    differ slightly."""
+    """nltk: the official lemmas; needs the data of NLTK's tagger.
+    rules: needs no data; its scores differ slightly."""
     root_rule: RootRule = "nltk-3.3"
     """The NLTK version whose Wu-Palmer similarity is used; published scores use 3.3."""
 

@@ -16,25 +16,26 @@ _Pixels = Annotated[int, Field(ge=1, le=1 << 20, description="pixels; None makes
 
 @dataclass(frozen=True)
 class Cuts(Checked):
-    """Cuts on the metadata, made before anything is fetched; None makes no cut. A row without the value of a cut (null,
-    NaN) is dropped for a reason of its own, and a file without its column is refused, unless --cuts.keep-unscored."""
+    """Cuts on the metadata, applied before anything is fetched. None: no cut. Unless --cuts.keep-unscored is given,
+    a row without the value of a cut (null, NaN) is dropped with its own reason, and a file without its column is
+    refused."""
 
     max_punsafe: _Probability | None = None
-    """Keeps rows whose probability of unsafe content (0 to 1) is below. 0.5 is usual."""
+    """Keep rows whose probability of unsafe content, 0 to 1, is below this. Typical: 0.5."""
     max_pwatermark: _Probability | None = None
-    """Keeps rows whose probability of a watermark (0 to 1) is below. 0.8 is usual."""
+    """Keep rows whose probability of a watermark, 0 to 1, is below this. Typical: 0.8."""
     min_aesthetic: _Score | None = None
-    """Keeps rows of at least this aesthetic score (0 to 10). 4.5 to 7 is usual."""
+    """Keep rows whose aesthetic score, 0 to 10, is at least this. Typical: 4.5 to 7."""
     min_similarity: _Cosine | None = None
-    """Keeps rows of at least this CLIP similarity (-1 to 1). LAION-2B-en begins at 0.28."""
+    """Keep rows whose CLIP similarity, -1 to 1, is at least this. LAION-2B-en starts at 0.28."""
     min_width: _Pixels | None = None
-    """Keeps rows of at least this width in pixels, by the metadata."""
+    """Keep rows whose width in the metadata is at least this, in pixels."""
     min_height: _Pixels | None = None
-    """Keeps rows of at least this height in pixels, by the metadata."""
+    """Keep rows whose height in the metadata is at least this, in pixels."""
     drop_nsfw: tuple[str, ...] = ()
-    """Drops rows with these NSFW tags (NSFW UNSURE, for example)."""
+    """Drop rows with these NSFW tags, for example: NSFW UNSURE."""
     keep_unscored: bool = False
-    """Keeps rows without the value of a cut, and takes files without its column."""
+    """Keep rows that lack the value of a cut, and accept files without its column."""
 
     def bounds(self) -> Iterator["Bound"]:
         """The cuts by numbers that are made, in the order in which they are tried."""

@@ -37,24 +37,25 @@ _MAX_GROWTH, _MAX_ADDED = 3, 100  # a longer reply is no caption
 
 @dataclass(frozen=True)
 class RewriteConfig(Checked):
-    """Whether and by which model captions are rewritten."""
+    """Rewriting of captions by a language model; off unless --rewrite.model is given."""
 
     model: str | None = None
-    """Name at the endpoint, or folder or name for transformers. None rewrites nothing."""
+    """Model name at --rewrite.endpoint, or a folder or name for transformers. None: captions are not rewritten."""
     endpoint: str | None = None
-    """Base address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1. None loads the model here."""
+    """Base address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1.
+    None: transformers loads the model in the worker."""
     prompt: str = PROMPT
-    """What the model is told; {caption} stands for the caption."""
+    """Instruction for the model; {caption} is replaced by the caption."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 96
-    """Tokens of a reply at most."""
+    """Maximum tokens per reply, 1 to 4096."""
     timeout_s: Annotated[float, Field(ge=0.01, le=3600, description="seconds")] = 60.0
     """Seconds for one request to the endpoint."""
     concurrency: Annotated[int, Field(ge=1, le=256, description="requests in flight")] = 8
-    """Requests in flight of one worker."""
+    """Requests in flight per worker, 1 to 256."""
     retries: Annotated[int, Field(ge=0, le=20)] = 2
     """Further attempts after a timeout, a lost connection, 429 or 5xx."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable on the workers that holds the key of the endpoint, if it wants one."""
+    """Environment variable on the workers that holds the API key of the endpoint, if it requires one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
