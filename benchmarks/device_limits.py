@@ -125,14 +125,15 @@ def count_flops(call: Callable[[], Any]) -> int:
 
 def timed(call: Callable[[], Any], device: str) -> float:
     """Seconds of a call until the device has finished."""
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     call()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
+    """Block until the device has finished."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
