@@ -23,8 +23,8 @@ from emu.config import (
 from emu.decoders.base import decode
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.generate import kv_cache
-from emu.generate.engine import DTYPES
 from emu.generate.kv_cache import DecodeState
+from emu.generate.precision import DTYPES
 from emu.generate.prompts import EncodedPrompt
 from emu.models.emu import Emu
 

@@ -16,17 +16,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from emu.config import IMAGE, EmuConfig
+from emu.config import EmuConfig
 from emu.decoders import load_decoder
 from emu.generate.adapters import Adapter, load_adapter
 from emu.generate.batch_loop import BatchLoop, Outputs, run_requests
+from emu.generate.conditions import NullConditions, condition_key
 from emu.generate.image_loop import ImageBackend, ImageJob, ImageLoop
+from emu.generate.precision import check_device, dtype_of
+from emu.generate.prefix import weights_key
 from emu.generate.products import Products
 from emu.generate.prompts import (
     EncodedPrompt,
     ImageOptions,
+    NegativePromptTooLong,
     Prompt,
     PromptEncoder,
+    PromptTooLong,
     Reply,
     TextOptions,
 )
@@ -34,7 +39,7 @@ from emu.generate.replies import Event, reply_events
 from emu.generate.request_state import Losses, Request
 from emu.generate.sampling import Detokenizer
 from emu.generate.scheduler import ScheduleOptions, Scheduler
-from emu.generate.scoring import rank_request
+from emu.generate.scoring import answered_prompts, rank_request
 from emu.models.emu import Emu, add_instruct_tokens
 from emu.tokenizer import EmuTokenizer
 from emu.weights.adapter import open_model
@@ -43,7 +48,6 @@ from emu.weights.layout import DECODER
 if TYPE_CHECKING:
     from emu.decoders.base import VisualDecoder
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 P = TypeVar("P")
 RankScore = Literal["released", "sum"]
 
@@ -53,8 +57,7 @@ class Shared:
     """What an engine and those of its adapters have in common."""
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
-    null_conditions: dict[str, Tensor] = field(default_factory=dict)
-    """By adapter."""
+    null_conditions: NullConditions = field(default_factory=NullConditions)
     loop: BatchLoop | None = None
     images: ImageBackend | None = None
     products: Products | None = None
@@ -83,13 +86,12 @@ class Engine:
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Self:
         """The engine of a model directory; `dtype` is `float32`, `bfloat16` or `float16`."""
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}, give one of {sorted(DTYPES)}")
-        _check_device(device)
-        model, tokenizer = open_model(directory, device, DTYPES[dtype])
+        precision = dtype_of(dtype)
+        check_device(device)
+        model, tokenizer = open_model(directory, device, precision)
         decoder = None
         if (Path(directory) / DECODER).is_dir():
-            decoder = load_decoder(Path(directory) / DECODER, device, DTYPES[dtype])
+            decoder = load_decoder(Path(directory) / DECODER, device, precision)
         return cls(model, tokenizer, decoder)
 
     @property
@@ -192,6 +194,8 @@ class Engine:
         self._decoder()  # before the embeddings, which could not be decoded
         if not isinstance(initial_latents, Tensor | None):
             raise TypeError(f"initial_latents is {type(initial_latents).__name__}, give a tensor")
+        _check_kind("options", options, ImageOptions)
+        self._negative(options.negative_prompt)
         (embeddings_QD,) = self.regress_image([prompt])
         return self._start_image(embeddings_QD, options, 0, initial_latents).result()
 
@@ -238,6 +242,7 @@ class Engine:
         has_images = image_first or max_images > 0
         if has_images:
             self._decoder()
+            self._negative(image.negative_prompt)
 
         def start_image(embeddings_QD: Tensor, number: int) -> Future[Image.Image]:
             return self._start_image(embeddings_QD, image, number)
@@ -270,12 +275,10 @@ class Engine:
         released evaluation of VisDial; `sum`: the negative log-likelihood. A space separates prompt
         and candidate, as in the released code. The prompt and its images run once.
         """
-        if isinstance(candidates, str) or not candidates:
-            raise ValueError(f"candidates is {candidates!r}, give a list of at least one text")
+        encoded = self.encode(prompt)
+        answered = answered_prompts(self.encode, encoded, candidates)
         if score not in ("released", "sum"):
             raise ValueError(f"score is {score!r}, give 'released' or 'sum'")
-        encoded = self.encode(prompt)
-        answered = [self._answered(encoded, *entry) for entry in enumerate(candidates)]
         (losses,) = [
             list(output.losses)
             for _, output in self._outputs(rank_request(encoded, answered, self.adapter))
@@ -284,15 +287,6 @@ class Engine:
         if score == "sum":
             return losses
         return [loss / len(full.ids) for loss, full in zip(losses, answered, strict=True)]
-
-    def _answered(self, prompt: EncodedPrompt, number: int, candidate: str) -> EncodedPrompt:
-        if not isinstance(candidate, str) or not candidate.strip() or IMAGE in candidate:
-            raise ValueError(
-                f"candidates[{number}] is {candidate!r}, give a text of at least one visible "
-                f"character and without {IMAGE}"
-            )
-        joined = f"{prompt.text} {candidate}"
-        return self.encode.encode_joined(joined, prompt.pixels, num_reserved=0)
 
     def _texts(
         self, prompts: Sequence[Prompt | EncodedPrompt], options: TextOptions
@@ -345,7 +339,7 @@ class Engine:
         height, width = self._image_size(options)
         job = ImageJob(
             embeddings_QD,
-            self._null_condition(),
+            self._null_condition(options.negative_prompt),
             height,
             width,
             options.num_inference_steps,
@@ -370,13 +364,21 @@ class Engine:
             raise ValueError("give height and width: the model's configuration has no decoder")
         return height, width
 
-    def _null_condition(self) -> Tensor:
-        """The embeddings `QD` regressed from the empty prompt (released pipeline); computed once."""
-        with self._shared.lock:
-            known = self._shared.null_conditions
-            if self.adapter not in known:
-                known[self.adapter] = self.regress_image([""])[0]
-            return known[self.adapter]
+    def _null_condition(self, negative_prompt: str) -> Tensor:
+        """The embeddings `QD` regressed from the negative prompt; the empty one is that of the released pipeline."""
+        adapter = self._shared.adapters[self.adapter].key if self.adapter else b""
+        key = condition_key(weights_key(self.model, adapter), self._negative(negative_prompt).ids)
+        return self._shared.null_conditions.of(
+            key, lambda: self.regress_image([negative_prompt])[0]
+        )
+
+    def _negative(self, prompt: str) -> EncodedPrompt:
+        """The encoded negative prompt; raises NegativePromptTooLong."""
+        try:
+            num_queries = self.config.former.num_queries
+            return self.encode(prompt, opens_image=True, num_reserved=num_queries)
+        except PromptTooLong as error:
+            raise NegativePromptTooLong(f"negative_prompt: {error}") from error
 
 
 def _listed(prompts: Sequence[P]) -> Sequence[P]:
@@ -388,12 +390,3 @@ def _listed(prompts: Sequence[P]) -> Sequence[P]:
 def _check_kind(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r}, give {kind.__name__}(…)")
-
-
-def _check_device(device: str) -> None:
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as error:
-        raise ValueError(f"device is {device!r}, give cpu, cuda or cuda:N") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, and no CUDA device is available; give cpu")

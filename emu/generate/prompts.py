@@ -39,6 +39,10 @@ class PromptTooLong(ValueError):
     """A prompt that leaves the model no position for its reply."""
 
 
+class NegativePromptTooLong(PromptTooLong):
+    """A negative prompt that leaves the model no positions for the embeddings of an image."""
+
+
 @dataclass(frozen=True)
 class TextOptions(Checked):
     """How text is decoded: greedily by default. Beam search and sampling exclude each other."""
@@ -98,11 +102,20 @@ class ImageOptions(Checked):
     num_inference_steps: Annotated[int, Field(ge=1)] = 50
     """Denoising steps."""
     guidance_scale: Annotated[float, Field(ge=0, le=100)] = 7.5
-    """Weight of the prompt against the empty prompt; 1 is no guidance."""
+    """Weight of the prompt against the negative prompt; 1 is no guidance."""
     seed: Seed = 0
     """Of the initial noise: the same seed gives the same image."""
     scheduler: str | None = None
     """The diffusion scheduler, by name; None is the visual decoder's first ("pndm" of Stable Diffusion)."""
+    negative_prompt: str = ""
+    """What guidance leads away from: the text whose regressed embeddings take the place of the empty prompt's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if IMAGE in self.negative_prompt:
+            raise ConfigError(
+                f"negative_prompt is {self.negative_prompt!r}, give a text without {IMAGE}"
+            )
 
 
 FinishReason = Literal["stop", "length", "image"]

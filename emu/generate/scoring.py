@@ -14,9 +14,9 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from emu.config import EmuConfig
+from emu.config import IMAGE, EmuConfig
 from emu.generate.page_pool import PageTable
-from emu.generate.prompts import EncodedPrompt
+from emu.generate.prompts import EncodedPrompt, PromptEncoder
 from emu.generate.request_state import (
     MAX_TREE_POSITIONS,
     Branches,
@@ -79,6 +79,27 @@ def grow_trees(answers: Sequence[Ids], limit: int) -> list[tuple[Tree, dict[Ids,
             tree, paths = Tree(), {}
         paths[answer] = tree.add(answer)
     return [*grown, (tree, paths)]
+
+
+def answered_prompts(
+    encode: PromptEncoder, prompt: EncodedPrompt, candidates: Sequence[str]
+) -> list[EncodedPrompt]:
+    """The prompt followed by each candidate, after a space, as in the released code.
+
+    Raises ValueError for no candidates, and for one that is no visible text.
+    """
+    if isinstance(candidates, str) or not candidates:
+        raise ValueError(f"candidates is {candidates!r}, give a list of at least one text")
+    answered: list[EncodedPrompt] = []
+    for number, candidate in enumerate(candidates):
+        if not isinstance(candidate, str) or not candidate.strip() or IMAGE in candidate:
+            raise ValueError(
+                f"candidates[{number}] is {candidate!r}, give a text of at least one visible "
+                f"character and without {IMAGE}"
+            )
+        joined = f"{prompt.text} {candidate}"
+        answered.append(encode.encode_joined(joined, prompt.pixels, num_reserved=0))
+    return answered
 
 
 def rank_request(

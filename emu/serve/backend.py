@@ -53,6 +53,8 @@ class GenerationRequest:
     """The field of the prompt, for errors."""
     adapter: str = ""
     """The name of the adapter, empty for the model alone."""
+    negative_param: str = "image.negative_prompt"
+    """The field of the negative prompt, for errors."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from emu.generate.prompts import (
     DecodedImage,
     EncodedPrompt,
     ImagePosition,
+    NegativePromptTooLong,
     Piece,
     PromptTooLong,
     Reply,
@@ -132,6 +133,10 @@ class LocalBackend:
                 yield self._embed(request)
         except ApiError as error:
             yield error.response
+        except NegativePromptTooLong as error:
+            assert isinstance(request, GenerationRequest), "only images have one"
+            code = "context_length_exceeded"
+            yield ErrorResponse(400, str(error), request.negative_param, code)
         except PromptTooLong as error:
             yield ErrorResponse(400, str(error), request.param, "context_length_exceeded")
         except ValueError as error:

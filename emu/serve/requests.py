@@ -69,12 +69,13 @@ async def read_request(
     ]
     prompt = to_prompt(turns, card.uses_dialogue(adapter))
     check_positions(prompt, card, "messages")
+    negative = negative_prompt(request.image, card, adapter)
     seed = seed_of(request.seed)
     text = text_options(request, limits, seed, request.num_beams) if request.has_text else None
     return GenerationRequest(
         prompt=prompt,
         text=text,
-        image=image_options(request.image, seed),
+        image=image_options(request.image, seed, negative),
         image_first=request.has_image,
         adapter=adapter,
     )
@@ -251,6 +252,18 @@ def check_text(text: str, param: str, is_system: bool = False) -> str:
 def to_prompt(turns: Sequence[Turn], instruct: bool) -> Content:
     """The pieces of the prompt, for a model with or without instruction tuning."""
     return _instruction(turns) if instruct else _concatenation(turns)
+
+
+def negative_prompt(
+    image: ImageRequest, card: ModelCard, adapter: str, param: str = "image.negative_prompt"
+) -> str:
+    """The negative prompt in the format of a prompt; the empty one has none. Raises `ApiError`."""
+    if not image.negative_prompt:
+        return ""
+    turn = Turn("user", (check_text(image.negative_prompt, param),))
+    prompt = to_prompt([turn], card.uses_dialogue(adapter))
+    check_positions(prompt, card, param)
+    return "".join(piece for piece in prompt if isinstance(piece, str))
 
 
 def _concatenation(turns: Sequence[Turn]) -> Content:

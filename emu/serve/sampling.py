@@ -37,8 +37,8 @@ def text_options(
     )
 
 
-def image_options(image: ImageRequest, seed: int = 0) -> ImageOptions:
-    """The options of a generated image."""
+def image_options(image: ImageRequest, seed: int = 0, negative_prompt: str = "") -> ImageOptions:
+    """The options of a generated image; the negative prompt as the engine takes it."""
     return ImageOptions(
         height=image.height,
         width=image.width,
@@ -46,6 +46,7 @@ def image_options(image: ImageRequest, seed: int = 0) -> ImageOptions:
         guidance_scale=image.guidance_scale,
         seed=seed,
         scheduler=image.scheduler,
+        negative_prompt=negative_prompt,
     )
 
 

@@ -146,6 +146,7 @@ class ImageRequest(Strict):
     num_inference_steps: int = Field(default=50, ge=1)
     guidance_scale: float = Field(default=7.5, ge=0, le=100)
     scheduler: str | None = None
+    negative_prompt: str | None = None
 
 
 class TextRequest(Strict):

@@ -18,7 +18,7 @@ from schemas.images import ImageError
 
 TEXT = "max_new_tokens min_length num_beams length_penalty do_sample temperature top_p seed stop"
 LOG_PROBABILITIES = "num_logprobs prompt_logprobs"
-IMAGE = "height width num_inference_steps guidance_scale seed scheduler"
+IMAGE = "height width num_inference_steps guidance_scale seed scheduler negative_prompt"
 
 
 def arguments(method: Any) -> list[str]:

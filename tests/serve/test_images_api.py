@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -12,8 +13,11 @@ from PIL import Image
 
 from emu.generate.engine import Engine
 from emu.generate.prompts import ImageOptions
+from emu.serve.backend import ModelCard
 from emu.serve.limits import Limits
+from emu.serve.requests import negative_prompt
 from emu.serve.routes.images import KNOWN
+from emu.serve.schema import ImageRequest
 from tests.serve.conftest import Caller, Serve, error_of
 
 PATH = "/v1/images/generations"
@@ -69,6 +73,39 @@ def test_images_are_blended_with_a_text(
         assert made.usage.input_tokens_details.image_tokens == 10 * len(images)
 
 
+def test_a_negative_prompt_is_that_of_the_engine(
+    client: openai.OpenAI, caller: Caller, engine: Engine, photo_png: bytes
+) -> None:
+    extra = OURS | {"negative_prompt": "a black square"}
+    options = replace(OPTIONS, negative_prompt="a black square")
+    made = client.images.generate(prompt="a red circle", size="48x32", extra_body=extra)
+    expected = engine.generate_image("a red circle", options)
+    assert made.data and are_equal(opened(made.data[0]), expected)
+    assert not are_equal(opened(made.data[0]), engine.generate_image("a red circle", OPTIONS))
+    edited = client.images.edit(image=photo_png, prompt="a", size="48x32", extra_body=extra)
+    assert edited.data
+    assert are_equal(opened(edited.data[0]), engine.generate_image([photo_png, "a"], options))
+    image = {name: value for name, value in extra.items() if name != "seed"}
+    image |= {"height": 32, "width": 48}
+    reply = caller.ask("a red circle", modalities=["image"], image=image, seed=7).json()
+    url = reply["choices"][0]["message"]["images"][0]["image_url"]["url"]
+    in_chat = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert are_equal(in_chat, expected)
+    for nothing in ("", None):
+        body = {"prompt": "a red circle", "size": "48x32", **OURS, "negative_prompt": nothing}
+        without = caller.client.post(PATH, json=body).json()["data"][0]["b64_json"]
+        plain = engine.generate_image("a red circle", OPTIONS)
+        assert are_equal(Image.open(io.BytesIO(base64.b64decode(without))), plain)
+
+
+def test_a_negative_prompt_has_the_format_of_a_prompt(engine: Engine) -> None:
+    card = ModelCard("tiny", engine.config, 8, ())
+    image = ImageRequest(negative_prompt="a dog")
+    assert negative_prompt(image, card, "") == "a dog"
+    assert negative_prompt(image, card, "tuned") == " [USER]: a dog [ASSISTANT]:"
+    assert negative_prompt(ImageRequest(negative_prompt=""), card, "tuned") == ""
+
+
 def test_without_a_seed_images_differ_and_the_seed_is_told(caller: Caller) -> None:
     body: dict[str, Any] = {"prompt": "a", "size": "16x16", "num_inference_steps": 1}
     first, second = [caller.client.post(PATH, json=body).json()["data"][0] for _ in range(2)]
@@ -92,6 +129,10 @@ def test_without_a_seed_images_differ_and_the_seed_is_told(caller: Caller) -> No
         ({"prompt": "a", "scheduler": "ddmi"}, "scheduler", 'mean "ddim"?'),
         ({"prompt": "a", "promt": "b"}, "promt", "mean prompt?"),
         ({"prompt": "a [IMG]"}, "prompt", "[IMG]"),
+        ({"prompt": "a", "negative_prompt": "b [IMG]"}, "negative_prompt", "[IMG]"),
+        ({"prompt": "a", "negative_prompt": 3}, "negative_prompt", "3"),
+        ({"prompt": "a", "negative_prompt": "b " * 900}, "negative_prompt", "negative_prompt: the"),
+        ({"prompt": "a", "negative_prompt": "b" * 99999}, "negative_prompt", "the prompt takes"),
     ],
 )
 def test_a_wrong_request_names_its_field(

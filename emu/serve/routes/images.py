@@ -28,6 +28,7 @@ from emu.serve.requests import (
     check_image_limits,
     check_positions,
     check_text,
+    negative_prompt,
     to_prompt,
 )
 from emu.serve.sampling import choices_of, image_options, seed_of
@@ -44,7 +45,6 @@ NEUTRAL: Neutral = {
     "markup": (None,),
     "mask": (None,),
     "moderation": ("auto", "low", None),
-    "negative_prompt": ("", None),
     "output_compression": (100, None),
     "output_format": ("png", None),
     "partial_images": (0, None),
@@ -54,6 +54,7 @@ NEUTRAL: Neutral = {
     "svg": (None,),
 }
 IGNORED = (*COMMON_IGNORED, "quality")
+NEGATIVE = "negative_prompt"
 FILES = ("image", "image[]")
 NUMBERS = ("n", "seed", "guidance_scale", "num_inference_steps", "output_compression")
 """Fields of a form that are numbers; a form holds texts."""
@@ -70,6 +71,7 @@ class GenerateImage(Strict):
     num_inference_steps: int = Field(default=50, ge=1)
     guidance_scale: float = Field(default=7.5, ge=0, le=100)
     scheduler: str | None = None
+    negative_prompt: str | None = None
 
     @property
     def image(self) -> ImageRequest:
@@ -87,6 +89,7 @@ class GenerateImage(Strict):
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             scheduler=self.scheduler,
+            negative_prompt=self.negative_prompt,
         )
 
 
@@ -142,8 +145,9 @@ def read_image_request(
     content: Content = (*images, check_text(request.prompt, "prompt"))
     prompt = to_prompt([Turn("user", content)], card.uses_dialogue(adapter))
     check_positions(prompt, card, "prompt")
-    options = image_options(image, seed_of(request.seed))
-    work = GenerationRequest(prompt, None, options, True, (), "prompt", adapter)
+    negative = negative_prompt(image, card, adapter, NEGATIVE)
+    options = image_options(image, seed_of(request.seed), negative)
+    work = GenerationRequest(prompt, None, options, True, (), "prompt", adapter, NEGATIVE)
     return choices_of(work, request.n)
 
 
