@@ -127,6 +127,11 @@ class TrainConfig(Checked):
     """Steps between lines in metrics.jsonl."""
     num_threads: Annotated[int, Field(ge=0)] = 2
     """Threads per worker that decode the images of the next step. 0: decode in the main thread, between steps."""
+    shard_cache: str | None = None
+    """Folder of a local disk for whole copies of tars from object stores, shared by the workers of a node.
+    None: each sample is read by a byte range."""
+    shard_cache_gb: Positive = 100.0
+    """Maximum size of the shard cache in GB. It needs room for the shards that are read at a time, 64 per corpus."""
     trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
     """Services that also receive the metrics. Each needs its package installed.
     metrics.jsonl is always written; TensorBoard's files are written if TensorBoard is installed."""

@@ -1,8 +1,8 @@
 """A published dataset: its samples by index, and as an endless, shuffled, resumable stream that all ranks share.
 
-`Dataset` checks the manifest and reads single samples. Local tars are memory-mapped; on other fsspec file systems
-one range request fetches the members of a sample. The index of a shard is read when it is first needed and cached,
-so memory does not grow with the dataset.
+`Dataset` checks the manifest and reads single samples, by byte ranges of tars (`emu/data/tars.py`): local ones are
+memory-mapped; on other fsspec file systems one range request fetches the members of a sample, or a cache has whole
+copies. The index of a shard is read when it is first needed and cached, so memory does not grow with the dataset.
 
 `ShardReader` orders the samples. Position n of the stream is sample `n % N` of epoch `n // N`, where N is the size
 of the dataset. The order of an epoch is arithmetic, so any position is found in constant time and the state of a
@@ -27,16 +27,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import mmap
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -44,6 +41,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from emu.data.tars import Cut, Recent, ShardCache, cutter
+from emu.data.tars import DatasetError as DatasetError
 from schemas.adopted import decode_adopted
 from schemas.manifest import MANIFEST_FILE, Manifest, ShardEntry, manifest_from_json
 from schemas.sample import Sample
@@ -104,20 +103,13 @@ def _mixed(value: int) -> int:
     return value ^ (value >> 31)
 
 
-T = TypeVar("T")
-
-
-class DatasetError(ValueError):
-    """A dataset that cannot be read; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class OpenShard:
     """An open shard: its index, and a function that reads a byte range of its tar."""
 
     entry: ShardEntry
     index: pa.Table
-    cut: Callable[[int, int], bytes]
+    cut: Cut
 
 
 class Dataset:
@@ -128,7 +120,9 @@ class Dataset:
             samples, or if a tar or an index differs from the manifest.
     """
 
-    def __init__(self, address: str | Path, num_open: int = 128) -> None:
+    def __init__(
+        self, address: str | Path, num_open: int = 128, cache: ShardCache | None = None
+    ) -> None:
         self.address = str(address)
         self._fs, self._root = fsspec.core.url_to_fs(self.address)
         self.manifest = self._read_manifest()
@@ -138,6 +132,7 @@ class Dataset:
                 f"{self.address}: the dataset is complete but holds no samples; its ledger says why "
                 f"each of its {self.manifest.records.total} records was dropped"
             )
+        self._cache = cache
         self._open = Recent(num_open, self._open_shard)
 
     def __len__(self) -> int:
@@ -204,13 +199,17 @@ class Dataset:
                 f"{path}: {size} bytes, the manifest says {entry.num_bytes}; copy it again or "
                 "rebuild the dataset"
             )
-        return OpenShard(entry, index, _cutter(system, path))
+        return OpenShard(entry, index, cutter(system, path, entry, self._cache))
 
     def _tar(self, entry: ShardEntry) -> tuple[Any, str]:
         """The file system that holds the tar of a shard, and its path there."""
         if entry.path is not None and ("://" in entry.path or Path(entry.path).is_absolute()):
             return fsspec.core.url_to_fs(entry.path)
         return self._fs, self.path(entry.tar)
+
+    def has_local_tar(self, entry: ShardEntry) -> bool:
+        """Whether the tar of a shard is a file of this machine."""
+        return isinstance(self._tar(entry)[0], LocalFileSystem)
 
     def _read_index(self, entry: ShardEntry) -> pa.Table:
         path = self.path(INDEXES, f"{entry.name}.parquet")
@@ -229,39 +228,6 @@ class Dataset:
                 f"{path}: {len(table)} rows, the manifest says {entry.num_samples} samples"
             )
         return table.select(["key", "members"]).combine_chunks()
-
-
-def _cutter(system: Any, path: str) -> Callable[[int, int], bytes]:
-    """What reads a byte range of a tar."""
-    if not isinstance(system, LocalFileSystem):
-        return lambda start, stop: system.cat_file(path, start=start, end=stop)
-    with Path(path).open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return lambda start, stop: data[start:stop]
-
-
-class Recent(Generic[T]):
-    """A thread-safe cache of the most recently used values; makes those that are absent."""
-
-    def __init__(self, capacity: int, make: Callable[[int], T]) -> None:
-        self._capacity, self._make = capacity, make
-        self._values: OrderedDict[int, T] = OrderedDict()
-        self._lock = Lock()
-
-    def __getitem__(self, number: int) -> T:
-        with self._lock:
-            if number not in self._values:
-                self._values[number] = self._make(number)
-            self._values.move_to_end(number)
-            if len(self._values) > self._capacity:
-                self._values.popitem(last=False)
-            return self._values[number]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_capacity": self._capacity, "_make": self._make}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_capacity"], state["_make"])
 
 
 WINDOW = 64
@@ -304,8 +270,8 @@ class Place:
 class ShardReader:
     """Iterates over the samples of a published dataset without end; `state` / `load` are exact.
 
-    `rows` limits it to some rows of each shard; a row may stand there more than once. Raises `DatasetError` as
-    `Dataset` does.
+    `rows` limits it to some rows of each shard; a row may stand there more than once. With a `cache` the tars of a
+    dataset that is not local are copied whole. Raises `DatasetError` as `Dataset` does.
     """
 
     def __init__(
@@ -315,8 +281,9 @@ class ShardReader:
         shuffle: bool = True,
         window: int = WINDOW,
         rows: Rows[Rows[int] | np.ndarray] | None = None,
+        cache: ShardCache | None = None,
     ) -> None:
-        self.dataset = Dataset(dataset_dir, num_open=2 * window)
+        self.dataset = Dataset(dataset_dir, num_open=2 * window, cache=cache)
         self.seed, self.shuffle, self.window = seed, shuffle, window
         self.rows = rows or [range(entry.num_samples) for entry in self.dataset.entries]
         """The rows that are read of each shard."""
@@ -360,6 +327,12 @@ class ShardReader:
         shuffled = start + inside
         slot = bisect_right(order.shard_starts, shuffled) - 1
         return order.shards[slot], shuffled - order.shard_starts[slot]
+
+    def largest_window(self) -> list[ShardEntry]:
+        """The largest shards whose tars are not local, as many as are read at a time."""
+        far = [entry for entry in self.dataset.entries if not self.dataset.has_local_tar(entry)]
+        far.sort(key=lambda entry: -entry.num_bytes)
+        return far[: self.window] if self.shuffle else far[:1]
 
     def state(self) -> dict[str, Any]:
         """The position as a JSON object of constant size."""

@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from emu.data.dataset import Dataset, DatasetError, Recent
+from emu.data.dataset import Dataset, DatasetError
+from emu.data.tars import Recent
 from schemas.features import FeatureInfo, feature_info, features_spec, stamps
 from schemas.manifest import ShardEntry
 from schemas.shard import FEATURES

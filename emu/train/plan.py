@@ -22,6 +22,7 @@ from emu.data.batches import BatchStream, Layout, StepStream
 from emu.data.dataset import DatasetError, ShardReader
 from emu.data.mixture import Corpus, Mixture, Source, held_out_places
 from emu.data.sequence import SequenceMaker
+from emu.data.tars import ShardCache
 from emu.models.emu import Emu
 from emu.models.visual import VisualEncoder, preprocessing
 from emu.recipes import TrainConfig
@@ -46,6 +47,8 @@ HOUSEKEEPING = {
     "max_skipped_steps",
     "parallel",
     "shard_workers",
+    "shard_cache",
+    "shard_cache_gb",
     "validate_every",
     "validation_samples",
     "trackers",
@@ -213,6 +216,8 @@ def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> B
     tokenizer = EmuTokenizer.load(plan.tokenizer, plan.model.instruct)
     maker = SequenceMaker(plan.sequence, plan.model, tokenizer, config.seed)
     mixture = Mixture([open_source(plan, corpus, tower, ranks) for corpus in corpora_of(plan)])
+    if cache := shard_cache(config):
+        cache.check([source.reader.largest_window() for source in mixture.sources.values()])
     layout = Layout(
         {name: config.batch_size_of(name) for name in mixture.sources},
         config.row_length,
@@ -221,6 +226,13 @@ def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> B
         keeps_global_batch=config.normalisation == "global",
     )
     return BatchStream(mixture, maker, layout, ranks.share, config.num_threads)
+
+
+def shard_cache(config: TrainConfig) -> ShardCache | None:
+    """Where whole copies of tars are kept, if that was asked for."""
+    if config.shard_cache is None:
+        return None
+    return ShardCache(Path(config.shard_cache), int(config.shard_cache_gb * 1e9))
 
 
 def corpora_of(plan: TrainPlan) -> tuple[Corpus, ...]:
@@ -232,7 +244,7 @@ def open_source(
     plan: TrainPlan, corpus: Corpus, tower: VisualEncoder | None, ranks: Ranks
 ) -> Source:
     """A corpus with its reader and, where the plan uses them, its features."""
-    reader = ShardReader(corpus.address, plan.train.seed)
+    reader = ShardReader(corpus.address, plan.train.seed, cache=shard_cache(plan.train))
     features = None
     if plan.use_features:
         if not plan.train.freeze_vision:
