@@ -77,8 +77,8 @@ class OptimConfig(Checked):
     """Fraction of all steps with linear warm-up of the learning rates; a cosine decay follows."""
     visual_freeze_ratio: Ratio = 0.0
     """Fraction of all steps with learning rate 0 for visual encoder, ln_visual and Causal Former.
-    Their warm-up follows. For a language model from scratch:
-    its first gradients would make the visual parts output nothing."""
+    Their warm-up follows. For a language model from scratch.
+    The first gradients of such a model would make the visual parts output nothing."""
     final_ratio: Ratio = 0.0
     """Learning rates at the end of the cosine decay, as a fraction of their peaks. 0: decay to zero."""
 
