@@ -38,7 +38,7 @@ from emu.config import AdapterConfig, EmuConfig
 from emu.data.batches import collate
 from emu.data.packing import collate_packed, pack
 from emu.data.sequence import Sequence, Slot
-from emu.generate.engine import DTYPES
+from emu.generate.precision import DTYPES
 from emu.models.emu import Emu
 from emu.models.objective import Batch, Objective, text_labels
 from emu.recipes import OptimConfig

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -13,6 +12,7 @@ from emu.generate.page_pool import pages_for
 from emu.generate.products import Products
 from emu.generate.request_state import Finished, Output, Request, RequestState
 from emu.generate.scheduler import ScheduleOptions, Scheduler
+from emu.generate.step_thread import LoopClosed, StepThread
 from emu.models.emu import Emu
 from emu.tokenizer import EmuTokenizer
 
@@ -56,10 +56,8 @@ class BatchLoop:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self._inboxes: dict[RequestState, queue.SimpleQueue[Output | StepFailed]] = {}
-        self._changed = threading.Condition()
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._run, name="batch-loop", daemon=True)
+        self._inboxes: dict[RequestState, queue.SimpleQueue[Output | Exception]] = {}
+        self._thread = StepThread("batch-loop", self._has_work, self._step, self._end)
         self._thread.start()
 
     def outputs(self, request: Request, is_wanted: Callable[[], bool] | None = None) -> Outputs:
@@ -67,15 +65,13 @@ class BatchLoop:
 
         So does `is_wanted` if it turns false, also while nothing comes out; the iterator then ends without `Finished`.
 
-        Raises QueueFull if too many wait, ValueError if the request can never fit, StepFailed if a step failed.
+        Raises QueueFull if too many wait, ValueError if the request can never fit, StepFailed if a step failed, and
+        LoopClosed.
         """
-        inbox: queue.SimpleQueue[Output | StepFailed] = queue.SimpleQueue()
-        with self._changed:
-            if self._is_closed:
-                raise StepFailed("the loop is closed")
+        inbox: queue.SimpleQueue[Output | Exception] = queue.SimpleQueue()
+        with self._thread.adding():
             state = self.scheduler.submit(request)
             self._inboxes[state] = inbox
-            self._changed.notify()
         try:
             while True:
                 try:
@@ -84,45 +80,39 @@ class BatchLoop:
                     if is_wanted is not None and not is_wanted():
                         return
                     continue
-                if isinstance(output, StepFailed):
+                if isinstance(output, Exception):
                     raise output
                 yield state, output
                 if isinstance(output, Finished):
                     return
         finally:
-            with self._changed:
+            with self._thread.lock:
                 if self._inboxes.pop(state, None) is not None:
                     self.scheduler.abort(state)
 
     def close(self) -> None:
-        """Ends the thread after its step; requests that run get StepFailed."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
-        self._thread.join()
+        """Ends the thread after its step; requests that run get LoopClosed."""
+        self._thread.close()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or self._has_work())
-                if self._is_closed:
-                    self._fail("the loop was closed")
-                    return
-            try:
-                outputs = self.scheduler.step()
-            except Exception:
-                log.exception("step=failed")
-                with self._changed:
-                    self.scheduler.clear()
-                    self._fail("a step of the model failed; see the log")
-                continue
+    def _step(self) -> None:
+        try:
+            outputs = self.scheduler.step()
+        except Exception:
+            log.exception("step=failed")
+            with self._thread.lock:
+                self.scheduler.clear()
+                self._fail(StepFailed("a step of the model failed; see the log"))
+        else:
             self._deliver(outputs)
+
+    def _end(self) -> None:
+        self._fail(LoopClosed("the batch-loop was closed"))
 
     def _has_work(self) -> bool:
         return bool(self.scheduler.num_waiting or self.scheduler.num_running)
 
     def _deliver(self, outputs: Iterable[tuple[RequestState, Output]]) -> None:
-        with self._changed:
+        with self._thread.lock:
             for state, output in outputs:
                 inbox = self._inboxes.get(state)  # None: aborted during the step
                 if inbox is not None:
@@ -130,7 +120,7 @@ class BatchLoop:
                 if isinstance(output, Finished):
                     self._inboxes.pop(state, None)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, error: Exception) -> None:
         for inbox in self._inboxes.values():
-            inbox.put(StepFailed(reason))
+            inbox.put(error)
         self._inboxes.clear()

@@ -9,7 +9,6 @@ Shapes: Q embeddings of an image, D language width, Z latent channels, h w laten
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from emu.generate.counters import ImageCounters
 from emu.generate.scheduler import QueueFull
+from emu.generate.step_thread import StepThread
 from schemas.validation import Checked
 
 if TYPE_CHECKING:
@@ -91,13 +91,11 @@ class ImageLoop:
         self._work: list[Work] = []
         self._last_size: Sequence[int] = ()
         self._num_steps = self._num_rows = self._num_images = 0
-        self._is_closed = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="image-loop", daemon=True)
+        self._thread = StepThread("image-loop", lambda: bool(self._work), self._step, self._end)
         self._thread.start()
 
     def submit(self, job: ImageJob) -> Future[Image.Image]:
-        """As `ImageBackend.submit`."""
+        """As `ImageBackend.submit`; raises LoopClosed as well."""
         denoising = self.decoder.begin(
             job.condition_QD[None],
             job.null_condition_QD,
@@ -111,13 +109,10 @@ class ImageLoop:
             job.scheduler,
         )
         work = Work(denoising, Future())
-        with self._changed:
-            if self._is_closed:
-                raise RuntimeError("the loop of images is closed")
+        with self._thread.adding():
             if len(self._work) >= self.options.max_batch + self.options.max_waiting:
                 raise QueueFull(f"{len(self._work)} images wait, and no more may; try again soon")
             self._work.append(work)
-            self._changed.notify()
         return work.result
 
     def counters(self) -> ImageCounters:
@@ -126,28 +121,23 @@ class ImageLoop:
 
     def close(self) -> None:
         """Ends the thread after its step; images that are not finished are cancelled."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
-        self._thread.join()
+        self._thread.close()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_closed or bool(self._work))
-                if self._is_closed:
-                    for work in self._work:
-                        work.result.cancel()
-                    self._work.clear()
-                    return
-                batch = self._next_batch()
-            try:
-                self._step(batch)
-            except Exception as error:
-                log.exception("images=failed")
-                for work in batch:
-                    _settle(work.result, error)
-                self._remove(batch)
+    def _end(self) -> None:
+        for work in self._work:
+            work.result.cancel()
+        self._work.clear()
+
+    def _step(self) -> None:
+        with self._thread.lock:
+            batch = self._next_batch()
+        try:
+            self._denoise(batch)
+        except Exception as error:
+            log.exception("images=failed")
+            for work in batch:
+                _settle(work.result, error)
+            self._remove(batch)
 
     def _next_batch(self) -> list[Work]:
         """The oldest images of one size; sizes take turns."""
@@ -160,7 +150,7 @@ class ImageLoop:
         return own[: self.options.max_batch]
 
     @torch.inference_mode()
-    def _step(self, batch: Sequence[Work]) -> None:
+    def _denoise(self, batch: Sequence[Work]) -> None:
         if not batch:
             return
         self.decoder.denoise([work.denoising for work in batch])
@@ -176,7 +166,7 @@ class ImageLoop:
                 _settle(work.result, Image.fromarray(pixels))
 
     def _remove(self, gone: Sequence[Work]) -> None:
-        with self._changed:
+        with self._thread.lock:
             self._work = [work for work in self._work if work not in gone]
 
 

@@ -1,6 +1,7 @@
 """Images decoded together are those decoded alone; text goes on while they are made."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -184,7 +185,14 @@ def test_an_image_that_fails_fails_its_reply_and_a_closed_stream_cancels_its_ima
     stream.close()  # type: ignore[attr-defined]
     assert gate.results[0].cancelled()
     stream = view.stream("a", text, ImageOptions(32, 32), image_first=True)
-    thread = threading.Timer(0.1, lambda: gate.results[1].set_exception(ValueError("no memory")))
+
+    def fail_the_second() -> None:
+        deadline = time.monotonic() + 60
+        while len(gate.results) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        gate.results[1].set_exception(ValueError("no memory"))
+
+    thread = threading.Thread(target=fail_the_second)
     thread.start()
     with pytest.raises(ValueError, match="no memory"):
         list(stream)

@@ -6,9 +6,10 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -99,11 +100,17 @@ def photo_png() -> bytes:
 
 @contextlib.contextmanager
 def serving(
-    engine: Engine, card: ModelCard, limits: Limits, fetch: Fetch | None, access: Access
+    engine: Engine,
+    card: ModelCard,
+    limits: Limits,
+    fetch: Fetch | None,
+    access: Access,
+    adapters: Mapping[str, Path] = MappingProxyType({}),
 ) -> Iterator[Caller]:
     """The API on a free port, in a thread, for the duration of the block."""
     port = free_port()
-    api = build_api(LocalBackend(engine, 2, limits.max_image_pixels), card, limits, fetch, access)
+    backend = LocalBackend(engine, 2, limits.max_image_pixels, adapters)
+    api = build_api(backend, card, limits, fetch, access)
     server = uvicorn.Server(uvicorn.Config(api, port=port, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
