@@ -5,13 +5,15 @@
 Sequences have the lengths of the paper's formats: pairs, documents of both samplings, clips, storyboards. Padded
 batches hold `batch_size` of them in the order in which they come; packed ones the same in rows. The tower's outputs are
 given, so that the time is that of the language model, the Causal Former and the losses. Sides alternate; ratios are
-within a round. Subjects:
+within a round, of the processor time of this process. Subjects:
 
 - mixed: every batch holds sequences of all formats, as often as the paper's table of batch sizes has them;
 - uniform: the same, every format equally often;
 - homogeneous: every batch holds one format, as in the paper's pretraining.
 
-`full_logits` is the padded batch with logits at every position, as in the published model.
+Three padded sides: `padded` computes every position, as padded batches do; `unpadded` is our own padded layout, which
+leaves the padding out of everything but attention; `full_logits` has logits at every position, as the published model.
+The other three take the cross-entropy in chunks of the rows with a target.
 Prints JSON lines.
 """
 
@@ -20,6 +22,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, Literal
@@ -49,8 +52,8 @@ class PackingBenchmark:
     """What a batch holds."""
     batch_size: int = 32
     """Sequences per padded batch."""
-    row_length: int = 2048
-    """Positions of a packed row."""
+    row_length: int = 4096
+    """Positions of a packed row at most, as in the recipes (`row_length` times `num_rows`)."""
     width: int = 128
     """Width of the language model."""
     layers: int = 2
@@ -129,24 +132,29 @@ def _sequence(kind: str, config: EmuConfig, dice: Random) -> Made:
 
 
 def _compared(options: PackingBenchmark, model: Emu, batches: list[list[Made]]) -> dict[str, Any]:
+    padded = deepcopy(model)
+    padded.language.forward_unpadded = padded.language.forward  # type: ignore[method-assign]
     sides: dict[str, Callable[[list[Made]], float]] = {
         "packed": lambda made: _packed(options, model, made),
-        "padded": lambda made: _padded(model, made, with_logits=False),
-        "full_logits": lambda made: _padded(model, made, with_logits=True),
+        "padded": lambda made: _step(padded, _padded(model, made), with_logits=False),
+        "unpadded": lambda made: _step(model, _padded(model, made), with_logits=False),
+        "full_logits": lambda made: _step(model, _padded(model, made), with_logits=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, float] = {}
     for _ in range(options.num_rounds):
         for name, work in sides.items():
-            began = time.perf_counter()
+            began = time.process_time()
             losses[name] = sum(work(made) for made in batches)
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     lengths = [[len(s.ids_L) for s, _ in made] for made in batches]
     real = sum(map(sum, lengths))
-    padded = sum(len(row) * max(row) for row in lengths)
-    fills = [efficiency(row, pack(row, options.row_length), options.row_length) for row in lengths]
-    together = [length for row in lengths for length in row]
-    fill = efficiency(together, pack(together, options.row_length), options.row_length)
+    all_positions = sum(len(row) * max(row) for row in lengths)
+    rows = [pack(row, options.row_length) for row in lengths]
+    fills = {
+        number: [efficiency(*each, number) for each in zip(lengths, rows, strict=True)]
+        for number in (1, 64)
+    }
     rates = {name: round(real / statistics.median(s)) for name, s in seconds.items()}
 
     def ratio(slow: str) -> float:
@@ -155,10 +163,12 @@ def _compared(options: PackingBenchmark, model: Emu, batches: list[list[Made]]) 
 
     return {
         "real_positions": real,
-        "padding_share": round(1 - real / padded, 3),
-        "fill_of_rows": {"per_batch": round(statistics.mean(fills), 3), "all": round(fill, 3)},
+        "padding_share": round(1 - real / all_positions, 3),
+        "rows_per_batch": [len(each) for each in rows],
+        "least_fill": {f"multiple_of_{number}": round(min(f), 4) for number, f in fills.items()},
         "positions_per_s": rates,
         "packed_to_padded": ratio("padded"),
+        "packed_to_unpadded": ratio("unpadded"),
         "packed_to_full_logits": ratio("full_logits"),
         "largest_relative_difference": max(abs(x / losses["padded"] - 1) for x in losses.values()),
     }
@@ -169,14 +179,14 @@ def _packed(options: PackingBenchmark, model: Emu, made: list[Made]) -> float:
     total = 0.0
     for row in rows:
         chosen = [made[index] for index in row]
-        batch = collate_packed([chosen], model.config.special.pad, True)
+        batch = collate_packed(chosen, model.config.special.pad, True)
         total += _step(model, batch, with_logits=False)
     return total
 
 
-def _padded(model: Emu, made: list[Made], with_logits: bool) -> float:
+def _padded(model: Emu, made: list[Made]) -> Batch:
     sequences, images = [s for s, _ in made], [images for _, images in made]
-    return _step(model, collate(sequences, images, model.config.special.pad, True), with_logits)
+    return collate(sequences, images, model.config.special.pad, True)
 
 
 def _step(model: Emu, batch: Batch, with_logits: bool) -> float:

@@ -97,10 +97,10 @@ class TrainConfig(Checked):
     num_micro: Count = 1
     """Micro-batches per step and worker; their gradients are accumulated."""
     row_length: Annotated[int, Field(ge=0)] = 0
-    """Positions per row. Sequences are packed into rows side by side, without attention between them.
-    0: padded batches with one sequence per row. The losses are the same."""
+    """Factor of num_rows: a micro-batch packs up to row_length times num_rows positions, without attention between
+    sequences. 0: padded batches with one sequence per row. The losses are the same."""
     num_rows: Count = 1
-    """Packed rows per micro-batch. The number of micro-batches follows from the sequences of the step."""
+    """Factor of row_length. The number of micro-batches follows from the sequences of the step."""
     precision: Precision = "float32"
     """Precision of matrix products. bfloat16: autocast; weights, optimizer state and losses stay float32."""
     normalisation: Normalisation = "global"

@@ -99,16 +99,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a rank cuts its share into micro-batches: packed rows, or padded sequences."""
+    """How a rank cuts its share into micro-batches: one packed row each, or padded sequences."""
 
     batch_size: Mapping[str, int]
     """Padded sequences per micro-batch, by corpus."""
     row_length: int = 0
-    """Positions of a packed row; 0: padded."""
-    num_rows: int = 1
-    """Packed rows per micro-batch."""
-    is_fixed: bool = False
-    """Rows keep their length where they are not full, for kernels that are compiled for one shape."""
+    """Positions of a packed row at most; 0: padded."""
+    multiple: int = 1
+    """Packed rows have a multiple of so many positions."""
     keeps_global_batch: bool = True
     """A saved run keeps its sequences per step on any number of ranks; else another number is refused."""
 
@@ -272,8 +270,8 @@ class BatchStream(StepStream[Made, Batch]):
         longest = max(lengths, key=lambda name: lengths[name])
         if row and row < lengths[longest]:
             raise ValueError(
-                f"row_length is {row}, but {longest} is {lengths[longest]}; give rows of at least the longest "
-                "sequence, or 0 for padded batches"
+                f"a packed row has {row} positions at most (row_length x num_rows), but {longest} is "
+                f"{lengths[longest]}; give rows of at least the longest sequence, or 0 for padded batches"
             )
 
     def made(self, source: Source, place: Place) -> Made:
@@ -290,17 +288,10 @@ class BatchStream(StepStream[Made, Batch]):
         )
 
     def _packed(self, source: Source, made: list[Made]) -> list[Batch]:
-        rows = pack([len(sequence.ids_L) for sequence, _ in made], self.layout.row_length)
-        size = self.layout.num_rows
-        length = self.layout.row_length if self.layout.is_fixed else None
+        pad, are_patches = self.maker.model.special.pad, source.features is not None
         return [
-            collate_packed(
-                [[made[index] for index in row] for row in rows[start : start + size]],
-                self.maker.model.special.pad,
-                source.features is not None,
-                length,
-            )
-            for start in range(0, len(rows), size)
+            collate_packed([made[index] for index in row], pad, are_patches, self.layout.multiple)
+            for row in pack([len(s.ids_L) for s, _ in made], self.layout.row_length)
         ]
 
     def _padded(self, source: Source, made: list[Made]) -> list[Batch]:

@@ -1,8 +1,12 @@
-"""Sequences side by side in rows of a fixed length, and a packed batch of such rows.
+"""Sequences side by side in one row per micro-batch, with rows of nearly equal length.
 
-First-fit decreasing: the longest sequence first, each into the first row with room. With sequences of mixed length all
-rows but the last are nearly full. A sequence is never cut, positions count from 0 in each, and none sees another
-(`emu/models/attention.py`), so losses are those of padded batches to rounding.
+A step holds a fixed number of sequences, so that their positions fill no given number of rows of a given length: with
+rows of 2,048 positions a batch of 32 mixed sequences filled 86 %. A row has no need of a given length. The sequences of
+a rank are spread over as few rows as the limit allows, the longest first, each onto the emptiest row; a row is as long
+as its sequences together, rounded up to a multiple on a GPU.
+
+A sequence is never cut, positions count from 0 in each, and none sees another (`emu/models/attention.py`), so losses
+are those of padded batches to rounding.
 
 Shapes: B rows, L positions of a row, N images, P patches, V vision width, C channels, H W pixels.
 """
@@ -13,62 +17,68 @@ from collections.abc import Sequence as Rows
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from emu.data.sequence import Sequence
 from emu.models.attention import documents_of
 from emu.models.objective import IGNORED, Batch
 
 
-def pack(lengths: Rows[int], row_length: int) -> list[list[int]]:
-    """The rows, each a list of indices into `lengths` with a sum of at most `row_length`.
+def pack(lengths: Rows[int], limit: int) -> list[list[int]]:
+    """The rows, each a list of indices into `lengths` with a sum of at most `limit`.
 
-    The same lengths give the same rows. Raises ValueError for a length beyond the row.
+    The same lengths give the same rows. Raises ValueError for a length beyond the limit.
     """
     longest = max(lengths, default=0)
-    if longest > row_length:
-        raise ValueError(
-            f"a sequence has {longest} positions, a row {row_length}; give longer rows"
-        )
-    rows: list[list[int]] = []
-    room: list[int] = []
+    if longest > limit:
+        raise ValueError(f"a sequence has {longest} positions, a row {limit}; give longer rows")
+    num_rows = -(-sum(lengths) // limit)
+    while True:
+        rows = _spread(lengths, num_rows)
+        if all(sum(lengths[index] for index in row) <= limit for row in rows):
+            return rows
+        num_rows += 1
+
+
+def _spread(lengths: Rows[int], num_rows: int) -> list[list[int]]:
+    """Longest first, each onto the row with the fewest positions."""
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    filled = [0] * num_rows
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fitting = (row for row, left in enumerate(room) if left >= lengths[index])
-        row = next(fitting, len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(row_length)
+        row = filled.index(min(filled))
         rows[row].append(index)
-        room[row] -= lengths[index]
+        filled[row] += lengths[index]
     return [sorted(row) for row in rows]
 
 
-def efficiency(lengths: Rows[int], rows: Rows[Rows[int]], row_length: int) -> float:
+def rounded(length: int, multiple: int) -> int:
+    """The positions of a row whose sequences have `length` together."""
+    return -(-length // multiple) * multiple
+
+
+def efficiency(lengths: Rows[int], rows: Rows[Rows[int]], multiple: int = 1) -> float:
     """The share of the positions of packed rows that are real."""
-    return sum(lengths) / (len(rows) * row_length)
+    return sum(lengths) / sum(rounded(sum(lengths[i] for i in row), multiple) for row in rows)
 
 
 def collate_packed(
-    rows: Rows[Rows[tuple[Sequence, Tensor]]],
-    pad: int,
-    are_patches: bool,
-    length: int | None = None,
+    row: Rows[tuple[Sequence, Tensor]], pad: int, are_patches: bool, multiple: int = 1
 ) -> Batch:
-    """A packed batch; each row holds sequences with their `NCHW` or `NPV` images.
+    """A packed batch of one row: sequences with their `NCHW` or `NPV` images.
 
-    Rows have `length` positions, or as many as the fullest one.
+    The row is padded to a multiple of `multiple` positions.
     """
-    ids = [torch.cat([sequence.ids_L for sequence, _ in row]) for row in rows]
-    labels = [torch.cat([_later_labels(sequence) for sequence, _ in row]) for row in rows]
-    length = length or max(len(row) for row in ids)
-    ids_BL, labels_BL = _padded(ids, length, pad), _padded(labels, length, IGNORED)
-    lengths_B = torch.tensor([len(row) for row in ids])
-    mask_BL = torch.arange(length)[None, :] < lengths_B[:, None]
-    documents = documents_of([[len(s.ids_L) for s, _ in row] for row in rows], length)
-    images = [pictures for row in rows for _, pictures in row]
+    lengths = [len(sequence.ids_L) for sequence, _ in row]
+    number = sum(lengths)
+    length = rounded(number, multiple)
+    ids_BL = torch.full((1, length), pad)
+    ids_BL[0, :number] = torch.cat([sequence.ids_L for sequence, _ in row])
+    labels_BL = torch.full((1, length), IGNORED)
+    labels_BL[0, :number] = torch.cat([_later_labels(sequence) for sequence, _ in row])
+    mask_BL = torch.arange(length)[None, :] < number
+    images = [pictures for _, pictures in row]
     joined = torch.cat(images) if any(len(pictures) for pictures in images) else None
     pixels, patches = (None, joined) if are_patches else (joined, None)
-    return Batch(ids_BL, mask_BL, labels_BL, pixels, patches, documents)
+    return Batch(ids_BL, mask_BL, labels_BL, pixels, patches, documents_of([lengths], length))
 
 
 def _later_labels(sequence: Sequence) -> Tensor:
@@ -76,8 +86,3 @@ def _later_labels(sequence: Sequence) -> Tensor:
     labels_L = sequence.labels_L.clone()
     labels_L[0] = IGNORED
     return labels_L
-
-
-def _padded(rows: list[Tensor], length: int, value: int) -> Tensor:
-    padded = pad_sequence(rows, batch_first=True, padding_value=value)
-    return torch.nn.functional.pad(padded, (0, length - padded.shape[1]), value=value)

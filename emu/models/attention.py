@@ -38,12 +38,14 @@ class Documents:
     """int64, from 0 in each document."""
     real: tuple[int, ...]
     """The lengths of the documents that are no padding."""
+    longest: int
+    """A power of two that no document exceeds: few values, for kernels that are compiled for it."""
 
     def to(self, device: torch.device | str) -> Documents:
         """The same documents on `device`."""
         bounds_N = self.bounds_N.to(device, non_blocking=True)
         positions_BL = self.positions_BL.to(device, non_blocking=True)
-        return Documents(self.lengths, bounds_N, positions_BL, self.real)
+        return Documents(self.lengths, bounds_N, positions_BL, self.real, self.longest)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def documents_of(rows: Sequence[Sequence[int]], length: int) -> Documents:
     positions = torch.cat([torch.arange(n) for n in lengths])
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     real = tuple(chain.from_iterable(rows))
-    return Documents(lengths, bounds, positions.view(len(rows), length), real)
+    longest = 1 << (max(lengths) - 1).bit_length()
+    return Documents(lengths, bounds, positions.view(len(rows), length), real, longest)
 
 
 def attend_within(documents: Documents, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -120,8 +123,7 @@ def attend_within(documents: Documents, queries: Tensor, keys: Tensor, values: T
 def _varlen(documents: Documents, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    longest = documents.positions_BL.shape[1]  # of any batch: one compiled kernel serves all
-    bounds_N = documents.bounds_N
+    bounds_N, longest = documents.bounds_N, documents.longest
     mixed = varlen_attn(
         queries[0].transpose(0, 1).contiguous(),
         keys[0].transpose(0, 1).contiguous(),

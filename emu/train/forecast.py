@@ -119,7 +119,7 @@ def forecast(
 def _micro_batch(
     corpus: str, model: EmuConfig, config: TrainConfig, lengths: SequenceConfig
 ) -> MicroBatch:
-    """The largest micro-batch: full rows, or padded sequences of a typical length."""
+    """The largest micro-batch: a full row, or padded sequences of a typical length."""
     size = typical_sequence(corpus, model, lengths)
     number = config.batch_size_of(corpus)
     if config.row_length:

@@ -180,6 +180,8 @@ class Run:
         """End the threads of the run; a checkpoint that is being written is finished before."""
         self.stream.close()
         self.writer.close()
+        if self.metrics:
+            self.metrics.close(self.step == self.plan.train.steps)
 
     def finish(self) -> Summary:
         """Write `model/` and `summary.json` on the first rank."""

@@ -53,6 +53,8 @@ HOUSEKEEPING = {
     "validation_samples",
     "trackers",
 }
+GPU_MULTIPLE = 64
+"""Positions of packed rows on a GPU are a multiple of it, for its matrix products and its allocator."""
 CUTTING = {"batch_size", "corpus_batch_size", "num_micro", "row_length", "num_rows"}
 """How a global batch is split: may change on resume if losses are normalised over the whole of it."""
 
@@ -220,9 +222,8 @@ def open_stream(plan: TrainPlan, tower: VisualEncoder | None, ranks: Ranks) -> B
         cache.check([source.reader.largest_window() for source in mixture.sources.values()])
     layout = Layout(
         {name: config.batch_size_of(name) for name in mixture.sources},
-        config.row_length,
-        config.num_rows,
-        is_fixed=torch.cuda.is_available(),
+        config.row_length * config.num_rows,
+        multiple=GPU_MULTIPLE if torch.cuda.is_available() else 1,
         keeps_global_batch=config.normalisation == "global",
     )
     return BatchStream(mixture, maker, layout, ranks.share, config.num_threads)

@@ -57,12 +57,14 @@ class MetricsFile:
     ) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / METRICS
-        kept = [row for row in read_metrics(out) if row["step"] <= first_step]
+        rows = read_metrics(out)
+        kept = [row for row in rows if row["step"] <= first_step]
         self.last: Mapping[str, Any] | None = kept[-1] if kept else None
         temporary = out / f".{METRICS}.{os.getpid()}"
         temporary.write_text("".join(map(_line, kept)))
         temporary.replace(self.path)
-        self._trackers = Trackers(trackers, TrackedRun(out, config or {}, first_step))
+        logged_step = rows[-1]["step"] if rows else 0
+        self._trackers = Trackers(trackers, TrackedRun(out, config or {}, first_step, logged_step))
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
@@ -70,6 +72,10 @@ class MetricsFile:
             file.write(_line(row))
         self.last = row
         self._trackers.write(row)
+
+    def close(self, is_done: bool) -> None:
+        """Close the trackers; `is_done` says whether the run has taken all its steps."""
+        self._trackers.close(is_done)
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ PROJECT = "emu"
 
 Log = Callable[[Mapping[str, float], int], None]
 """Takes the finite numbers of a line, and its step."""
+Close = Callable[[bool], None]
+"""Sends what is not sent yet; takes whether the run has taken all its steps."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class TrackedRun:
     config: Mapping[str, Any]
     first_step: int
     """Steps done before; lines of later steps are repeated."""
+    logged_step: int = 0
+    """The step of the last line before: those up to it have been sent."""
 
     @property
     def identity(self) -> str:
@@ -38,7 +42,7 @@ class TrackedRun:
         return hashlib.sha256(str(self.out.absolute()).encode()).hexdigest()[:16]
 
 
-def _tensorboard(run: TrackedRun) -> Log:
+def _tensorboard(run: TrackedRun) -> tuple[Log, Close]:
     from torch.utils.tensorboard import SummaryWriter  # takes half a second
 
     # hides the steps that are repeated
@@ -49,10 +53,10 @@ def _tensorboard(run: TrackedRun) -> Log:
             writer.add_scalar(name, value, step)
         writer.flush()
 
-    return log
+    return log, lambda is_done: writer.close()
 
 
-def _wandb(run: TrackedRun) -> Log:
+def _wandb(run: TrackedRun) -> tuple[Log, Close]:
     wandb: Any = importlib.import_module("wandb")
     project = os.environ.get("WANDB_PROJECT", PROJECT)
     started = wandb.init(
@@ -63,10 +67,13 @@ def _wandb(run: TrackedRun) -> Log:
         config=dict(run.config),
         resume="allow",
     )
-    return lambda numbers, step: started.log(dict(numbers), step=step, commit=True)
+    return (
+        lambda numbers, step: started.log(dict(numbers), step=step, commit=True),
+        lambda is_done: started.finish(exit_code=0 if is_done else 1),
+    )
 
 
-def _mlflow(run: TrackedRun) -> Log:
+def _mlflow(run: TrackedRun) -> tuple[Log, Close]:
     mlflow: Any = importlib.import_module("mlflow")
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
     kept = run.out / "mlflow_run"
@@ -76,10 +83,13 @@ def _mlflow(run: TrackedRun) -> Log:
     if not kept.is_file():
         kept.write_text(started.info.run_id)
         mlflow.log_dict(dict(run.config), "run.json")
-    return lambda numbers, step: mlflow.log_metrics(dict(numbers), step=step)
+    return (
+        _once(run, lambda numbers, step: mlflow.log_metrics(dict(numbers), step=step)),
+        lambda is_done: mlflow.end_run("FINISHED" if is_done else "KILLED"),
+    )
 
 
-def _trackio(run: TrackedRun) -> Log:
+def _trackio(run: TrackedRun) -> tuple[Log, Close]:
     trackio: Any = importlib.import_module("trackio")
     trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", PROJECT),
@@ -87,10 +97,23 @@ def _trackio(run: TrackedRun) -> Log:
         config=dict(run.config),
         resume="allow",
     )
-    return lambda numbers, step: trackio.log(dict(numbers), step=step)
+    return (
+        _once(run, lambda numbers, step: trackio.log(dict(numbers), step=step)),
+        lambda is_done: trackio.finish(),
+    )
 
 
-TRACKERS: dict[str, Callable[[TrackedRun], Log]] = {
+def _once(run: TrackedRun, log: Log) -> Log:
+    """`log` without the steps that have been sent before, where a service would keep both values."""
+
+    def later(numbers: Mapping[str, float], step: int) -> None:
+        if step > run.logged_step:
+            log(numbers, step)
+
+    return later
+
+
+TRACKERS: dict[str, Callable[[TrackedRun], tuple[Log, Close]]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "mlflow": _mlflow,
@@ -116,7 +139,7 @@ class Trackers:
         check_trackers(names)
         is_there = importlib.util.find_spec("tensorboard") is not None
         every = dict.fromkeys((*(("tensorboard",) if is_there else ()), *names))
-        self._logs = [TRACKERS[name](run) for name in every]
+        self._trackers = [TRACKERS[name](run) for name in every]
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Pass the finite numbers of a line on."""
@@ -125,5 +148,10 @@ class Trackers:
             for name, value in row.items()
             if isinstance(value, int | float) and name != "step" and math.isfinite(value)
         }
-        for log in self._logs:
+        for log, _ in self._trackers:
             log(numbers, row["step"])
+
+    def close(self, is_done: bool) -> None:
+        """Send what is not sent yet, and say whether the run has taken all its steps."""
+        for _, close in self._trackers:
+            close(is_done)

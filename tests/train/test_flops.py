@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from emu.config import AdapterConfig, EmuConfig, SequenceConfig, tiny_config
 from emu.data.batches import collate, images_of
-from emu.data.packing import collate_packed, pack
+from emu.data.packing import collate_packed
 from emu.data.sequence import SequenceMaker
 from emu.models.emu import Emu
 from emu.models.objective import IGNORED, Batch, Objective, regression_positions
@@ -42,9 +42,8 @@ def batch_of(kind: str, tokenizer: EmuTokenizer, config: EmuConfig, is_packed: b
     images = [images_of(sequence, config.vision.image_size, None) for sequence in sequences]
     if not is_packed:
         return collate(sequences, images, config.special.pad, False)
-    rows = pack([len(s.ids_L) for s in sequences], 256)
     made = list(zip(sequences, images, strict=True))
-    return collate_packed([[made[i] for i in row] for row in rows], config.special.pad, False)
+    return collate_packed(made, config.special.pad, False)
 
 
 def size_of(batch: Batch, config: EmuConfig) -> BatchSize:
@@ -122,9 +121,8 @@ def test_the_count_of_instruction_tuning_is_that_of_torch(
     maker = SequenceMaker(LENGTHS, config, speaking, 0)
     sequences = [maker.make(sample, 0) for sample in TALKS[kind]]
     images = [images_of(sequence, config.vision.image_size, None) for sequence in sequences]
-    batch = collate_packed(
-        [list(zip(sequences, images, strict=True))], config.special.pad, are_patches=False
-    )
+    made = list(zip(sequences, images, strict=True))
+    batch = collate_packed(made, config.special.pad, are_patches=False)
     if state == "cached" and batch.pixels_NCHW is not None:
         with torch.no_grad():
             patches = model.visual(batch.pixels_NCHW)

@@ -1,7 +1,5 @@
 """The report of runs, its command, the progress line, and the trackers."""
 
-import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from emu.data.mixture import Corpus
-from emu.train.loop import TrainPlan, check_plan, train
+from emu.train.loop import TrainPlan, train
 from emu.train.report import differences, figures, logged_run, write_report
 from emu.train.run_folder import read_metrics
-from emu.train.trackers import TRACKERS
 from jobs import report_runs
 from jobs.training import progress_text
 from tests.data.small_dataset import pair, write_dataset
@@ -101,31 +98,3 @@ def test_the_progress_line_says_what_is_asked_for(runs: tuple[TrainPlan, TrainPl
         assert re.search(part, text), (part, text)
     bad = [{**read_metrics(Path(runs[0].out))[-1], "bad_samples": 3, "skipped_steps": 1}]
     assert progress_text(bad).endswith("3 bad, 1 skipped")
-
-
-@pytest.mark.parametrize("name", [name for name in TRACKERS if name != "tensorboard"])
-def test_a_tracker_without_its_package_is_refused(tmp_path: Path, name: str):
-    if importlib.util.find_spec(name) is not None:
-        pytest.skip(f"{name} is installed")
-    plan = mini_plan(tmp_path, trackers=(name,))
-    with pytest.raises(
-        ValueError, match=f"pip install {name}, or leave it out of --train.trackers"
-    ):
-        check_plan(plan)
-
-
-@pytest.mark.slow
-def test_wandb_gets_every_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    plan = mini_plan(tmp_path, steps=3, trackers=("wandb",))
-    train(plan)
-    import wandb
-
-    assert wandb.run is not None and wandb.run.name == "out"
-    assert dict(wandb.run.summary)["loss"] == read_metrics(tmp_path / "out")[-1]["loss"]
-    assert wandb.run.config["train"]["steps"] == 3
-    wandb.finish()
-    assert list((tmp_path / "out").glob("wandb/offline-run-*"))
-    json.dumps(read_metrics(tmp_path / "out"))
