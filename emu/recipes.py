@@ -97,8 +97,9 @@ class TrainConfig(Checked):
     num_micro: Count = 1
     """Micro-batches per step and worker; their gradients are accumulated."""
     row_length: Annotated[int, Field(ge=0)] = 0
-    """Factor of num_rows: a micro-batch packs up to row_length times num_rows positions, without attention between
-    sequences. 0: padded batches with one sequence per row. The losses are the same."""
+    """Sequences are packed side by side, up to row_length times num_rows positions per micro-batch.
+    They do not attend to each other.
+    0: padded batches with one sequence per row. The losses are the same."""
     num_rows: Count = 1
     """Factor of row_length. The number of micro-batches follows from the sequences of the step."""
     precision: Precision = "float32"
