@@ -37,9 +37,9 @@ class AdoptShards(Checked):
     """Folder or address with the *.tar files, such as s3://bucket/laion or hf://datasets/OWNER/NAME."""
     out: str | None = None
     """Folder or address of the dataset. None: beside the tars. Required if the tars are read-only."""
-    corpus: Annotated[str, Field(pattern="^[a-z0-9_]+$", description="letters, digits, _")] = (
-        "adopted"
-    )
+    corpus: Annotated[
+        str, Field(pattern="^[a-z0-9_]+$", description="lower-case letters, digits, _")
+    ] = "adopted"
     """Name of the corpus. Shard names and sample keys start with it."""
     limit: Annotated[int, Field(ge=1, description="None takes all tars")] | None = None
     """Adopt at most this number of tars, for a trial. None: all."""

@@ -36,9 +36,10 @@ class BuildOptions(Choices):
         None
     )
     """Read at most this number of records, for a trial. None: all."""
-    name: Annotated[str, Field(pattern="^[a-z0-9_]+$", description="letters, digits, _")] | None = (
-        None
-    )
+    name: (
+        Annotated[str, Field(pattern="^[a-z0-9_]+$", description="lower-case letters, digits, _")]
+        | None
+    ) = None
     """Name of the dataset, such as laion_coco; its shards and samples carry it. None: the name of the corpus.
     With it, a training on a mixture distinguishes datasets of the same corpus."""
     hash_inputs: bool = False

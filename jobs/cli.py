@@ -29,6 +29,7 @@ import tyro
 
 from emu import IMPORT_THRESHOLD
 from jobs import COMMANDS
+from jobs.number_options import NUMBERS
 from jobs.progress import Status
 from schemas.validation import SchemaError
 
@@ -78,7 +79,7 @@ def checked_options() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise OptionError(str(error)) from error
+        raise OptionError(in_words(error)) from error
 
 
 @contextmanager
@@ -184,6 +185,7 @@ def parse(
             args=words,
             description=description or inspect.getdoc(kind),
             prog=program,
+            registry=NUMBERS,
         )
     except ValueError as error:
         raise OptionError(str(error)) from error
@@ -211,8 +213,15 @@ def report_error(error: BaseException | str, exit_code: int) -> int:
     """The exit code, after a line with the error; its traceback goes to the log at level DEBUG."""
     if isinstance(error, BaseException):
         logging.getLogger(__name__).debug("failed", exc_info=error)
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {in_words(error)}", file=sys.stderr)
     return exit_code
+
+
+def in_words(error: BaseException | str) -> str:
+    """The message of an error; of an error of the operating system the file and the cause, without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fspath(error.filename)!r}: {error.strerror}"
+    return str(error)
 
 
 def interrupted(hint: str = RESUMES, exit_code: int = INTERRUPTED) -> int:

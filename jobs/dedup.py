@@ -53,10 +53,13 @@ class DedupDatasets(Choices):
 
 def dedup_datasets(options: DedupDatasets) -> str:
     """Write or resume the dataset; returns the summary."""
-    from pipelines.core.run import run
+    from pipelines.core.run import finished_manifest, run
+    from pipelines.core.storage import Storage
     from pipelines.publish.merge import merged_pipeline
 
     began, where = time.monotonic(), job_path(options.out)
+    for dataset in map(job_path, (*options.data, *options.dedup_against)):
+        finished_manifest(Storage(dataset))
     pipeline = options.applied(merged_pipeline(tuple(map(job_path, options.data))))
     with ExitStack() as sessions:
         manifest = run(

@@ -54,6 +54,11 @@ def inspect_shards(options: InspectShards) -> int:
     try:
         storage = Storage(job_path(options.dataset))
         manifest = manifest_from_json(storage.read_bytes(MANIFEST_FILE).decode())
+    except FileNotFoundError:
+        advice = (
+            f"it has no {MANIFEST_FILE}; check the path, or run the build again with the same --out"
+        )
+        return report_error(f"no complete dataset in '{options.dataset}': {advice}", BAD_VALUE)
     except (ValueError, OSError) as error:
         return report_error(f"no complete dataset in '{options.dataset}': {error}", BAD_VALUE)
     try:

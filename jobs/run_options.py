@@ -14,7 +14,7 @@ from emu.recipes import Parallel, TrainConfig
 from jobs.cli import JobError, checked_options
 from jobs.paths import job_path
 from jobs.progress import say
-from jobs.training import Workers
+from jobs.training import Workers, check_processes
 from schemas.validation import Checked
 
 
@@ -62,6 +62,10 @@ class RunOptions(Checked):
     min_workers: Count | None = None
     """Train on as few Ray workers as this while others are missing, and on more when they arrive.
     The batches stay those of --num-workers. None: wait for all workers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_processes(self.num_processes, self.num_workers)
 
     @property
     def workers(self) -> Workers:

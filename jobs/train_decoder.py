@@ -14,7 +14,8 @@ from emu.config import Count, Positive
 from emu.decoder_recipe import DecoderTrainConfig, PromptRules
 from jobs.cli import checked_options, run_job
 from jobs.paths import folder_path
-from jobs.training import Workers, corpora_of, run_training
+from jobs.training import Workers, check_processes, corpora_of, run_training
+from schemas.validation import Checked
 
 if TYPE_CHECKING:
     from emu.train.decoder import DecoderPlan
@@ -24,7 +25,7 @@ PRETRAINED = {"learning_rate": 1e-4, "schedule": "staged"}
 
 
 @dataclass(frozen=True)
-class TrainDecoder:
+class TrainDecoder(Checked):
     """Trains the visual decoder, which turns a model's visual embeddings into images.
 
     For example, after emu train has trained a model on the same dataset:
@@ -79,6 +80,10 @@ class TrainDecoder:
     """End the run with an error after more than this number of worker failures."""
     train: DecoderTrainConfig = field(default_factory=DecoderTrainConfig)
     rules: PromptRules = field(default_factory=PromptRules)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_processes(self.num_processes, self.num_workers)
 
 
 def plan_of(options: TrainDecoder) -> DecoderPlan:

@@ -35,6 +35,15 @@ class Workers:
     min_workers: int | None = None
 
 
+def check_processes(num_processes: int, num_workers: int) -> None:
+    """Raise ValueError for processes beside workers of Ray, which would be ignored."""
+    if num_processes > 1 and num_workers > 0:
+        raise ValueError(
+            f"num_processes is {num_processes} and num_workers {num_workers}; give --num-workers 0 to train in "
+            "processes without Ray, or leave out --num-processes"
+        )
+
+
 def run_training(
     make_plan: Callable[[], Plan], workers: Workers, compare: Sequence[str] = ()
 ) -> str:

@@ -217,6 +217,8 @@ def _advice(first: Mapping[str, Any], hint: Any, kinds: Mapping[str, str]) -> st
     info = next(_field_infos(hint), None)
     if first["type"] == "literal_error":
         wanted = f"one of {first.get('ctx', {}).get('expected')}"
+    elif first["type"] == "string_pattern_mismatch":
+        wanted = f"a text that matches {first.get('ctx', {}).get('pattern')}"
     elif first["type"] in kinds:
         wanted = kinds[first["type"]]
     else:

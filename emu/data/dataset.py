@@ -178,8 +178,8 @@ class Dataset:
             text = self.read(path).decode()
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{self.address}: no {MANIFEST_FILE}: not a dataset (is the path right?), or its build has not "
-                "finished; run the build again with the same --out, it resumes where it stopped"
+                f"{self.address}: no {MANIFEST_FILE}: not a dataset, or its build has not finished; check the "
+                "path, or run the build again with the same --out to resume it"
             ) from error
         try:
             return manifest_from_json(text, path)

@@ -138,7 +138,7 @@ def _checked_info(dataset: Dataset, weights_sha256: str, preprocessing: str) -> 
     described: Mapping[str, Any] | None = dataset.manifest.features
     if described is None:
         raise DatasetError(
-            f"{dataset.address}: the dataset has no features; run jobs/precompute_features.py on it, "
+            f"{dataset.address}: the dataset has no features; run emu features on it, "
             "or train without --use-features"
         )
     try:

@@ -116,7 +116,7 @@ class Mixture:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or not names:
             raise ValueError(
-                f"{len(names)} datasets, {twice} more than once; give each another name: NAME=DIR"
+                f"{len(names)} datasets, names used more than once: {twice}; give each dataset its own: NAME=DIR"
             )
         self.sources = {source.name: source for source in sources}
         self._weights = {source.name: Fraction(source.weight) for source in sources}

@@ -170,7 +170,7 @@ def plan_conversion(
     if width != condition_width:
         raise WeightsError(
             f"the U-Net in {directory} reads embeddings of width {width}, the model gives {condition_width}; "
-            "a plain Stable Diffusion becomes a decoder with jobs/train_decoder.py --pretrained"
+            "train a decoder from a plain Stable Diffusion with emu train-decoder --pretrained"
         )
     return StableDiffusionConversion(directory, parts, released)
 

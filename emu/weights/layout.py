@@ -38,7 +38,7 @@ WEIGHTS = "model.safetensors"
 INDEX = WEIGHTS + ".index.json"
 EXPECTED = (
     f"a model is a folder with {CONFIG}, {WEIGHTS} (or its shards and their index) and {TOKENIZER}, "
-    "as jobs/train_emu.py writes it into OUT/model and jobs/convert_checkpoint.py into OUT"
+    "such as OUT/model of emu train or OUT of emu convert"
 )
 SPARE_BYTES = 1 << 24  # for the small files beside the weights
 PARTIAL, OLD, LOCK = "partial", "old", "lock"

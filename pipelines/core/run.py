@@ -157,8 +157,8 @@ def finished_manifest(storage: Storage) -> Manifest:
     manifest = load_manifest(storage)
     if manifest is None:
         raise EngineError(
-            f"{storage.root}: no {MANIFEST_FILE}: not a dataset, or its build has not finished; run the "
-            "build again with the same --out, it resumes where it stopped"
+            f"{storage.root}: no {MANIFEST_FILE}: not a dataset, or its build has not finished; check the path, "
+            "or run the build again with the same --out to resume it"
         )
     return manifest
 

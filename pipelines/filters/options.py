@@ -178,7 +178,7 @@ def _parsed(text: str) -> FilterChoice:
         near = difflib.get_close_matches(name, FILTERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"no filter {name!r}; {hint}There are {', '.join(FILTERS)} (see emu filters)"
+            f"no filter {name!r}; {hint}the filters are {', '.join(FILTERS)} (see emu filters)"
         )
     known = {p.name: p for p in parameters_of(name)}
     arguments: dict[str, Any] = {}
@@ -189,7 +189,9 @@ def _parsed(text: str) -> FilterChoice:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{name} has no parameter {key!r}; {hint}It has {', '.join(known)}")
+            raise ValueError(
+                f"{name} has no parameter {key!r}; {hint}its parameters are {', '.join(known)}"
+            )
         if key in arguments:
             raise ValueError(f"{name}: {key} is given twice")
         try:

@@ -45,8 +45,8 @@ def write_world_folder(
         return
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise FileExistsError(
-            f"directory={str(directory)!r} contains something other than the world of this "
-            "configuration: remove it, or give an empty or new folder"
+            f"{str(directory)!r} holds something other than a world with these settings; "
+            "give a new or empty folder, or delete it"
         )
     partial = directory.with_name(directory.name + ".partial")
     _clear(partial)
@@ -71,7 +71,7 @@ def read_world_summary(
     if data["version"] != version:
         raise ValueError(
             f"the world in {str(directory)!r} has version {data['version']}, this release reads "
-            f"version {version}: build it again with jobs/build_miniworld.py"
+            f"version {version}: build it again with emu build miniworld"
         )
     data.pop("corpus", None)
     config = data.pop("config")

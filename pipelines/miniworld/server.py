@@ -71,7 +71,7 @@ class ImageServer:
         if not Path(directory).is_dir():
             raise NotADirectoryError(
                 f"directory={str(directory)!r} is not a folder: give the images/ folder of a world "
-                "written by jobs/build_miniworld.py"
+                "written by emu build miniworld"
             )
         self._directory = Path(directory)
         self._retry_after_s = retry_after_s

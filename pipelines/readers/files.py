@@ -101,7 +101,7 @@ class InputFiles:
                 f"{name!r}: the name is not UTF-8, so no ledger could hold it; rename the file"
             )
         if not name.endswith(self.suffixes):
-            raise InputError(f"'{name}': the name ends in none of {', '.join(self.suffixes)}")
+            raise InputError(f"'{name}': the file name must end in {' or '.join(self.suffixes)}")
         return name
 
 

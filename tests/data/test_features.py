@@ -147,7 +147,7 @@ def test_a_stopped_run_resumes_and_the_manifest_comes_last(storage: Storage, tow
         compute(storage, tower, info, StopAfter(tower, 3))
     done = [path.name for path in storage.local_path("features").iterdir()]
     assert done == ["mmc4-000000.arrow"]
-    with pytest.raises(DatasetError, match="has no features; run jobs/precompute_features"):
+    with pytest.raises(DatasetError, match="has no features; run emu features"):
         reader_of(storage, info)
     first = storage.local_path(features_path("mmc4-000000")).stat()
     assert compute(storage, tower, info) == 2 and compute(storage, tower, info) == 0

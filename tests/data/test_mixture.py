@@ -176,7 +176,7 @@ def test_other_corpora_are_refused(folders: dict[str, Path], tokenizer: EmuToken
 
 def test_two_corpora_of_one_name_are_refused(folders: dict[str, Path]):
     source = Source("pairs", 1, ShardReader(folders["pairs"], 0), 4)
-    with pytest.raises(ValueError, match=r"\['pairs'\] more than once; give each another name"):
+    with pytest.raises(ValueError, match=r"more than once: \['pairs'\]; give each dataset its own"):
         Mixture([source, source])
 
 

@@ -38,7 +38,7 @@ def test_values_are_read_by_their_annotations():
     ("text", "message"),
     [
         ("image_sise", "no filter 'image_sise'; did you mean 'image_size'?"),
-        ("", "no filter ''; There are image_size"),
+        ("", "no filter ''; the filters are image_size"),
         ("image_size:min_sid=3", "image_size has no parameter 'min_sid'; did you mean 'min_side'?"),
         ("image_size:min_side=x", "image_size: min_side is 'x', give a whole number"),
         ("image_size:min_side", "'min_side' is not key=value"),

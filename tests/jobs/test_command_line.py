@@ -178,3 +178,29 @@ def test_the_address_of_a_dashboard_is_explained() -> None:
         ) as raised:
             cluster_address({"RAY_ADDRESS": address})
         assert address in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "message"),
+    [
+        ("build_mmc4", ["--max-images", "many"], "--max-images: 'many' is not a whole number or"),
+        ("build_mmc4", ["--side", "2.5"], "--side: '2.5' is not a whole number"),
+        ("train_decoder", ["--learning-rate", "1e"], "--learning-rate: '1e' is not a number or"),
+    ],
+)
+def test_what_is_no_number_is_refused_in_words(
+    job: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module(f"jobs.{job}").main
+    assert exit_code(main, words) == 2
+    error = capsys.readouterr().err
+    assert message in error and "FieldInfo" not in error
+
+
+@pytest.mark.parametrize("job", ["train_emu", "train_decoder"])
+def test_processes_beside_workers_are_refused(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", "d", "--num-processes", "2", "--num-workers", "3"]
+    words += ["--model", "m"] if job == "train_decoder" else ["--out", "o"]
+    assert exit_code(importlib.import_module(f"jobs.{job}").main, words) == 2
+    error = capsys.readouterr().err
+    assert "num_processes is 2 and num_workers 3" in error and "--num-workers 0" in error

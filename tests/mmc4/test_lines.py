@@ -223,7 +223,7 @@ def test_errors_name_the_pattern_and_a_hint(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     for pattern, message in [
         ("none-*.jsonl", "no file matches"),
-        ("x.txt", "ends in none of .jsonl"),
+        ("x.txt", "must end in .jsonl"),
         ("folder", "is a folder"),
         ("nosuch://x.jsonl", "cannot be looked up"),
     ]:

@@ -49,5 +49,5 @@ def test_keys_leave_room_for_the_number_of_a_part(tmp_path: Path) -> None:
 
 def test_other_endings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").touch()
-    with pytest.raises(InputError, match=r"ends in none of .*\.json"):
+    with pytest.raises(InputError, match=r"must end in .*\.json"):
         RecordSource([f"{tmp_path}/a.parquet"]).plan("x")
