@@ -325,8 +325,8 @@ def _exam(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
             server.wait(timeout=60)
         scores = score(replies)
         for group in (scores.captions, scores.answers, scores.images):
-            report.say(group[0].name, f"{group[0].share:.0%} (by guessing {group[0].chance:.2g})")
-            report.say("  of these", ", ".join(map(str, group[1:])))
+            report.say(group[0].name, f"{group[0].share:.0%} (chance: {group[0].chance:.2g})")
+            report.say("  by attribute", ", ".join(map(str, group[1:])))
         report.say("verdict", verdict(scores))
         page = write_page(replies, scores, out, _remark(options))
         report.say("page", str(page))
@@ -335,7 +335,7 @@ def _exam(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
 def _remark(options: Demo) -> str:
     steps = {name: f"{options.steps(name):,}" for name in STEPS}
     return (
-        f"Trained from random weights on two kinds of synthetic data: {steps['visual']} optimizer steps of the "
+        f"All weights were trained from scratch on synthetic data: {steps['visual']} optimizer steps of the "
         f"visual parts, {steps['emu']} of the whole model, {steps['decoder']} of the visual decoder."
     )
 

@@ -119,9 +119,9 @@ def score(replies: Sequence[Reply]) -> Scores:
     said = [read_caption(each.caption) for each in replies]
     seen = [_read_attributes(each.reading) for each in replies]
     return Scores(
-        captions=_by_attribute("caption wholly right", said, truths),
+        captions=_by_attribute("caption fully correct", said, truths),
         answers=_answers(replies),
-        images=_by_attribute("image wholly as prompted", seen, truths),
+        images=_by_attribute("image fully as prompted", seen, truths),
     )
 
 
@@ -153,7 +153,7 @@ def _answers(replies: Sequence[Reply]) -> tuple[Score, ...]:
         parts.append(Score(kind, num_correct, len(asked), commonest / len(asked)))
     total = sum(part.total for part in parts)
     guessed = sum(part.chance * part.total for part in parts) / total
-    whole = Score("answer right", sum(part.num_correct for part in parts), total, guessed)
+    whole = Score("answer correct", sum(part.num_correct for part in parts), total, guessed)
     return (whole, *parts)
 
 
@@ -179,7 +179,11 @@ def verdict(scores: Scores) -> str:
         rest = [each.name for each in group[1:] if each.name not in (*learned, *partly)]
         said = [
             f"{label} {', '.join(names)}"
-            for label, names in (("right:", learned), ("partly:", partly), ("not:", rest))
+            for label, names in (
+                ("learned:", learned),
+                ("partly learned:", partly),
+                ("not learned:", rest),
+            )
             if names
         ]
         parts.append(f"{what}: {'; '.join(said)}.")

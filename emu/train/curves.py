@@ -61,8 +61,8 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
     is_log = min(values) > 0 and max(values) / min(values) > 10
     x = _Axis(min(steps), max(max(steps), min(steps) + 1), LEFT, WIDTH - RIGHT)
     y = _Axis(min(values), max(values), HEIGHT - BOTTOM, TOP, is_log)
-    last = f": {curves[0].points[-1][1]:.3g}" if len(curves) == 1 else ""
-    scale = ", logarithmic" if is_log else ""
+    last = f": {_shown(curves[0].points[-1][1])}" if len(curves) == 1 else ""
+    scale = ", log scale" if is_log else ""
     lines = ""
     for curve in curves:
         line = " ".join(f"{x.at(step):.1f},{y.at(value):.1f}" for step, value in curve.points)
@@ -74,19 +74,27 @@ def chart(title: str, curves: Sequence[Curve]) -> str:
         f'<tspan font-weight="normal" fill="#666">{scale}</tspan></text>'
         + "".join(
             f'<path d="M{LEFT},{y.at(tick):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>'
-            f'<text x="{LEFT - 8}" y="{y.at(tick) + 6:.1f}" text-anchor="end" fill="#555">{tick:.3g}</text>'
+            f'<text x="{LEFT - 8}" y="{y.at(tick) + 6:.1f}" text-anchor="end" fill="#555">{_shown(tick)}</text>'
             for tick in y.ticks(4)
         )
         + "".join(
             f'<path d="M{x.at(tick):.1f},{y.end:.1f}V{y.start:.1f}" stroke="#eee"/>'
             f'<text x="{x.at(tick):.1f}" y="{y.start + 21:.0f}" text-anchor="middle" fill="#555">'
-            f"{tick:,.0f}</text>"
+            f"{_shown(tick)}</text>"
             for tick in x.ticks(5)
             if tick == round(tick)
         )
         + f'<text x="{WIDTH - RIGHT}" y="{y.end - 14:.0f}" text-anchor="end" fill="#555">steps</text>'
         + lines
     )
+
+
+def _shown(value: float) -> str:
+    """A number in three digits, of thousands with k and of millions with M, short enough for an axis."""
+    for factor, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= 10 * factor or (unit == "M" and abs(value) >= factor):
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _thinned(points: Points) -> Points:

@@ -27,7 +27,7 @@ CHARTS = {
     "rate_factor": "learning rate, relative to its peak",
     "positions_per_s": "positions per second",
     "mfu": "model FLOPs utilisation",
-    "data_wait": "share of the time that waits for data",
+    "data_wait": "share of time waiting for data",
 }
 """Fields that are plotted with their titles; fields by corpus follow."""
 BY_CORPUS = {

@@ -189,10 +189,15 @@ def test_the_address_of_a_dashboard_is_explained() -> None:
     ],
 )
 def test_what_is_no_number_is_refused_in_words(
-    job: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    job: str,
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     main = importlib.import_module(f"jobs.{job}").main
-    assert exit_code(main, words) == 2
+    assert exit_code(main, [*REQUIRED[job], *words]) == 2
     error = capsys.readouterr().err
     assert message in error and "FieldInfo" not in error
 

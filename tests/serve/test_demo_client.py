@@ -87,8 +87,8 @@ def test_the_verdict_names_what_is_learned_and_what_is_not() -> None:
     replies = [right_reply(number) for number in range(16)]
     blind = [replace(each, reading=Reading(each.reading.background)) for each in replies]
     text = verdict(score(blind))
-    assert "Captions: right: background, colour, size, place, shape." in text
-    assert "Generated images: right: background; not: colour, size, place, shape." in text
+    assert "Captions: learned: background, colour, size, place, shape." in text
+    assert "Generated images: learned: background; not learned: colour, size, place, shape." in text
 
 
 def test_the_page_shows_failures_escapes_texts_and_crops_nothing(tmp_path: Path) -> None:
