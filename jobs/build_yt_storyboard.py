@@ -27,9 +27,8 @@ class BuildYtStoryboard(Checked):
     """
 
     videos: tuple[str, ...]
-    """Files of video records: one record per line (.jsonl, .jsonl.gz, .jsonl.zip) or one per .json file.
-    A record is a player response, an info.json of yt-dlp, or {id, spec, duration, subtitles}.
-    One or more paths, quoted patterns or addresses. A pattern must not match files in OUT."""
+    """Files of video records, one per line (.jsonl, .jsonl.gz, .jsonl.zip) or .json file; paths, patterns or addresses.
+    A record is a player response, an info.json of yt-dlp, or {id, spec, duration, subtitles}."""
     out: str
     """Folder or address of the dataset to write. An unfinished build with the same options is resumed."""
     level: Annotated[int, Field(ge=0, le=99)] | None = None
@@ -39,8 +38,7 @@ class BuildYtStoryboard(Checked):
     require_subtitles: bool = False
     """Drop videos without readable subtitles. Otherwise their samples contain frames only."""
     max_positions: Annotated[int, Field(ge=36, le=1_000_000)] = 2048
-    """Maximum number of positions per sample, at least 36. A frame takes 34, a token of text 1.
-    A longer video is divided into several samples."""
+    """Maximum positions per sample, at least 36: 34 per frame, 1 per token. Longer videos give several samples."""
     tokenizer: str | None = None
     """Sentencepiece file or model folder, to count tokens exactly. None: an estimate that errs on the high side."""
     released_rounding: bool = False

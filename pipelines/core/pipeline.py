@@ -87,7 +87,7 @@ SHARD_KEY = b"shard"
 
 RECORD_DROPPED = "record_dropped"
 ENGINE_REASONS: Reasons = {
-    RECORD_DROPPED: Reason("The link was still wanted when its record was dropped.")
+    RECORD_DROPPED: Reason("The link was still in use when its record was dropped.")
 }
 """The words that the engine itself writes."""
 

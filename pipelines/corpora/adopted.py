@@ -53,13 +53,15 @@ ADOPT_REASONS: Reasons = {
     "no_image_member": Reason("The sample has no member that is a JPEG, PNG or WebP image."),
     "malformed_json": Reason("The JSON member is not JSON."),
     "nested_too_deeply": Reason("The JSON member is nested too deeply."),
-    "doubled_field": Reason("The JSON member has a field twice, so its value is not certain."),
+    "doubled_field": Reason("The JSON member has a field twice, so its value is ambiguous."),
     "bad_unicode": Reason(
-        "A text of the JSON member holds half of a surrogate pair, which is no character."
+        "A text of the JSON member contains half of a surrogate pair, which is not a character."
     ),
     "not_utf8": Reason("The text, or the JSON member, is not valid UTF-8."),
-    "document_malformed": Reason("The JSON member is no document of the form that it begins."),
-    "sample_malformed": Reason("The members are a sample of ours, but damaged."),
+    "document_malformed": Reason(
+        "The JSON member starts like a document of a known form, but is malformed."
+    ),
+    "sample_malformed": Reason("The members are a sample of this platform, but damaged."),
 }
 _INDEX_FIELDS = tuple(f for f in INDEX.schema if f.name not in ("key", "shard"))
 _SCHEMA = pa.schema(

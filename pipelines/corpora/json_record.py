@@ -10,15 +10,15 @@ T = TypeVar("T")
 
 RECORD_REASONS: Reasons = {
     "malformed_json": Reason("The record is not JSON."),
-    "nested_too_deeply": Reason("The JSON is nested too deeply to be a record."),
+    "nested_too_deeply": Reason("The JSON is nested too deeply."),
     "doubled_field": Reason(
-        "An object of the record has a field twice, so its value is not certain."
+        "An object of the record has a field twice, so its value is ambiguous."
     ),
-    "not_an_object": Reason("The record is JSON, but no object."),
+    "not_an_object": Reason("The record is JSON, but not an object."),
     "missing_field": Reason("A required field is missing."),
-    "wrong_type": Reason("A field holds a value of another type than the format says."),
+    "wrong_type": Reason("A field has a value of a wrong type."),
     "bad_unicode": Reason(
-        "A text or a name holds half of a surrogate pair, which is not a character."
+        "A text or a name contains half of a surrogate pair, which is not a character."
     ),
 }
 """Why a text holds no record: reason -> one sentence for a person."""

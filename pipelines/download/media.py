@@ -18,11 +18,13 @@ from pipelines.core.storage import Storage, StorageError
 
 MEDIA_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
-        "media_missing": Reason("The media folder has no such file.", retryable=True),
-        "media_outside": Reason("The path is absolute, or leads out of the media folder."),
-        "media_too_large": Reason("The file has more than `max_bytes`."),
-        "media_empty": Reason("The file has no bytes.", retryable=True),
-        "media_unreadable": Reason("The file cannot be read, or is no file.", retryable=True),
+        "media_missing": Reason("The media folder does not contain the file.", retryable=True),
+        "media_outside": Reason("The path is absolute or leaves the media folder."),
+        "media_too_large": Reason("The file is larger than `max_bytes`."),
+        "media_empty": Reason("The file is empty.", retryable=True),
+        "media_unreadable": Reason(
+            "The file cannot be read or is not a regular file.", retryable=True
+        ),
     }
 )
 """Why a path gives no bytes."""

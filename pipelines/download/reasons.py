@@ -24,43 +24,51 @@ FETCH_REASONS: Mapping[str, Reason] = MappingProxyType(
         # The link itself; no request was made.
         "url_missing": Reason("The link is empty."),
         "url_too_long": Reason("The link is longer than 8,192 characters."),
-        "url_invalid": Reason("The link, or a redirect's target, is no usable web address."),
-        "url_with_credentials": Reason("The link carries a user name or password."),
-        "scheme_refused": Reason("Neither http nor https; also where a redirect leads."),
+        "url_invalid": Reason("The link, or the target of a redirect, is not a valid web address."),
+        "url_with_credentials": Reason("The link contains a user name or password."),
+        "scheme_refused": Reason(
+            "The scheme of the link, or of a redirect, is neither http nor https."
+        ),
         "address_refused": Reason(
-            "The host is a loopback, private, link-local, multicast, metadata or otherwise "
-            "special address, itself or by its name, also after a redirect."
+            "The address of the host (also after a redirect) is loopback, private, link-local, "
+            "multicast, metadata or otherwise special."
         ),
         # No connection.
-        "host_not_found": Reason("The name of the host does not exist.", retryable=True),
-        "dns_failed": Reason("The name server gave no answer.", retryable=True),
+        "host_not_found": Reason("The host name does not exist.", retryable=True),
+        "dns_failed": Reason("The name server did not respond.", retryable=True),
         "connect_refused": Reason("The host refused the connection.", retryable=True),
         "connect_timeout": Reason("No connection within `connect_timeout_s`.", retryable=True),
         "connect_failed": Reason("The host could not be reached.", retryable=True),
-        "tls_untrusted": Reason("The certificate is unknown, expired or of another host."),
+        "tls_untrusted": Reason("The certificate is not trusted, expired or for another host."),
         "tls_failed": Reason("The TLS handshake failed.", retryable=True),
         # A connection, but no good response.
-        "timeout": Reason("Not done within `deadline_s`, retries included.", retryable=True),
-        "read_timeout": Reason("Not a byte for `read_timeout_s`.", retryable=True),
-        "connection_lost": Reason("The connection ended before the response did.", retryable=True),
-        "response_malformed": Reason("The response is not proper HTTP."),
-        "rate_limited": Reason("The host asked to slow down (408, 425, 429).", retryable=True),
+        "timeout": Reason("Not finished within `deadline_s`, including retries.", retryable=True),
+        "read_timeout": Reason("No byte arrived for `read_timeout_s`.", retryable=True),
+        "connection_lost": Reason(
+            "The connection closed before the response was complete.", retryable=True
+        ),
+        "response_malformed": Reason("The response is not valid HTTP."),
+        "rate_limited": Reason(
+            "The host asked for fewer requests (408, 425, 429).", retryable=True
+        ),
         "server_error": Reason("The server failed (5xx).", retryable=True),
-        "not_found": Reason("The host has no such thing (404, 410)."),
-        "forbidden": Reason("The host does not hand it out (401, 402, 403, 451)."),
-        "status_unexpected": Reason("Another status than 200 that is no redirect."),
-        "redirect_loop": Reason("The redirects came back to an address already visited."),
-        "too_many_redirects": Reason("More redirects than `max_redirects`."),
-        "redirect_without_target": Reason("A redirect without a Location."),
-        "robots_refused": Reason("X-Robots-Tag forbids the use: noai, noimageai, noindex, …"),
+        "not_found": Reason("The resource does not exist (404, 410)."),
+        "forbidden": Reason("Access is forbidden (401, 402, 403, 407, 451)."),
+        "status_unexpected": Reason("Any other status than 200 or a redirect."),
+        "redirect_loop": Reason("The redirects lead back to an address already visited."),
+        "too_many_redirects": Reason("There are more redirects than `max_redirects`."),
+        "redirect_without_target": Reason("A redirect without a Location header."),
+        "robots_refused": Reason("X-Robots-Tag forbids use: noai, noimageai, noindex, …"),
         # A response, but no good body.
-        "body_empty": Reason("The body has no bytes."),
-        "body_too_large": Reason("More than `max_bytes`, as sent or when unpacked."),
-        "encoding_unsupported": Reason("A Content-Encoding that was not asked for."),
-        "encoding_corrupt": Reason("The packed body cannot be unpacked."),
+        "body_empty": Reason("The body is empty."),
+        "body_too_large": Reason(
+            "The body is larger than `max_bytes`, as sent or after decompression."
+        ),
+        "encoding_unsupported": Reason("The body has a Content-Encoding that was not requested."),
+        "encoding_corrupt": Reason("The compressed body cannot be decompressed."),
         # Another engine than the native one.
-        "engine_failed": Reason("img2dataset failed as the detail says.", retryable=True),
-        "engine_lost": Reason("img2dataset gave no result for the link.", retryable=True),
+        "engine_failed": Reason("img2dataset failed; see the detail.", retryable=True),
+        "engine_lost": Reason("img2dataset returned no result for the link.", retryable=True),
     }
 )
 """Every reason of the fetcher itself; what a body is converted to has reasons of its own."""

@@ -11,8 +11,10 @@ from pipelines.core.pipeline import Construct, Filter, Reason
 from pipelines.filters.files import InputFile, lines_of, resolved
 
 REASONS = {
-    "url_blocked": Reason("Its web address, or that of one of its images, is on the block list."),
-    "domain_blocked": Reason("The domain of one of its web addresses is on the block list."),
+    "url_blocked": Reason(
+        "The address of the sample or of one of its images is on the block list."
+    ),
+    "domain_blocked": Reason("The domain of one of its addresses is on the block list."),
     "hash_blocked": Reason("The SHA-256 of one of its images is on the block list."),
 }
 _HASH = re.compile(r"[0-9a-fA-F]{64}")

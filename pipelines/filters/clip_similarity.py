@@ -12,7 +12,9 @@ from pipelines.filters.image_rule import Images
 from pipelines.images.clip import ClipModel, ClipWeights
 
 REASONS = {
-    "clip_similarity_low": Reason("Its images resemble its text less than wanted, by a CLIP model.")
+    "clip_similarity_low": Reason(
+        "The CLIP similarity of its images and texts is below the minimum."
+    )
 }
 
 

@@ -17,9 +17,7 @@ from pipelines.images.perceptual_hash import (
 )
 
 REASONS = {
-    "evaluation_image": Reason(
-        "One of its images is, or is nearly, one that models are evaluated on."
-    )
+    "evaluation_image": Reason("One of its images equals or nearly equals an evaluation image.")
 }
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

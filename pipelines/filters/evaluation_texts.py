@@ -9,9 +9,7 @@ from pipelines.columns import texts_of, verdicts, words_of
 from pipelines.core.pipeline import Construct, Filter, Reason
 from pipelines.filters.files import InputFile, lines_of, resolved
 
-REASONS = {
-    "evaluation_text": Reason("Its text has a run of words of a text that models are evaluated on.")
-}
+REASONS = {"evaluation_text": Reason("The text contains a run of words from an evaluation text.")}
 FIELDS = ("question", "text", "caption")
 
 

@@ -6,9 +6,7 @@ import pyarrow as pa
 from pipelines.core.pipeline import Filter, Reason
 from pipelines.filters.image_rule import Images, image_columns, image_reasons, numbers
 
-REASONS = {
-    "images_too_elongated": Reason("The longer side of its images is too long for the shorter one.")
-}
+REASONS = {"images_too_elongated": Reason("The aspect ratio of its images is too large.")}
 
 
 def image_aspect(max_ratio: float = 3.0, images: Images = "any", max_drop: float = 0.9) -> Filter:

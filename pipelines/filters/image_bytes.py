@@ -8,8 +8,8 @@ from pipelines.core.pipeline import Filter, Reason
 from pipelines.filters.image_rule import Images, image_columns, image_reasons
 
 REASONS = {
-    "images_too_few_bytes": Reason("The file of its images is smaller than wanted."),
-    "images_too_many_bytes": Reason("The file of its images is larger than wanted."),
+    "images_too_few_bytes": Reason("The files of its images are smaller than `minimum`."),
+    "images_too_many_bytes": Reason("The files of its images are larger than `maximum`."),
 }
 
 

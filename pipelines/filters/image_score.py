@@ -20,8 +20,8 @@ from pipelines.filters.image_rule import Images
 from pipelines.images.clip import ClipModel, ClipWeights
 
 REASONS = {
-    "image_score_too_low": Reason("What the model says of its images is below the minimum."),
-    "image_score_too_high": Reason("What the model says of its images is above the maximum."),
+    "image_score_too_low": Reason("The score of its images is below the minimum."),
+    "image_score_too_high": Reason("The score of its images is above the maximum."),
 }
 Activation = Literal["none", "relu"]
 Output = Literal["none", "sigmoid"]

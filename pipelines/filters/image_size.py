@@ -7,8 +7,10 @@ from pipelines.core.pipeline import Filter, Reason
 from pipelines.filters.image_rule import Images, image_columns, image_reasons, numbers
 
 REASONS = {
-    "images_too_small": Reason("No image has enough pixels, or one has too few (`images=all`)."),
-    "images_too_large": Reason("No image is small enough in pixels, or one is too large."),
+    "images_too_small": Reason(
+        "No image has enough pixels, or, with `images=all`, one has too few."
+    ),
+    "images_too_large": Reason("Every image has too many pixels, or, with `images=all`, one has."),
 }
 
 

@@ -9,8 +9,8 @@ from pipelines.columns import texts_of, verdicts
 from pipelines.core.pipeline import Construct, Filter, Reason
 
 REASONS = {
-    "language_unwanted": Reason("Its text is in another language than wanted."),
-    "language_uncertain": Reason("The language of its text is not certain enough."),
+    "language_unwanted": Reason("The text is in a language that is not in `languages`."),
+    "language_uncertain": Reason("The language of the text is too uncertain."),
 }
 Detector = Literal["fast", "lingua"]
 MAX_CHARACTERS = 2000

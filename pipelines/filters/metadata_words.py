@@ -11,7 +11,7 @@ from pipelines.filters.files import InputFile, lines_of, resolved
 
 REASONS = {
     "metadata_words": Reason(
-        "Too large a share of its text is metadata: resolution, camera, stock phrases, file names."
+        "Too much of the text is metadata: resolution, camera, stock phrases, file names."
     )
 }
 PATTERNS = (

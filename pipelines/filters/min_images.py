@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 
 from pipelines.core.pipeline import Filter, Reason
 
-REASONS = {"too_few_images": Reason("Fewer images than wanted.")}
+REASONS = {"too_few_images": Reason("The sample has too few images.")}
 
 
 def min_images(

@@ -9,9 +9,9 @@ from pipelines.columns import normalised_text, texts_of, verdicts
 from pipelines.core.pipeline import Filter, Reason
 
 REASONS = {
-    "caption_repeated": Reason("More samples of its shard than wanted have the same text."),
+    "caption_repeated": Reason("Too many samples of the shard have the same text."),
     "caption_templated": Reason(
-        "More samples of its shard than wanted have the same text but for numbers."
+        "Too many samples of the shard have the same text except for numbers."
     ),
 }
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")

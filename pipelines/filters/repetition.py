@@ -7,7 +7,7 @@ import pyarrow as pa
 from pipelines.columns import texts_of, verdicts, words_of
 from pipelines.core.pipeline import Filter, Reason
 
-REASONS = {"text_repeats_itself": Reason("Too large a share of its phrases occurs in it before.")}
+REASONS = {"text_repeats_itself": Reason("Too many phrases of the text are repetitions.")}
 
 
 def repetition(

@@ -10,9 +10,9 @@ from pipelines.columns import metas_of, verdicts
 from pipelines.core.pipeline import Filter, Reason
 
 REASONS = {
-    "score_too_low": Reason("Its score is below the minimum."),
-    "score_too_high": Reason("Its score is above the maximum."),
-    "score_missing": Reason("It has no such score, and samples without it were not wanted."),
+    "score_too_low": Reason("The score is below the minimum."),
+    "score_too_high": Reason("The score is above the maximum."),
+    "score_missing": Reason("The sample has no such score, and `missing` is drop."),
 }
 ALIASES = {"nsfw": "punsafe", "watermark": "pwatermark"}
 """Words for scores under the names that LAION gives them."""

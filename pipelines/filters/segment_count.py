@@ -8,8 +8,8 @@ from pipelines.columns import SegmentColumns
 from pipelines.core.pipeline import Filter, Reason
 
 REASONS = {
-    "too_few_segments": Reason("Fewer segments, texts or images than wanted."),
-    "too_many_segments": Reason("More segments, texts or images than wanted."),
+    "too_few_segments": Reason("The sample has too few segments, texts or images."),
+    "too_many_segments": Reason("The sample has too many segments, texts or images."),
 }
 
 

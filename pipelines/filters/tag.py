@@ -9,8 +9,8 @@ from pipelines.columns import metas_of, verdicts
 from pipelines.core.pipeline import Filter, Reason
 
 REASONS = {
-    "tag_unwanted": Reason("The field of its metadata has a value that is not wanted."),
-    "tag_missing": Reason("It has no such field, and samples without it were not wanted."),
+    "tag_unwanted": Reason("The value of the metadata field is not in `allowed`."),
+    "tag_missing": Reason("The sample has no such field, and `missing` is drop."),
 }
 
 

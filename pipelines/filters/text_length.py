@@ -8,8 +8,8 @@ from pipelines.columns import SegmentColumns
 from pipelines.core.pipeline import Filter, Reason
 
 REASONS = {
-    "text_too_short": Reason("Fewer characters or words of text than wanted."),
-    "text_too_long": Reason("More characters or words of text than wanted."),
+    "text_too_short": Reason("The text has too few characters or words."),
+    "text_too_long": Reason("The text has too many characters or words."),
 }
 
 

@@ -35,15 +35,21 @@ from schemas.validation import Checked
 
 IMAGE_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
-        "html_not_image": Reason("A page of HTML or XML instead of an image."),
-        "not_an_image": Reason("The bytes begin like no image format."),
-        "image_format_unsupported": Reason("An image format, colour mode or depth not decoded."),
-        "image_too_many_pixels": Reason("More pixels than `max_pixels`; told by the header."),
-        "image_too_many_scans": Reason("A progressive JPEG built to exhaust its decoder."),
+        "html_not_image": Reason("The body is HTML or XML, not an image."),
+        "not_an_image": Reason("The bytes do not start like any known image format."),
+        "image_format_unsupported": Reason(
+            "The image format, colour mode or bit depth is not supported."
+        ),
+        "image_too_many_pixels": Reason("The header states more pixels than `max_pixels`."),
+        "image_too_many_scans": Reason(
+            "A progressive JPEG has so many scans that decoding would be too expensive."
+        ),
         "image_too_small": Reason("The shorter side is below `min_side`."),
-        "image_too_elongated": Reason("Longer side over shorter side exceeds `max_aspect`."),
-        "image_truncated": Reason("The image data end too early.", retryable=True),
-        "image_corrupt": Reason("The image data are damaged."),
+        "image_too_elongated": Reason(
+            "The ratio of the longer to the shorter side exceeds `max_aspect`."
+        ),
+        "image_truncated": Reason("The image data ends too early.", retryable=True),
+        "image_corrupt": Reason("The image data is damaged."),
     }
 )
 """Why a fetched body is not an image that is kept."""

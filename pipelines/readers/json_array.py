@@ -30,7 +30,7 @@ ARRAY_SUFFIXES = (".json", ".json.gz")
 ARRAY_REASONS: Reasons = MappingProxyType(
     {
         "malformed_array": Reason(
-            "Between or after the records of a JSON array stands something that does not belong there."
+            "There is unexpected text between or after the records of a JSON array."
         )
     }
 )

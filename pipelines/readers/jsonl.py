@@ -45,16 +45,14 @@ _DAMAGE = (
 
 LINE_REASONS: Reasons = MappingProxyType(
     {
-        "record_too_long": Reason("The record is longer than the cap on one record."),
+        "record_too_long": Reason("The record is longer than the limit."),
         "not_utf8": Reason("The record is not valid UTF-8."),
-        "input_truncated": Reason(
-            "The input ends in the middle; what followed is lost.", is_damage=True
-        ),
+        "input_truncated": Reason("The input ends too early; the rest is lost.", is_damage=True),
         "input_corrupt": Reason(
-            "The compressed input cannot be unpacked from here on.", is_damage=True
+            "The compressed input cannot be decompressed from here on.", is_damage=True
         ),
         "not_a_jsonl_member": Reason(
-            "A member of a zip whose name does not end in .jsonl; it was not read."
+            "The name of this zip member does not end in .jsonl; it was not read."
         ),
     }
 )

@@ -41,11 +41,11 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError, RuntimeError)
 PARQUET_REASONS: Reasons = MappingProxyType(
     {
         "input_truncated": Reason(
-            "The file is empty or ends in the middle; none of its rows can be read.",
+            "The file is empty or ends too early; none of its rows can be read.",
             is_damage=True,
         ),
         "input_corrupt": Reason(
-            "The file, or its row group from here on, cannot be unpacked.", is_damage=True
+            "The file, or its row group from here on, cannot be decompressed.", is_damage=True
         ),
         "not_utf8": Reason("A text of the row is not valid UTF-8."),
     }

@@ -30,10 +30,10 @@ SUFFIXES = (".tar",)
 TAR_REASONS: Reasons = MappingProxyType(
     {
         "tar_truncated": Reason(
-            "The tar ends in the middle of a member; what followed is lost.", is_damage=True
+            "The tar ends in the middle of a member; the rest is lost.", is_damage=True
         ),
-        "tar_corrupt": Reason("The file is no tar, or is damaged from here on.", is_damage=True),
-        "doubled_member": Reason("The sample has two members of one name."),
+        "tar_corrupt": Reason("The file is not a tar, or is damaged from here on.", is_damage=True),
+        "doubled_member": Reason("The sample has two members with the same name."),
         "doubled_key": Reason("An earlier sample of the tar has the same name."),
     }
 )

@@ -23,13 +23,13 @@ from pipelines.core.pipeline import Reason, Rejected
 
 SPEC_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
-        "spec_malformed": Reason("The storyboard describes no level that can be read."),
+        "spec_malformed": Reason("The storyboard has no readable level."),
         "live_storyboard": Reason(
-            "The storyboard of a live stream, which says neither how many frames there are nor when."
+            "The storyboard of a live stream gives neither the number nor the times of its frames."
         ),
-        "level_missing": Reason("The storyboard has no level of the wanted number."),
+        "level_missing": Reason("The storyboard does not have the requested level."),
         "duration_missing": Reason(
-            "The level has times only relative to a duration; none is given."
+            "The level gives times relative to the duration, which is missing."
         ),
     }
 )

@@ -29,21 +29,19 @@ from schemas import strict_json
 RECORD_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
         "malformed_json": Reason("The record is not JSON."),
-        "nested_too_deeply": Reason("The JSON is nested too deeply to be a record."),
+        "nested_too_deeply": Reason("The JSON is nested too deeply."),
         "doubled_field": Reason(
-            "An object of the record has a field twice, so its value is not certain."
+            "An object of the record has a field twice, so its value is ambiguous."
         ),
-        "not_an_object": Reason("The record is JSON, but no object."),
+        "not_an_object": Reason("The record is JSON, but not an object."),
         "bad_unicode": Reason(
-            "A text or a name holds half of a surrogate pair, which is not a character."
+            "A text or a name contains half of a surrogate pair, which is not a character."
         ),
-        "wrong_type": Reason("A field holds a value of another type than the format says."),
+        "wrong_type": Reason("A field has a value of a wrong type."),
         "no_video_id": Reason(
-            "The record names no video, or not in 1 to 64 of A-Z, a-z, 0-9, _ and -."
+            "The record has no video id of 1 to 64 characters A-Z, a-z, 0-9, _ and -."
         ),
-        "no_storyboard": Reason(
-            "The record has no storyboard, as of a video that is not available."
-        ),
+        "no_storyboard": Reason("The record has no storyboard; the video may be unavailable."),
     }
 )
 """Why a record is no video with a storyboard."""

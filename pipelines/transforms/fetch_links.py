@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 SHARD_FULL = "shard_full"
 SHARD_REASONS: Mapping[str, Reason] = {
-    SHARD_FULL: Reason("What the links before it gave fills the shard (`max_shard_bytes`).")
+    SHARD_FULL: Reason("The shard is full: earlier links reached `max_shard_bytes`.")
 }
 
 Engine = Literal["native", "img2dataset"]

@@ -33,16 +33,16 @@ from pipelines.videos.frames import Timeline
 
 CLIP_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
-        "not_a_video": Reason("The bytes are no video file, or too damaged to be opened."),
+        "not_a_video": Reason("The bytes are not a video file, or are too damaged to be opened."),
         "video_stream_missing": Reason("The file has no video stream (sound alone, for example)."),
         "video_without_frames": Reason("The video stream has no frame."),
         "video_truncated": Reason("The file ends too early.", retryable=True),
         "video_without_times": Reason("Frames of the clip have no time."),
-        "video_unsupported": Reason("No decoder for this codec, or the chosen one does not fit."),
+        "video_unsupported": Reason("No available decoder supports this codec."),
         "video_matrix_unsupported": Reason(
-            "The display matrix is no rotation by a multiple of 90 degrees, with or without a flip."
+            "The display matrix is not a rotation by a multiple of 90 degrees, with or without a flip."
         ),
-        "video_corrupt": Reason("A frame that is to be taken cannot be decoded."),
+        "video_corrupt": Reason("A selected frame cannot be decoded."),
     }
 )
 """Why a body gives no frames."""

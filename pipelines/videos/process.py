@@ -47,9 +47,9 @@ PROCESS_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
         "video_timeout": Reason("Decoding took longer than `max_seconds`.", retryable=True),
         "video_out_of_memory": Reason(
-            "Decoding needs more memory than `max_memory_bytes`.", retryable=True
+            "Decoding requires more memory than `max_memory_bytes`.", retryable=True
         ),
-        "video_decoder_died": Reason("The process of the decoder crashed.", retryable=True),
+        "video_decoder_died": Reason("The decoder process crashed.", retryable=True),
     }
 )
 """Why the work on a body was ended from outside."""

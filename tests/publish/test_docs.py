@@ -10,10 +10,11 @@ from typing import Any
 from jobs import COMMANDS
 from jobs.building import BuildOptions
 from pipelines.core.pipeline import Reason
-from pipelines.corpora import CORPORA
+from pipelines.corpora import CORPORA, adopted
 from pipelines.corpora.build import Build
 from pipelines.download.config import FetchConfig
 from pipelines.miniworld.config import MiniworldConfig
+from pipelines.readers.tars import TarSource
 from schemas.sample import SAMPLES, Sample, Segment
 
 
@@ -22,6 +23,7 @@ def reasons_of_all_corpora() -> Iterator[tuple[str, Reason]]:
         corpus = importlib.import_module(name)
         pipeline = corpus.pipeline(Build(corpus.READER(["x"]), media="x"), corpus.Rules())
         yield from pipeline.reasons.items()
+    yield from (adopted.ADOPT_REASONS | dict(TarSource(["x"]).reasons)).items()
 
 
 def test_every_reason_is_listed_with_its_meaning(repository: Path):

@@ -51,7 +51,7 @@ def test_everything_that_is_known_of_a_key_is_printed(
     assert main([str(dataset), "--key", "d-0000004"]) == 0
     printed = capsys.readouterr().out
     assert "dropped by parse: not_an_object (" in printed
-    assert "The record is JSON, but no object." in printed and "member" not in printed
+    assert "The record is JSON, but not an object." in printed and "member" not in printed
     assert main([str(dataset), "--key", "nobody"]) == 2
     assert "no record 'nobody'" in capsys.readouterr().err
 

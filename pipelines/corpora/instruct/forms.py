@@ -36,11 +36,9 @@ MediumKind = Literal["image", "video"]
 
 FORM_REASONS: Reasons = {
     **RECORD_REASONS,
-    "unknown_form": Reason("The fields of the record are those of no form of instruction data."),
-    "unknown_role": Reason(
-        "A turn is by nobody that is known as a user, an assistant or a system."
-    ),
-    "no_turns": Reason("The record has no turn at all."),
+    "unknown_form": Reason("The fields of the record match no form of instruction data."),
+    "unknown_role": Reason("The role of a turn is not known as user, assistant or system."),
+    "no_turns": Reason("The record has no turns."),
 }
 """Why a record is no dialogue."""
 

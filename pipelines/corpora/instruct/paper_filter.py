@@ -17,9 +17,11 @@ from pipelines.corpora.instruct.turns import CleanTurn
 
 PAPER_FILTER_REASONS: Reasons = {
     "detailed_description": Reason(
-        "One of the ten requests for a detailed description of an image, which the paper left out."
+        "One of the ten requests for a detailed description of an image, which the paper excluded."
     ),
-    "answer_pattern": Reason("An answer about an image has a pattern that the paper left out."),
+    "answer_pattern": Reason(
+        "An answer about an image contains a pattern that the paper excluded."
+    ),
 }
 
 PATTERN = "on top of the back of"

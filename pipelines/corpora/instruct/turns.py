@@ -31,17 +31,17 @@ from pipelines.corpora.instruct.markup import is_html, plain_text
 
 TURN_REASONS: Reasons = {
     "placeholder_without_medium": Reason(
-        "A turn has a place for an image or a video that the record does not name."
+        "A turn has a placeholder for an image or a video that the record does not name."
     ),
     "medium_without_placeholder": Reason(
-        "The turns have places for some of the images or videos of the record, not for all."
+        "The turns have placeholders for some of the images or videos of the record, not for all."
     ),
     "medium_in_removed_turn": Reason(
-        "An image or a video stands in a turn without text, without an answer, or before any question."
+        "An image or a video is in a turn without text, without an answer, or before the first question."
     ),
-    "system_in_middle": Reason("A turn of the system stands among those of user and assistant."),
-    "no_answer": Reason("No question with an answer is left."),
-    "text_too_long": Reason("The texts of the dialogue have more characters than wanted."),
+    "system_in_middle": Reason("A system turn is between turns of user and assistant."),
+    "no_answer": Reason("No question with an answer remains."),
+    "text_too_long": Reason("The texts of the dialogue have more characters than allowed."),
 }
 """Why a dialogue cannot be used."""
 

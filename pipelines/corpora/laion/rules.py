@@ -196,7 +196,7 @@ class ParsePairs:
     max_caption_chars: int
     reasons: ClassVar[Reasons] = {
         "no_url": Reason("The row has no link."),
-        "no_caption": Reason("The caption is null, or nothing but white space."),
+        "no_caption": Reason("The caption is null or only white space."),
         "caption_too_long": Reason("The caption has more characters than `max_caption_chars`."),
     }
 

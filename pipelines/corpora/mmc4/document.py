@@ -25,12 +25,14 @@ from pipelines.corpora.json_record import RECORD_REASONS, checked, load_object, 
 
 DOCUMENT_REASONS: dict[str, Reason] = {
     **RECORD_REASONS,
-    "no_text": Reason("The document has no sentence that is not blank."),
+    "no_text": Reason("The document has no text, or only blank sentences."),
     "no_images": Reason("The document lists no image."),
-    "matrix_shape": Reason("similarity_matrix is not images x sentences."),
+    "matrix_shape": Reason("The size of similarity_matrix is not images x sentences."),
     "not_finite": Reason("A number is NaN or infinite."),
-    "similarity_out_of_range": Reason("A similarity is not in -1..1 (perhaps in percent?)."),
-    "index_out_of_range": Reason("matched_text_index points at no sentence."),
+    "similarity_out_of_range": Reason(
+        "A similarity is not between -1 and 1 (perhaps it is in percent?)."
+    ),
+    "index_out_of_range": Reason("matched_text_index does not point to a sentence."),
 }
 """Why a line is no document: reason -> one sentence for a person."""
 

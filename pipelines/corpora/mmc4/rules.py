@@ -139,7 +139,7 @@ def clip_stages(rules: Rules) -> tuple[Stage, ...]:
     return (Stage("clip", (step,), Resources(num_gpus=rules.clip.gpus)),)
 
 
-NO_IMAGE_LEFT = ("no_image_left", "Images arrived, but none fits a sentence.")
+NO_IMAGE_LEFT = ("no_image_left", "Images were fetched, but none fits a sentence.")
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,10 @@ class ParseDocuments:
     """Whether images lie in a media folder under their `image_name`."""
     reasons: ClassVar[Reasons] = DOCUMENT_REASONS | {
         "low_similarity": Reason(
-            "Its similarity to every sentence is below the threshold; not fetched."
+            "The similarity to every sentence is below the threshold; not fetched."
         ),
         "over_max_images": Reason(
-            "The document has more images than wanted; the most similar were kept."
+            "The document has more images than allowed; the most similar were kept."
         ),
     }
 
@@ -269,9 +269,11 @@ class MatchDocuments:
 
     rules: Rules
     reasons: ClassVar[Reasons] = {
-        "unassigned": Reason("More images arrived than there are sentences; each takes one."),
+        "unassigned": Reason(
+            "More images were fetched than there are sentences; each sentence takes one."
+        ),
         "low_similarity_assigned": Reason(
-            "Its similarity to the sentence left for it is below the threshold."
+            "The similarity to its assigned sentence is below the threshold."
         ),
     }
 
@@ -330,5 +332,5 @@ def links_to_fetch() -> Filter:
         wanted = (any(k["reason"] is None for k in links) for links in table["links"].to_pylist())
         return pa.array([None if w else "no_image_wanted" for w in wanted], pa.string())
 
-    meaning = "No image is similar enough to a sentence; nothing was fetched."
+    meaning = "No image is similar enough to any sentence; nothing was fetched."
     return Filter("living_links", test, {"no_image_wanted": Reason(meaning)})

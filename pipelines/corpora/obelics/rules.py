@@ -104,12 +104,12 @@ class ParsePages:
     reasons: ClassVar[Reasons] = {
         "no_lists": Reason("The row has no list of images or no list of texts."),
         "lists_differ": Reason("The lists of images and texts have different lengths."),
-        "place_unclear": Reason(
-            "At a place of the page stand both an image and a text, or neither."
-        ),
+        "place_unclear": Reason("An entry of the lists has both an image and a text, or neither."),
         "no_image_listed": Reason("The document lists no image."),
         "no_text_listed": Reason("The document has no text that is not blank."),
-        "over_max_images": Reason("The document has more images than wanted; the first were kept."),
+        "over_max_images": Reason(
+            "The document has more images than allowed; the first were kept."
+        ),
     }
 
     def __call__(self, table: pa.Table) -> pa.Table:

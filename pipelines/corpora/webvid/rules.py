@@ -187,9 +187,9 @@ class ParseRows:
         "caption_missing": Reason("The row has no caption."),
         "caption_too_long": Reason("The caption has more than 10,000 characters."),
         "caption_only_metadata": Reason(
-            "Nothing is left of the caption without words on camera, resolution and stock use."
+            "The caption consists only of words about camera, resolution and stock use."
         ),
-        "videoid_missing": Reason("The row does not say where its clip lies."),
+        "videoid_missing": Reason("The row does not give the location of its clip."),
     }
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -227,7 +227,7 @@ def arrived_clips() -> Filter:
         lengths = table["clips"].combine_chunks().value_lengths().to_pylist()
         return pa.array([None if n else "no_clip" for n in lengths], pa.string())
 
-    meaning = "The clip did not arrive or gave no frames; the row of its link says why."
+    meaning = "The clip was not fetched or has no frames; see the reason of its link."
     return Filter("arrived_clips", test, {"no_clip": Reason(meaning)})
 
 

@@ -30,8 +30,8 @@ class AssembleSamples:
     reasons: ClassVar[Reasons] = {
         **SHEET_REASONS,
         **SUBTITLE_REASONS,
-        "no_frame_arrived": Reason("No sheet arrived of which frames could be cut."),
-        "no_subtitles": Reason("There are no subtitles of the wanted language that can be read."),
+        "no_frame_arrived": Reason("No sheet could be fetched and cut into frames."),
+        "no_subtitles": Reason("There are no readable subtitles in the requested language."),
     }
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -19,7 +19,7 @@ from schemas.sample import Sample
 SHEET_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
         **IMAGE_REASONS,
-        "sheet_size_unexpected": Reason("The sheet has another size than its level says."),
+        "sheet_size_unexpected": Reason("The size of the sheet differs from that of its level."),
     }
 )
 """Why a sheet gives no frames."""
