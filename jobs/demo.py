@@ -325,7 +325,7 @@ def _exam(options: Demo, out: Path, report: Report, jobs: Jobs) -> None:
             server.wait(timeout=60)
         scores = score(replies)
         for group in (scores.captions, scores.answers, scores.images):
-            report.say(group[0].name, f"{group[0].share:.0%} (chance: {group[0].chance:.2g})")
+            report.say(group[0].name, f"{group[0].share:.0%} (chance: {group[0].chance:.2%})")
             report.say("  by attribute", ", ".join(map(str, group[1:])))
         report.say("verdict", verdict(scores))
         page = write_page(replies, scores, out, _remark(options))
