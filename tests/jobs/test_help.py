@@ -23,8 +23,10 @@ def options_of(module: str) -> type:
     job = importlib.import_module(f"jobs.{module}")
     [kind] = [
         kind
-        for _, kind in inspect.getmembers(job, dataclasses.is_dataclass)
-        if kind.__module__ == job.__name__ and "\n    emu " in (inspect.getdoc(kind) or "")
+        for _, kind in inspect.getmembers(job, inspect.isclass)
+        if dataclasses.is_dataclass(kind)
+        and kind.__module__ == job.__name__
+        and "\n    emu " in (inspect.getdoc(kind) or "")
     ]
     return kind
 
@@ -48,7 +50,7 @@ def docstrings(cls: type) -> dict[str, str | None]:
     for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text: Any = following.value if isinstance(following, ast.Expr) else None
-            found[node.target.id] = text.value if isinstance(text, ast.Constant) else None
+            found[node.target.id] = str(text.value) if isinstance(text, ast.Constant) else None
     return found
 
 

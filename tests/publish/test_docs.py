@@ -23,7 +23,7 @@ def reasons_of_all_corpora() -> Iterator[tuple[str, Reason]]:
         corpus = importlib.import_module(name)
         pipeline = corpus.pipeline(Build(corpus.READER(["x"]), media="x"), corpus.Rules())
         yield from pipeline.reasons.items()
-    yield from (adopted.ADOPT_REASONS | dict(TarSource(["x"]).reasons)).items()
+    yield from {**adopted.ADOPT_REASONS, **TarSource(["x"]).reasons}.items()
 
 
 def test_every_reason_is_listed_with_its_meaning(repository: Path):
