@@ -124,7 +124,7 @@ def _by_corpus(runs: Sequence[LoggedRun]) -> list[str]:
 
 def _last(run: LoggedRun, name: str) -> str:
     points = points_of(run.rows, name)
-    return f"{points[-1][1]:.4g}" if points else ""
+    return _number(points[-1][1]) if points else ""
 
 
 def _count(run: LoggedRun, name: str) -> str:
@@ -133,4 +133,8 @@ def _count(run: LoggedRun, name: str) -> str:
 
 def _median(run: LoggedRun, name: str) -> str:
     points = points_of(run.rows, name)
-    return f"{statistics.median(value for _, value in points):.4g}" if points else ""
+    return _number(statistics.median(value for _, value in points)) if points else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
