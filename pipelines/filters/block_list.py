@@ -22,7 +22,7 @@ _DOMAIN = re.compile(r"(?:\*?\.)?((?:[\w-]+\.)*[\w-]+)\.?", re.ASCII)
 
 
 def block_list(file: InputFile = "", max_drop: float = 0.9) -> Filter:
-    """Samples that no line of `file` names; a sample is dropped as a whole, whichever of its images is named.
+    """Samples that are not listed in `file`; a sample is dropped if any of its images is listed.
 
     A line is an address with `://` (compared without scheme, fragment and case of the host), 64 hexadecimal digits (the
     SHA-256 of an image as published), or a domain, which blocks its subdomains too. `#` begins a comment. Addresses

@@ -28,7 +28,7 @@ def clip_similarity(
     workers: int | None = None,
     max_drop: float = 0.9,
 ) -> Filter:
-    """Samples with an image (or all, `images=all`) whose cosine similarity to the best of their texts is at least
+    """Samples with an image (or all, `images=all`) whose cosine similarity to the best matching text is at least
     `min`.
 
     `pretrained` is a file of weights or a tag of open_clip; `gpus` and `workers` are what one worker takes and how many

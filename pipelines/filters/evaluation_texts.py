@@ -16,7 +16,7 @@ FIELDS = ("question", "text", "caption")
 def evaluation_texts(
     file: InputFile = "", num_words: int = 8, min_words: int = 4, max_drop: float = 0.9
 ) -> Filter:
-    """Samples without a run of `num_words` words of an evaluation text; of shorter ones the whole text is compared.
+    """Samples without a run of `num_words` words of an evaluation text; shorter texts are compared as a whole.
 
     Texts of fewer than `min_words` words ("what is this?") would drop what only resembles them and are left out. Words
     are compared in NFKC, case folded, without punctuation. `file` has one text on a line, or, in JSON lines (`.jsonl`),

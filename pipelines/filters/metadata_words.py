@@ -32,9 +32,10 @@ _WORD = re.compile(r"[^\W_]+(?:[./×_-][^\W_]+)*")
 def metadata_words(
     max_share: float = 0.3, words: tuple[str, ...] = (), file: InputFile = "", max_drop: float = 0.9
 ) -> Filter:
-    """Samples of whose words at most the share `max_share` (0 to 1) is metadata.
+    """Samples in which at most the fraction `max_share` (0 to 1) of the words is metadata.
 
-    `words` and the lines of `file` are further words or phrases that count; 0 drops every text that has one.
+    `words` and the lines of `file` are additional words or phrases that count as metadata. With `max_share=0`,
+    every text that contains one is dropped.
     """
     if not 0 <= max_share <= 1:
         raise ValueError(f"metadata_words: max_share is {max_share}, give a share from 0 to 1")

@@ -18,9 +18,9 @@ _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 
 
 def repeated_captions(max_repeats: int = 10, max_drop: float = 0.9) -> Filter:
-    """Samples whose text occurs in their shard at most `max_repeats` times; the first that many stay.
+    """Samples whose text occurs at most `max_repeats` times in their shard; the first `max_repeats` are kept.
 
-    It counts within one shard, so it needs no memory that grows with the dataset. For exact repeats over the whole
+    Texts are counted within one shard, so memory does not grow with the dataset. For exact repeats over the whole
     dataset use `--dedup text`. Samples without text are kept.
     """
     if max_repeats < 1:

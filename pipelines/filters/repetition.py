@@ -13,7 +13,7 @@ REASONS = {"text_repeats_itself": Reason("Too many phrases of the text are repet
 def repetition(
     max_share: float = 0.3, num_words: int = 2, min_words: int = 6, max_drop: float = 0.9
 ) -> Filter:
-    """Samples in whose text at most the share `max_share` of phrases of `num_words` words has occurred before.
+    """Samples in which at most the fraction `max_share` of phrases of `num_words` words are repetitions.
 
     Texts of fewer than `min_words` words are kept. (Gopher's rules for repetition, Rae et al. 2021, in one.)
     """

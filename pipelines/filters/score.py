@@ -25,7 +25,7 @@ def score(
     missing: Literal["keep", "drop"] = "drop",
     max_drop: float = 0.9,
 ) -> Filter:
-    """Samples whose score `name` lies from `min` to `max`; `missing` says what happens with those that have none.
+    """Samples whose score `name` is from `min` to `max`; `missing` says whether samples without it are kept.
 
     Scores are those in `meta["scores"]`, else a number of that name in `meta`. LAION's: `similarity` (CLIP, a cosine),
     `punsafe` or `nsfw` and `pwatermark` or `watermark` (probabilities), `aesthetic` (1 to 10).

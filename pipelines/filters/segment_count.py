@@ -22,7 +22,7 @@ def segment_count(
     max_images: int | None = None,
     max_drop: float = 0.9,
 ) -> Filter:
-    """Samples with these numbers of segments, of texts and of images; a text that is blank counts."""
+    """Samples with these numbers of segments, texts and images; blank texts count too."""
     bounds = {
         "segments": (min_segments, max_segments),
         "texts": (min_texts, max_texts),

@@ -20,7 +20,7 @@ def tag(
     missing: Literal["keep", "drop"] = "drop",
     max_drop: float = 0.9,
 ) -> Filter:
-    """Samples whose metadata field `field` has one of the values `allowed`; the case of both does not matter."""
+    """Samples whose metadata field `field` has one of the values `allowed`; case is ignored."""
     if not field or not allowed:
         raise ValueError(
             "tag: give a field and allowed values, such as field=nsfw,allowed=UNLIKELY+UNSURE"

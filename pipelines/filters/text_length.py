@@ -20,7 +20,7 @@ def text_length(
     max_words: int | None = None,
     max_drop: float = 0.9,
 ) -> Filter:
-    """Samples whose texts have `minimum` to `maximum` characters in total, and as many words (between white space)."""
+    """Samples whose texts have `minimum` to `maximum` characters, and `min_words` to `max_words` words, in total."""
     for name, low, high in (("", minimum, maximum), ("words: ", min_words, max_words)):
         if low < 0 or (high is not None and high < low):
             raise ValueError(
