@@ -1,6 +1,7 @@
 """Training that is killed at random moments, and resumed on other numbers of workers, against one that never stopped.
 
     python -m benchmarks.kills
+    python -m benchmarks.kills --parallel fsdp
 
 Runs of a small model on a mixture of pairs, documents and clips, in gloo workers of this machine (`--num-processes`).
 
@@ -31,6 +32,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from torch.distributed.tensor import DTensor
 
 from emu.data.mixture import Corpus
 from emu.train.checkpoint_folder import FOLDER, checkpoints
@@ -50,6 +52,8 @@ class KillsBenchmark:
     """Proves that runs resume exactly."""
 
     subjects: tuple[Literal["kills", "workers"], ...] = ("kills", "workers")
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Full copies of the model, or sharded weights, of which each worker holds and traces its part."""
     num_kills: int = 50
     """Kills in total; a run gets up to five."""
     num_steps: int = 100
@@ -68,6 +72,7 @@ def run_benchmark(options: KillsBenchmark) -> Iterator[dict[str, Any]]:
             found = work(Path(folder), options)
             yield {
                 "benchmark": f"resume_{subject}",
+                "parallel": options.parallel,
                 "machine": platform.machine(),
                 "torch": torch.__version__,
                 **found,
@@ -86,7 +91,7 @@ def mixed_plan(root: Path, num_steps: int, dropout: float = 0.1, **train: Any) -
 
 def killed_runs(root: Path, options: KillsBenchmark) -> dict[str, Any]:
     """Kill runs until there were enough kills; what was compared."""
-    whole = mixed_plan(root, options.num_steps)
+    whole = mixed_plan(root, options.num_steps, parallel=options.parallel)
     in_workers(whole, 2, options.num_steps)
     expected = traces(whole, 2)
     assert [len(trace) for trace in expected] == [options.num_steps] * 2
@@ -146,7 +151,7 @@ def is_saving(out: Path) -> bool:
 
 def other_workers(root: Path, options: KillsBenchmark) -> dict[str, Any]:
     """Resume a run on other numbers of workers and loader threads; what was compared."""
-    whole = mixed_plan(root, options.num_steps, dropout=0.0)
+    whole = mixed_plan(root, options.num_steps, dropout=0.0, parallel=options.parallel)
     in_workers(whole, 2, options.num_steps)
     plan = replace(whole, out=str(root / "resumed"))
     for part, (num_workers, num_threads) in enumerate(WORKERS, start=1):
@@ -246,7 +251,9 @@ def _digest(value: Any) -> str:
     digest = hashlib.sha256()
 
     def add(inner: Any) -> None:
-        if isinstance(inner, torch.Tensor):
+        if isinstance(inner, DTensor):
+            add(inner.to_local())
+        elif isinstance(inner, torch.Tensor):
             digest.update(inner.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         elif isinstance(inner, dict):
             for name in sorted(inner, key=str):

@@ -118,6 +118,9 @@ class TrainConfig(Checked):
     """Workers per group for hsdp. None: the workers of a node."""
     recompute_activations: bool = False
     """Activation checkpointing: recompute activations in the backward pass. Slower, far less memory."""
+    compile: bool = False
+    """Compile the layers with torch.compile (Inductor). The first steps wait for the compiler.
+    Losses equal those without it to rounding. CPUs need a C++ compiler, GPUs need Triton."""
     seed: int = 0
     """Seed of initial weights, sample order, sampled sequence formats and dropout masks."""
     checkpoint_every: Count = 100

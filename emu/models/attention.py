@@ -13,15 +13,16 @@ N documents.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 IMPLEMENTATION = "emu_documents"
 """The name under which transformers finds the attention."""
 
@@ -106,10 +107,21 @@ def documents_of(rows: Sequence[Sequence[int]], length: int) -> Documents:
     return Documents(lengths, bounds, positions.view(len(rows), length), real, longest)
 
 
+def _uncompiled(function: Function) -> Function:
+    """A function that compiled layers call as it is."""
+    wrapped: Any = torch.compiler.disable(function)
+    return wrapped
+
+
 def attend_within(documents: Documents, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Causal attention within each document; queries, keys, values and the result are `1HTK`."""
     if queries.device.type == "cuda" and queries.dtype in (torch.bfloat16, torch.float16):
         return _varlen(documents, queries, keys, values)
+    return _one_by_one(documents, queries, keys, values)
+
+
+@_uncompiled  # a compiled loop would be compiled for every list of lengths
+def _one_by_one(documents: Documents, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     parts = zip(
         queries.split(documents.lengths, dim=2),
         keys.split(documents.lengths, dim=2),
@@ -118,6 +130,18 @@ def attend_within(documents: Documents, queries: Tensor, keys: Tensor, values: T
     )
     mixed = [scaled_dot_product_attention(q, k, v, is_causal=True) for q, k, v in parts]
     return torch.cat(mixed, dim=2)
+
+
+@_uncompiled  # the number of real positions differs from batch to batch
+def _in_rows(
+    rows: PaddedRows,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    return rows.attend(queries, keys, values, dropout, scale)
 
 
 def _varlen(documents: Documents, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -160,7 +184,7 @@ def register_attention() -> None:
                 module, queries, keys, values, mask, dropout, scaling, **options
             )
         if isinstance(documents, PaddedRows):
-            return documents.attend(queries, keys, values, dropout, scaling), None
+            return _in_rows(documents, queries, keys, values, dropout, scaling), None
         return attend_within(documents, queries, keys, values).transpose(1, 2), None
 
     if IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fsspec.core
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 from torch.optim import Optimizer
@@ -35,6 +37,8 @@ from emu.train.checkpoint_folder import (
     Checkpoint,
     CheckpointError,
     Progress,
+    checkpoints,
+    claim,
     keep_newest,
     make_whole,
 )
@@ -105,6 +109,24 @@ class CheckpointWriter:
         self._wait_for_copy()
         return None if self._pending is None else self._pending.result()
 
+    def save_alone(self, progress: Progress) -> Checkpoint | None:
+        """Write a checkpoint on this rank, which holds all of it, when others were lost; returns it when it is whole.
+
+        None where it is there, or where another rank writes it: of several that do so the first one does.
+
+        Raises `CheckpointError` where it cannot be written.
+        """
+        self._finisher.shutdown()  # the one before becomes whole, or fails without the lost rank
+        checkpoint = Checkpoint(self.folder, progress.step)
+        state = {MODEL: saved_weights(self._model), OPTIMIZER: optimizer_state(self._optimizer)}
+        with _told(checkpoint):
+            if checkpoint in checkpoints(self.folder) or not claim(checkpoint):
+                return None
+            writer = _OwnFiles(checkpoint.address, sync_files=self._is_local)
+            dcp.save(state, storage_writer=writer, no_dist=True)
+            make_whole(checkpoint, progress)
+        return checkpoint
+
     def close(self) -> None:
         """Wait for a checkpoint that is being written, whether or not it succeeds, and give the memory back."""
         self._finisher.shutdown()
@@ -130,6 +152,21 @@ class CheckpointWriter:
                 make_whole(checkpoint, progress)
                 keep_newest(self.folder, self.keep)
         return checkpoint
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """How the names of files begin, as DCP's writers take it."""
+
+    prefix: str
+
+
+class _OwnFiles(FsspecWriter):
+    """Writes files whose names are not those of a checkpoint of all ranks, which may be there in part."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """The plan with the names."""
+        return replace(super().prepare_local_plan(plan), storage_data=_Prefix("__alone_"))
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:

@@ -26,6 +26,8 @@ VERSION = 2
 FOLDER = "checkpoints"
 NAME = re.compile(r"step-(\d{8,})")
 STATE, LATEST = "state.json", "latest"
+CLAIM = "written_alone"
+"""An empty file of a checkpoint that one rank wrote for all, when others were lost."""
 FIRST_VERSION = "optimizer.pt"
 """A file that only checkpoints of version 1 have."""
 
@@ -117,6 +119,22 @@ def read_progress(checkpoint: Checkpoint) -> Progress:
     return Progress(state["step"], state["data"], state["counts"], state["config"])
 
 
+def claim(checkpoint: Checkpoint) -> bool:
+    """Whether this process may write a checkpoint alone: the first that asks may, in a folder.
+
+    Object stores have no such order; there all may write the same bytes, and each file appears as a whole.
+    """
+    fs, path = fsspec.core.url_to_fs(f"{checkpoint.address}/{CLAIM}")
+    if not isinstance(fs, LocalFileSystem):
+        return True
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(path).open("x").close()
+    except FileExistsError:
+        return False
+    return True
+
+
 def make_whole(checkpoint: Checkpoint, progress: Progress) -> None:
     """Write what makes a checkpoint count, when all its tensors are written: its state, then `latest`."""
     state = {"version": VERSION, "step": progress.step}
@@ -124,7 +142,9 @@ def make_whole(checkpoint: Checkpoint, progress: Progress) -> None:
     state |= {"config": dict(progress.config)}
     text = json.dumps(state, indent=2, sort_keys=True) + "\n"
     _write(f"{checkpoint.address}/{STATE}", text)
-    _write(f"{checkpoint.folder}/{LATEST}", f"{checkpoint.name}\n")
+    fs, root = fsspec.core.url_to_fs(checkpoint.folder)
+    if checkpoint.step >= _read_latest(fs, root):
+        _write(f"{checkpoint.folder}/{LATEST}", f"{checkpoint.name}\n")
 
 
 def check_same_run(

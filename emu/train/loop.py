@@ -30,12 +30,14 @@ from emu.train.checkpoint_folder import (
     checkpoints,
     read_progress,
 )
+from emu.train.compiled import check_compiler
 from emu.train.faults import Faults
 from emu.train.meters import CorpusLosses, WorkMeter
+from emu.train.parallel import is_sharded
 from emu.train.plan import Plan
 from emu.train.plan import TrainPlan as TrainPlan
-from emu.train.run_folder import MetricsFile, write_curves
-from emu.train.step import Ranks, Stepper, StepResult
+from emu.train.run_folder import MetricsFile, add_missing, write_curves
+from emu.train.step import Ranks, Stepper, StepResult, TrainingError
 from emu.train.stopping import Stopped, StopRequest
 from emu.train.trackers import check_trackers
 from emu.train.validation import Validation
@@ -45,6 +47,11 @@ log = logging.getLogger(__name__)
 Report = Callable[[Mapping[str, Any], Checkpoint | None], None]
 """Called on every rank when a checkpoint has begun, with the newest metrics and the checkpoint before, which is whole;
 and once more with the last one."""
+
+
+def _nothing(metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
+    """No report."""
+
 
 SUMMARY = "summary.json"
 COUNTS = ("samples", "images", "positions", "bad_samples", "skipped_steps")
@@ -71,13 +78,14 @@ def train(
     plan: Plan,
     ranks: Ranks | None = None,
     device: torch.device | None = None,
-    report: Report = lambda metrics, checkpoint: None,
+    report: Report = _nothing,
     clock: Callable[[], float] = time.perf_counter,
     stop: StopRequest | None = None,
 ) -> Summary:
     """Train to the last step of the plan, from the newest checkpoint if there is one.
 
-    On SIGINT, SIGTERM or a request in `stop`, on any rank, all ranks save after the step in progress.
+    On SIGINT, SIGTERM or a request in `stop`, on any rank, all ranks save after the step in progress. Where a rank is
+    lost, one of the others saves the last step that all have taken, if it holds all weights.
 
     Raises:
         CheckpointError: if the output folder holds another run.
@@ -92,13 +100,19 @@ def train(
             while run.step < plan.train.steps:
                 run.advance(stop.is_made)
                 is_end = run.is_stopped or run.step == plan.train.steps
+                tell = _nothing if run.is_stopped else report  # nobody may be there to take it
                 if is_end or run.step % plan.train.checkpoint_every == 0:
-                    run.checkpoint(report)
+                    run.checkpoint(tell)
                 if is_end:
-                    run.wait_for_checkpoint(report)
+                    run.wait_for_checkpoint(tell)
                 if run.is_stopped and run.step < plan.train.steps:
                     raise Stopped(run.step, stop.signal or signal.SIGTERM)
             return run.finish()
+        except (Stopped, TrainingError):
+            raise
+        except Exception:
+            run.rescue()
+            raise
         finally:
             run.close()
 
@@ -119,6 +133,8 @@ class Run:
         """True after a step in which a rank was asked to stop."""
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._resume()
+        self._taken = (self.step, self.stream.state(), dict(self.counts))
+        """Step, position in the data and counts that the weights belong to."""
         self.writer = CheckpointWriter(
             checkpoint_folder(plan), self.model, self.optimizer, plan.train.keep_checkpoints
         )
@@ -148,12 +164,13 @@ class Run:
         result = self.stepper.step(batches, self.step, len(self.stream.bad), stops)
         self.step += 1
         self.is_stopped = result.is_last
-        self.faults.watch(self.step, result, self.stream)
         self.counts["samples"] += result.num_sequences
         self.counts["images"] += result.num_images
         self.counts["positions"] += result.num_positions
         self.counts["bad_samples"] += result.num_bad
         self.counts["skipped_steps"] += not result.is_finite
+        self._taken = (self.step, self.stream.state(), dict(self.counts))
+        self.faults.watch(self.step, result, self.stream)
         self._computed += result.num_computed
         self._work.add(result)
         if result.is_finite:
@@ -175,6 +192,28 @@ class Run:
     def wait_for_checkpoint(self, report: Report) -> None:
         """Wait until the last checkpoint is whole."""
         report(dict(self.row) | {"step": self.step}, self.writer.wait())
+
+    def rescue(self) -> None:
+        """After an error of one of several ranks: save alone the last step that all have taken.
+
+        Of sharded weights no rank holds all, and weights that are being changed are of no step.
+        """
+        step, data, counts = self._taken
+        if (
+            not self.ranks.is_parallel
+            or is_sharded(self.stage.losses)
+            or self.stepper.is_updating
+            or step == 0
+        ):
+            return
+        try:
+            saved = self.writer.save_alone(Progress(step, data, counts, self.plan.configuration()))
+        except CheckpointError as error:
+            log.error("%s", error)  # the error that comes after is the cause
+            return
+        if saved is not None:
+            add_missing(self.out, self.row if self.row.get("step") == step else {})
+            log.warning("rank=%d saved=%s after an error", self.ranks.share.rank, saved)
 
     def close(self) -> None:
         """End the threads of the run; a checkpoint that is being written is finished before."""
@@ -312,4 +351,6 @@ def check_plan(plan: Plan) -> None:
     """
     check_resume(plan)
     check_trackers(plan.train.trackers)
+    if plan.train.compile:
+        check_compiler(torch.cuda.is_available())
     plan.check()

@@ -9,7 +9,7 @@ group shard the weights, and groups average their gradients after the last micro
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from emu.data.batches import Share
 from emu.models.emu import Emu
 from emu.recipes import TrainConfig
+from emu.train.compiled import blocks_of
 
 Value = TypeVar("Value")
 
@@ -153,13 +154,6 @@ def device_mesh(config: TrainConfig, device_type: str) -> DeviceMesh:
         )
     names = ("replicate", "shard")
     return init_device_mesh(device_type, (world // size, size), mesh_dim_names=names)
-
-
-def blocks_of(model: Emu) -> Iterator[nn.Module]:
-    """The modules whose weights are gathered together: the layers of all three parts."""
-    yield from model.visual.trunk.blocks
-    yield from model.former.blocks
-    yield from model.language.lm.model.layers
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -39,6 +39,7 @@ from emu.weights.store import save_model, weights_hash
 Resume = Literal["auto", "must", "never"]
 HOUSEKEEPING = {
     "checkpoint_every",
+    "compile",
     "keep_checkpoints",
     "log_every",
     "num_threads",

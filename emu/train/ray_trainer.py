@@ -9,6 +9,7 @@ reverse. `out` must be a folder that every node sees.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import threading
 import time
@@ -30,6 +31,8 @@ from ray.train import (
     TrainingFailedError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.util import placement_group_table
 
 from emu.data.batches import Share
@@ -44,11 +47,15 @@ from emu.train.loop import (
 )
 from emu.train.plan import Plan
 from emu.train.step import Ranks, TrainingError
-from emu.train.stopping import Address, Starter, Stopped, StopRequest, obey
+from emu.train.stopping import Address, Starter, Stopped, StopRequest, end_workers, obey
 
 log = logging.getLogger(__name__)
 
-NOTICE_S = 10.0
+NOTICE_S, RESIZE_S = 10.0, 60.0
+WATCH_S = 0.5
+"""Seconds between looks for the notice of a node; Ray Train passes it on after 5 s."""
+NOTICED_S = 5.0
+"""Seconds in which Ray Train's controller has seen why a worker ends."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of checkpoints in the folder of a run; it rejects one of another Ray version."""
 
@@ -59,12 +66,15 @@ def train_on_ray(
     use_gpu: bool = False,
     max_failures: int = 3,
     min_workers: int | None = None,
+    resize_s: float = RESIZE_S,
 ) -> Summary:
-    """Train on workers of the connected Ray; a lost worker costs the steps since the last checkpoint.
+    """Train on workers of the connected Ray; a lost worker costs the step in progress.
 
-    With `min_workers` the run goes on with fewer workers while nodes are missing, and takes up those that come; the
-    global batches stay those of `num_workers`. On SIGINT and SIGTERM of this process the workers save after the step in
-    progress. They end at once when this process ends.
+    Another worker then saves what was before it, if it holds all weights; of sharded weights the steps since the last
+    checkpoint are taken again. With `min_workers` the run goes on with fewer workers while nodes are missing, and takes
+    up those that come, at most every `resize_s` seconds; the global batches stay those of `num_workers`. For another
+    number of workers, and where a node has notice to go, they save first, as on SIGINT and SIGTERM of this process.
+    They end at once when this process ends.
 
     Raises:
         Stopped: on SIGINT or SIGTERM, when the workers have saved.
@@ -92,11 +102,13 @@ def train_on_ray(
         scaling_config=ScalingConfig(
             num_workers=(least, num_workers) if least < num_workers else num_workers,
             use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=resize_s,
         ),
         run_config=RunConfig(
             name=FOLDER,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[_ends_workers_gently(address)],
         ),
     )
     stop = StopRequest()
@@ -114,6 +126,19 @@ def train_on_ray(
     if stop.signal is not None and saved < plan.train.steps:
         raise Stopped(saved, stop.signal)
     return read_summary(folder.parent)
+
+
+def _ends_workers_gently(starter: Address) -> Any:
+    """A callback of Ray Train's controller, which ends workers for a lost one or for another number of them.
+
+    They have the time to save before. It is pickled by value, for the reason of `work` above.
+    """
+
+    class EndsWorkersGently(WorkerGroupCallback):
+        def before_worker_group_shutdown(self, worker_group: Any) -> None:
+            end_workers(starter)
+
+    return EndsWorkersGently()
 
 
 def _fit(trainer: TorchTrainer) -> None:
@@ -188,11 +213,43 @@ def train_as_worker(plan: Plan, starter: Address) -> None:
     ranks = Ranks(Share(context.get_world_rank(), context.get_world_size()))
     stop = StopRequest()
     report = _report if plan.checkpoints is None else _report_metrics
-    with obey(starter, stop):
+    with obey(starter, stop), _stopping_with_a_node(stop):
         try:
             train(plan, ranks, ray.train.torch.get_device(), report, stop=stop)
         except Stopped as stopped:
             log.info("%s", stopped)
+            _leave_lost_nodes(ranks)
+
+
+@contextmanager
+def _stopping_with_a_node(stop: StopRequest) -> Iterator[None]:
+    """Inside the block, ask for the end when a node of the run has notice to go (Ray drains it)."""
+    preemption, is_over = get_train_context().preemption_context, threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(WATCH_S):
+            if preemption.preemption_info is not None:
+                stop.make()
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+def _leave_lost_nodes(ranks: Ranks) -> None:
+    """After a stop for nodes that have notice to go: end this process on one of them, return on the others.
+
+    Ray Train then starts workers elsewhere, without counting a failure: that is its rule for a worker that ends on such
+    a node, while one that returns or raises counts as finished or failed.
+    """
+    info = get_train_context().preemption_context.preemption_info
+    known = ranks.gather([] if info is None else info.preempted_node_ids)
+    if ray.get_runtime_context().get_node_id() in {node for nodes in known for node in nodes}:
+        time.sleep(NOTICED_S)
+        os._exit(0)
 
 
 def _report(metrics: Mapping[str, Any], checkpoint: folders.Checkpoint | None) -> None:

@@ -58,7 +58,7 @@ class MetricsFile:
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / METRICS
         rows = read_metrics(out)
-        kept = [row for row in rows if row["step"] <= first_step]
+        kept = list({row["step"]: row for row in rows if row["step"] <= first_step}.values())
         self.last: Mapping[str, Any] | None = kept[-1] if kept else None
         temporary = out / f".{METRICS}.{os.getpid()}"
         temporary.write_text("".join(map(_line, kept)))
@@ -76,6 +76,14 @@ class MetricsFile:
     def close(self, is_done: bool) -> None:
         """Close the trackers; `is_done` says whether the run has taken all its steps."""
         self._trackers.close(is_done)
+
+
+def add_missing(out: Path, row: Mapping[str, Any]) -> None:
+    """Append the line of a step that the first rank, which was lost, has not written."""
+    rows = read_metrics(out)
+    if row and (not rows or rows[-1]["step"] < row["step"]):
+        with (out / METRICS).open("a") as file:
+            file.write(_line(row))
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from emu.models.language_model import LORA, add_adapter
 from emu.models.visual import VisualEncoder
 from emu.recipes import TrainConfig
 from emu.tokenizer import EmuTokenizer, train_tokenizer
+from emu.train.compiled import compile_layers
 from emu.weights.layout import TOKENIZER, load_config
 from emu.weights.store import build_model, check_weights, read_weights
 
@@ -82,6 +83,8 @@ def set_trained(model: Emu, train: TrainConfig) -> None:
         train_adapter_alone(model)
         model.visual.eval()
         model.former.eval()
+    if train.compile:
+        compile_layers(model)
 
 
 def start_tower(

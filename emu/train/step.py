@@ -180,6 +180,13 @@ class Stepper(Generic[AnyBatch]):
         self.module = ranks.wrap(losses, device)
         self.optimizer = optimizer
         self.weights = [w for group in optimizer.param_groups for w in group["params"]]
+        self.is_updating = False
+        """True while the optimizer changes weights."""
+        optimizer.register_step_pre_hook(lambda *_: self._update(True))
+        optimizer.register_step_post_hook(lambda *_: self._update(False))
+
+    def _update(self, begins: bool) -> None:
+        self.is_updating = begins
 
     def step(
         self, batches: Sequence[AnyBatch], step: int, num_bad: int = 0, stops: bool = False

@@ -22,8 +22,10 @@ from types import FrameType
 log = logging.getLogger(__name__)
 
 Address = tuple[str, int]
-STOP = b"s"
+STOP, END = b"s", b"e"
 CONNECT_S = 10.0
+END_S = 60.0
+"""Seconds that workers have for saving before others end them."""
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Seconds and number of probes after which a machine that went silent counts as ended."""
 
@@ -96,21 +98,25 @@ class Starter:
         self.address: Address = (host, self._listener.getsockname()[1])
         self._connections: list[socket.socket] = []
         self._is_stopping = False
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def stop_workers(self) -> None:
         """Ask all workers, also those that connect later, to save and end."""
-        with self._lock:
+        with self._changed:
             self._is_stopping = True
-            for connection in self._connections:
-                _send(connection, STOP)
+            self._stop_connected()
 
     def close(self) -> None:
         """End the workers that are still connected."""
-        with self._lock:
-            for open_socket in (self._listener, *self._connections):
-                open_socket.close()
+        with self._changed:
+            _end(self._listener)
+            for connection in self._connections:
+                _end(connection)
+
+    def _stop_connected(self) -> None:
+        for connection in self._connections:
+            _send(connection, STOP)
 
     def _accept(self) -> None:
         while True:
@@ -118,10 +124,39 @@ class Starter:
                 connection, _ = self._listener.accept()
             except OSError:  # closed
                 return
-            with self._lock:
+            _notice_silence(connection)
+            with self._changed:
                 self._connections.append(connection)
                 if self._is_stopping:
                     _send(connection, STOP)
+            threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
+
+    def _hear(self, connection: socket.socket) -> None:
+        """Wait for the end of a worker, or for a request to end them all."""
+        received = _received(connection)
+        with self._changed:
+            if connection in self._connections:
+                self._connections.remove(connection)
+            self._changed.notify_all()
+            if received == END:
+                self._stop_connected()
+                self._changed.wait_for(lambda: not self._connections, END_S)
+        connection.close()
+
+
+def end_workers(address: Address) -> None:
+    """Ask the workers of a starter to save and end; returns when they have, at the latest after `END_S` seconds.
+
+    For a process of another machine that is about to end them otherwise.
+    """
+    try:
+        with socket.create_connection(address, CONNECT_S) as connection:
+            _send(connection, END)
+            connection.settimeout(END_S)
+            while _received(connection):
+                pass  # as a worker it is told to stop
+    except OSError as error:
+        log.warning("starter=%s:%d cannot be reached, nothing is saved: %s", *address, error)
 
 
 @contextmanager
@@ -142,31 +177,49 @@ def obey(address: Address, stop: StopRequest) -> Iterator[None]:
         yield
         return
     connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    _notice_silence(connection)
     is_over = threading.Event()
     threading.Thread(target=_listen, args=(connection, stop, is_over), daemon=True).start()
     try:
         yield
     finally:
         is_over.set()
-        connection.close()
+        _end(connection)
 
 
 def _listen(connection: socket.socket, stop: StopRequest, is_over: threading.Event) -> None:
     while True:
-        try:
-            received = connection.recv(1)
-        except OSError:  # reset, or no sign of life; or closed by this process
-            received = b""
+        received = _received(connection)
         if is_over.is_set():
             return
         if received == STOP:
             stop.make()
         else:
             os._exit(1)
+
+
+def _received(connection: socket.socket) -> bytes:
+    """The next byte; none at the end of the other process."""
+    try:
+        return connection.recv(1)
+    except OSError:  # reset, or no sign of life; or closed by this process
+        return b""
+
+
+def _end(connection: socket.socket) -> None:
+    """Close a connection, so that the other side hears of it also while a thread of this process reads from it."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError as error:  # the other side was first
+        log.debug("connection was closed: %s", error)
+    connection.close()
+
+
+def _notice_silence(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _send(connection: socket.socket, message: bytes) -> None:

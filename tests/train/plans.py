@@ -1,6 +1,8 @@
 """Training plans small enough for tests: a model of some ten thousand weights on a small dataset."""
 
-from dataclasses import replace
+import json
+import time
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from emu.recipes import OptimConfig, TrainConfig
 from emu.train.checkpoint import read_tensors
 from emu.train.checkpoint_folder import Checkpoint, checkpoints
 from emu.train.loop import TrainPlan, checkpoint_folder
+from emu.train.plan import Stage
+from emu.train.step import Ranks
 from schemas.sample import Sample
 from tests.data.small_dataset import document, small_tokenizer, write_dataset
 
@@ -37,6 +41,39 @@ def mini_config(vocab_size: int, dropout: float = 0.1) -> EmuConfig:
         tiny.language, hidden_size=48, num_layers=1, num_heads=2, intermediate_size=96
     )
     return replace(tiny, vision=vision, former=former, language=language, decoder=None)
+
+
+@dataclass(frozen=True)
+class SlowPlan(TrainPlan):
+    """A plan whose steps take time, and which notes in `OUT/begun.jsonl` each step that a rank begins."""
+
+    seconds: float = 0.1
+
+    def open(self, ranks: Ranks, device: torch.device) -> Stage:
+        """The stage with slower steps."""
+        stage = super().open(ranks, device)
+
+        def set_rates(step: int) -> float:
+            share = ranks.share
+            with (Path(self.out) / "begun.jsonl").open("a") as file:
+                file.write(json.dumps([step, share.rank, share.world_size]) + "\n")
+            time.sleep(self.seconds)
+            return stage.set_rates(step)
+
+        return replace(stage, set_rates=set_rates)
+
+
+def slow_plan(plan: TrainPlan, **changes: Any) -> SlowPlan:
+    """The plan with slow steps."""
+    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    return SlowPlan(**values | changes)
+
+
+def begun(out: str | Path) -> list[tuple[int, int, int]]:
+    """The steps that ranks of a slow plan have begun: step, rank, number of ranks."""
+    path = Path(out) / "begun.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [tuple(json.loads(line)) for line in lines]
 
 
 def some_documents() -> list[Sample]:

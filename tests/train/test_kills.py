@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from benchmarks.kills import KillsBenchmark, killed_runs, other_workers
 from tests.train.processes import SERVER
+
+Parallel = Literal["ddp", "fsdp"]
 
 
 def in_clean_process(work: Callable[[Path], None], root: Path) -> int | None:
@@ -18,11 +21,15 @@ def in_clean_process(work: Callable[[Path], None], root: Path) -> int | None:
     return process.exitcode
 
 
-def check_kills(root: Path) -> None:
-    found = killed_runs(root, KillsBenchmark(num_kills=20))
+def check_kills(root: Path, parallel: Parallel = "ddp") -> None:
+    found = killed_runs(root, KillsBenchmark(parallel=parallel, num_kills=20))
     assert found["kills"] == 20 and found["different"] == 0
     # every step of every run; at least 50 of them come after each kill
     assert found["steps_compared_on_every_worker"] >= found["runs"] * KillsBenchmark().num_steps
+
+
+def check_sharded_kills(root: Path) -> None:
+    check_kills(root, "fsdp")
 
 
 def check_workers(root: Path) -> None:
@@ -33,8 +40,9 @@ def check_workers(root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_twenty_kills_change_no_bit(tmp_path: Path):
-    assert in_clean_process(check_kills, tmp_path) == 0
+@pytest.mark.parametrize("check", [check_kills, check_sharded_kills], ids=["copies", "sharded"])
+def test_twenty_kills_change_no_bit(tmp_path: Path, check: Callable[[Path], None]):
+    assert in_clean_process(check, tmp_path) == 0
 
 
 @pytest.mark.slow
