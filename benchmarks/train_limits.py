@@ -42,9 +42,9 @@ from emu.generate.precision import DTYPES
 from emu.models.emu import Emu
 from emu.models.objective import Batch, Objective, text_labels
 from emu.recipes import OptimConfig
+from emu.train.compiled import compile_layers
 from emu.train.flops import BatchSize, StepCost, known_peak_tflops, step_cost
 from emu.train.optim import make_optimizer
-from emu.train.parallel import blocks_of
 from emu.train.step import EmuLosses
 
 Subject = Literal["step", "plain", "lora", "features"]
@@ -156,11 +156,6 @@ def _model(config: EmuConfig, options: TrainLimits, seed: int = 0) -> Emu:
     return model.train()
 
 
-def _compiled(model: Emu) -> None:
-    for block in blocks_of(model):
-        block.compile()
-
-
 class _Side:
     """A model with its optimizer, and one batch that is trained on again and again."""
 
@@ -234,7 +229,7 @@ def _packed_side(options: TrainLimits, config: EmuConfig, made: list[Made]) -> _
     if options.recompute_activations:
         model.recompute_activations()
     if options.compile:
-        _compiled(model)
+        compile_layers(model)
     optimizer = make_optimizer(model, NO_RATES)
     side = _Side(model, optimizer, _packed_batches(made, options, config), False, options.dtype)
     side.step()  # warm-up: kernels are chosen and compiled
@@ -301,7 +296,7 @@ def measure_lora(options: TrainLimits, rate: float, peak: float | None) -> dict[
     if options.recompute_activations:
         model.recompute_activations()
     if options.compile:
-        _compiled(model)
+        compile_layers(model)
     made = sequences(config, options.row_length, options.num_rows)
     optimizer = make_optimizer(model, NO_RATES)
     side = _Side(model, optimizer, _packed_batches(made, options, config), False, options.dtype)
@@ -319,7 +314,7 @@ def measure_features(options: TrainLimits, rate: float, peak: float | None) -> d
     model = _model(config, options).eval().to(DTYPES[options.dtype])
     model.visual.fill_buffers(torch.device(options.device), DTYPES[options.dtype])
     if options.compile:
-        _compiled(model)
+        compile_layers(model)
     side, number = config.vision.image_size, options.batch_images
     pixels_NCHW = torch.randn(
         number, 3, side, side, device=options.device, dtype=DTYPES[options.dtype]

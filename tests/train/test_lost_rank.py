@@ -4,12 +4,14 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
 
 from emu.train.checkpoint_folder import CLAIM, Checkpoint, checkpoints, claim
 from emu.train.loop import TrainPlan
 from emu.train.run_folder import read_metrics
+from emu.train.stopping import Starter, StopRequest, end_workers, obey
 from tests.train.plans import are_equal, mini_plan, newest, same_state, weights_of
 from tests.train.processes import start, train_rank
 from tests.train.test_parallel import losses_of, on_two_ranks, variant
@@ -73,3 +75,26 @@ def test_the_first_rank_alone_may_write(tmp_path: Path):
     assert (tmp_path / checkpoint.name / CLAIM).is_file()
     assert not checkpoints(tmp_path), "what is claimed is not whole"
     assert claim(replace(checkpoint, step=8))
+
+
+def test_workers_are_asked_to_save_and_waited_for():
+    starter, stops = Starter("127.0.0.1"), [StopRequest(), StopRequest()]
+    ended = []
+
+    def work(stop: StopRequest) -> None:
+        with obey(starter.address, stop):
+            begun.wait()
+            while not stop.is_made:
+                time.sleep(0.01)
+            ended.append(stop)
+
+    begun = Barrier(3, timeout=60)
+    workers = [Thread(target=work, args=(stop,), daemon=True) for stop in stops]
+    for worker in workers:
+        worker.start()
+    begun.wait()
+    end_workers(starter.address)
+    assert len(ended) == 2
+    end_workers(starter.address)  # nobody is left
+    starter.close()
+    end_workers(starter.address)  # nor the starter
