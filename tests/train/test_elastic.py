@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from emu.recipes import OptimConfig
 from emu.train.loop import TrainPlan
 from emu.train.run_folder import read_metrics
 from tests.conftest import REPOSITORY
@@ -37,8 +38,12 @@ def cluster() -> Iterator[Any]:
 
 
 def a_plan(root: Path, num_steps: int, **options: object) -> TrainPlan:
-    """A run on two ranks; its checkpoints are farther apart than its end."""
-    options = {"batch_size": 2, "checkpoint_every": 1000} | options
+    """A run on two ranks, with checkpoints farther apart than its end.
+
+    Its learning rates are small: at large ones, rounding grows from step to step.
+    """
+    rates = OptimConfig(vision_lr=1e-5, former_lr=1e-5, language_lr=1e-5)
+    options = {"batch_size": 2, "checkpoint_every": 1000, "optim": rates} | options
     return mini_plan(root, dropout=0.0, steps=num_steps, **options)
 
 
