@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from jobs.cli import interrupted, run_job
+from jobs.cli import in_words, interrupted, run_job
 from jobs.demo_jobs import DemoError, Jobs, build_portions, dataset_of
 from pipelines.miniworld import WORLDS
 from schemas.validation import Checked
@@ -126,7 +126,7 @@ def run_demo(options: Demo) -> int:
     except KeyboardInterrupt:
         return interrupted()
     except (ClientError, DemoError, OSError, ValueError) as error:
-        print(f"\nThe demo stopped: {error}", file=sys.stderr)
+        print(f"\nThe demo stopped: {in_words(error)}", file=sys.stderr)
         return 1
     _summary(report, out)
     return 0

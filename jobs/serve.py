@@ -170,8 +170,12 @@ def serve_options(job: ServeJob) -> ServeOptions:
     from emu.serve.options import ServeOptions
 
     refuse_address(job.model)
+    if job.device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {job.device!r}, give cpu or cuda")
     if job.device != "cpu" and job.num_gpus == 0:
-        raise ValueError(f"--device {job.device} with --num-gpus 0: Ray hides GPUs not asked for")
+        raise ValueError(
+            f"--device {job.device} with --num-gpus 0: Ray hides GPUs that are not reserved; give --num-gpus 1"
+        )
     return ServeOptions(
         model=Path(job.model).expanduser().resolve(),
         name=job.name,
