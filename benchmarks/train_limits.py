@@ -45,6 +45,7 @@ from emu.recipes import OptimConfig
 from emu.train.compiled import compile_layers
 from emu.train.flops import BatchSize, StepCost, known_peak_tflops, step_cost
 from emu.train.optim import make_optimizer
+from emu.train.plan import GPU_MULTIPLE
 from emu.train.step import EmuLosses
 
 Subject = Literal["step", "plain", "lora", "features"]
@@ -205,12 +206,14 @@ class _Side:
 
 
 def _packed_batches(made: list[Made], options: TrainLimits, config: EmuConfig) -> list[Batch]:
-    rows = pack([len(sequence.ids_L) for sequence, _ in made], options.row_length)
-    chosen = [[made[index] for index in row] for row in rows]
-    groups = [chosen[n : n + options.num_rows] for n in range(0, len(chosen), options.num_rows)]
-    length = options.row_length if torch.device(options.device).type == "cuda" else None
-    batches = [collate_packed(group, config.special.pad, False, length) for group in groups]
-    return [batch.to(torch.device(options.device)) for batch in batches]
+    device = torch.device(options.device)
+    multiple = GPU_MULTIPLE if device.type == "cuda" else 1
+    lengths = [len(sequence.ids_L) for sequence, _ in made]
+    batches = [
+        collate_packed([made[index] for index in row], config.special.pad, False, multiple)
+        for row in pack(lengths, options.row_length * options.num_rows)
+    ]
+    return [batch.to(device) for batch in batches]
 
 
 def _padded_batches(made: list[Made], options: TrainLimits, config: EmuConfig) -> list[Batch]:
