@@ -18,13 +18,15 @@ import dataclasses
 import difflib
 import functools
 import json
+import operator
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
+from pydantic_core import SchemaValidator
 
 _MAX_SHOWN = 80
 
@@ -79,6 +81,13 @@ class Checked:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     def __post_init__(self) -> None:
+        values, validator = _whole(type(self))
+        try:  # in one call: configurations are made for each request of a server
+            validator.validate_python(values(self))
+        except ValidationError:
+            self._refuse()
+
+    def _refuse(self) -> None:
         for name, (adapter, hint) in _adapters(type(self)).items():
             value = getattr(self, name)
             try:
@@ -141,6 +150,18 @@ def _adapters(kind: type) -> dict[str, tuple[TypeAdapter[Any], Any]]:
         except PydanticSchemaGenerationError as error:
             raise TypeError(f"{kind.__name__}.{field.name}: no validator for {hint}") from error
     return found
+
+
+@functools.cache
+def _whole(kind: type) -> tuple[Callable[[Any], tuple[Any, ...]], SchemaValidator]:
+    """Gives the values of all these fields, and validates them together."""
+    hints = {name: hint for name, (_, hint) in _adapters(kind).items()}
+    # twice the same name where there is one: a getter of one name gives no tuple
+    names = [*hints, *hints][: max(2, len(hints))]
+    values = operator.attrgetter(*names) if names else lambda _: ()
+    row: Any = typing.cast("Any", tuple)[tuple(hints[name] for name in names)]
+    adapter = TypeAdapter(row, config=_STRICT)
+    return values, typing.cast("SchemaValidator", adapter.validator)
 
 
 def _field_infos(hint: Any) -> Iterator[FieldInfo]:

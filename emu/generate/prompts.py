@@ -145,10 +145,10 @@ class ImagePosition:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """The pixels of image `number`."""
+    """Image `number`: the segment that the whole reply has as well."""
 
     number: int
-    image: Image.Image
+    segment: Segment
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class _GrowingReply:
     """Events in order that wait for the image before them."""
     images: list[Future[Image.Image]] = field(default_factory=list)
     num_given: set[int] = field(default_factory=set)
+    encoded: dict[int, Segment] = field(default_factory=dict)
     parts: list[str | int] = field(default_factory=list)
     """Pieces of text and numbers of images, in order."""
     scores: list[TokenScore] = field(default_factory=list)
@@ -110,7 +111,7 @@ class _GrowingReply:
             for number, image in enumerate(self.images):
                 if image.done() and number not in self.num_given:
                     self.num_given.add(number)
-                    yield DecodedImage(number, image.result())
+                    yield DecodedImage(number, self._segment(number))
 
     @property
     def is_pending(self) -> bool:
@@ -152,8 +153,15 @@ class _GrowingReply:
                 yield Segment.of_text(text, role="assistant")
             text = ""
             if part is not None:
-                image = self.images[part].result()
-                yield Segment.of_image(to_png(image), "png", *image.size, role="assistant")
+                yield self._segment(part)
+
+    def _segment(self, number: int) -> Segment:
+        """An image that is made; encoded once."""
+        if number not in self.encoded:
+            image = self.images[number].result()
+            data = to_png(image)
+            self.encoded[number] = Segment.of_image(data, "png", *image.size, role="assistant")
+        return self.encoded[number]
 
     def cancel(self) -> None:
         """Gives up images that are not made yet."""

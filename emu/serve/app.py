@@ -12,14 +12,13 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from emu.generate.prompts import TextOptions
-from emu.serve.api import Access, build_api
+from emu.serve.api import Access, Api, build_api
 from emu.serve.backend import EngineStats, Event, Health, ModelCard, Work
 from emu.serve.errors import ErrorResponse
 from emu.serve.gate import Traffic
@@ -64,7 +63,7 @@ def build_app(options: ServeOptions, open_fetch: OpenFetch | None = None) -> ser
     keys = None if options.api_keys is None else load_keys(options.api_keys)
     access = Access(keys, options.cors_origins)
 
-    def build_ingress() -> FastAPI:
+    def build_ingress() -> Api:
         handle = serve.get_deployment_handle(REPLICA)
         fetch = open_fetch() if open_fetch else None
         backend = ReplicaBackend(handle, serve.get_replica_context().app_name)

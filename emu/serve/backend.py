@@ -115,9 +115,12 @@ Event = str | ScoredPiece | ImageBegun | ImageReady | Reply | Values | ErrorResp
 """Pieces of text and images as they come; at last a `Reply`, `Values`, or the reason why there is none."""
 
 
+_LAST = (Reply, Values, ErrorResponse)  # a union would be made anew for every piece
+
+
 def is_last(event: Event) -> bool:
     """Whether nothing follows this event."""
-    return isinstance(event, Reply | Values | ErrorResponse)
+    return isinstance(event, _LAST)
 
 
 @dataclass(frozen=True)

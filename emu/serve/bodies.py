@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from emu.serve.deadline import Deadline
 from emu.serve.errors import ApiError
 from emu.serve.limits import Limits
 from schemas import strict_json
@@ -98,8 +99,9 @@ async def read_body(http: Request, limits: Limits) -> bytes:
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
     body = bytearray()
+    deadline = Deadline(asyncio.get_running_loop().time() + limits.body_timeout_s)
     try:
-        async with asyncio.timeout(limits.body_timeout_s):
+        with deadline:
             async for chunk in http.stream():
                 body += chunk
                 if len(body) > limit:
@@ -109,6 +111,8 @@ async def read_body(http: Request, limits: Limits) -> bytes:
         raise ApiError(408, message, code="timeout") from error
     except ClientDisconnect as error:
         raise ApiError(400, "the body ended early", code="incomplete_body") from error
+    finally:
+        deadline.close()
     return bytes(body)
 
 

@@ -59,7 +59,7 @@ class Gate:
         name: str | None = None
         self.metrics.in_progress.inc()
         try:
-            is_guarded = scope["path"].startswith(GUARDED)
+            is_guarded = path_of(scope).startswith(GUARDED)
             try:
                 name = self._admit(scope) if is_guarded and scope["method"] != "OPTIONS" else None
             except ApiError as error:
@@ -119,6 +119,12 @@ class Gate:
             "request=%s method=%s status=%d key=%s seconds=%.3f",
             path, method, status, key or "none", seconds,
         )  # fmt: skip
+
+
+def path_of(scope: Scope) -> str:
+    """The path below the prefix that the application is reached under."""
+    path, prefix = scope["path"], scope.get("root_path", "")
+    return path.removeprefix(prefix) if prefix and path.startswith(f"{prefix}/") else path
 
 
 def error_response(error: ErrorResponse) -> Response:

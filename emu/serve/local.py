@@ -44,7 +44,6 @@ from emu.serve.backend import (
 )
 from emu.serve.errors import ApiError, ErrorResponse
 from schemas.images import MAX_PIXELS, ImageError, open_image
-from schemas.sample import Segment
 
 if TYPE_CHECKING:
     from emu.generate.engine import Engine  # imports torch, which takes seconds
@@ -166,7 +165,7 @@ class LocalBackend:
             if isinstance(event, ImagePosition):
                 yield ImageBegun(event.number)
             elif isinstance(event, DecodedImage):
-                yield ImageReady(event.number, _as_png(event.image))
+                yield ImageReady(event.number, event.segment)
             elif isinstance(event, TokenScore):
                 score = event  # of the piece that follows
             elif isinstance(event, Reply):
@@ -258,12 +257,6 @@ class LocalBackend:
             raise ApiError(
                 400, f"{video.param}: {error}", video.param, "unsupported_value"
             ) from error
-
-
-def _as_png(image: Image.Image) -> Segment:
-    from emu.generate.sampling import to_png  # imports torch
-
-    return Segment.of_image(to_png(image), "png", *image.size, role="assistant")
 
 
 def _without_images(reply: Reply) -> Reply:

@@ -22,13 +22,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from emu.generate.prompts import Reply
 from emu.serve.backend import EngineStats, Event, ImageReady, ScoredPiece
@@ -73,9 +76,8 @@ class Metrics:
         self.first_token = self._histogram(
             "emu_first_token_seconds", "Seconds from a request to its first text.", SECONDS
         )
-        self.token = self._histogram(
-            "emu_token_seconds", "Seconds from one piece of text to the next.", TOKEN_SECONDS
-        )
+        self.token = Gaps()
+        self.registry.register(self.token)
         self.image_seconds = self._histogram(
             "emu_image_seconds", "Seconds from a request to an image of its reply.", SECONDS
         )
@@ -94,33 +96,62 @@ class Metrics:
     ) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
-    async def observed(
-        self, events: AsyncGenerator[Event, None], begun: float
-    ) -> AsyncGenerator[Event, None]:
-        """The same events, measured; `begun` is on the clock of the event loop."""
-        clock = asyncio.get_running_loop().time
-        last: float | None = None
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, str | ScoredPiece):
-                    now = clock()
-                    if last is None:
-                        self.first_token.observe(now - begun)
-                    else:
-                        self.token.observe(now - last)
-                    last = now
-                elif isinstance(event, ImageReady):
-                    self.images.inc()
-                    self.image_seconds.observe(clock() - begun)
-                elif isinstance(event, Reply):
-                    self.prompt_positions.inc(event.num_prompt_tokens)
-                    self.reply_positions.inc(event.num_reply_tokens)
-                yield event
+    def watch(self, begun: float) -> Watch:
+        """What counts the events of a request that began at this time on the clock of the event loop."""
+        return Watch(self, begun, asyncio.get_running_loop().time)
 
     def text(self, engines: Sequence[EngineStats]) -> bytes:
         """All figures, those of the engines as given."""
         self._engines.stats = engines
         return generate_latest(self.registry)
+
+
+class Gaps(Collector):
+    """The histogram of seconds between pieces of text; for one thread, since it is called for every piece."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(TOKEN_SECONDS) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Counts one."""
+        self._counts[bisect_left(TOKEN_SECONDS, seconds)] += 1
+        self._sum_s += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """The histogram."""
+        bounds = [*map(floatToGoString, (*TOKEN_SECONDS, math.inf))]
+        buckets = [*zip(bounds, accumulate(self._counts), strict=True)]
+        text = "Seconds from one piece of text to the next."
+        yield HistogramMetricFamily("emu_token_seconds", text, buckets, self._sum_s)
+
+
+_PIECES = (str, ScoredPiece)  # a union would be made anew for every piece
+
+
+class Watch:
+    """Counts the events of one request."""
+
+    def __init__(self, metrics: Metrics, begun: float, clock: Callable[[], float]) -> None:
+        self._metrics, self._begun, self._clock = metrics, begun, clock
+        self._last: float | None = None
+
+    def see(self, event: Event) -> None:
+        """Counts an event, which comes now."""
+        metrics = self._metrics
+        if isinstance(event, _PIECES):
+            now = self._clock()
+            if self._last is None:
+                metrics.first_token.observe(now - self._begun)
+            else:
+                metrics.token.observe(now - self._last)
+            self._last = now
+        elif isinstance(event, ImageReady):
+            metrics.images.inc()
+            metrics.image_seconds.observe(self._clock() - self._begun)
+        elif isinstance(event, Reply):
+            metrics.prompt_positions.inc(event.num_prompt_tokens)
+            metrics.reply_positions.inc(event.num_reply_tokens)
 
 
 class EngineCollector(Collector):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +19,13 @@ from emu.generate.prompts import Reply, TokenScore
 from emu.serve.backend import Event, ImageBegun, ImageReady, ScoredPiece
 from emu.serve.errors import ErrorResponse
 from emu.serve.server import Answer
+from emu.serve.streams import DONE, Begun
 from schemas.sample import Segment
 
 MIN_LOGPROB = -9999.0
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 MARK = "\N{REPLACEMENT CHARACTER}piece\N{REPLACEMENT CHARACTER}"
-DONE = "data: [DONE]\n\n"
+TEXT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class ChatReplies:
         return self._head("chat.completion") | {"choices": choices, "usage": usage(replies)}
 
     async def stream(
-        self, events: AsyncGenerator[tuple[int, Event], None], number: int, includes_usage: bool
-    ) -> AsyncIterator[str]:
+        self, events: Begun, number: int, includes_usage: bool
+    ) -> AsyncGenerator[str, None]:
         """Server-sent events: text and images as they come, the end of each choice, `[DONE]`.
 
-        An error ends the stream as an event of its own.
+        The roles come with the first piece and `[DONE]` with the last end. An error ends the stream as an event of
+        its own.
         """
         head = self._head("chat.completion.chunk")
         no_usage = {"usage": None} if includes_usage else {}
@@ -76,28 +78,32 @@ class ChatReplies:
         # most events are pieces of text: what stands around them is made once
         around = [chunk(index, {"content": MARK}).split(f'"{MARK}"') for index in range(number)]
         replies: list[Reply] = []
+        roles = "".join(
+            [chunk(index, {"role": "assistant", "content": ""}) for index in range(number)]
+        )
         async with aclosing(events):
-            first = [chunk(index, {"role": "assistant", "content": ""}) for index in range(number)]
-            yield "".join(first)
             async for index, event in events:
-                if isinstance(event, ErrorResponse):
-                    yield sse(event.as_json())
-                    break
-                if isinstance(event, Reply):
-                    replies.append(event)
-                    yield chunk(index, {}, event.finish_reason)
-                elif isinstance(event, str):
+                if isinstance(event, str):
                     before, after = around[index]
-                    yield f"{before}{json.dumps(event, ensure_ascii=False)}{after}"
+                    text = f"{before}{TEXT.encode(event)}{after}"
                 elif isinstance(event, ScoredPiece):
                     logprobs = chat_logprobs([event.score])
-                    yield chunk(index, {"content": event.text}, logprobs=logprobs)
+                    text = chunk(index, {"content": event.text}, logprobs=logprobs)
+                elif isinstance(event, ErrorResponse):
+                    yield f"{roles}{sse(event.as_json())}{DONE}"
+                    return
+                elif isinstance(event, Reply):
+                    replies.append(event)
+                    text = chunk(index, {}, event.finish_reason)
+                    if len(replies) == number:
+                        total = {"choices": [], "usage": usage(replies)}
+                        text += sse(head | total) if includes_usage else ""
+                        yield f"{roles}{text}{DONE}"
+                        return
                 else:
-                    yield chunk(index, _delta(event))
-            else:
-                if includes_usage:
-                    yield sse(head | {"choices": [], "usage": usage(replies)})
-        yield DONE
+                    text = chunk(index, _delta(event))
+                yield roles + text
+                roles = ""
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -185,4 +191,4 @@ def usage(replies: Sequence[Reply]) -> dict[str, int]:
 
 def sse(value: dict[str, Any]) -> str:
     """A server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {TEXT.encode(value)}\n\n"

@@ -52,14 +52,15 @@ def image_options(image: ImageRequest, seed: int = 0, negative_prompt: str = "")
 
 def choices_of(request: GenerationRequest, number: int | None) -> list[GenerationRequest]:
     """The requests of `n` replies: each has the seed after that of the one before."""
-    return [
+    later = [
         replace(
             request,
             text=request.text and replace(request.text, seed=_later(request.text.seed, index)),
             image=replace(request.image, seed=_later(request.image.seed, index)),
         )
-        for index in range(number or 1)
+        for index in range(1, number or 1)
     ]
+    return [request, *later]
 
 
 def _later(seed: int, steps: int) -> int:

@@ -9,18 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from emu.generate.prompts import Reply
-from emu.serve.backend import (
-    Backend,
-    Event,
-    ImageReady,
-    ModelCard,
-    Values,
-    Work,
-    is_last,
-)
+from emu.serve.backend import Backend, Event, ImageReady, ModelCard, Values, Work, is_last
 from emu.serve.bodies import Form, read_form, read_json
+from emu.serve.deadline import Deadline
 from emu.serve.errors import ApiError, ErrorResponse, shown
 from emu.serve.limits import Limits
 from emu.serve.media import Fetch
@@ -28,6 +22,8 @@ from emu.serve.metrics import Metrics
 from schemas.sample import Segment
 
 T = TypeVar("T")
+Numbered = AsyncGenerator[tuple[int, Event], None]
+"""Events, each with the number of its request."""
 
 
 class ClientGone(Exception):
@@ -74,24 +70,57 @@ class Server:
         """The time of a request, which begins now."""
         return Timer(asyncio.get_running_loop().time(), self.limits.timeout_s)
 
-    def events(self, work: Work, timer: Timer) -> AsyncGenerator[Event, None]:
-        """The events of one request until its time is over, counted in the metrics."""
-        return self.metrics.observed(until_deadline(self.backend.events(work), timer), timer.begun)
+    async def events(self, work: Work, timer: Timer, number: int = 0) -> Numbered:
+        """The events of one request until its time is over, counted in the metrics; the last as `is_last` says."""
+        deadline, watch = Deadline(timer.deadline), self.metrics.watch(timer.begun)
+        events = self.backend.events(work)
+        try:
+            while True:
+                with deadline:
+                    event = await anext(events, None)
+                if event is None:
+                    event = ErrorResponse(500, "generation ended without a reply")
+                watch.see(event)
+                yield number, event
+                if is_last(event):
+                    return
+        except TimeoutError:
+            yield number, too_late(timer)
+        finally:
+            deadline.close()
+            await events.aclose()
+
+    def streams(self, works: Sequence[Work], timer: Timer) -> Numbered:
+        """The events of requests that are answered side by side, as they come."""
+        events = [self.events(work, timer, number) for number, work in enumerate(works)]
+        return events[0] if len(events) == 1 else merged(events)
 
     async def answers(self, http: Request, works: Sequence[Work], timer: Timer) -> list[Answer]:
         """The whole replies, which are generated side by side; raises `ApiError` for the first that fails."""
-        jobs = [in_time(_answer(self._whole(work, timer)), timer) for work in works]
+        jobs = [in_time(self._answer(work, timer), timer) for work in works]
         if len(jobs) == 1:
-            return [await unless_gone(http, jobs[0])]
-        return await unless_gone(http, together(jobs))
+            return [await unless_gone(http.receive, jobs[0])]
+        return await unless_gone(http.receive, together(jobs))
 
     async def values(self, http: Request, work: Work, timer: Timer) -> Values:
         """The values of a ranking or of embeddings; raises `ApiError`."""
-        return await unless_gone(http, in_time(_values(self._whole(work, timer)), timer))
+        return await unless_gone(http.receive, in_time(_values(self.backend.events(work)), timer))
 
-    def _whole(self, work: Work, timer: Timer) -> AsyncGenerator[Event, None]:
-        """The events of a request whose whole result is awaited, in the time of `in_time`."""
-        return self.metrics.observed(self.backend.events(work), timer.begun)
+    async def _answer(self, work: Work, timer: Timer) -> Answer:
+        images: list[Segment] = []
+        watch = self.metrics.watch(timer.begun)
+        async with aclosing(self.backend.events(work)) as events:
+            async for event in events:
+                watch.see(event)
+                if isinstance(event, str):
+                    continue
+                if isinstance(event, ErrorResponse):
+                    raise ApiError.of(event)
+                if isinstance(event, ImageReady):
+                    images.append(event.segment)
+                if isinstance(event, Reply):
+                    return Answer(event, tuple(images))
+        raise ApiError(500, "generation ended without a reply")
 
 
 @dataclass(frozen=True)
@@ -114,51 +143,21 @@ def unknown_model(name: str | None, card: ModelCard) -> ApiError:
     return ApiError(404, message, "model", "model_not_found")
 
 
-async def until_deadline(
-    events: AsyncGenerator[Event, None], timer: Timer
-) -> AsyncGenerator[Event, None]:
-    """The events until the deadline, then an `ErrorResponse`; generation is stopped in either case."""
-    try:
-        while True:
-            async with asyncio.timeout_at(timer.deadline):
-                event = await anext(events, None)
-            if event is None:
-                yield ErrorResponse(500, "generation ended without a reply")
-                return
-            yield event
-            if is_last(event):
-                return
-    except TimeoutError:
-        yield too_late(timer)
-    finally:
-        await events.aclose()
-
-
 async def in_time(job: Awaitable[T], timer: Timer) -> T:
     """The result of the job, which is cancelled at the deadline; raises `ApiError` then."""
+    deadline = Deadline(timer.deadline)
     try:
-        async with asyncio.timeout_at(timer.deadline):
+        with deadline:
             return await job
     except TimeoutError as error:
         raise ApiError.of(too_late(timer)) from error
+    finally:
+        deadline.close()
 
 
 def too_late(timer: Timer) -> ErrorResponse:
     """The error for a reply that takes too long."""
     return ErrorResponse(504, f"no complete reply within {timer.timeout_s:g} s", code="timeout")
-
-
-async def _answer(events: AsyncGenerator[Event, None]) -> Answer:
-    images: list[Segment] = []
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, ErrorResponse):
-                raise ApiError.of(event)
-            if isinstance(event, ImageReady):
-                images.append(event.segment)
-            if isinstance(event, Reply):
-                return Answer(event, tuple(images))
-    raise ApiError(500, "generation ended without a reply")
 
 
 async def _values(events: AsyncGenerator[Event, None]) -> Values:
@@ -182,46 +181,44 @@ async def together(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def unless_gone(http: Request, job: Awaitable[T]) -> T:
+async def unless_gone(receive: Receive, job: Awaitable[T]) -> T:
     """The result of the job, which is cancelled when the client closes the connection.
 
     Raises:
         ClientGone: if it has.
     """
-    work, gone = asyncio.ensure_future(job), asyncio.ensure_future(_disconnected(http))
+    task, is_gone = asyncio.current_task(), False
+    assert task is not None
+    num_cancelled = task.cancelling()
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        task.cancel()
+
+    watcher = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientGone
-        return work.result()
+        return await job
+    except asyncio.CancelledError:
+        if is_gone and task.uncancel() <= num_cancelled:
+            raise ClientGone from None
+        raise
     finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
+        watcher.cancel()
 
 
-async def _disconnected(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def merged(
-    streams: Sequence[AsyncGenerator[Event, None]],
-) -> AsyncGenerator[tuple[int, Event], None]:
-    """The events of several requests as they come, each with the number of its request; ends after the last."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as events:
-            async for event in events:
-                yield 0, event
-        return
+async def merged(streams: Sequence[Numbered]) -> Numbered:
+    """The events of several requests as they come; ends after the last."""
     queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
 
-    async def forward(number: int, events: AsyncGenerator[Event, None]) -> None:
+    async def forward(events: Numbered) -> None:
         async with aclosing(events):
             async for event in events:
-                queue.put_nowait((number, event))
+                queue.put_nowait(event)
 
-    tasks = [asyncio.ensure_future(forward(*entry)) for entry in enumerate(streams)]
+    tasks = [asyncio.ensure_future(forward(events)) for events in streams]
     try:
         num_open = len(streams)
         while num_open:

@@ -152,6 +152,7 @@ def test_text_goes_on_while_pixels_are_made(tiny_dir: Path, is_batching: bool) -
     decoded, reply = stream
     assert isinstance(decoded, DecodedImage) and decoded.number == 0
     assert isinstance(reply, Reply) and [s.kind for s in reply.segments] == ["image", "text"]
+    assert decoded.segment is reply.segments[0], "encoded twice"
     assert reply.text == "".join(map(str, pieces))
 
 

@@ -1,5 +1,6 @@
 """What every request passes first: keys, limits of all requests together, CORS, health, metrics, the description."""
 
+import asyncio
 import hashlib
 import socket
 import threading
@@ -14,10 +15,12 @@ import openai
 import pytest
 
 from emu.generate.engine import Engine
-from emu.serve.api import Access
+from emu.serve.api import Access, build_api
+from emu.serve.backend import ModelCard
 from emu.serve.errors import ApiError
 from emu.serve.keys import ApiKey, Keys, load_keys
 from emu.serve.limits import Limits
+from emu.serve.local import LocalBackend
 from schemas.validation import ConfigError
 from tests.serve.conftest import CHAT, Caller, Serve, error_of
 
@@ -58,6 +61,25 @@ def test_a_key_is_needed_where_there_are_keys(serve_with: Serve) -> None:
             wrong.models.list()
         right = openai.OpenAI(base_url=address, api_key=SECRET, max_retries=0)
         assert [model.id for model in right.models.list()] == ["tiny"]
+
+
+def test_a_key_is_needed_below_a_prefix(engine: Engine, tiny_dir: Path) -> None:
+    card = ModelCard.of(tiny_dir, engine.config)
+    api = build_api(LocalBackend(engine, 1), card, Limits(), access=access())
+
+    async def statuses() -> list[int]:
+        transport = httpx.ASGITransport(api, root_path="/emu")
+        async with httpx.AsyncClient(transport=transport, base_url="http://a/emu") as client:
+            without = [await client.post(CHAT, json=BODY), await client.get("/v1/models")]
+            headers = bearer(SECRET)
+            given = [
+                await client.post(CHAT, json=BODY, headers=headers),
+                await client.get("/v1/models", headers=headers),
+                await client.post("/v1/nothing", headers=headers),
+            ]
+            return [response.status_code for response in (*without, *given)]
+
+    assert asyncio.run(statuses()) == [401, 401, 200, 200, 404]
 
 
 def test_an_inactive_key_is_refused(serve_with: Serve) -> None:

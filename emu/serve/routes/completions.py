@@ -8,7 +8,7 @@ log-probabilities are those of the ids that were sent.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -22,12 +22,12 @@ from emu.serve.backend import GenerationRequest, ScoredPiece
 from emu.serve.errors import ApiError, ErrorResponse
 from emu.serve.fields import COMMON_IGNORED, Neutral, check_limit, parse_fields
 from emu.serve.openapi import json_body
-from emu.serve.replies import DONE, finite, sse, usage
+from emu.serve.replies import finite, sse, usage
 from emu.serve.requests import check_positions, check_text, check_text_limits
-from emu.serve.routes.chat import Numbered, begun, event_stream
 from emu.serve.sampling import choices_of, seed_of, text_options
 from emu.serve.schema import StreamOptions, TextRequest
-from emu.serve.server import Server, merged
+from emu.serve.server import Server
+from emu.serve.streams import DONE, Begun, EventStream, begun
 
 NEUTRAL: Neutral = {
     "best_of": (1, None),
@@ -98,8 +98,8 @@ def router(server: Server) -> APIRouter:
         if not request.stream:
             answers = await server.answers(http, works, timer)
             return JSONResponse(builder.whole([answer.reply for answer in answers]))
-        events = await begun(http, merged([server.events(work, timer) for work in works]))
-        return event_stream(builder.stream(events))
+        events = await begun(http, server.streams(works, timer))
+        return EventStream(builder.stream(events))
 
     return routes
 
@@ -150,7 +150,7 @@ class Completions:
         choices = [self._choice(*entry) for entry in enumerate(replies)]
         return self._head() | {"choices": choices, "usage": self._usage(replies)}
 
-    async def stream(self, events: Numbered) -> AsyncIterator[str]:
+    async def stream(self, events: Begun) -> AsyncGenerator[str, None]:
         """Server-sent events: the echo with the first text of a choice, then text as it comes, `[DONE]`."""
         replies: list[Reply] = []
         generates = self.request.max_tokens != 0
