@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +51,11 @@ class Gate:
         begun = time.perf_counter()
         status = NOBODY_READS
 
-        async def watched_send(message: Message) -> None:
+        def watched_send(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)  # not awaited here: called for every piece of text
 
         name: str | None = None
         self.metrics.in_progress.inc()
