@@ -24,6 +24,13 @@ from PIL import Image
 from schemas.images import ImageError, decode_image
 
 FORMS = ("as they are", "progressive", "restart markers")
+OTHER_FORMS: dict[str, dict[str, Any]] = {
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_rows": 1},
+    "no subsampling": {"subsampling": 0, "optimize": True},
+    "half subsampling": {"subsampling": 1},
+}
+GREY = "grey"
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class DamageTrial:
     """Corruptions of each kind for each photo in each form."""
     seed: int = 0
     """Of the choice of photos and of the corruptions."""
+    forms: tuple[str, ...] = FORMS
+    """In which each photo is corrupted: also "no subsampling", "half subsampling" and "grey"."""
 
 
 def run_trial(options: DamageTrial) -> Iterator[dict[str, Any]]:
@@ -48,7 +57,7 @@ def run_trial(options: DamageTrial) -> Iterator[dict[str, Any]]:
     for kind, corrupt in KINDS.items():
         counts: Counter[str] = Counter()
         for name in photos:
-            for form in FORMS:
+            for form in options.forms:
                 whole = _in_form(name.read_bytes(), form)
                 pixels = _pixels(whole, strict=True)
                 assert pixels is not None, f"{name}, {form}: not a whole JPEG"
@@ -56,7 +65,12 @@ def run_trial(options: DamageTrial) -> Iterator[dict[str, Any]]:
                     counts[_fate(corrupt(whole, rng), pixels)] += 1
         total += counts
         yield {"kind": kind, **dict(sorted(counts.items()))}
-    yield {"kind": "all", "photos": len(photos), "forms": len(FORMS), **dict(sorted(total.items()))}
+    yield {
+        "kind": "all",
+        "photos": len(photos),
+        "forms": len(options.forms),
+        **dict(sorted(total.items())),
+    }
 
 
 def _fate(data: bytes, pixels: np.ndarray) -> str:
@@ -82,15 +96,18 @@ def _pixels(data: bytes, strict: bool) -> np.ndarray | None:
 
 def _in_form(data: bytes, form: str) -> bytes:
     """The photo as a file of the form, without marks of an orientation."""
-    image, out = Image.open(io.BytesIO(data)).convert("RGB"), io.BytesIO()
-    options: dict[str, Any] = {"quality": 90}
-    if form == "progressive":
-        options["progressive"] = True
-    elif form == "restart markers":
-        options["restart_marker_rows"] = 1
-    elif "exif" not in Image.open(io.BytesIO(data)).info and _pixels(data, strict=True) is not None:
-        return data
-    image.save(out, "JPEG", **options)
+    image, out = Image.open(io.BytesIO(data)).convert("L" if form == GREY else "RGB"), io.BytesIO()
+    if form == FORMS[0]:
+        if (
+            "exif" not in Image.open(io.BytesIO(data)).info
+            and _pixels(data, strict=True) is not None
+        ):
+            return data
+    elif form not in (*OTHER_FORMS, GREY):
+        raise SystemExit(
+            f"--forms: no form is called {form!r}; take some of {[*FORMS, *OTHER_FORMS, GREY]}"
+        )
+    image.save(out, "JPEG", quality=90, **OTHER_FORMS.get(form, {}))
     return out.getvalue()
 
 
@@ -147,6 +164,16 @@ def _noise_before_end(data: bytes, rng: random.Random) -> bytes:
     return data.removesuffix(b"\xff\xd9") + new + b"\xff\xd9"
 
 
+def _filled_up(data: bytes, rng: random.Random) -> bytes:
+    """As an interrupted transfer into a file of the whole length leaves it."""
+    place = _at(data, rng)
+    return data[:place] + bytes(len(data) - place)
+
+
+def _filled_up_closed(data: bytes, rng: random.Random) -> bytes:
+    return _filled_up(data, rng)[:-2] + b"\xff\xd9"
+
+
 def _after_end(data: bytes, rng: random.Random) -> bytes:
     return data + rng.randbytes(rng.choice((1, 16, 5000)))
 
@@ -164,6 +191,8 @@ KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "padding before the end marker": _before_end,
     "noise before the end marker": _noise_before_end,
     "noise behind the end marker": _after_end,
+    "zeros to the end": _filled_up,
+    "zeros up to the end marker": _filled_up_closed,
 }
 
 

@@ -19,7 +19,6 @@ from schemas.jpeg_faults import (
     EXIF,
     PROGRESSIVE,
     SCAN,
-    Decoder,
     has_end,
     mended,
     mended_header,
@@ -93,13 +92,14 @@ def decode(
     Raises:
         ImageError: image_truncated or image_corrupt.
     """
-    decoder = Decoder(header.colorspace, header.width, header.height, width, height, buffer)
+    scale: dict[str, Any] = {"min_width": width, "min_height": height, "buffer": buffer}
     clean: bytes | None = data
     for _ in range(_MAX_FAULTS):
         try:
-            return decoder.pixels(clean), clean
+            pixels = simplejpeg.decode_jpeg(clean, header.colorspace, strict=True, **scale)
+            return pixels, clean
         except ValueError as error:
-            clean = mended(clean, str(error), decoder)
+            clean = mended(clean, str(error))
         if clean is None:
             break
     raise damaged("jpeg", "image_corrupt" if has_end(data) else "image_truncated")
