@@ -45,7 +45,7 @@ _INSIDE = re.compile(rb'(?:[^"\\\n]++|\\.)*+')
 
 
 @dataclass(frozen=True)
-class RecordSource(LineSource):
+class ArraySource(LineSource):
     """A `Source`: the records of the files that match, arrays and lines, in the order of the files' names."""
 
     suffixes = (*ARRAY_SUFFIXES, *SUFFIXES)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.readers.json_array import RecordSource, read_array
+from pipelines.readers.json_array import ArraySource, read_array
 from pipelines.readers.jsonl import Line
 
 
@@ -120,7 +120,7 @@ def test_shards_of_arrays_and_lines_are_read_from_their_offsets(tmp_path: Path) 
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(text))
     (tmp_path / "c.jsonl").write_text("".join(f"{json.dumps(v)}\n" for v in values))
     (tmp_path / "d.json").write_text("".join(f"{json.dumps(v)}\n" for v in values))
-    source = RecordSource([str(tmp_path / "*")], samples_per_shard=7)
+    source = ArraySource([str(tmp_path / "*")], samples_per_shard=7)
     plan = source.plan("instruct")
     tables = [source.read(shard) for shard in reversed(plan)]
     rows = [row for table in reversed(tables) for row in table.to_pylist()]
@@ -132,7 +132,7 @@ def test_shards_of_arrays_and_lines_are_read_from_their_offsets(tmp_path: Path) 
 def test_a_damaged_gzip_is_one_row(tmp_path: Path) -> None:
     text = json.dumps(list(range(2000))).encode()
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(text)[:-30])
-    source = RecordSource([str(tmp_path / "a.json.gz")], samples_per_shard=5000)
+    source = ArraySource([str(tmp_path / "a.json.gz")], samples_per_shard=5000)
     rows = source.read(source.plan("instruct")[0]).to_pylist()
     assert rows[-1]["drop_reason"] == "input_truncated"
     assert [row["line"] for row in rows[:-1]] == [str(n) for n in range(len(rows) - 1)]

@@ -48,7 +48,7 @@ from pipelines.corpora.instruct.turns import TURN_REASONS, CleanDialogue, CleanT
 from pipelines.images.normalise import ImageConfig
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
-from pipelines.readers.json_array import RecordSource
+from pipelines.readers.json_array import ArraySource
 from pipelines.transforms.samples import origin, parsed_table, sample_table
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
@@ -57,7 +57,7 @@ from schemas.sample import Link, Segment, canonical_json
 from schemas.validation import Checked
 
 CORPUS = "instruct"
-READER = RecordSource
+READER = ArraySource
 """Reads the input files: JSON arrays, or one record per line."""
 REPORT = Report(
     title="Instruction dataset",
