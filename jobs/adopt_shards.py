@@ -15,6 +15,7 @@ import tyro
 from pydantic import Field
 
 from jobs.building import build_job, build_runner, build_summary
+from jobs.choices import Choices
 from jobs.paths import job_path
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
@@ -26,10 +27,11 @@ class AdoptShards(Checked):
     """Turns existing webdataset shards (img2dataset's, video2dataset's, your own) into a dataset without copying them.
 
     For example, writing manifest.json, index/ and ledger/ beside the tars:
-        emu adopt laion400m
+        emu adopt laion400m --filters image_size:min_side=128 --dedup image text
 
-    Every sample is read and its images are decoded. Samples that cannot be used for training are recorded in the
-    ledger with the reason. For clips, frames are extracted and written to OUT/shards.
+    Every sample is read and its images are decoded. Samples that cannot be used for training, or are dropped by
+    --filters and --dedup, are recorded in the ledger with the reason; they stay in the tar, and no job reads them.
+    For clips, frames are extracted and written to OUT/shards.
     emu features, emu inspect, emu export and emu train accept the folder like one written by a build.
     """
 
@@ -50,6 +52,7 @@ class AdoptShards(Checked):
     runner: Literal["ray", "local"] = "local"
     """ray: use the cluster that the job was submitted to, or start a local Ray.
     local: run in this process, without Ray."""
+    choices: Annotated[Choices, tyro.conf.arg(name="")] = field(default_factory=Choices)
     overwrite: bool = False
     """Start over: delete what an earlier run wrote. The tars are kept."""
 
@@ -66,7 +69,10 @@ def adopt(options: AdoptShards) -> str:
     where = job_path(options.out or options.shards)
     source = TarSource((f"{folder}/*.tar",), base=str(Path.cwd()), limit=options.limit)
     clips = VideoContent(options.frames, ImageConfig(side=options.side), options.limits)
-    pipeline = adopted.pipeline(source, options.corpus, where, clips)
+    choices = options.choices
+    needs_images = bool(choices.filters or choices.dedup)
+    pipeline = choices.applied(adopted.pipeline(source, options.corpus, where, clips, needs_images))
+    pipeline = adopted.without_images_at_barriers(pipeline)
     with ExitStack() as sessions:
         runner = build_runner(options.runner, None, sessions)
         manifest = run(pipeline, where, runner, overwrite=options.overwrite)

@@ -67,12 +67,14 @@ def _gathered(table: pa.Table, kind: str, name: str) -> list[list[Any]]:
 
 
 def metas_of(table: pa.Table) -> Iterator[Mapping[str, Any]]:
-    """The metadata of each record."""
+    """The metadata of each record; of an adopted sample also the fields of its JSON (`fields`), by their own names."""
     if "meta" not in table.column_names:
         yield from ({} for _ in range(table.num_rows))
         return
     for text in table["meta"].to_pylist():
-        yield json.loads(text) if text else {}
+        meta = json.loads(text) if text else {}
+        fields = meta.get("fields")
+        yield {**fields, **meta} if isinstance(fields, dict) else meta
 
 
 def urls_of(table: pa.Table) -> list[list[str]]:

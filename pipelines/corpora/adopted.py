@@ -2,7 +2,8 @@
 
 One stage: every sample is decoded (`schemas.adopted`), its images too; what cannot be trained on is a row of the
 ledger. The sink writes the index, and the manifest names where the tar lies. So features, filters, reports and exact
-training work as on shards that a build wrote.
+training work as on shards that a build wrote. Filters and duplicates may be added as stages: what they drop is not in
+the index, and the tar stays.
 
 Clips (`mp4 txt json`, as video2dataset writes them) are of no use to training before frames are cut out of them: a tar
 that has some gives a shard of its own in `shards/`, of frames with their times and captions, as of WebVid.
@@ -11,13 +12,16 @@ that has some gives a shard of its own in `shards/`, of frames with their times 
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.core.pipeline import (
     RECORD_FIELDS,
+    Barrier,
     Construct,
     Pipeline,
     Reason,
@@ -63,6 +67,7 @@ ADOPT_REASONS: Reasons = {
     ),
     "sample_malformed": Reason("The members are a sample of this platform, but damaged."),
 }
+_SEGMENT_FIELDS = [SEGMENT_TYPE.field(n) for n in range(SEGMENT_TYPE.num_fields)]
 _INDEX_FIELDS = tuple(f for f in INDEX.schema if f.name not in ("key", "shard"))
 _SCHEMA = pa.schema(
     [
@@ -76,7 +81,11 @@ _SCHEMA = pa.schema(
 
 
 def pipeline(
-    source: TarSource, corpus: str, root: str, clips: VideoContent | None = None
+    source: TarSource,
+    corpus: str,
+    root: str,
+    clips: VideoContent | None = None,
+    keep_images: bool = False,
 ) -> Pipeline:
     """The pipeline from tars to an index of them.
 
@@ -85,9 +94,12 @@ def pipeline(
         corpus: the name of the dataset's shards.
         root: where the dataset will be; paths of tars below it are relative to it.
         clips: which frames are cut out of clips, and their size.
+        keep_images: whether stages that are added to it look at the bytes of images.
     """
     clips = clips or VideoContent()
-    check = Construct(CheckSamples, (source, clips), {**ADOPT_REASONS, **clips.reasons})
+    check = Construct(
+        CheckSamples, (source, clips, keep_images), {**ADOPT_REASONS, **clips.reasons}
+    )
     return Pipeline(
         corpus=corpus,
         source=source,
@@ -102,14 +114,42 @@ def pipeline(
     )
 
 
+def without_images_at_barriers(pipeline: Pipeline) -> Pipeline:
+    """The pipeline whose stages before a barrier leave images behind: all tables wait there, which is no copy then."""
+    stages = list(pipeline.stages)
+    for number, (stage, following) in enumerate(pairwise(pipeline.stages)):
+        if isinstance(stage, Stage) and isinstance(following, Barrier):
+            stages[number] = replace(stage, steps=(*stage.steps, without_images))
+    return replace(pipeline, stages=tuple(stages))
+
+
+def without_images(table: pa.Table) -> pa.Table:
+    """Transform: the samples without the bytes of their images, where these stay in their tar (`index` is not null)."""
+    if table["index"].null_count:
+        return table
+    column = table["segments"].combine_chunks()
+    segments = pc.list_flatten(column)
+    fields = [
+        pa.nulls(len(segments), f.type) if f.name == "image" else pc.struct_field(segments, f.name)
+        for f in _SEGMENT_FIELDS
+    ]
+    ends = pc.cumulative_sum(pc.list_value_length(column))
+    offsets = pa.concat_arrays([pa.array([0], ends.type), ends])
+    light = pa.ListArray.from_arrays(
+        offsets, pa.StructArray.from_arrays(fields, fields=_SEGMENT_FIELDS)
+    )
+    position = table.schema.get_field_index("segments")
+    return table.set_column(position, table.schema.field(position), light)
+
+
 class CheckSamples:
     """Transform: the column `members` becomes the columns of samples, with images decoded but not kept.
 
     Where a tar has clips, all its samples are to be written: their images are kept, and `index` is null.
     """
 
-    def __init__(self, source: TarSource, clips: VideoContent) -> None:
-        self.source, self.clips = source, clips
+    def __init__(self, source: TarSource, clips: VideoContent, keep_images: bool = False) -> None:
+        self.source, self.clips, self.keep_images = source, clips, keep_images
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The samples; what cannot be trained on carries the reason."""
@@ -137,7 +177,7 @@ class CheckSamples:
             return row | {"drop_reason": error.reason, "drop_detail": detail}
         except SchemaError as error:
             return row | {"drop_reason": "sample_malformed", "drop_detail": str(error)}
-        dropped = {} if has_clips else {"image": None}
+        dropped = {} if has_clips or self.keep_images else {"image": None}
         return row | {
             "segments": [s.as_row() | dropped for s in sample.segments],
             "meta": canonical_json(dict(sample.meta)),

@@ -63,15 +63,18 @@ def hash_pairs(
             yield left[is_near], left[is_near] + offset, distance[is_near]
 
 
-def first_pairs(bands: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index of each row, and that of one of the first `MAX_COMPARED` rows before it with the same band (N, sorted)."""
+def first_pairs(
+    bands: np.ndarray, limit: int = MAX_COMPARED
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Index of each row, and that of one of the first `limit` rows before it with the same band (N, sorted)."""
     if not len(bands):
         return
     is_start = np.concatenate([[True], bands[1:] != bands[:-1]])
     starts = np.flatnonzero(is_start)[np.cumsum(is_start) - 1]
     number = np.arange(len(bands)) - starts
-    for first in range(MAX_COMPARED):
-        later = np.flatnonzero(number > first)
+    later = np.arange(len(bands))
+    for first in range(limit):
+        later = later[number[later] > first]
         if not len(later):
             return
         yield later, starts[later] + first

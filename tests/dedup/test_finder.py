@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.dedup import several
 from pipelines.dedup.candidates import NUM_PERMUTATIONS, block_masks
 from pipelines.dedup.finder import EXACT, KINDS, NEAR_IMAGE, NEAR_TEXT, DuplicateFinder
 from pipelines.dedup.text_signatures import as_matrix
@@ -214,3 +215,28 @@ def test_a_logo_that_all_share_hides_no_duplicate() -> None:
     rows = [[5, other] for other in others] + [[5, others[150] ^ 1]]
     found = found_by({NEAR_IMAGE: pa.array(rows, pa.list_(pa.uint64()))}, radius=1)
     assert found[200] == (NEAR_IMAGE, 150)
+
+
+def popular(rng: np.random.Generator, num_popular: int, num: int) -> list[list[int]]:
+    """Samples of two popular images each, and then again nearly: every place of every sample is crowded."""
+    images = rng.integers(0, 2**63, num_popular)
+    chosen = np.unique(rng.integers(0, num_popular, (num, 2)), axis=0)
+    rows = images[rng.permutation(chosen)].tolist()
+    return rows + [[one ^ 1, other ^ 2**40] for one, other in rows]
+
+
+@pytest.mark.parametrize("rows_per_bucket", [2000, 10**6])
+def test_samples_whose_images_are_all_popular(rows_per_bucket: int) -> None:
+    rows = popular(np.random.default_rng(3), 100, 3000)  # 16 comparisons find 70% of them
+    num = len(rows) // 2
+    found = found_by({NEAR_IMAGE: pa.array(rows, pa.list_(pa.uint64()))}, rows_per_bucket)
+    assert found == {num + n: (NEAR_IMAGE, n) for n in range(num)}
+
+
+def test_one_place_that_is_not_crowded_finds_all() -> None:
+    """An image in front that more samples share than are compared hides no duplicate."""
+    num = several.MAX_COMPARED + 50
+    others = np.random.default_rng(2).integers(0, 2**63, num).tolist()
+    rows = [[5, other] for other in others] + [[5 ^ 1, others[-1] ^ 1], [5, others[0] ^ 1]]
+    found = found_by({NEAR_IMAGE: pa.array(rows, pa.list_(pa.uint64()))}, shard=1000, radius=1)
+    assert found == {num: (NEAR_IMAGE, num - 1), num + 1: (NEAR_IMAGE, 0)}
