@@ -24,6 +24,7 @@ from emu.decoders.base import decode
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.generate import kv_cache
 from emu.generate.kv_cache import DecodeState
+from emu.generate.paged_attention import can_attend_pages
 from emu.generate.precision import DTYPES
 from emu.generate.prompts import EncodedPrompt
 from emu.models.emu import Emu
@@ -246,11 +247,16 @@ def lines(options: DeviceOptions) -> Iterator[dict[str, Any]]:
     bytes_per_s = bandwidth(options, 2**32 if is_large else 2**28)
     flops_per_s = multiplication_rate(options, 8192 if is_large else 1024)
     model, decoder = random_model(options)
+    width, num_heads = model.config.language.hidden_size, model.config.language.num_heads
     yield {
         "device": torch.cuda.get_device_name(options.device) if is_large else "cpu",
         "GB_per_s": bytes_per_s / 1e9,
         "TFLOP_per_s": flops_per_s / 1e12,
         "GB_per_text_step": weight_bytes(model, model.language.lm.lm_head) / 1e9,
+        # tried against plain attention, and equal to it
+        "paged_attention": can_attend_pages(
+            torch.device(options.device), DTYPES[options.dtype], num_heads, width // num_heads
+        ),
     }
     # counted before compilation, since compiled code hides its operations
     calls = {number: image_call(model, decoder, options, number) for number in options.num_images}

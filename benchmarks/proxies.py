@@ -36,7 +36,7 @@ from emu.generate.sampling import to_png
 from schemas.images import decode_image
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 400  # two local Rays start beside each other
+START_S = 600  # on a busy machine
 SIDES = {"none": 0, "0.1 MB": 183, "1 MB": 578, "5 MB": 1292}
 """Of square images of noise, whose PNG has 3 bytes per pixel."""
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_NBTHREAD": "1"}
@@ -100,7 +100,11 @@ def serving(name: str, model: Path, extra: Mapping[str, str]) -> Iterator[Served
             yield Served(name, port, psutil.Process(program.pid))
         finally:
             program.terminate()
-            program.wait(120)
+            try:
+                program.wait(120)
+            except subprocess.TimeoutExpired:
+                program.terminate()  # a second signal ends it at once
+                program.wait(60)
 
 
 def bodies(side: int) -> dict[str, bytes]:
@@ -147,7 +151,7 @@ def compare(servers: list[Served], rounds: int) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Prints the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Ray Serve's own proxy beside its HAProxy mode")
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()

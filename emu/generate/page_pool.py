@@ -46,10 +46,16 @@ class PagePool:
     another prompt with the same content included.
     """
 
-    def __init__(self, language: LanguageModel, num_pages: int) -> None:
+    def __init__(
+        self, language: LanguageModel, num_pages: int, positions_first: bool = False
+    ) -> None:
+        """With `positions_first` the positions of a page follow each other in memory, all heads of each together, as
+        attention with a block table reads them; otherwise those of a head do."""
         sizes, weight = language.lm.config, language.lm.model.embed_tokens.weight
-        heads = sizes.num_attention_heads
-        shape = (2, heads, num_pages * PAGE_POSITIONS, sizes.hidden_size // heads)
+        heads, width = sizes.num_attention_heads, sizes.hidden_size // sizes.num_attention_heads
+        num_slots = num_pages * PAGE_POSITIONS
+        shape = (2, num_slots, heads, width) if positions_first else (2, heads, num_slots, width)
+        self.positions_first = positions_first
         # not zeros: only positions that were written are read, and what no one needs takes no memory on a CPU
         self._layers = [weight.new_empty(shape) for _ in range(sizes.num_hidden_layers)]
         self._is_taken = bytearray(num_pages)  # 1: used or registered
@@ -99,6 +105,11 @@ class PagePool:
 
     def write(self, layer: int, slots_T: Tensor, keys_THK: Tensor, values_THK: Tensor) -> None:
         """Writes the keys and values of positions of any sequences."""
+        if self.positions_first:
+            keys_NHK, values_NHK = self._layers[layer]
+            keys_NHK.index_copy_(0, slots_T, keys_THK)
+            values_NHK.index_copy_(0, slots_T, values_THK)
+            return
         keys_HNK, values_HNK = self._layers[layer]
         keys_HNK.index_copy_(1, slots_T, keys_THK.transpose(0, 1))
         values_HNK.index_copy_(1, slots_T, values_THK.transpose(0, 1))
@@ -106,12 +117,20 @@ class PagePool:
     def read(self, layer: int, table: PageTable, length: int) -> tuple[Tensor, Tensor]:
         """The first `length` keys and values `HSK` of a sequence."""
         memory = self._layers[layer]
+        if self.positions_first:
+            memory = memory.transpose(1, 2)
         if table.is_run:
             start = table.pages[0] * PAGE_POSITIONS
             keys_HSK, values_HSK = memory[:, :, start : start + length]
         else:
             keys_HSK, values_HSK = memory.index_select(2, table.slots_S[:length])
         return keys_HSK, values_HSK
+
+    def pages(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and values, as pages of positions `GRHK`; only with `positions_first`."""
+        assert self.positions_first, "the positions of a head follow each other"
+        keys, values = self._layers[layer].unflatten(1, (self.num_pages, PAGE_POSITIONS))
+        return keys, values
 
     def _known(self, keys: Sequence[bytes]) -> list[int]:
         pages = []

@@ -26,6 +26,7 @@ from emu.generate.beam import BeamState
 from emu.generate.counters import Counters
 from emu.generate.kv_cache import MAX_IMAGES, Project, run_layers
 from emu.generate.page_pool import PAGE_POSITIONS, PagePool, pages_for
+from emu.generate.paged_attention import can_attend_pages
 from emu.generate.prefix import ContentKeys, image_key, page_keys, weights_key
 from emu.generate.products import Products
 from emu.generate.prompt_inputs import PromptInputs, Rest
@@ -86,7 +87,10 @@ class Scheduler:
         """
         self.model, self.options, self.adapters = model, options, adapters
         self.device = model.ln_visual.weight.device
-        self.pool = PagePool(model.language, options.num_pages)
+        weight, sizes = model.ln_visual.weight, model.config.language
+        heads = sizes.num_heads
+        is_paged = can_attend_pages(self.device, weight.dtype, heads, sizes.hidden_size // heads)
+        self.pool = PagePool(model.language, options.num_pages, positions_first=is_paged)
         self._tokenizer = tokenizer
         max_bytes = options.max_packed_mb * 2**20
         self._project = products or Products(model.language, max_bytes, options.deterministic)

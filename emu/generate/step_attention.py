@@ -1,6 +1,7 @@
 """Attention of one step of the scheduler: the new positions of many sequences, each over its own pages.
 
-On a CPU every sequence is one call of torch's attention, which reads its pages in place where they follow each other.
+Every sequence is one call of torch's attention, which reads its pages in place where they follow each other. On CUDA
+all sequences are one call with a block table, where card and torch allow it (`emu.generate.paged_attention`).
 
 Shapes: T new positions of all sequences side by side, S positions of a sequence, H heads, K width of a head.
 """
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from emu.generate.page_pool import PagePool, PageTable
+from emu.generate.paged_attention import PagedBatch, attend_pages
 from emu.generate.request_state import RequestState
 
 
@@ -66,7 +68,15 @@ class StepAttention:
             for table, span in zip(tables, spans, strict=True)
         ]
         self._slots_T = torch.cat(slots)
-        self._tiles = [each for span in spans for each in _tiles(span, tile, device)]
+        self._is_batch_invariant = tile is not None
+        self._tiles: list[Tile] = []
+        self._paged: PagedBatch | None = None
+        if pool.positions_first and all(span.state.branches is None for span in spans):
+            lengths = [span.state.length for span in spans]
+            numbers = [span.number for span in spans]
+            self._paged = PagedBatch.of([t.pages for t in tables], lengths, numbers).to(device)
+        else:
+            self._tiles = [each for span in spans for each in _tiles(span, tile, device)]
 
     def positions_T(self) -> Tensor:
         """The position of each input in its sequence."""
@@ -82,6 +92,9 @@ class StepAttention:
     ) -> Tensor:
         """As `emu.generate.kv_cache.Attend`."""
         self._pool.write(layer, self._slots_T, keys_THK, values_THK)
+        if self._paged is not None:
+            pages = self._pool.pages(layer)
+            return attend_pages(self._paged, queries_THK, *pages, self._is_batch_invariant)
         mixed_THK = torch.empty_like(queries_THK)
         for tile in self._tiles:
             keys_HSK, values_HSK = self._pool.read(layer, tile.table, tile.length)
