@@ -21,16 +21,19 @@ IMPORT_THRESHOLD = (10_000, 10, 10)
 register()
 
 
-def load(directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Engine:
+def load(
+    directory: str | Path, device: str = "cpu", dtype: str = "float32", weights: str = "full"
+) -> Engine:
     """The `Engine` of a model directory: prompts in, texts and images out.
 
-    `device` is a torch device (`cpu`, `cuda`); `dtype` is `float32`, `bfloat16` or `float16`.
+    `device` is a torch device (`cpu`, `cuda`); `dtype` is `float32`, `bfloat16` or `float16`. With
+    `weights="int8"` those of the language model's layers are rounded to 8 bits (docs/decisions/0162).
     Raises FileNotFoundError for an absent file, ValueError for files that do not fit together.
     """
     with _seldom_collected():
         from emu.generate.engine import Engine  # importing torch and transformers takes seconds
 
-        return Engine.load(directory, device, dtype)
+        return Engine.load(directory, device, dtype, weights)
 
 
 @contextmanager

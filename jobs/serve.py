@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from emu.serve.limits import Limits
 from jobs.cli import JobError, checked_options, run_job
@@ -69,6 +69,8 @@ class ServeJob:
     """cpu or cuda. With cuda, also give --num-gpus."""
     dtype: str = "float32"
     """float32, bfloat16 or float16. bfloat16 halves the memory on a GPU."""
+    weights: Literal["full", "int8"] = "full"
+    """full or int8. int8 stores the weights of the language model's layers in 8 bits. It excludes --adapters."""
     adapters: dict[str, Path] = field(default_factory=dict)
     """LoRA adapters saved by emu train-instruct, as --adapters NAME FOLDER. Requests select one by MODEL:NAME."""
     api_keys: Path | None = None
@@ -181,6 +183,7 @@ def serve_options(job: ServeJob) -> ServeOptions:
         name=job.name,
         device=job.device,
         dtype=job.dtype,
+        weights=job.weights,
         num_replicas=job.num_replicas,
         max_replicas=job.max_replicas,
         num_cpus=job.num_cpus,

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from emu.generate.int8 import has_int8_weights
 from emu.generate.kv_cache import Project
 from emu.generate.prefix import KEY_BYTES
 from emu.models.emu import Emu
@@ -45,6 +46,8 @@ def load_adapter(name: str, folder: str | Path, model: Emu, tokenizer: EmuTokeni
             f"adapter {name!r} cannot be put on a model that has one already; merge that first "
             "(emu train-instruct --merge), or serve the model beneath"
         )
+    if has_int8_weights(model.language):
+        raise ValueError(f"adapter {name!r} cannot be put on int8 weights; load them as 'full'")
     weights = read_adapter(folder)
     own = model.ln_visual.weight
     pairs: dict[nn.Module, tuple[nn.Linear, nn.Linear]] = {}

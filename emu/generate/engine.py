@@ -22,6 +22,7 @@ from emu.generate.adapters import Adapter, load_adapter
 from emu.generate.batch_loop import BatchLoop, Outputs, run_requests
 from emu.generate.conditions import NullConditions, condition_key
 from emu.generate.image_loop import ImageBackend, ImageJob, ImageLoop
+from emu.generate.int8 import check_weights, round_weights
 from emu.generate.precision import check_device, dtype_of
 from emu.generate.prefix import weights_key
 from emu.generate.products import Products
@@ -84,14 +85,21 @@ class Engine:
         self._shared = Shared()
 
     @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu", dtype: str = "float32") -> Self:
-        """The engine of a model directory; `dtype` is `float32`, `bfloat16` or `float16`."""
+    def load(
+        cls,
+        directory: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        weights: str = "full",
+    ) -> Self:
+        """The engine of a model directory, as `emu.load`."""
         precision = dtype_of(dtype)
+        check_weights(weights)
         check_device(device)
         model, tokenizer = open_model(directory, device, precision)
-        decoder = None
-        if (Path(directory) / DECODER).is_dir():
-            decoder = load_decoder(Path(directory) / DECODER, device, precision)
+        round_weights(model, weights)
+        folder = Path(directory) / DECODER
+        decoder = load_decoder(folder, device, precision) if folder.is_dir() else None
         return cls(model, tokenizer, decoder)
 
     @property

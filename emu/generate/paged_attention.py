@@ -62,8 +62,13 @@ class PagedBatch:
 
     def to(self, device: torch.device) -> PagedBatch:
         """The same on a device."""
-        tensors = (each.to(device) for each in (self.bounds_N, self.lengths_N, self.pages_NP))
-        return PagedBatch(*tensors, self.longest_new, self.longest)
+        return PagedBatch(
+            self.bounds_N.to(device),
+            self.lengths_N.to(device),
+            self.pages_NP.to(device),
+            self.longest_new,
+            self.longest,
+        )
 
 
 def attend_pages(

@@ -123,7 +123,7 @@ class EngineReplica:
     def __init__(self, options: ServeOptions) -> None:
         import emu
 
-        engine = emu.load(options.model, options.device, options.dtype)
+        engine = emu.load(options.model, options.device, options.dtype, options.weights)
         max_pixels = options.limits.max_image_pixels
         self._backend = LocalBackend(
             engine, options.requests_per_replica, max_pixels, options.adapters

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -29,6 +29,8 @@ class ServeOptions(Checked):
     """`cpu` or `cuda`."""
     dtype: str = "float32"
     """`float32`, `bfloat16` or `float16`."""
+    weights: Literal["full", "int8"] = "full"
+    """`int8` rounds the weights of the language model's layers to 8 bits; not with adapters."""
     num_replicas: Annotated[int, Field(ge=1)] = 1
     """Copies of the model; with `max_replicas`, the smallest number of them."""
     max_replicas: Annotated[int, Field(ge=1)] | None = None
@@ -53,6 +55,10 @@ class ServeOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.weights == "int8" and self.adapters:
+            raise ConfigError(
+                f"weights is 'int8' with adapters {sorted(self.adapters)}; give one or the other"
+            )
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ConfigError(
                 f"max_replicas is {self.max_replicas}, give at least num_replicas, {self.num_replicas}"

@@ -26,7 +26,7 @@ def arguments(method: Any) -> list[str]:
 
 
 def test_the_arguments_have_their_documented_names() -> None:
-    assert arguments(emu.load) == ["directory", "device", "dtype"]
+    assert arguments(emu.load) == ["directory", "device", "dtype", "weights"]
     assert arguments(Engine.generate_text) == ["prompts", "options"]
     assert arguments(Engine.generate_ids) == ["prompts", "options"]
     assert arguments(Engine.regress_image) == ["prompts"]
