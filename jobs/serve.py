@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 APPLICATION = "emu"
 PROXY_START = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 """Seconds that Ray Serve's proxy may take to start; Ray's 5 are too few on a busy machine."""
+FLUSH_S = 0.5
 log = logging.getLogger("serve")
 
 
@@ -233,6 +235,7 @@ def run(job: ServeJob, options: ServeOptions, stop: threading.Event) -> None:
         stop.wait()
         print("stopping", flush=True)
         drain(job.drain_s)
+        flush(url)
     except (RuntimeError, RayError) as error:
         last_line = str(error).strip().splitlines()[-1]
         raise JobError("; ".join([last_line, *failures()])) from error
@@ -248,6 +251,17 @@ def drain(timeout_s: float) -> None:
     left = handle.drain.remote(timeout_s).result(timeout_s=timeout_s + 10)
     if left:
         log.warning("requests_ended_early=%d drain_s=%g", left, timeout_s)
+
+
+def flush(url: str) -> None:
+    """Return when the proxy has sent the responses of the requests that ended last.
+
+    The ingress counts a request as ended once it has handed the response to the proxy, which ends with Ray. The proxy
+    has one event loop: when it has answered a later request, what came before is on its way.
+    """
+    for _ in range(2):
+        time.sleep(FLUSH_S)
+        is_healthy(url)
 
 
 def failures() -> list[str]:

@@ -224,7 +224,7 @@ def test_sigterm_lets_running_requests_end_and_refuses_new_ones(
         caller = Caller(client)
         streamed = threads.submit(caller.stream, "a red circle", **LONG)
         whole = [threads.submit(caller.ask, f"{number}", **LONG) for number in range(2)]
-        time.sleep(1)  # so that they run
+        time.sleep(3)  # so that they run
         program.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 60
         while (refused := caller.ask("b", max_tokens=1)).status_code == 200:
