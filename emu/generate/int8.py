@@ -25,8 +25,9 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight_OK = linear.weight.detach().float()
-        scales_O1 = weight_OK.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / LEVELS
-        rounded_OK = (weight_OK / scales_O1).round().to(torch.int8)
+        scales_O1 = weight_OK.abs().amax(dim=1, keepdim=True).clamp(min=1e-4) / LEVELS
+        scales_O1 = scales_O1.to(linear.weight.dtype).float()  # as they will be multiplied with
+        rounded_OK = (weight_OK / scales_O1).round().clamp(-LEVELS, LEVELS).to(torch.int8)
         self.weight = nn.Parameter(rounded_OK, requires_grad=False)
         scales_O = scales_O1[:, 0].to(linear.weight.dtype)
         self.scales = nn.Parameter(scales_O, requires_grad=False)
@@ -35,7 +36,7 @@ class Int8Linear(nn.Module):
         """The outputs, of any leading shape."""
         if states_TK.device.type == "cpu":
             rows_TK = states_TK.reshape(-1, states_TK.shape[-1]).contiguous()
-            outputs_TO = torch._weight_int8pack_mm(rows_TK, self.weight, self.scales)
+            outputs_TO = torch.ops.aten._weight_int8pack_mm(rows_TK, self.weight, self.scales)
             return outputs_TO.view(*states_TK.shape[:-1], -1)
         return functional.linear(states_TK, self.weight.to(states_TK.dtype)) * self.scales
 
