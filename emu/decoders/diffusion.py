@@ -105,13 +105,12 @@ def with_condition_width(
 def shifted_betas(config: DecoderConfig) -> list[float]:
     """The betas of a schedule whose ratio of noise to signal is `noise_shift` times that of the scaled-linear one."""
     times = config.num_train_timesteps
-    roots_T = torch.linspace(
-        config.beta_start**0.5, config.beta_end**0.5, times, dtype=torch.float64
-    )
+    on_cpu: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # of a meta decoder, too
+    roots_T = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, times, **on_cpu)
     kept_T = (1 - roots_T.square()).cumprod(0)  # alphas_cumprod: the share of the signal
     snr_T = kept_T / (1 - kept_T) / config.noise_shift**2
     shifted_T = snr_T / (1 + snr_T)
-    before_T = torch.cat([torch.ones(1, dtype=torch.float64), shifted_T[:-1]])
+    before_T = torch.cat([torch.ones(1, **on_cpu), shifted_T[:-1]])
     return (1 - shifted_T / before_T).clamp(max=0.999).tolist()
 
 

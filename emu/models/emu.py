@@ -183,6 +183,8 @@ class Emu(nn.Module):
         return ids_BL, mask_BL
 
 
+VOCABULARY = ("language.lm.model.embed_tokens.weight", "language.lm.lm_head.weight")
+"""The weights with a row for each id."""
 WORDS = ("user", "assistant")
 """The rows of the added tokens start from those of these words, in the order of their ids."""
 
@@ -205,18 +207,25 @@ def add_instruct_tokens(model: Emu, tokenizer: EmuTokenizer) -> None:
             "that belongs to the model"
         )
     lm = model.language.lm
-    words = [tokenizer.encode_text(word) for word in WORDS]
-    lm.model.embed_tokens.weight = _grown(lm.model.embed_tokens.weight, words)
-    lm.lm_head.weight = _grown(lm.lm_head.weight, words)
+    words = instruct_words(tokenizer)
+    for module in (lm.model.embed_tokens, lm.lm_head):
+        rows = module.weight
+        module.weight = nn.Parameter(grown(rows.data, words), rows.requires_grad)
     model.config = replace(model.config, instruct=True)
     num_rows = model.config.num_embeddings
     lm.model.embed_tokens.num_embeddings = lm.lm_head.out_features = num_rows
     lm.vocab_size = lm.model.vocab_size = lm.config.vocab_size = num_rows
 
 
-def _grown(rows: Tensor, words: list[list[int]]) -> nn.Parameter:
-    new: list[Tensor] = [rows[ids].float().mean(0).to(rows.dtype) for ids in words]
-    return nn.Parameter(torch.cat((rows.data, torch.stack(new))), rows.requires_grad)
+def instruct_words(tokenizer: EmuTokenizer) -> list[list[int]]:
+    """The ids of the words from whose rows those of `[USER]` and `[ASSISTANT]` start."""
+    return [tokenizer.encode_text(word) for word in WORDS]
+
+
+def grown(rows_WD: Tensor, words: list[list[int]]) -> Tensor:
+    """The rows of a vocabulary, and for each word one more: the mean of those of its ids."""
+    new: list[Tensor] = [rows_WD[ids].float().mean(0).to(rows_WD.dtype) for ids in words]
+    return torch.cat((rows_WD, torch.stack(new)))
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ from torch import Tensor
 from emu.config import INSTRUCT_TOKENS
 from emu.data.dataset import Dataset, DatasetError
 from emu.data.sequence import Slot, passages_of
-from emu.decoder_recipe import ConditionKind, PromptRules
+from emu.decoder_recipe import ConditionPrecision, DecoderTrainConfig, PromptRules
 from emu.generate.engine import Engine
 from emu.models.objective import Batch, regression_positions
 from emu.models.visual import pixels_of
@@ -89,8 +89,8 @@ class Shard:
             )
 
     def condition(self, entry: int) -> Tensor:
-        """The condition `QD` of an image."""
-        return self._slice[int(self.numbers_N[entry])]
+        """The condition `QD` of an image, in float32."""
+        return self._slice[int(self.numbers_N[entry])].float()
 
     @cached_property
     def _slice(self) -> Any:
@@ -128,7 +128,7 @@ def prepare(
     name: str,
     dataset: Dataset,
     rules: PromptRules,
-    kind: ConditionKind,
+    options: DecoderTrainConfig,
     engine: Callable[[], Engine],
     batch_size: int,
     ranks: Ranks,
@@ -146,7 +146,7 @@ def prepare(
         if own < len(dataset.entries):
             path = folder / f"{dataset.entries[own].name}.safetensors"
             if not path.is_file():
-                _write_shard(path, dataset, own, rules, kind, engine(), batch_size)
+                _write_shard(path, dataset, own, rules, options, engine(), batch_size)
                 log.info("conditions corpus=%s shard=%s", name, path.stem)
         ranks.barrier()
         for entry in dataset.entries[start : start + world]:
@@ -181,7 +181,7 @@ def some_conditions(corpora: Sequence[Conditions]) -> Tensor:
         left = NUM_FITTED // len(corpora)
         for shard in conditions.shards:
             if left and shard.num_conditions:
-                chosen.append(load_file(shard.path)["conditions_UQD"][:left])
+                chosen.append(load_file(shard.path)["conditions_UQD"][:left].float())
                 left -= len(chosen[-1])
     return torch.cat(chosen)
 
@@ -259,11 +259,11 @@ def _write_shard(
     dataset: Dataset,
     number: int,
     rules: PromptRules,
-    kind: ConditionKind,
+    options: DecoderTrainConfig,
     engine: Engine,
     batch_size: int,
 ) -> None:
-    left_out: Counter[str] = Counter()
+    kind, left_out = options.conditions, Counter[str]()
     images: list[PromptedImage] = []
     for row in range(dataset.entries[number].num_samples):
         found = prompted_images(dataset.sample(number, row), row, rules, left_out)
@@ -283,9 +283,20 @@ def _write_shard(
         "rows_N": torch.tensor([image.row for image in images], dtype=torch.int64),
         "segments_N": torch.tensor([image.slot.segment for image in images], dtype=torch.int64),
         "numbers_N": numbers_N,
-        "conditions_UQD": conditions_UQD,
+        "conditions_UQD": kept_in(conditions_UQD, options.condition_precision),
     }
     _save(path, tensors, left_out=json.dumps(left_out))
+
+
+def kept_in(conditions_UQD: Tensor, precision: ConditionPrecision) -> Tensor:
+    """The conditions in the precision in which they are stored; raises ValueError where float16 cannot hold one."""
+    kept = conditions_UQD.to(getattr(torch, precision))
+    if not torch.isfinite(kept).all() and torch.isfinite(conditions_UQD).all():
+        raise ValueError(
+            f"a condition has a value of {float(conditions_UQD.abs().max()):.3g}, the limit of {precision} is "
+            f"{torch.finfo(kept.dtype).max:.3g}; give --train.condition-precision bfloat16 or float32"
+        )
+    return kept
 
 
 def _decodes(image: PromptedImage, left_out: Counter[str]) -> bool:

@@ -43,6 +43,7 @@ from emu.train.conditions import (
     some_conditions,
 )
 from emu.train.decoder_data import DecoderLosses, PromptedStream
+from emu.train.decoder_plan import image_cost
 from emu.train.loop import finished_summary, train
 from emu.train.optim import network_optimizer, rate_factor, staged_factor
 from emu.train.plan import Resume, Stage
@@ -89,8 +90,10 @@ class DecoderPlan:
         """The options that determine the weights of the run, as JSON values."""
         free = ("checkpoint_every", "keep_checkpoints", "log_every", "num_threads")
         free += ("max_bad_samples", "max_skipped_steps", "micro_batch_size")
-        free += ("validate_every", "validation_samples")
+        free += ("validate_every", "validation_samples", "peak_tflops")
         options = dataclasses.asdict(self.options)
+        if self.options.condition_precision == "float32":  # as in the runs of earlier releases
+            del options["condition_precision"]
         described = {
             "stage": "decoder",
             "model": model_digest(self.model),
@@ -159,7 +162,8 @@ class DecoderPlan:
             with new_directory(folder, lambda folder: True, overwrite=True) as new:
                 decoder.save(new)
 
-        return Stage(losses.network, optimizer, stream, losses, set_rates, None, publish)
+        cost = image_cost(losses, stream.side)
+        return Stage(losses.network, optimizer, stream, losses, set_rates, cost, publish)
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,8 @@ class AutoencoderPlan:
                 save_file(weights, new / NETWORK)
 
         stream = inputs.stream(self.decoder, decoder, config, ranks)
-        return Stage(network, optimizer, stream, losses, set_rates, None, publish)
+        cost = image_cost(losses, stream.side)
+        return Stage(network, optimizer, stream, losses, set_rates, cost, publish)
 
 
 @dataclass(frozen=True)
@@ -245,7 +250,7 @@ class DecoderInputs:
                 name,
                 dataset,
                 plan.rules,
-                plan.options.conditions,
+                plan.options,
                 lambda: frozen.engine,
                 PREPARED_AT_ONCE,
                 ranks,

@@ -79,6 +79,11 @@ class StepCost:
         """Operations of forward and backward: the work in a model FLOPs utilisation (MFU)."""
         return self.forward.of(size) + self.backward.of(size)
 
+    @property
+    def model_of_images(self) -> float:
+        """Operations of forward and backward per image."""
+        return self.forward.images + self.backward.images
+
     def executed(self, size: BatchSize) -> float:
         """The same with repeated forwards."""
         return self.model(size) + self.recomputed.of(size)

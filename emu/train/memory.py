@@ -240,14 +240,14 @@ class _Saved:
             part = self.make(num_layers).train()
         half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.is_half)
         with FakeTensorMode(allow_non_fake_inputs=True), half:
-            _fill(part)
+            fill_fake(part)
             is_text = len(self.shape) == 1
             shape = (1, units, *self.shape) if is_text else (units, *self.shape)
             inputs = torch.empty(shape, requires_grad=self.has_gradient and len(self.shape) < 3)
-            return _saved_bytes(part, lambda: self.run(part, inputs))
+            return saved_bytes(part, lambda: self.run(part, inputs))
 
 
-def _fill(part: nn.Module) -> None:
+def fill_fake(part: nn.Module) -> None:
     """Gives a part on the meta device fake weights and buffers."""
     weights = {name: torch.empty(w.shape) for name, w in part.state_dict().items()}
     part.load_state_dict(weights, assign=True)
@@ -257,7 +257,7 @@ def _fill(part: nn.Module) -> None:
             setattr(part.get_submodule(owner), leaf, torch.empty(buffer.shape))
 
 
-def _saved_bytes(part: nn.Module, run: Callable[[], Tensor]) -> float:
+def saved_bytes(part: nn.Module, run: Callable[[], Tensor]) -> float:
     """Bytes of the tensors that a forward saves for its backward, beside the weights; shared memory counts once."""
     own = {StorageWeakRef(weight.untyped_storage()) for weight in part.parameters()}
     seen: dict[StorageWeakRef, Any] = {}

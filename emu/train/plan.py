@@ -30,7 +30,7 @@ from emu.tokenizer import EmuTokenizer
 from emu.train.flops import StepCost, step_cost
 from emu.train.optim import make_optimizer, set_learning_rates
 from emu.train.parallel import shard, shards_weights, whole
-from emu.train.sharded_start import can_start_sharded, start_sharded
+from emu.train.sharded_start import start_sharded
 from emu.train.start import check_init, start_model, start_tower
 from emu.train.step import EmuLosses, LossModule, Ranks
 from emu.weights.layout import new_directory
@@ -120,12 +120,10 @@ class TrainPlan:
             shard(made[0], model, config, device)
             return made[0]
 
-        if are_shards and can_start_sharded(self.model, self.init):
+        if are_shards:
             model = start_sharded(self.model, config, self.init, device, sharded, *parts)
         else:
             model = start_model(self.model, config, self.init, device, *parts)
-            if are_shards:
-                sharded(model)
         losses = made[0] if made else EmuLosses(model, config.precision, self.use_features)
         optimizer = make_optimizer(model, config.optim)
         return Stage(

@@ -1,7 +1,8 @@
 """A sharded model from the meta device: it is cut first, and then filled weight by weight.
 
-Every rank reads or initialises one weight at a time as a whole, in the same order, and keeps its part. The values are
-those of `emu.train.start.start_model` bit for bit.
+Every rank reads or initialises one weight at a time as a whole, in the same order, and keeps its part; so also where
+a model gets instruction tokens or an adapter that it was pretrained without. The values are those of
+`emu.train.start.start_model` bit for bit.
 """
 
 from __future__ import annotations
@@ -14,21 +15,14 @@ from torch import Generator, Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from emu.config import EmuConfig
-from emu.models.emu import Emu, initial_values
+from emu.models.emu import VOCABULARY, Emu, grown, initial_values, instruct_words
 from emu.recipes import TrainConfig
-from emu.train.start import LANGUAGE, TOWER, check_start, set_trained
-from emu.weights.layout import load_config
+from emu.tokenizer import EmuTokenizer
+from emu.train.start import LANGUAGE, TOWER, check_start, initial_adapter, set_trained
+from emu.weights.layout import TOKENIZER, load_config
 from emu.weights.store import read_weights
 
 Weights = Iterator[tuple[str, Tensor]]
-
-
-def can_start_sharded(config: EmuConfig, init: str | None) -> bool:
-    """Whether the model of `init` has all weights; added instruction tokens and adapters need it as a whole."""
-    if init is None:
-        return True
-    stored = load_config(Path(init))
-    return stored.instruct == config.instruct and stored.adapter == config.adapter
 
 
 def start_sharded(
@@ -52,7 +46,7 @@ def start_sharded(
     half = torch.bfloat16 if train.precision == "bfloat16" else torch.float32
     model.visual.fill_buffers(device, half)
     if init is not None:
-        fill(model, read_weights(init))
+        fill(model, _extended(model, train.seed, Path(init)))
         return model
     fill(model, _parts(model, train.seed, vision_weights, language_weights))
     return model
@@ -86,6 +80,21 @@ def _place(weight: Tensor, value: Tensor) -> None:
         weight.to_local().copy_(mine.to_local())
     else:
         weight.copy_(value)
+
+
+def _extended(model: Emu, seed: int, init: Path) -> Weights:
+    """The weights of a folder under the names of `model`, and those of what the folder lacks and `model` has."""
+    stored, config = load_config(init), model.config
+    words: list[list[int]] = []
+    if config.instruct and not stored.instruct:
+        words = instruct_words(EmuTokenizer.load(init / TOKENIZER))
+    wanted = model.state_dict().keys()
+    for name, value in read_weights(init):
+        below = name.replace(".weight", ".base_layer.weight")  # under a new adapter
+        chosen = name if name in wanted or below not in wanted else below
+        yield chosen, grown(value.float(), words) if words and name in VOCABULARY else value
+    if config.adapter is not None and stored.adapter is None:
+        yield from initial_adapter(model, seed)
 
 
 def _parts(

@@ -135,17 +135,26 @@ def train_new_adapter(model: Emu, config: AdapterConfig, seed: int) -> None:
             "train_adapter_alone(model)"
         )
     add_adapter(model.language, config)
-    generator = torch.Generator().manual_seed(seed)
+    weights = dict(model.named_parameters())
     with torch.no_grad():
-        for name, weight in model.language.lm.named_parameters():
-            if f"{LORA}A" in name:
-                bound = 1 / math.sqrt(weight.shape[1])  # as peft does, but from our generator
-                uniform = torch.rand(weight.shape, generator=generator) * 2 - 1
-                weight.copy_(uniform * bound)
-            elif f"{LORA}B" in name:
-                weight.zero_()
+        for name, value in initial_adapter(model, seed):
+            weights[name].copy_(value)
     model.config = dataclasses.replace(model.config, adapter=config)
     train_adapter_alone(model)
+
+
+def initial_adapter(model: Emu, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """The names and initial values of the weights of an adapter, one after the other, in float32 on the CPU.
+
+    The model may be on the meta device, and sharded.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if f"{LORA}A" in name:
+            bound = 1 / math.sqrt(weight.shape[1])  # as peft does, but from our generator
+            yield name, (torch.rand(weight.shape, generator=generator) * 2 - 1) * bound
+        elif f"{LORA}B" in name:
+            yield name, torch.zeros(weight.shape)
 
 
 def train_adapter_alone(model: Emu) -> None:

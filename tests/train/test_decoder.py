@@ -127,7 +127,7 @@ def test_long_prompts_and_special_tokens_are_left_out_and_counted() -> None:
 def prepared(world: Path, out: Path, rules: PromptRules = RULES) -> Conditions:
     engine = Engine.load(world / "model")
     data = Dataset(world / "data")
-    return prepare(out, "pairs", data, rules, "autoregressive", lambda: engine, 4, Ranks())
+    return prepare(out, "pairs", data, rules, DecoderTrainConfig(), lambda: engine, 4, Ranks())
 
 
 def test_a_dataset_without_prompts_is_refused(world: Path, tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_conditions_that_are_there_are_not_computed_again(world: Path, tmp_path:
 
     first = prepared(world, tmp_path)
     data = Dataset(world / "data")
-    again = prepare(tmp_path, "pairs", data, RULES, "autoregressive", absent, 4, Ranks())
+    again = prepare(tmp_path, "pairs", data, RULES, DecoderTrainConfig(), absent, 4, Ranks())
     assert again.num_images == first.num_images == 20
     assert torch.equal(again.shards[0].condition(3), first.shards[0].condition(3))
     (tmp_path / "conditions/pairs/pairs-000000.safetensors").unlink()
     with pytest.raises(AssertionError, match="not needed"):
-        prepare(tmp_path, "pairs", data, RULES, "autoregressive", absent, 4, Ranks())
+        prepare(tmp_path, "pairs", data, RULES, DecoderTrainConfig(), absent, 4, Ranks())
 
 
 def test_teacher_forced_conditions_start_as_the_regressed_ones(world: Path) -> None:

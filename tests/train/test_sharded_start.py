@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from emu.config import EmuConfig
+from emu.config import AdapterConfig, EmuConfig
 from emu.data.batches import Share
 from emu.models.emu import Emu
 from emu.recipes import TrainConfig
@@ -56,7 +56,7 @@ class Peak:
 
 
 def check_starts(
-    rank: int, folder: Path, config: EmuConfig, starts: list[tuple[str | None, ...]]
+    rank: int, folder: Path, starts: list[tuple[EmuConfig, str | None, str | None, str | None]]
 ) -> None:
     """Compare a sharded start with an ordinary one on one of two ranks."""
     torch.set_num_threads(1)
@@ -69,17 +69,22 @@ def check_starts(
         shard(losses, model, TRAIN, CPU)
         return losses
 
-    for init, vision, language in starts:
+    for config, init, vision, language in starts:
         with Peak() as peak:
             ours = start_sharded(config, TRAIN, init, CPU, sharded, vision, language)
-        wanted = start_model(config, TRAIN, init, CPU, vision, language).state_dict()
+        ordinary = start_model(config, TRAIN, init, CPU, vision, language)
+        wanted = ordinary.state_dict()
         total = sum(weight.nbytes for weight in wanted.values())
         found = ours.state_dict()
         assert list(found) == list(wanted)
         for name, weight in found.items():
             assert torch.equal(whole(weight), wanted[name]), name
+        trained = {name for name, weight in ours.named_parameters() if weight.requires_grad}
+        assert trained == {
+            name for name, weight in ordinary.named_parameters() if weight.requires_grad
+        }
         assert peak.growth < 0.75 * total, (init, peak.growth, total)
-        del ours, wanted, found
+        del ours, ordinary, wanted, found
     dist.destroy_process_group()
 
 
@@ -96,12 +101,16 @@ def test_a_sharded_start_has_the_bits_of_an_ordinary_one_in_a_bounded_memory(tmp
     tower = {f"visual.{name}": weight for name, weight in model.visual.state_dict().items()}
     torch.save(tower, tmp_path / "tower.pt")
     write_llama(tmp_path / "llama", language, tmp_path / "tokenizer.model", "20MB")
+    init = str(tmp_path / "init")
+    tuned = replace(config, instruct=True, adapter=AdapterConfig(rank=4))
     starts = [
-        (None, None, None),
-        (str(tmp_path / "init"), None, None),
-        (None, str(tmp_path / "tower.pt"), str(tmp_path / "llama")),
+        (config, None, None, None),
+        (config, init, None, None),
+        (tuned, init, None, None),
+        (replace(config, instruct=True), init, None, None),
+        (config, None, str(tmp_path / "tower.pt"), str(tmp_path / "llama")),
     ]
-    ranks = [start(check_starts, rank, tmp_path, config, starts) for rank in range(2)]
+    ranks = [start(check_starts, rank, tmp_path, starts) for rank in range(2)]
     for rank in ranks:
         rank.join(300)
         assert rank.exitcode == 0
