@@ -19,27 +19,19 @@ A pair is a sample of one image and one text without time or role, in either ord
 Headers are ustar with fixed time, owner and mode: the same samples give the same bytes.
 """
 
-import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from schemas.sample import (
-    SAMPLE_VERSION,
-    Sample,
-    Segment,
-    canonical_json,
-    check_sample,
-    checked_meta,
-)
+from schemas.sample import SAMPLE_VERSION, Sample, Segment, check_sample, checked_meta
+from schemas.tar_writer import Encoded, SegmentValues, TarWriter, members_of, row_of
 from schemas.validation import SchemaError
 
 SHARDS, INDEXES, LEDGERS, FEATURES = "shards", "index", "ledger", "features"
 PARQUET = "parquet"
 """On request: the samples once more, for readers of tables."""
-BLOCK = tarfile.BLOCKSIZE
 
 
 def shard_name(corpus: str, number: int) -> str:
@@ -50,19 +42,12 @@ def shard_name(corpus: str, number: int) -> str:
 
 def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: str) -> list[dict[str, Any]]:
     """Write checked samples as a tar and return their index rows (see `schemas.tables.INDEX`)."""
-    rows: list[dict[str, Any]] = []
-    position = 0
+    writer = TarWriter(file, shard)
     for sample in samples:
-        places = []
-        for suffix, data in encode_members(sample):
-            header = _header(f"{sample.key}.{suffix}", len(data))
-            padding = -len(data) % BLOCK
-            file.write(header + data + b"\0" * padding)
-            places.append({"name": suffix, "offset": position + len(header), "size": len(data)})
-            position += len(header) + len(data) + padding
-        rows.append(index_row(sample, shard, places))
-    file.write(b"\0" * (2 * BLOCK))
-    return rows
+        meta = checked_meta(sample)
+        scores = sample.meta.get("scores") or {}
+        writer.add(sample.key, sample.corpus, _values(sample), meta, scores)
+    return writer.end()
 
 
 def read_tar(file: BinaryIO, name: str = "tar") -> Iterator[Sample]:
@@ -87,27 +72,16 @@ def read_tar(file: BinaryIO, name: str = "tar") -> Iterator[Sample]:
         yield decode_members(key, members, name)
 
 
-def encode_members(sample: Sample) -> list[tuple[str, bytes]]:
+def encode_members(sample: Sample) -> list[tuple[str, Encoded]]:
     """The tar members of a sample as (suffix, bytes), in the order of the layout; raises as `check_sample`."""
-    meta = checked_meta(sample)
-    if _is_pair(sample):
-        image, text = sample.images[0], next(s for s in sample.segments if s.kind == "text")
-        suffix = str(image.format)
-        described = [_describe(s, suffix if s.kind == "image" else "txt") for s in sample.segments]
-        texts = (text.text or "").encode()
-        return [
-            (suffix, image.image or b""),
-            ("txt", texts),
-            ("json", _document(sample, described, meta)),
-        ]
-    members: list[tuple[str, bytes]] = []
-    described = []
-    for segment in sample.segments:
-        member = f"{len(members)}.{segment.format}" if segment.kind == "image" else None
-        described.append(_describe(segment, member))
-        if member:
-            members.append((member, segment.image or b""))
-    return [("json", _document(sample, described, meta)), *members]
+    return members_of(sample.key, sample.corpus, _values(sample), checked_meta(sample))
+
+
+def _values(sample: Sample) -> list[SegmentValues]:
+    return [
+        (s.kind, s.text, s.image, s.format, s.width, s.height, s.time_s, s.role)
+        for s in sample.segments
+    ]
 
 
 def decode_members(key: str, members: Mapping[str, bytes], name: str = "tar") -> Sample:
@@ -140,34 +114,6 @@ def read_members(
     return {m["name"]: bytes(data[m["offset"] : m["offset"] + m["size"]]) for m in members}
 
 
-def _is_pair(sample: Sample) -> bool:
-    kinds = sorted(s.kind for s in sample.segments)
-    plain = all(s.time_s is None and s.role is None for s in sample.segments)
-    return kinds == ["image", "text"] and plain
-
-
-def _describe(segment: Segment, member: str | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {"kind": segment.kind}
-    if segment.kind == "image":
-        entry |= {"member": member, "width": segment.width, "height": segment.height}
-    elif member:
-        entry["member"] = member
-    else:
-        entry["text"] = segment.text
-    if segment.time_s is not None:
-        entry["time_s"] = segment.time_s
-    if segment.role is not None:
-        entry["role"] = segment.role
-    return entry
-
-
-def _document(sample: Sample, described: list[dict[str, Any]], meta: str) -> bytes:
-    """Canonical JSON, into which that of the meta is put as it is: its keys are in order."""
-    before = canonical_json({"corpus": sample.corpus, "key": sample.key})
-    after = canonical_json({"schema": f"sample/{SAMPLE_VERSION}", "segments": described})
-    return f'{before[:-1]},"meta":{meta},{after[1:]}'.encode()
-
-
 def _segment(entry: Mapping[str, Any], members: Mapping[str, bytes], where: str) -> Segment:
     time_s, role = entry.get("time_s"), entry.get("role")
     member = entry.get("member")
@@ -182,47 +128,10 @@ def _segment(entry: Mapping[str, Any], members: Mapping[str, bytes], where: str)
     return Segment.of_text(text, time_s=time_s, role=role)
 
 
-def _header(name: str, size: int) -> bytes:
-    """As `TarInfo.tobuf` writes it; filled in here for names of up to 99 characters, in a tenth of the time."""
-    if len(name) > 99 or not name.isascii() or size >= 8**11:
-        return _whole_header(name, size)
-    header = bytearray(_EMPTY_HEADER)
-    encoded = name.encode()
-    header[: len(name)] = encoded
-    header[124:135] = octal = b"%011o" % size
-    # The checksum counts its own field as blanks (POSIX.1-1988, ustar).
-    header[148:155] = b"%06o\0" % (_EMPTY_SUM + sum(encoded) + sum(octal))
-    return bytes(header)
-
-
-def _whole_header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mtime, info.mode = size, 0, 0o644
-    return info.tobuf(tarfile.USTAR_FORMAT)
-
-
-_EMPTY_HEADER = _whole_header("", 0)[:148] + b" " * 8 + _whole_header("", 0)[156:]
-_EMPTY_SUM = sum(_EMPTY_HEADER) - sum(b"0" * 11)
-
-
 def index_row(sample: Sample, shard: str, places: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of the index (see `schemas.tables.INDEX`) of a sample whose members are at `places`."""
-    texts = [s.text or "" for s in sample.segments if s.kind == "text"]
-    images = sample.images
     scores = sample.meta.get("scores") or {}
-    return {
-        "key": sample.key,
-        "shard": shard,
-        "members": places,
-        "num_segments": len(sample.segments),
-        "num_images": len(images),
-        "text_length": sum(map(len, texts)),
-        "image_widths": [s.width for s in images],
-        "image_heights": [s.height for s in images],
-        "image_sha256": [hashlib.sha256(s.image or b"").hexdigest() for s in images],
-        "text_sha256": hashlib.sha256("".join(f"{t}\0" for t in texts).encode()).hexdigest(),
-        "scores": sorted((name, float(value)) for name, value in scores.items()),
-    }
+    return row_of(sample.key, shard, _values(sample), scores, places)
 
 
 def tar_bytes(samples: Iterable[Sample], shard: str) -> tuple[bytes, list[dict[str, Any]]]:

@@ -20,8 +20,9 @@ from pipelines.core.pipeline import LedgerError, ShardPlan
 from pipelines.core.published import tar_of
 from pipelines.core.storage import Storage, read_parquet, read_parquet_metadata
 from schemas.manifest import ShardEntry, Tally
-from schemas.shard import BLOCK, INDEXES, LEDGERS, SHARDS
+from schemas.shard import INDEXES, LEDGERS, SHARDS
 from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
+from schemas.tar_writer import BLOCK
 
 SHOWN = 5
 

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -91,8 +91,7 @@ class ImageConfig(Checked):
     """JPEG quality of re-encoded images. Colour has half the resolution (4:2:0), as is usual at 95."""
 
 
-@dataclass(frozen=True)
-class NormalisedImage:
+class NormalisedImage(NamedTuple):
     """An encoded image of 8-bit RGB, upright; sizes in pixels."""
 
     data: bytes
@@ -137,7 +136,7 @@ class ImageContent:
 
     def convert(self, body: bytes, key: str = "") -> Mapping[str, Any]:
         """The image in the form in which it is published; raises `Rejected`."""
-        return vars(normalise_image(body, self.config))
+        return normalise_image(body, self.config)._asdict()
 
     def num_bytes(self, value: Mapping[str, Any]) -> int:
         """Bytes of an encoded image."""
@@ -208,6 +207,38 @@ def normalise_pixels(
     if (width, height) != (source_width, source_height):
         pixels = _shrunk(pixels, width, height)
     return _encoded(pixels, (source_width, source_height), config)
+
+
+def normalise_tiles(
+    pixels: np.ndarray, width: int, height: int, num_tiles: int, config: ImageConfig
+) -> list[NormalisedImage]:
+    """The tiles of a sheet, row by row, each as `normalise_pixels` gives it.
+
+    Tiles of storyboards are small, so what is done once for a row of them counts: its pixels are copied together.
+
+    Args:
+        pixels: of the sheet, (height, width, 3), uint8, RGB; whole tiles wide and high.
+        width: of a tile.
+        height: of a tile.
+        num_tiles: how many of them there are.
+        config: size and quality.
+    """
+    num_columns = pixels.shape[1] // width
+    is_kept = _fitted(width, height, config.side) == (width, height)
+    row = _scratch("tiles", num_columns * height * width * 3)
+    tiles = row.reshape(num_columns, height, width, 3)
+    found: list[NormalisedImage] = []
+    for first in range(0, num_tiles, num_columns):
+        top = first // num_columns * height
+        rows = pixels[top : top + height].reshape(height, num_columns, width, 3)
+        np.copyto(tiles, rows.swapaxes(0, 1))
+        for tile in tiles[: num_tiles - first]:
+            if is_kept:
+                data = simplejpeg.encode_jpeg(tile, config.quality, "RGB", "420")
+                found.append(NormalisedImage(data, "jpg", width, height, width, height))
+            else:
+                found.append(normalise_pixels(tile, config))
+    return found
 
 
 def shown_size(width: int, height: int, sample_aspect: float) -> tuple[int, int]:

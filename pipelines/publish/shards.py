@@ -4,19 +4,16 @@ A change of this module changes the fingerprint of every dataset, so what only t
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from pipelines.core.storage import Storage, write_parquet
+from pipelines.publish.sample_table import write_table
 from schemas.manifest import ShardEntry
-from schemas.sample import SAMPLES, Sample, unchecked_sample
-from schemas.shard import INDEXES, SHARDS, write_tar
+from schemas.shard import INDEXES, SHARDS
 from schemas.tables import INDEX
-
-_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class ShardSink:
 
         def write(file: BinaryIO) -> tuple[list[dict[str, Any]], HashedFile]:
             hashed = HashedFile(file)
-            return write_tar(cast(BinaryIO, hashed), _samples(table), shard), hashed
+            return write_table(cast(BinaryIO, hashed), table, shard), hashed
 
         written = storage.commit(f"{SHARDS}/{shard}.tar", write)
         assert written is not None, shard
@@ -56,10 +53,3 @@ class HashedFile:
         self.num_bytes += len(data)
         self.digest.update(data)
         return self.file.write(data)
-
-
-def _samples(table: pa.Table) -> Iterator[Sample]:
-    """The samples, which are checked when they are written."""
-    columns = table.select([c.name for c in SAMPLES.columns])
-    for batch in columns.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        yield from map(unchecked_sample, batch.to_pylist())

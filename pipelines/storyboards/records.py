@@ -269,7 +269,7 @@ def _tracks(value: Any, is_automatic: bool) -> Iterator[Track]:
             yield replace(track, text=entry)
         elif isinstance(entry, dict):
             yield from _linked(track, [entry])
-        elif isinstance(entry, list) and any("url" in _object(e) for e in entry):
+        elif isinstance(entry, list) and any(isinstance(e, dict) and "url" in e for e in entry):
             yield from _linked(track, entry)
         elif isinstance(entry, list):
             yield replace(track, entries=entry)

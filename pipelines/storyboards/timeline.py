@@ -10,7 +10,7 @@ Source: the released tools of Emu (storyboards), whose order this is.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FRAME_POSITIONS = 34
 SEQUENCE_POSITIONS = 2
@@ -35,8 +35,7 @@ def estimated_positions(text: str) -> int:
     return max(1, -(-num_ascii // 3) + num_bytes - num_ascii)
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """A frame, by its number, or the subtitles between two frames."""
 
     time_s: float
@@ -69,8 +68,7 @@ def _texts(cues: list[Cue]) -> list[Block]:
     return [Block(cues[0][0], cues=tuple(cues))] if cues else []
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """The blocks of one sequence, and the positions that it takes."""
 
     blocks: tuple[Block, ...]
@@ -83,7 +81,7 @@ def parts(blocks: Iterable[Block], max_positions: int, count: Count) -> Iterator
     room = max_positions - SEQUENCE_POSITIONS
     held: list[Block] = []
     num_held = 0
-    for block, size in (piece for each in blocks for piece in _fitting(each, room, count)):
+    for block, size in _sized(blocks, room, count):
         if held and num_held + size > room:
             yield Part(tuple(held), num_held + SEQUENCE_POSITIONS)
             held, num_held = [], 0
@@ -93,9 +91,17 @@ def parts(blocks: Iterable[Block], max_positions: int, count: Count) -> Iterator
         yield Part(tuple(held), num_held + SEQUENCE_POSITIONS)
 
 
+def _sized(blocks: Iterable[Block], room: int, count: Count) -> Iterator[tuple[Block, int]]:
+    """The blocks, or pieces of their texts that fit, each with its positions."""
+    for block in blocks:
+        if block.frame is not None:
+            yield block, FRAME_POSITIONS
+        else:
+            yield from _fitting(block, room, count)
+
+
 def _fitting(block: Block, room: int, count: Count) -> Iterator[tuple[Block, int]]:
-    """The block, or pieces of its text that fit, each with its positions."""
-    size = FRAME_POSITIONS if block.frame is not None else count(block.text)
+    size = count(block.text)
     # One character may have more tokens than a sequence has positions.
     halves = _halves(block.cues) if size > room else None
     if halves is None:

@@ -5,7 +5,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from types import MappingProxyType
+from typing import NamedTuple
 
 from pipelines.core.pipeline import Reason
 
@@ -27,8 +29,7 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
-@dataclass(frozen=True)
-class Cue:
+class Cue(NamedTuple):
     """A text and when it begins to be shown."""
 
     start_s: float
@@ -46,14 +47,21 @@ class Subtitles:
 
 def subtitles(cues: Iterable[tuple[float, str]], num_unreadable: int = 0) -> Subtitles:
     """Subtitles of starts in seconds and texts; white space is collapsed, equal starts keep their order."""
-    cleaned = (Cue(start_s, " ".join(_CONTROL.sub("", text).split())) for start_s, text in cues)
-    in_order = sorted((cue for cue in cleaned if cue.text), key=lambda cue: cue.start_s)
+    cleaned = [Cue(start_s, _in_one_line(text)) for start_s, text in cues]
+    in_order = sorted((cue for cue in cleaned if cue.text), key=itemgetter(0))
     return Subtitles(tuple(in_order), num_unreadable)
+
+
+def _in_one_line(text: str) -> str:
+    # Controls and white space other than blanks are not printable.
+    known = text if text.isprintable() else _CONTROL.sub("", text)
+    return " ".join(known.split())
 
 
 def plain(text: str) -> str:
     """The text of HTML, once: entities are decoded, then tags removed."""
-    text = html.unescape(text)
+    if "&" in text:
+        text = html.unescape(text)
     return _TAG.sub("", text) if "<" in text else text
 
 

@@ -4,6 +4,7 @@ Such as `[{"text": "…", "start": 1.54, "duration": 4.16}]`, times in seconds. 
 `[{"start": "00:00:01.540", "end": "00:00:05.700", "lines": ["…"]}]`.
 """
 
+import math
 import re
 from typing import Any
 
@@ -38,6 +39,10 @@ def from_entries(entries: list[Any]) -> Subtitles:
 def _cue(entry: Any) -> tuple[float, str] | None:
     if not isinstance(entry, dict):
         return None
+    if type(text := entry.get("text")) is str and "lines" not in entry:
+        start = entry.get("start")
+        if type(start) is float and 0.0 <= start < math.inf:  # as nearly all are
+            return start, plain(text)
     start_s = entry.get("start")
     start_s = _clock_s(start_s) if isinstance(start_s, str) else seconds(start_s)
     text = _text(entry)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,7 +35,8 @@ from pipelines.download.fetcher import FetchConfig, Fetcher
 from pipelines.download.host_leases import LeaseTable
 from pipelines.download.media import MEDIA_REASONS, MediaFolder, is_web_address
 from pipelines.download.reasons import FETCH_REASONS
-from schemas.sample import LINK_TYPE, Link, Sample, link_from_row
+from pipelines.transforms.link_columns import Drop, LinkColumns
+from schemas.sample import Sample
 from schemas.shard import LEDGERS
 from schemas.tables import DROPPED, KEPT, LEDGER
 
@@ -257,32 +258,33 @@ class FetchLinks:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The table with the column of values, and with reasons in `links`."""
-        records = [[link_from_row(k) for k in links] for links in table["links"].to_pylist()]
-        origins = _origins(table)
-        known = self.prior.known(shard_of(table), self.content) if self.prior else {}
+        links = LinkColumns.of(table)
         keys = table["key"].to_pylist() if self.content.is_keyed else [""] * table.num_rows
-        fetched = self._fetch(
-            (link.url or "", key)
-            for origin, key, links in zip(origins, keys, records, strict=True)
-            for link in links
-            if link.is_alive and (*origin, link.slot) not in known
-        )
-        values, links = [], []
+        wanted = [(url or "", keys[row]) for row, url in zip(links.rows, links.urls, strict=True)]
+        known = self._known(table, links)
+        each = list(zip(wanted, links.reasons, known, strict=True))
+        fetched = self._fetch(one for one, lost, prior in each if lost is None and prior is None)
+        values: list[Value | None] = []
+        dropped: dict[int, Drop] = {}
         num_bytes = 0
-        for origin, key, record in zip(origins, keys, records, strict=True):
-            settled = []
-            for link in record:
-                of_prior = known.get((*origin, link.slot))
-                result = fetched.get((link.url or "", key))
-                found = _settle(link, of_prior, result, self.max_bytes - num_bytes)
-                num_bytes += 0 if found[1] is None else self.content.num_bytes(found[1])
-                settled.append(found)
-            values.append([value for _, value in settled if value is not None])
-            links.append([link.as_row() for link, _ in settled])
-        index = table.schema.get_field_index("links")
-        marked = table.set_column(index, "links", pa.array(links, pa.list_(LINK_TYPE)))
-        value_type = pa.struct([pa.field("slot", pa.int32()), *self.content.fields])
-        return marked.append_column(self.content.column, pa.array(values, pa.list_(value_type)))
+        for number, (one, lost, prior) in enumerate(each):
+            value, reason, detail = None, None, None
+            if lost is None:
+                left = self.max_bytes - num_bytes
+                value, reason, detail = _settled(prior, fetched.get(one), left)
+            num_bytes += 0 if value is None else self.content.num_bytes(value)
+            values.append(value)
+            if reason is not None:
+                dropped[number] = reason, detail
+        column = links.listed(values, self.content.fields)
+        return links.marked(table, dropped).append_column(self.content.column, column)
+
+    def _known(self, table: pa.Table, links: LinkColumns) -> list[Known | None]:
+        """What the prior dataset knows of each link."""
+        if self.prior is None:
+            return [None] * len(links.rows)
+        known, origins = self.prior.known(shard_of(table), self.content), _origins(table)
+        return [known.get((*origins[n], s)) for n, s in zip(links.rows, links.slots, strict=True)]
 
     def close(self) -> None:
         """Closes the connections, and what the content holds if it has a `close`."""
@@ -300,9 +302,11 @@ class FetchLinks:
         held = HeldValues(self.content, self.max_bytes)
 
         def convert(url: str, body: bytes) -> list[_Result]:
-            made = [partial(held.convert, place[url, key], body, key) for key in keys[url]]
-            # of one key, a rejection is that of the link
-            return [_Result(made[0]())] if len(made) == 1 else [_result_of(one) for one in made]
+            if len(keys[url]) == 1:  # a rejection is that of the link
+                (key,) = keys[url]
+                return [_Result(held.convert(place[url, key], body, key))]
+            made = (partial(held.convert, place[url, key], body, key) for key in keys[url])
+            return [_result_of(one) for one in made]
 
         web = [url for url in keys if self.media is None or is_web_address(url)]
         fetched = self.fetcher.fetch_many(web, lambda i, body: convert(web[i], body))
@@ -319,8 +323,7 @@ class FetchLinks:
         return {(url, key): found[url][n] for url in keys for n, key in enumerate(keys[url])}
 
 
-@dataclass(frozen=True)
-class _Result:
+class _Result(NamedTuple):
     """What became of a link: a value, or the reason why there is none."""
 
     value: "_Held | None" = None
@@ -381,20 +384,16 @@ class HeldValues:
         return held
 
 
-def _settle(
-    link: Link, known: Known | None, result: _Result | None, bytes_left: int
-) -> tuple[Link, Value | None]:
-    """The link with what became of it, and its value if it has one that fits."""
-    if not link.is_alive:
-        return link, None
+def _settled(
+    known: Known | None, result: _Result | None, bytes_left: int
+) -> tuple[Value | None, str | None, str | None]:
+    """Of a link its value if it has one that fits, or the reason why it has none, with its detail."""
     if known is not None:
-        if known.reason is not None:
-            return link.dropped(known.reason, known.detail), None
-        return link, {"slot": link.slot, **known.value}
-    assert result is not None, link
+        return (None, known.reason, known.detail) if known.reason else (known.value, None, None)
+    assert result is not None
     if result.reason is not None:
-        return link.dropped(result.reason, result.detail), None
-    assert result.value is not None, link
+        return None, result.reason, result.detail
+    assert result.value is not None
     if result.value.value is None or bytes_left <= 0:
-        return link.dropped(SHARD_FULL), None
-    return link, {"slot": link.slot, **result.value.value}
+        return None, SHARD_FULL, None
+    return result.value.value, None, None

@@ -1,12 +1,15 @@
 """From records to what they are parsed into, and from fetched images to samples; the same for every corpus."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.core.pipeline import RECORD_FIELDS, Filter, Reason, Rejected, shard_of
+from pipelines.core.pipeline import RECORD_FIELDS, RESERVED, Filter, Reason, Rejected, shard_of
+from pipelines.nested_columns import column_of, in_lists, numbered, one_chunk, placed
 from schemas.sample import SEGMENT_TYPE, Segment
 
 SAMPLE_FIELDS = (
@@ -50,9 +53,74 @@ def origin(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def sample_table(rows: Iterable[Mapping[str, Any]], table: pa.Table) -> pa.Table:
     """Rows with `segments` and `meta` as samples of the dataset that a table, of which they were made, is of."""
+    found = list(rows)
+    segments = column_of([row.get("segments") or () for row in found], pa.list_(SEGMENT_TYPE))
+    return _with_segments(found, segments, table)
+
+
+def assembled_table(
+    table: pa.Table, column: str, assemble: Callable[[dict[str, Any]], Mapping[str, Any]]
+) -> pa.Table:
+    """The samples that `assemble` makes of each record of a table whose images lie in a column.
+
+    No image becomes an object of Python on the way: in the rows that `assemble` is given a number stands for its bytes,
+    and the bytes are put where that number stands in the segments.
+
+    Args:
+        table: the records.
+        column: holds the images; lists and structs with one field of bytes, such as `ImageContent` gives.
+        assemble: a record to one with `segments` and `meta`.
+    """
+    numbers, images = numbered(one_chunk(table[column]))
+    index = table.schema.get_field_index(column)
+    rows = [assemble(row) for row in table.set_column(index, column, numbers).to_pylist()]
+    light = pa.array([row["segments"] for row in rows], pa.list_(_NUMBERED_SEGMENT))
+    fields = dict(zip(SEGMENT_TYPE.names, pc.list_flatten(light).flatten(), strict=True))
+    fields["image"] = placed(images, fields["image"])
+    segments = pa.StructArray.from_arrays(list(fields.values()), fields=list(SEGMENT_TYPE))
+    return _with_segments(rows, in_lists(segments, [len(r["segments"]) for r in rows]), table)
+
+
+_NUMBERED_SEGMENT = pa.struct(
+    [pa.field("image", pa.int64()) if f.name == "image" else f for f in SEGMENT_TYPE]
+)
+
+
+def _with_segments(
+    rows: Sequence[Mapping[str, Any]], segments: pa.Array, table: pa.Table
+) -> pa.Table:
     corpus = shard_of(table).rpartition("-")[0]
-    named = [{**row, "corpus": corpus} for row in rows]
-    return pa.Table.from_pylist(named, schema=SAMPLE_SCHEMA.with_metadata(table.schema.metadata))
+    columns = {
+        field.name: pa.array([row.get(field.name) for row in rows], field.type)
+        for field in SAMPLE_SCHEMA
+        if field.name not in ("corpus", "segments")
+    }
+    columns |= {"corpus": pa.array([corpus] * len(rows), pa.string()), "segments": segments}
+    return _samples(columns, table)
+
+
+def _samples(columns: Mapping[str, Any], table: pa.Table) -> pa.Table:
+    schema = SAMPLE_SCHEMA.with_metadata(table.schema.metadata)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def pair_table(table: pa.Table, texts: pa.Array) -> pa.Table:
+    """The samples of records with `images`, a text each and `meta`: each image, followed by the text."""
+    images = one_chunk(table["images"])
+    flat, row = pc.list_flatten(images), pc.list_parent_indices(images)
+    count = len(flat)
+    twice, is_text = np.repeat(np.arange(count), 2), np.tile([False, True], count)
+    image = pa.array(twice, mask=is_text)
+    fields = {f.name: pa.nulls(2 * count, f.type) for f in SEGMENT_TYPE}
+    fields["kind"] = pa.array(["image", "text"] * count, pa.string())
+    fields["text"] = texts.take(row).take(pa.array(twice, mask=~is_text))
+    fields["image"] = placed(pc.struct_field(flat, "data"), image)
+    fields |= {n: pc.struct_field(flat, n).take(image) for n in ("format", "width", "height")}
+    segments = pa.StructArray.from_arrays(list(fields.values()), fields=list(SEGMENT_TYPE))
+    corpus = pa.array([shard_of(table).rpartition("-")[0]] * table.num_rows, pa.string())
+    columns = {name: table[name] for name in (*RESERVED, "meta")} | {"corpus": corpus}
+    columns["segments"] = in_lists(segments, 2 * pc.list_value_length(images).to_numpy())
+    return _samples(columns, table)
 
 
 def image_segment(image: Mapping[str, Any]) -> Segment:

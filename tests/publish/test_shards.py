@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.core.storage import Storage
+from pipelines.publish.sample_table import write_table
 from pipelines.publish.shards import ShardSink
 from schemas.sample import SAMPLES, Sample, Segment
 from schemas.shard import decode_members, read_tar
@@ -59,3 +61,52 @@ def test_a_bad_sample_leaves_no_tar(tmp_path: Path):
     with pytest.raises(SchemaError, match=r"With\.Dot"):
         ShardSink().write("t-000000", bad, Storage(str(tmp_path)))
     assert not list((tmp_path / "shards").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "video"}, "kind 'video'"),
+        ({"kind": None}, "kind None"),
+        ({"text": "x"}, "an image segment carries a text"),
+        ({"image": None}, "missing or empty"),
+        ({"image": b""}, "missing or empty"),
+        ({"format": "gif"}, "format 'gif'"),
+        ({"format": None}, "format None"),
+        ({"width": None}, "width None"),
+        ({"height": 0}, "height 0"),
+        ({"time_s": float("nan")}, "time_s nan"),
+        ({"time_s": -1.0}, "time_s -1.0"),
+        ({"role": "robot"}, "role 'robot'"),
+        ({"kind": "text", "text": "x"}, "carries image bytes"),
+    ],
+)
+def test_a_table_with_a_bad_segment_is_refused_with_its_name(change: dict, words: str):
+    rows = [sample(1).as_row(), sample(2).as_row()]
+    rows[1]["segments"][2] |= change
+    with pytest.raises(SchemaError, match=f"'k-2', segment 2: .*{words}"):
+        write_table(io.BytesIO(), SAMPLES.table(rows), "t-000000")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"corpus": "C"}, "corpus 'C'"),
+        ({"segments": []}, "no segments"),
+        ({"meta": '{"a":NaN}'}, "meta is not JSON"),
+    ],
+)
+def test_a_table_with_a_bad_sample_is_refused_with_its_key(change: dict, words: str):
+    rows = [sample(1).as_row(), sample(2).as_row() | change]
+    unchecked = pa.Table.from_pylist(rows, schema=SAMPLES.schema)
+    with pytest.raises(SchemaError, match=f"'k-2'.*{words}"):
+        write_table(io.BytesIO(), unchecked, "t-000000")
+
+
+def test_meta_that_is_not_canonical_is_written_in_canonical_form():
+    row = sample(1).as_row()
+    spaced = row | {"meta": json.dumps(json.loads(row["meta"]), indent=2)}
+    found = [io.BytesIO(), io.BytesIO()]
+    for buffer, one in zip(found, (row, spaced), strict=True):
+        write_table(buffer, SAMPLES.table([one]), "t-000000")
+    assert found[0].getvalue() == found[1].getvalue()

@@ -3,10 +3,12 @@
 import io
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from strategies import samples, shards_of_samples
 
+from pipelines.publish.sample_table import write_table
 from schemas.sample import SAMPLES, Sample, Segment, check_sample, sample_from_row
 from schemas.shard import (
     decode_members,
@@ -40,6 +42,17 @@ def test_a_tar_gives_back_its_samples(samples: list[Sample]) -> None:
     found = [decode_members(r["key"], read_members(data, r["members"])) for r in index]
     assert found == samples
     assert tar_bytes(samples, SHARD)[0] == data
+
+
+@settings(max_examples=60, deadline=None)
+@given(shards_of_samples)
+def test_a_table_gives_the_bytes_of_its_samples(samples: list[Sample]) -> None:
+    data, rows = tar_bytes(samples, SHARD)
+    written = SAMPLES.table([s.as_row() for s in samples])
+    for part in (written, pa.concat_tables([written, written]).slice(len(samples))):
+        buffer = io.BytesIO()
+        assert INDEX.table(write_table(buffer, part, SHARD)).equals(INDEX.table(rows))
+        assert buffer.getvalue() == data
 
 
 @settings(max_examples=50, deadline=None)

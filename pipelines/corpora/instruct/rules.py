@@ -49,7 +49,7 @@ from pipelines.images.normalise import ImageConfig
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.readers.json_array import ArraySource
-from pipelines.transforms.samples import origin, parsed_table, sample_table
+from pipelines.transforms.samples import assembled_table, origin, parsed_table
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
 from schemas.dialogue import system_message
@@ -161,7 +161,7 @@ class ParseDialogues:
 
 def assemble_dialogues(table: pa.Table) -> pa.Table:
     """Transform: `turns`, `about` and `media` become the `segments` and `meta` of a sample."""
-    return sample_table((_assembled(row) for row in table.to_pylist()), table)
+    return assembled_table(table, "media", _assembled)
 
 
 def _assembled(row: dict[str, Any]) -> dict[str, Any]:

@@ -48,18 +48,18 @@ from pipelines.core.pipeline import (
 from pipelines.corpora.build import Build
 from pipelines.corpora.laion.cuts import Bound, Cuts
 from pipelines.images.normalise import ImageConfig, ImageContent
+from pipelines.nested_columns import one_chunk
 from pipelines.publish.card import Card
 from pipelines.publish.report import Report
 from pipelines.readers.columns import Column
 from pipelines.readers.parquet import ParquetSource
 from pipelines.transforms.samples import (
     arrived_images,
-    image_segment,
     origin,
+    pair_table,
     parsed_table,
-    sample_table,
 )
-from schemas.sample import Link, Segment, canonical_json
+from schemas.sample import Link, canonical_json
 from schemas.validation import Checked
 
 CORPUS = "laion"
@@ -231,15 +231,4 @@ def _is_finite(value: float | None) -> bool:
 
 def make_pairs(table: pa.Table) -> pa.Table:
     """Transform: image and caption become the two segments of a sample."""
-    rows = [
-        row
-        | {
-            "segments": [
-                segment.as_row()
-                for image in row["images"]
-                for segment in (image_segment(image), Segment.of_text(row["caption"]))
-            ],
-        }
-        for row in table.to_pylist()
-    ]
-    return sample_table(rows, table)
+    return pair_table(table, one_chunk(table["caption"]).cast(pa.string()))

@@ -63,10 +63,10 @@ from pipelines.publish.report import Report
 from pipelines.readers.jsonl import LineSource
 from pipelines.transforms.samples import (
     arrived_images,
+    assembled_table,
     image_segment,
     origin,
     parsed_table,
-    sample_table,
 )
 from schemas.sample import Link, Segment, canonical_json, link_from_row
 from schemas.validation import Checked
@@ -279,7 +279,7 @@ class MatchDocuments:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The samples; images left out carry their reason in `links`."""
-        return sample_table((self._row(row) for row in table.to_pylist()), table)
+        return assembled_table(table, "images", self._row)
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         images = {image["slot"]: image for image in row["images"]}

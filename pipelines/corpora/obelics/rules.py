@@ -45,10 +45,10 @@ from pipelines.readers.columns import Column
 from pipelines.readers.parquet import ParquetSource
 from pipelines.transforms.samples import (
     arrived_images,
+    assembled_table,
     image_segment,
     origin,
     parsed_table,
-    sample_table,
 )
 from schemas.sample import Link, Segment, canonical_json
 from schemas.validation import Checked
@@ -151,7 +151,7 @@ def _check(images: Sequence[str | None] | None, texts: Sequence[str | None] | No
 
 def assemble_pages(table: pa.Table) -> pa.Table:
     """Transform: `texts` and `images` become the segments of a sample, in the order of the page."""
-    return sample_table((_assembled(row) for row in table.to_pylist()), table)
+    return assembled_table(table, "images", _assembled)
 
 
 def _assembled(row: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from pipelines.publish.report import Report
 from pipelines.readers.columns import EXTRA, Column
 from pipelines.readers.tables import TableSource
 from pipelines.transforms.frames import CLIP_FIELDS, VideoContent
-from pipelines.transforms.samples import image_segment, origin, parsed_table, sample_table
+from pipelines.transforms.samples import assembled_table, image_segment, origin, parsed_table
 from pipelines.videos.decode import DECODERS
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
@@ -233,7 +233,7 @@ def arrived_clips() -> Filter:
 
 def make_samples(table: pa.Table) -> pa.Table:
     """Transform: `clips` and `text` become the `segments` and `meta` of a sample."""
-    return sample_table((_sample(row) for row in table.to_pylist()), table)
+    return assembled_table(table, "clips", _sample)
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:

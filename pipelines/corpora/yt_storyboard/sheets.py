@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.core.pipeline import Reason, Rejected
-from pipelines.images.normalise import IMAGE_REASONS, ImageConfig, decode, normalise_pixels
+from pipelines.images.normalise import IMAGE_REASONS, ImageConfig, decode, normalise_tiles
 from pipelines.storyboards.levels import Level
 from schemas.image_files import lossy_webp_size
 from schemas.images import ImageError, open_image
@@ -113,15 +113,11 @@ def cut_sheet(data: bytes, level: Level, sheet: int, config: ImageConfig) -> lis
     numbers = level.frames_of(sheet)
     try:
         pixels = _pixels(data, level, len(numbers), config.max_pixels)
-        frames: list[Frame] = []
-        for cell, number in enumerate(numbers):
-            top = cell // level.columns * level.height
-            left = cell % level.columns * level.width
-            tile = pixels[top : top + level.height, left : left + level.width]
-            encoded = normalise_pixels(tile, config)
-            size = {"width": encoded.width, "height": encoded.height}
-            frames.append({"frame": number, "data": encoded.data, "format": encoded.format, **size})
-        return frames
+        tiles = normalise_tiles(pixels, level.width, level.height, len(numbers), config)
+        return [
+            {"frame": n, "data": t.data, "format": t.format, "width": t.width, "height": t.height}
+            for n, t in zip(numbers, tiles, strict=True)
+        ]
     except ImageError as error:
         raise Rejected(error.reason, error.detail) from None
 

@@ -51,7 +51,7 @@ def plan_from_json(text: str) -> Plan:
     values = json.loads(text)
     level = values.pop("level")
     addresses = tuple(level.pop("addresses"))
-    values["cues"] = tuple(Cue(*cue) for cue in values["cues"])
+    values["cues"] = tuple(map(Cue._make, values["cues"]))
     values["problems"] = tuple(values["problems"])
     values["timing"] = Timing(**values["timing"])
     return Plan(level=Level(**level, addresses=addresses), **values)
