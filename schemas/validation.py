@@ -26,7 +26,6 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
-from pydantic_core import SchemaValidator
 
 _MAX_SHOWN = 80
 
@@ -153,15 +152,14 @@ def _adapters(kind: type) -> dict[str, tuple[TypeAdapter[Any], Any]]:
 
 
 @functools.cache
-def _whole(kind: type) -> tuple[Callable[[Any], tuple[Any, ...]], SchemaValidator]:
+def _whole(kind: type) -> tuple[Callable[[Any], tuple[Any, ...]], TypeAdapter[Any]]:
     """Gives the values of all these fields, and validates them together."""
     hints = {name: hint for name, (_, hint) in _adapters(kind).items()}
     # twice the same name where there is one: a getter of one name gives no tuple
     names = [*hints, *hints][: max(2, len(hints))]
     values = operator.attrgetter(*names) if names else lambda _: ()
     row: Any = typing.cast("Any", tuple)[tuple(hints[name] for name in names)]
-    adapter = TypeAdapter(row, config=_STRICT)
-    return values, typing.cast("SchemaValidator", adapter.validator)
+    return values, TypeAdapter(row, config=_STRICT)
 
 
 def _field_infos(hint: Any) -> Iterator[FieldInfo]:

@@ -5,8 +5,10 @@ Importing them takes seconds, so `import emu` only leaves hooks with the import 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import wrapt
 
@@ -63,5 +65,16 @@ def _model(auto: ModuleType) -> None:
         )
 
 
-def _pipeline(_: ModuleType) -> None:
+def _pipeline(utils: ModuleType) -> None:
+    # not here: this may be in the middle of an import of the class that ours is derived from
+    wrapt.wrap_function_wrapper(utils, "DiffusionPipeline.from_pretrained", _with_pipeline)
+
+
+def _with_pipeline(
+    from_pretrained: Callable[..., Any],
+    _: object,
+    arguments: tuple[Any, ...],
+    named: dict[str, Any],
+) -> Any:
     import_module("emu.huggingface.pipeline")  # which registers itself
+    return from_pretrained(*arguments, **named)

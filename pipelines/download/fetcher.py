@@ -46,6 +46,7 @@ T = TypeVar("T")
 V = TypeVar("V")
 Convert = Callable[[int, bytes], T]
 
+_CLOSE_S = 5.0
 _KEEP_ALIVE_S = 2.0  # idle connections cost file descriptors; a host with links left is not idle
 _DNS_TTL_S = 60
 _DNS_THREADS = 16
@@ -300,6 +301,12 @@ def _close(
 
 
 async def _close_all(sessions: Sequence[aiohttp.ClientSession]) -> None:
+    # a call that was interrupted may be unwinding still: what is left of it needs the running loop
+    calls = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in calls:
+        task.cancel()
+    if calls:
+        await asyncio.wait(calls, timeout=_CLOSE_S)
     for session in sessions:
         await session.close()
 

@@ -1,12 +1,13 @@
 """Limits that a fetcher keeps: hosts, rates, deadlines, bytes, threads."""
 
 import asyncio
+import gc
 import socket
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -196,3 +197,21 @@ def test_proxies_of_the_environment_are_not_used(
             Fetcher(quick_config(allow_host=(server.allow(),))) as fetcher,
         ):
             assert fetcher.fetch_many([server.url("/a")])[0].body == b"x"
+
+
+def test_a_fetcher_that_is_closed_in_the_middle_of_a_call_ends_the_call_and_is_silent(
+    quick_config, caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = {f"/{n}": slow(60) for n in range(6)}
+    with WebServer(handlers) as server, ThreadPoolExecutor(1) as threads:
+        fetcher = Fetcher(quick_config(allow_host=(server.allow(),)))
+        call = threads.submit(fetcher.fetch_many, [server.url(f"/{n}") for n in range(6)])
+        end = time.monotonic() + 30
+        while not server.requests:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        fetcher.close()
+        assert isinstance(call.exception(timeout=30), CancelledError)
+    del fetcher
+    gc.collect()  # a task that is left would say so now
+    assert "destroyed" not in caplog.text and "never" not in caplog.text

@@ -1,5 +1,7 @@
 """The folder of a Stable Diffusion decoder opens as a pipeline of diffusers, and generates the engine's images."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,11 @@ def test_the_pipeline_generates_the_images_of_the_engine(tmp_path: Path, guidanc
     ).images[0]
     difference = np.abs(np.asarray(image, np.int16) - np.asarray(wanted, np.int16))
     assert difference.max() <= 1
+
+
+def test_classes_of_diffusers_are_imported_after_emu_as_before() -> None:
+    code = "import emu\nfrom diffusers import StableDiffusionPipeline, DiffusionPipeline"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr

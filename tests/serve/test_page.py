@@ -79,7 +79,7 @@ def test_an_image_is_added_removed_and_sent(page: Any, photo_png: bytes):
     page.locator("#files").set_input_files(files)
     page.locator("#thumbs .thumb").nth(1).wait_for()
     page.get_by_role("button", name="Remove image 1").click()
-    page.get_by_label("Prompt").fill("the image shows")
+    page.get_by_label("Prompt", exact=True).fill("the image shows")
     page.get_by_role("button", name="Send").click()
     wait_for_reply(page)
     assert page.locator(".turn.mine img").count() == 1
@@ -106,32 +106,32 @@ def test_an_image_appears_in_its_place_and_can_be_saved(page: Any):
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Denoising steps").fill("2")
     page.get_by_label("Seed").fill("3")
-    page.get_by_label("Prompt").fill("a red circle")
+    page.get_by_label("Prompt", exact=True).fill("a red circle")
     page.get_by_role("button", name="Send").click()
     wait_for_reply(page)
     image = page.get_by_alt_text("The generated image")
     assert image.evaluate("node => node.complete && node.naturalWidth") == 64
     assert page.get_by_role("link", name="Save").get_attribute("download").endswith(".png")
     page.get_by_text("Both", exact=True).click()
-    page.get_by_label("Prompt").fill("and another")
+    page.get_by_label("Prompt", exact=True).fill("and another")
     page.keyboard.press("Enter")
     wait_for_reply(page)
     assert page.locator(".turn.wrong").count() == 0
 
 
 def test_errors_are_in_words_and_the_prompt_comes_back(page: Any):
-    page.get_by_label("Prompt").fill("a red circle [IMG]")
+    page.get_by_label("Prompt", exact=True).fill("a red circle [IMG]")
     page.locator("#send").click()
     wait_for_reply(page)
     assert "contains [IMG], a control token" in page.get_by_role("alert").inner_text()
-    assert page.get_by_label("Prompt").input_value() == "a red circle [IMG]"
+    assert page.get_by_label("Prompt", exact=True).input_value() == "a red circle [IMG]"
 
 
 def test_a_reply_can_be_stopped(page: Any):
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Maximum tokens").fill("900")
     page.get_by_label("Temperature").fill("1")
-    page.get_by_label("Prompt").fill("a red circle")
+    page.get_by_label("Prompt", exact=True).fill("a red circle")
     page.locator("#prompt").press("Enter")
     stop = page.get_by_role("button", name="Stop")
     stop.click()
@@ -145,7 +145,7 @@ def test_a_server_that_is_gone_is_said(browser: Any, serve_with: Serve):
     with serve_with() as caller:
         page.goto(str(caller.client.base_url))
         wait_for_start(page)
-    page.get_by_label("Prompt").fill("a red circle")
+    page.get_by_label("Prompt", exact=True).fill("a red circle")
     page.keyboard.press("Enter")
     page.wait_for_selector(".turn.wrong")
     assert "Failed to fetch" not in page.locator(".turn.wrong").inner_text()
