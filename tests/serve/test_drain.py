@@ -13,8 +13,8 @@ from tests.serve.test_job import command, running
 
 LONG = {
     "modalities": ["text", "image"],
-    "image": {"height": 256, "width": 256, "num_inference_steps": 100},
-    "max_tokens": 200,
+    "image": {"height": 128, "width": 128, "num_inference_steps": 25},
+    "max_tokens": 150,
     "ignore_eos": True,
 }
 """A reply that takes seconds."""
