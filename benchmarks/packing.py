@@ -31,17 +31,16 @@ import torch
 import tyro
 from torch import Tensor
 
+from benchmarks.paper_sequences import KINDS, paper_sequence
 from emu.config import EmuConfig, LanguageConfig, tiny_config
 from emu.data.batches import collate
 from emu.data.packing import collate_packed, efficiency, pack
-from emu.data.sequence import Sequence, Slot
+from emu.data.sequence import Sequence
 from emu.models.emu import Emu
-from emu.models.objective import Batch, Objective, text_labels
+from emu.models.objective import Batch, Objective
 
 Made = tuple[Sequence, Tensor]
 Subject = Literal["mixed", "uniform", "homogeneous"]
-KINDS = {"pair": 256, "window": 32, "sampled": 32, "clip": 16, "storyboard": 16}
-"""Formats, and the paper's sequences of each: two corpora of 128 pairs, 64 documents of two samplings, 16, 16."""
 
 
 @dataclass(frozen=True)
@@ -109,26 +108,9 @@ def _batches(options: PackingBenchmark, config: EmuConfig, subject: Subject) -> 
 
 
 def _sequence(kind: str, config: EmuConfig, dice: Random) -> Made:
-    """A sequence of a format, with random words and images. Documents of the web are mostly short."""
-    document = min(1024, round(dice.lognormvariate(5.9, 0.8)))
-    words, images = {
-        "pair": (dice.randint(8, 40), 1),
-        "window": (max(20, document - 34 * 2), 2),
-        "sampled": (dice.randint(40, 300), dice.randint(1, 5)),
-        "clip": (dice.randint(8, 40), 8),
-        "storyboard": (dice.randint(100, 500), dice.randint(4, 14)),
-    }[kind]
-    special = config.special
-    block = [special.image_start, *[special.image] * config.former.num_queries, special.image_end]
-    text = [dice.randrange(3, special.pad) for _ in range(words)]
-    ids = [special.bos]
-    for number in range(images):
-        ids += text[number * words // images : (number + 1) * words // images] + block
-    ids_L = torch.tensor([*ids, special.eos])
-    labels_L = text_labels(ids_L, special, config.objective)
-    slots = tuple(Slot(number, b"") for number in range(images))
-    patches = torch.randn(images, config.vision.num_tokens, config.vision.width)
-    return Sequence(kind, 0, ids_L, labels_L, slots), patches
+    sequence = paper_sequence(kind, config, dice)
+    vision = config.vision
+    return sequence, torch.randn(len(sequence.slots), vision.num_tokens, vision.width)
 
 
 def _compared(options: PackingBenchmark, model: Emu, batches: list[list[Made]]) -> dict[str, Any]:

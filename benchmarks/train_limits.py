@@ -34,13 +34,14 @@ from benchmarks.device_limits import (
     multiplication_rate,
     timed,
 )
+from benchmarks.paper_sequences import KINDS, paper_sequence
 from emu.config import AdapterConfig, EmuConfig
 from emu.data.batches import collate
 from emu.data.packing import collate_packed, pack
-from emu.data.sequence import Sequence, Slot
+from emu.data.sequence import Sequence
 from emu.generate.precision import DTYPES
 from emu.models.emu import Emu
-from emu.models.objective import Batch, Objective, text_labels
+from emu.models.objective import Batch, Objective
 from emu.recipes import OptimConfig
 from emu.train.compiled import compile_layers
 from emu.train.flops import BatchSize, StepCost, known_peak_tflops, step_cost
@@ -50,8 +51,6 @@ from emu.train.step import EmuLosses
 
 Subject = Literal["step", "plain", "lora", "features"]
 Made = tuple[Sequence, torch.Tensor]
-KINDS = {"pair": 256, "window": 32, "sampled": 32, "clip": 16, "storyboard": 16}
-"""Formats, and how many of each the paper's step has."""
 NO_RATES = OptimConfig(vision_lr=0, former_lr=0, language_lr=0)
 """An update costs what it costs, and changes nothing."""
 
@@ -120,26 +119,8 @@ def sequences(config: EmuConfig, row_length: int, num_rows: int, seed: int = 0) 
 
 
 def _sequence(kind: str, config: EmuConfig, dice: Random, row_length: int) -> Made:
-    words, images = {
-        "pair": (dice.randint(8, 40), 1),
-        "window": (dice.randint(60, 900), 2),
-        "sampled": (dice.randint(40, 300), dice.randint(1, 5)),
-        "clip": (dice.randint(8, 40), 8),
-        "storyboard": (dice.randint(100, 500), dice.randint(4, 14)),
-    }[kind]
-    special, queries = config.special, config.former.num_queries
-    images = max(1, min(images, (row_length // 2) // (queries + 2)))
-    words = min(words, row_length - 2 - images * (queries + 2))
-    block = [special.image_start, *[special.image] * queries, special.image_end]
-    text = [dice.randrange(3, special.pad) for _ in range(words)]
-    ids = [special.bos]
-    for number in range(images):
-        ids += text[number * words // images : (number + 1) * words // images] + block
-    ids_L = torch.tensor([*ids, special.eos])
-    labels_L = text_labels(ids_L, special, config.objective)
-    side = config.vision.image_size
-    slots = tuple(Slot(number, b"") for number in range(images))
-    return Sequence(kind, 0, ids_L, labels_L, slots), torch.randn(images, 3, side, side)
+    sequence, side = paper_sequence(kind, config, dice, row_length), config.vision.image_size
+    return sequence, torch.randn(len(sequence.slots), 3, side, side)
 
 
 def _model(config: EmuConfig, options: TrainLimits, seed: int = 0) -> Emu:
