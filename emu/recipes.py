@@ -46,7 +46,9 @@ CountPerCorpus = Annotated[
         metavar="[CORPUS INT ...]",
         instance_from_str=_counts_from_words,
         is_instance=lambda value: isinstance(value, Mapping),
-        str_from_instance=lambda value: [str(word) for pair in value.items() for word in pair],
+        str_from_instance=lambda value: (
+            [str(w) for pair in value.items() for w in pair] or ["none"]
+        ),
     ),
 ]
 """On a command line pairs of words, which replace those of the recipe."""

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jobs.cli import JobError, checked_options, run_job
+from jobs.cli import JobError, OptionError, checked_options, in_words, run_job
 from jobs.paths import check_port
 from jobs.progress import say
 from pipelines.miniworld import WORLDS
@@ -63,7 +63,11 @@ def build_miniworld(options: BuildMiniworld) -> None:
     if options.serve:
         with checked_options():
             check_port("127.0.0.1", options.port)
-    print_summary(form.write_world(options.world, options.out), options.out)
+    try:
+        summary = form.write_world(options.world, options.out)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OptionError(in_words(error)) from error
+    print_summary(summary, options.out)
     if options.serve:
         serve_images(options, form.BUILD.format(out=options.out))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 from jobs.choices import Choices
-from jobs.cli import JobError, failing, run_job
+from jobs.cli import JobError, OptionError, run_job
 from jobs.paths import job_path
 from jobs.planning import Rates, planned
 
@@ -104,10 +104,14 @@ def build_job(
     """`run_job` for a job that builds a dataset or adds to one."""
 
     def guarded(options: T) -> str | int | None:
-        from pipelines.core.pipeline import EngineError
+        from pipelines.core.pipeline import EngineError, RefusedError
 
-        with failing(EngineError):
+        try:
             return work(options)
+        except RefusedError as error:
+            raise OptionError(str(error)) from error
+        except EngineError as error:
+            raise JobError(str(error)) from error
 
     return run_job(kind, guarded, arguments)
 

@@ -29,8 +29,8 @@ import tyro
 
 from emu import IMPORT_THRESHOLD
 from jobs import COMMANDS
-from jobs.number_options import NUMBERS
 from jobs.progress import Status
+from jobs.value_options import VALUES
 from schemas.validation import SchemaError
 
 T = TypeVar("T")
@@ -185,7 +185,7 @@ def parse(
             args=words,
             description=description or inspect.getdoc(kind),
             prog=program,
-            registry=NUMBERS,
+            registry=VALUES,
         )
     except ValueError as error:
         raise OptionError(str(error)) from error

@@ -53,7 +53,8 @@ class DedupDatasets(Choices):
 
 def dedup_datasets(options: DedupDatasets) -> str:
     """Write or resume the dataset; returns the summary."""
-    from pipelines.core.run import finished_manifest, run
+    from pipelines.core.folder import finished_manifest
+    from pipelines.core.run import run
     from pipelines.core.storage import Storage
     from pipelines.publish.merge import merged_pipeline
 

@@ -25,7 +25,8 @@ MILLION = 1_000_000
 def add_features(options: PrecomputeFeatures) -> str:
     """Add the features that are missing; returns the summary."""
     from jobs.cluster import RunnerOnDemand
-    from pipelines.core.run import extend, finished_manifest
+    from pipelines.core.folder import finished_manifest
+    from pipelines.core.run import extend
     from pipelines.core.stage_runner import LocalRunner
     from pipelines.core.storage import Storage
 
@@ -65,7 +66,7 @@ def feature_stage(options: PrecomputeFeatures) -> FeatureStage:
 def estimate(options: PrecomputeFeatures) -> str:
     """The disk that features take, by form and encoder; nothing is computed and no weights are read."""
     from emu.train.feature_encoders import EncoderSpec
-    from pipelines.core.run import finished_manifest
+    from pipelines.core.folder import finished_manifest
     from pipelines.core.storage import Storage
 
     num_images = finished_manifest(Storage(job_path(options.data))).num_images

@@ -46,6 +46,12 @@ class InspectShards(Checked):
     lint: bool = False
     """Read every file: compare hashes, counts and schemas, decode each image, and list all problems."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        page = None if self.html is None else self.html.expanduser()
+        if page is not None and (page.is_dir() or not page.parent.is_dir()):
+            raise ValueError(f"html is '{page}', give a file in a folder that exists")
+
 
 def inspect_shards(options: InspectShards) -> int:
     """Print, write and verify what was asked for; returns the exit code, 2 if there is no such dataset or key."""
@@ -104,7 +110,7 @@ def write_page(storage: "Storage", manifest: Manifest, path: Path, num_cards: in
     report = module.REPORT if module else Report(f"Dataset {manifest.corpus}", "sample")
     page = replace(report, num_cards=num_cards)
     html = page.render(storage, manifest, reasons_of(manifest))
-    path.write_text(html, "utf-8", errors="replace")
+    path.expanduser().write_text(html, "utf-8", errors="replace")
     print(f"\npage       {path}")
 
 

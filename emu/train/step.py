@@ -8,6 +8,7 @@ in the mean of the released code. Parameter groups and learning rates: `emu/trai
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, Self, TypeVar
@@ -66,29 +67,29 @@ class StepResult:
     """True if a rank has been asked to stop."""
 
 
-class LossModule(nn.Module, Generic[AnyBatch]):
+class LossModule(nn.Module, ABC, Generic[AnyBatch]):
     """A model and its objective as one module, from a batch to its losses; each stage of training has its own."""
 
     visual_weight: float
     """Of the visual loss in the total."""
 
+    @abstractmethod
     def forward(
         self, batch: AnyBatch, text_weight: Tensor, visual_weight: Tensor
     ) -> tuple[Tensor, ...]:
         """The weighted sum to differentiate; then text loss, visual loss and target variance, detached."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_weights(self) -> list[Tensor]:
         """The trainable weights that get no gradient from a step without images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counts(self, batch: AnyBatch) -> Tensor:
         """What a batch holds, in the order of `StepResult`: `num_text` to `num_squares`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def empty_batch(self, device: torch.device) -> AnyBatch:
         """A batch without targets, which counts as nothing."""
-        raise NotImplementedError
 
 
 class EmuLosses(LossModule[Batch]):

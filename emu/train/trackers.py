@@ -1,7 +1,8 @@
 """Where the metrics of a run go beside `metrics.jsonl`: TensorBoard where it is installed, and services on request.
 
 A tracker is an entry of `TRACKERS`. Each continues its own run when a run of ours resumes; where it sends to is its own
-environment (`WANDB_PROJECT`, `WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`, ...).
+environment (`WANDB_PROJECT`, `WANDB_MODE`, `MLFLOW_TRACKING_URI`, `TRACKIO_DIR`, ...). A service that
+cannot be reached costs a warning, not the run: `metrics.jsonl` has every line.
 """
 
 from __future__ import annotations
@@ -9,15 +10,24 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import logging
 import math
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 BOARD = "tensorboard"
 PROJECT = "emu"
+RETRY_S = 60.0
+"""Seconds without a try after a call that failed."""
+MAX_SHARE = 0.1
+"""Of the time of a run that waiting for a failing service may take."""
 
 Log = Callable[[Mapping[str, float], int], None]
 """Takes the finite numbers of a line, and its step."""
@@ -133,13 +143,13 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run, TensorBoard among them where it is installed."""
+    """The trackers of a run, TensorBoard among them where it is installed; none of them ends the run by failing."""
 
     def __init__(self, names: Sequence[str], run: TrackedRun) -> None:
         check_trackers(names)
         is_there = importlib.util.find_spec("tensorboard") is not None
         every = dict.fromkeys((*(("tensorboard",) if is_there else ()), *names))
-        self._trackers = [TRACKERS[name](run) for name in every]
+        self._trackers = [_Tracker(name, run) for name in every]
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Pass the finite numbers of a line on."""
@@ -148,10 +158,66 @@ class Trackers:
             for name, value in row.items()
             if isinstance(value, int | float) and name != "step" and math.isfinite(value)
         }
-        for log, _ in self._trackers:
-            log(numbers, row["step"])
+        for tracker in self._trackers:
+            tracker.write(numbers, row["step"])
 
     def close(self, is_done: bool) -> None:
         """Send what is not sent yet, and say whether the run has taken all its steps."""
-        for _, close in self._trackers:
-            close(is_done)
+        for tracker in self._trackers:
+            tracker.close(is_done)
+
+
+class _Tracker:
+    """A tracker that keeps the lines that it could not send, and sends them later in their order."""
+
+    def __init__(self, name: str, run: TrackedRun) -> None:
+        self._name, self._run = name, run
+        self._opened: tuple[Log, Close] | None = None
+        self._unsent: deque[tuple[Mapping[str, float], int]] = deque()
+        self._next_try_s = 0.0
+        self._is_failing = False
+        self._try(self._send)
+
+    def write(self, numbers: Mapping[str, float], step: int) -> None:
+        """Send a line, unless the last try has failed just now."""
+        self._unsent.append((numbers, step))
+        if time.monotonic() >= self._next_try_s:
+            self._try(self._send)
+
+    def close(self, is_done: bool) -> None:
+        """Try once more to send what is left, and end."""
+        self._try(self._send)
+        if self._unsent:
+            log.warning(
+                "tracker=%s unsent=%d: these lines are in metrics.jsonl alone",
+                self._name,
+                len(self._unsent),
+            )
+        if self._opened is not None:
+            close = self._opened[1]
+            self._try(lambda: close(is_done))
+
+    def _send(self) -> None:
+        if self._opened is None:
+            self._opened = TRACKERS[self._name](self._run)
+        while self._unsent:
+            self._opened[0](*self._unsent[0])
+            self._unsent.popleft()
+
+    def _try(self, work: Callable[[], None]) -> None:
+        began = time.monotonic()
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - clients of services raise classes of their own
+            now = time.monotonic()
+            self._next_try_s = now + max(RETRY_S, (now - began) / MAX_SHARE)
+            if not self._is_failing:
+                cause = f"{type(error).__name__}: {error}"
+                log.warning(
+                    "tracker=%s cause=%r: the run goes on; its lines are in metrics.jsonl, and sending is tried again",
+                    self._name,
+                    cause,
+                )
+            self._is_failing = True
+        else:
+            self._is_failing = False

@@ -366,7 +366,11 @@ class LedgerError(EngineError):
     """Records or links that do not add up: something was lost, doubled or made up."""
 
 
-class FingerprintError(EngineError):
+class RefusedError(EngineError):
+    """A run that its options or the folder do not allow; nothing was done."""
+
+
+class FingerprintError(RefusedError):
     """The folder holds a dataset, finished or not, of other inputs, configuration or code."""
 
 

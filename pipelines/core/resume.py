@@ -36,7 +36,8 @@ import pyarrow as pa
 
 from pipelines.core.contracts import ABOUT_KEY
 from pipelines.core.fingerprint import PipelineFingerprint
-from pipelines.core.pipeline import Barrier, EngineError, FingerprintError, Pipeline, ShardPlan
+from pipelines.core.folder import load_manifest
+from pipelines.core.pipeline import Barrier, FingerprintError, Pipeline, RefusedError, ShardPlan
 from pipelines.core.storage import Storage, read_parquet, read_parquet_metadata
 from pipelines.core.workspace import (
     OVERWRITE_FILE,
@@ -48,7 +49,7 @@ from pipelines.core.workspace import (
     is_card,
     load_plan,
 )
-from schemas.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE, Manifest, manifest_from_json
+from schemas.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE, Manifest
 from schemas.sample import canonical_json
 from schemas.shard import FEATURES, INDEXES, LEDGERS, PARQUET, SHARDS
 from schemas.tables import LEDGER, SHARD_PATTERN
@@ -85,9 +86,9 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         if self.redo is not None and self.overwrite:
-            raise EngineError("redo and overwrite exclude each other: retry shards, or start over")
+            raise RefusedError("redo and overwrite exclude each other: retry shards, or start over")
         if self.redo is not None and any(isinstance(s, Barrier) for s in self.pipeline.stages):
-            raise EngineError(
+            raise RefusedError(
                 "single shards cannot be made again: a barrier sees the whole dataset"
             )
 
@@ -130,18 +131,6 @@ class RunRequest:
         return self.fingerprint.differences(found.fingerprint, found.config, found.modules)
 
 
-def load_manifest(storage: Storage) -> Manifest | None:
-    """The manifest of a finished dataset, or null where there is none."""
-    if not storage.exists(MANIFEST_FILE):
-        return None
-    where = storage.address(MANIFEST_FILE)
-    try:
-        text = storage.read_bytes(MANIFEST_FILE).decode()
-    except UnicodeDecodeError as error:
-        raise SchemaError(f"{where}: not a manifest: {error}") from error
-    return manifest_from_json(text, where)
-
-
 def decide(request: RunRequest) -> Manifest | BuildPlan:
     """The manifest if there is nothing to do, else the plan of what to build; call it under the lock."""
     storage = request.storage
@@ -155,7 +144,7 @@ def decide(request: RunRequest) -> Manifest | BuildPlan:
         if request.overwrite:
             return _start_over(request)
         if plan is None and manifest is None:
-            raise EngineError(
+            raise RefusedError(
                 f"the overwriting of '{storage.root}' is not finished, its dataset is partly deleted; "
                 "run it again with --overwrite"
             )
@@ -176,9 +165,9 @@ def decide(request: RunRequest) -> Manifest | BuildPlan:
     return _start(request)
 
 
-def _unreadable(storage: Storage, error: SchemaError) -> EngineError:
+def _unreadable(storage: Storage, error: SchemaError) -> RefusedError:
     """An error of a manifest or plan that cannot be read, with what can be done about it."""
-    return EngineError(f"{error}; {START_OVER if find_traces(storage).marks else ELSEWHERE}")
+    return RefusedError(f"{error}; {START_OVER if find_traces(storage).marks else ELSEWHERE}")
 
 
 def _resume(request: RunRequest, plan: BuildPlan) -> BuildPlan:
@@ -187,13 +176,13 @@ def _resume(request: RunRequest, plan: BuildPlan) -> BuildPlan:
         return _start_over(request)
     request.check_same(plan, "an unfinished build")
     if plan.redo is None and request.redo is not None:
-        raise EngineError(
+        raise RefusedError(
             f"the build in '{root}' is not finished; finish it before retrying shards"
         )
     if plan.redo is not None and request.overwrite:
         return _start_over(request)
     if plan.redo is not None and request.redo is None:
-        raise EngineError(
+        raise RefusedError(
             f"a retry of {len(plan.redo)} shards in '{root}' is not finished; start the retry again, "
             "it resumes where it stopped"
         )
@@ -217,7 +206,9 @@ def _keep_or_redo(request: RunRequest, manifest: Manifest) -> Manifest | BuildPl
         return manifest
     plan = _new_plan(request, tuple(chosen))
     if [s.name for s in plan.shards] != [s.name for s in manifest.shards]:
-        raise EngineError(f"the shards of '{request.storage.root}' are not those of the inputs now")
+        raise RefusedError(
+            f"the shards of '{request.storage.root}' are not those of the inputs now"
+        )
     plan.save(request.storage)
     return plan
 
@@ -225,7 +216,7 @@ def _keep_or_redo(request: RunRequest, manifest: Manifest) -> Manifest | BuildPl
 def _start(request: RunRequest) -> BuildPlan:
     storage = request.storage
     if request.redo is not None:
-        raise EngineError(
+        raise RefusedError(
             f"'{storage.root}' holds no finished dataset whose shards could be retried"
         )
     found = occupants(storage)
@@ -233,13 +224,13 @@ def _start(request: RunRequest) -> BuildPlan:
         return _start_over(request)
     others = sorted({*storage.list("")} - {WORK, *_SUFFIXES})
     if others and request.overwrite:
-        raise EngineError(
+        raise RefusedError(
             f"'{storage.root}' holds {_some(others)}, and no dataset that could be overwritten; "
             "nothing was deleted: choose another folder, or leave out --overwrite"
         )
     if found:
         hint = START_OVER if find_traces(storage).marks else ELSEWHERE
-        raise EngineError(
+        raise RefusedError(
             f"'{storage.root}' holds {', '.join(found)} of no build that is known; {hint}"
         )
     plan = _new_plan(request, None)
@@ -301,7 +292,7 @@ def delete_dataset(storage: Storage, workspace: Workspace) -> None:
     """Delete the dataset of a build, or what an earlier, killed deletion left of it.
 
     Raises:
-        EngineError: the folder bears no mark of a build, or holds files among the shards that no build
+        RefusedError: the folder bears no mark of a build, or holds files among the shards that no build
             wrote. Nothing is deleted then.
     """
     traces = find_traces(storage)
@@ -335,7 +326,7 @@ def _refuse_foreign_files(storage: Storage, traces: Traces) -> None:
             f"'{storage.root}' holds {shown}, and nothing that shows that a build wrote it (a "
             f"{MANIFEST_FILE} or {PLAN_FILE} of ours, or ledgers)"
         )
-    raise EngineError(f"{found}; nothing was deleted: {ELSEWHERE}")
+    raise RefusedError(f"{found}; nothing was deleted: {ELSEWHERE}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipelines.core.contracts import Counts, ErrorContext, alarms, merged
+from pipelines.core.folder import exclusive, finished_manifest, refusing_unusable
 from pipelines.core.inputs import planned
 from pipelines.core.pipeline import (
     SHARD_KEY,
@@ -28,7 +29,7 @@ from pipelines.core.pipeline import (
     Pipeline,
     ShardPlan,
 )
-from pipelines.core.resume import RunRequest, decide, load_manifest
+from pipelines.core.resume import RunRequest, decide
 from pipelines.core.stage_runner import (
     ExtensionWork,
     LocalRunner,
@@ -39,7 +40,7 @@ from pipelines.core.stage_runner import (
 )
 from pipelines.core.storage import Storage, read_parquet
 from pipelines.core.validate import KeyRange, ShardFacts, check_files, check_shard, check_unique
-from pipelines.core.workspace import PLAN_FILE, BuildPlan, Workspace, check_pipeline, exclusive
+from pipelines.core.workspace import PLAN_FILE, BuildPlan, Workspace, check_pipeline
 from schemas.manifest import MANIFEST_FILE, Manifest, Tally
 from schemas.shard import LEDGERS
 from schemas.tables import LEDGER
@@ -83,7 +84,8 @@ def run(
     Raises:
         StepError: a step raised or broke a rule; the message names stage, step and shard.
         LedgerError: records or links do not add up; no manifest is written.
-        FingerprintError: `out` holds a dataset of other inputs, configuration or code.
+        RefusedError: the folder does not allow what is asked for; `FingerprintError` where it holds a dataset of
+            other inputs, configuration or code.
         LockedError: another run works on `out`.
         AlarmError: something dropped more than its bound, with `fail_on_alarm`.
         StorageError: a file cannot be written (disk full, no permission).
@@ -103,7 +105,8 @@ def run(
 
     plan = partial(planned, pipeline.source, pipeline.dataset, storage, runner, follow)
     request = RunRequest(pipeline, storage, redo, overwrite, plan)
-    found = request.finished_manifest()
+    with refusing_unusable():
+        found = request.finished_manifest()
     if found is None:
         with exclusive(storage):
             found = decide(request)
@@ -123,7 +126,8 @@ def extend(
     Returns the manifest, which then names it, and the number of shards that were done now.
 
     Raises:
-        EngineError: `out` holds no finished dataset; the runner ended before all shards were done.
+        RefusedError: `out` holds no finished dataset.
+        EngineError: the runner ended before all shards were done.
         StepError: the stage failed on a shard; the message names it.
         LockedError: another run works on `out`.
         StorageError: a file cannot be written (disk full, no permission).
@@ -150,17 +154,6 @@ def extend(
         if completed != admitted:
             storage.commit(MANIFEST_FILE, completed.to_json().encode())
     return completed, len(plans)
-
-
-def finished_manifest(storage: Storage) -> Manifest:
-    """The manifest of a finished dataset; raises `EngineError` with a hint where there is none."""
-    manifest = load_manifest(storage)
-    if manifest is None:
-        raise EngineError(
-            f"{storage.root}: no {MANIFEST_FILE}: not a dataset, or its build has not finished; check the path, "
-            "or run the build again with the same --out to resume it"
-        )
-    return manifest
 
 
 @dataclass(frozen=True)

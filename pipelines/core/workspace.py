@@ -1,8 +1,8 @@
-"""Workspace: what a build has done so far, in files below `OUT/.work`, and the lock on it.
+"""Workspace: what a build has done so far, in files below `OUT/.work`.
 
 | file                                            | meaning                                         |
 |-------------------------------------------------|-------------------------------------------------|
-| `lock`                                          | the process and host that work on the dataset   |
+| `lock`                                          | who works on the dataset (`folder.py`)          |
 | `plan.json`                                     | shards and fingerprint of the build in progress |
 | `overwrite.json`                                | the dataset before is being deleted (`resume.py`) |
 | `<level>-<stage>/<shard>.<hash>.ledger.parquet` | the ledger of the shard up to this stage        |
@@ -32,29 +32,22 @@ The build plan, `OUT/.work/plan.json`, says what a build in progress is made fro
 It is the first file of a build, and the first to be deleted once the manifest is written.
 """
 
-import errno
 import hashlib
 import json
 import logging
-import os
 import pickle
 import re
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from pipelines.core.contracts import Counts, no_rows
-from pipelines.core.pipeline import EngineError, LockedError, PerShard, Pipeline, ShardPlan
+from pipelines.core.pipeline import EngineError, PerShard, Pipeline, ShardPlan
 from pipelines.core.storage import (
-    ATTEMPTS,
     TEMPORARY,
     TEMPORARY_NAME,
     Storage,
@@ -72,9 +65,6 @@ from schemas.validation import SchemaError
 log = logging.getLogger(__name__)
 
 WORK = ".work"
-LOCK = f"{WORK}/lock"
-LOCK_TIMEOUT_S = 0.2
-"""Long enough for a lock that is being released, too short to be noticed."""
 PLAN_FILE = f"{WORK}/plan.json"
 INPUTS = f"{WORK}/inputs"
 PLAN_SCHEMA = "plan/2"
@@ -329,62 +319,6 @@ def shard_to_dict(shard: ShardPlan) -> dict[str, Any]:
 def shard_from_dict(document: Mapping[str, Any]) -> ShardPlan:
     """A shard of the plan from JSON values."""
     return ShardPlan(document["name"], document["num_records"], tuple(document["parts"]))
-
-
-@contextmanager
-def exclusive(storage: Storage) -> Iterator[None]:
-    """Hold the dataset for the length of the block; raises `LockedError` naming the process that holds it.
-
-    The kernel holds the lock and drops it with the process, however that ends. Object stores have none: there
-    nothing is held. At the end the lock file is removed, and the folder `.work` if nothing else is in it.
-    """
-    if not storage.is_local:
-        yield
-        return
-    path = storage.local_path(LOCK)
-    with storage.explained(LOCK), storage.can_be_made(LOCK):
-        lock = _acquired(path)
-    try:
-        yield
-    finally:
-        # Removed while it is held: a run that has opened it already sees that it is gone, and opens another.
-        path.unlink(missing_ok=True)
-        # Not empty: an unfinished build, or the lock of the run after us.
-        with suppress(OSError):
-            path.parent.rmdir()
-        lock.release()
-
-
-def _acquired(path: Path) -> FileLock:
-    lock = FileLock(path, fallback_to_soft=False, poll_interval=LOCK_TIMEOUT_S / 4)
-    for attempt in range(ATTEMPTS):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=LOCK_TIMEOUT_S)
-            path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-            break
-        except Timeout:
-            raise LockedError(_held(path)) from None
-        except (FileNotFoundError, FileExistsError):
-            # The holder before us may delete the folder in between.
-            if attempt == ATTEMPTS - 1:
-                raise
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            log.warning("lock=none path=%s cause='%s'", path, error.strerror)
-            break
-    return lock
-
-
-def _held(path: Path) -> str:
-    try:
-        holder = json.loads(path.read_bytes())
-        who = f"process {holder['pid']} on host {holder['host']}"
-    except (OSError, ValueError, KeyError):
-        who = "another process"
-    folder = path.parent.parent
-    return f"{who} works on '{folder}'; wait for it, or choose another folder"
 
 
 def is_card(storage: Storage) -> bool:

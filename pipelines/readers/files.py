@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,15 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, BinaryIO, ClassVar
 
 import fsspec
+import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 from pydantic import Field
 
-from pipelines.core.pipeline import ShardPlan
+from pipelines.core.folder import LOCK
+from pipelines.core.pipeline import Reasons, ShardPlan
 from pipelines.core.storage import TEMPORARY
-from pipelines.core.workspace import LOCK, PLAN_FILE, WORK
+from pipelines.core.workspace import PLAN_FILE, WORK
 from schemas.manifest import CARD_FILE, MANIFEST_FILE, REPORT_FILE
 from schemas.shard import FEATURES, INDEXES, LEDGERS, PARQUET, SHARDS, shard_name
 from schemas.validation import Checked
@@ -106,7 +109,7 @@ class InputFiles:
 
 
 @dataclass(frozen=True)
-class FileSource(Checked):
+class FileSource(Checked, ABC):
     """What every `Source` of input files has: options and planning; a format adds `look`, `read` and `reasons`.
 
     What `look` finds in a file says how many records it has (`num_records`); the other values stand in the parts of its
@@ -163,9 +166,18 @@ class FileSource(Checked):
         """The names of the files, in the order of their records."""
         return self.files.names()
 
+    @property
+    @abstractmethod
+    def reasons(self) -> Reasons:
+        """Every word that `read` may set."""
+
+    @abstractmethod
     def look(self, name: str, limit: int | None = None) -> dict[str, Any]:
         """What the plan needs of a file: at least `num_records`, up to `limit`; streams through it once."""
-        raise NotImplementedError(f"{type(self).__name__} looks at no file")
+
+    @abstractmethod
+    def read(self, shard: ShardPlan) -> pa.Table:
+        """The records of a shard, as `Source` says."""
 
     def plan_of(self, corpus: str, found: Iterator[Mapping[str, Any]]) -> list[ShardPlan]:
         """The shards, from what was found in each file; a shard may cross files."""

@@ -135,5 +135,5 @@ def arrived_images() -> Filter:
         lengths = table["images"].combine_chunks().value_lengths().to_pylist()
         return pa.array([None if n else "no_image_arrived" for n in lengths], pa.string())
 
-    meaning = "None of the images could be fetched."
-    return Filter("arrived_images", test, {"no_image_arrived": Reason(meaning)})
+    reasons = {"no_image_arrived": Reason("None of the images could be fetched.")}
+    return Filter("arrived_images", test, reasons)

@@ -1,10 +1,11 @@
 """Which changes of the code make a dataset refuse: those that its own stages reach, and no others."""
 
+import ast
 import json
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -14,6 +15,8 @@ import pytest
 from engine_jobs import Job, snapshot
 from numbers_pipeline import contents, numbers_pipeline
 
+import pipelines
+from pipelines.core import fingerprint
 from pipelines.core.fingerprint import reached_modules
 from pipelines.core.pipeline import Barrier, Construct, Filter, FingerprintError, Stage
 from pipelines.core.run import run
@@ -130,6 +133,32 @@ def test_a_corpus_reaches_its_own_rules_and_nothing_of_others() -> None:
     }
     others = ("pipelines.miniworld", "pipelines.publish.report", "pipelines.core.run", "emu")
     assert not [m for m in reached if m.startswith(others)]
+
+
+def sentences_of_reasons() -> Iterator[tuple[Path, ast.Call]]:
+    """Every call of `Reason` in the package, but of the filter whose sentence is an option."""
+    folder = Path(pipelines.__file__).parent
+    for file in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            is_reason = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Reason"
+            if is_reason and not isinstance(node.args[0], ast.Name):
+                yield file, node
+            elif is_reason:
+                assert file.name == "min_images.py", file
+
+
+def test_the_wording_of_reasons_does_not_count() -> None:
+    """What a reason says to people may change in a release; its word and what it allows decide what is in a shard."""
+    found = list(sentences_of_reasons())
+    assert len(found) > 150
+    for file, node in found:
+        assert isinstance(node.args[0], ast.Constant | ast.JoinedStr), f"{file}:{node.lineno}"
+    code = 'REASONS = {"a": Reason("One. " f"{2}", retryable=True)}'
+    reworded = code.replace("One", "Two")
+    assert reworded != code
+    assert fingerprint._code(code.encode()).digest == fingerprint._code(reworded.encode()).digest
+    for other in (code.replace('"a"', '"b"'), code.replace("True", "False")):
+        assert fingerprint._code(other.encode()).digest != fingerprint._code(code.encode()).digest
 
 
 PACKAGE = {

@@ -72,6 +72,14 @@ def write_tables(folder: Path) -> list[str]:
     return [f"{folder}/*.csv", f"{folder}/*.parquet"]
 
 
+def test_a_source_that_lacks_a_method_cannot_be_made():
+    class Unfinished(LineSource):
+        read = FileSource.read
+
+    with pytest.raises(TypeError, match=r"abstract method '?read"):
+        Unfinished(["a.jsonl"])
+
+
 def records(source: FileSource, plan: Sequence[ShardPlan], column: str) -> list[list[Any]]:
     read: Any = source
     return [read.read(shard).select(["key", column]).to_pylist() for shard in plan]

@@ -99,7 +99,7 @@ def test_a_dataset_by_another_name_is_a_corpus_of_its_own(
             named = [] if name == "laion" else ["--name", name]
             assert exit_code(main, [*command, *named, "--out", str(out), "--runner", "local"]) == 0
         again = [*command, "--out", str(outs["laion_coco"]), "--runner", "local"]
-        assert exit_code(main, again) == 1, "the name is part of what a dataset is"
+        assert exit_code(main, again) == 2, "the name is part of what a dataset is"
     for name, out in outs.items():
         found = manifest(out)
         assert found.corpus == name

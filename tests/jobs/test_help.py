@@ -14,6 +14,7 @@ import pytest
 from emu.eval.metrics import METRICS, load_metric
 from jobs import COMMANDS
 from jobs.cli import CommonOptions
+from tests.exit_codes import exit_code
 
 JOBS = [c.module for c in COMMANDS.values() if c.module != "evaluate"]
 
@@ -77,3 +78,14 @@ def test_every_option_is_described_in_lines_that_end_with_a_sentence(job: str) -
             broken = [line for line in lines[:-1] if not line.rstrip().endswith((".", ":", ";"))]
             assert not broken, f"{cls.__name__}.{name}: {broken}"
             assert len(text) > 10 and text.rstrip().endswith((".", ")")), f"{cls.__name__}.{name}"
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_lists_that_are_empty_by_default_are_shown_as_none(
+    job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(importlib.import_module(f"jobs.{job}").main, ["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: )" not in shown
+    if any(field.default == () for field in dataclasses.fields(KINDS[job])):
+        assert "(default: none)" in shown

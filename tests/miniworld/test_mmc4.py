@@ -352,5 +352,5 @@ def test_the_job_writes_the_same_world(world: Path, tmp_path: Path, repository: 
     refused = subprocess.run(
         [*command, "--out", str(tmp_path / "w")], capture_output=True, text=True, timeout=120
     )
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "holds something other than a world with these settings" in refused.stderr

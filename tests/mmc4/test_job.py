@@ -78,17 +78,17 @@ def test_missing_documents_and_strange_folders(tmp_path: Path, capsys: pytest.Ca
     assert run_job("--documents", tmp_path / "no-*.jsonl", "--out", out) == 2
     assert "no file matches" in capsys.readouterr().err
     documents = write_pages(tmp_path / "d.jsonl", [page(["a"], ["red"], [[0.1]])])
-    assert run_job("--documents", documents, "--out", out, "--retry-failed") == 1
+    assert run_job("--documents", documents, "--out", out, "--retry-failed") == 2
     assert "no finished dataset" in capsys.readouterr().err
     assert run_job("--documents", documents, "--out", out) == 1
     assert "all 1 links: low_similarity (--min-similarity" in capsys.readouterr().err
-    assert run_job("--documents", documents, "--out", out, "--side", 128) == 1
+    assert run_job("--documents", documents, "--out", out, "--side", 128) == 2
     assert "differs in the configuration" in capsys.readouterr().err
     overwriting = ("--out", out, "--side", 128, "--overwrite")
     assert run_job("--documents", documents, *overwriting) == 1
     assert "no documents were kept" in capsys.readouterr().err
     assert json.loads((out / "manifest.json").read_text())["config"]["image"]["side"] == 128
-    assert run_job("--documents", documents, "--out", tmp_path / "d.jsonl" / "out") == 1
+    assert run_job("--documents", documents, "--out", tmp_path / "d.jsonl" / "out") == 2
     assert "is a file" in capsys.readouterr().err
 
 
@@ -99,7 +99,7 @@ def test_overwriting_a_folder_of_other_files_is_refused(
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "guide.md").write_text("mine")
-    assert run_job("--documents", documents, "--out", docs, "--overwrite") == 1
+    assert run_job("--documents", documents, "--out", docs, "--overwrite") == 2
     assert "holds guide.md, and no dataset that could be overwritten" in capsys.readouterr().err
     assert [p.name for p in docs.iterdir() if p.name != ".work"] == ["guide.md"]
 

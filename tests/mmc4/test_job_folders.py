@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_is_said_in_one_line(
     documents: Path, capsys: pytest.CaptureFixture[str], out: str, words: str, more: tuple[str, ...]
 ):
     folder = out.replace("FOLDER", str(documents.parent))
-    assert run_job("--documents", documents, "--out", folder, *more) == 1
+    assert run_job("--documents", documents, "--out", folder, *more) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and words in error
 
@@ -64,7 +64,7 @@ def test_ray_is_not_started_for_a_folder_that_cannot_be(
     (tmp_path / "mine/shards").mkdir(parents=True)
     (tmp_path / "mine/shards/mine.tar").touch()
     for out in ("/dev/null", tmp_path / "mine"):
-        assert main(["--documents", str(documents), "--out", str(out)]) == 1
+        assert main(["--documents", str(documents), "--out", str(out)]) == 2
         assert "choose another folder" in capsys.readouterr().err
     assert ray.is_initialized() == was_there
 

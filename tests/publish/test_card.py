@@ -159,7 +159,7 @@ def test_overwriting_replaces_the_card(tmp_path: Path) -> None:
 def test_a_folder_without_a_dataset_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(export_main, [str(tmp_path)]) == 1
+    assert exit_code(export_main, [str(tmp_path)]) == 2
     assert "not a dataset" in capsys.readouterr().err
     assert Storage(str(tmp_path)).list("") == []
 

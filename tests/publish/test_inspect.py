@@ -7,6 +7,7 @@ import pytest
 
 from jobs.inspect_shards import main
 from pipelines.miniworld.server import ImageServer
+from tests.exit_codes import exit_code
 from tests.instruct.dialogues import build as build_dialogues
 from tests.instruct.dialogues import talk
 from tests.mmc4.pages import build, page, write_images, write_pages
@@ -80,6 +81,16 @@ def test_the_page_of_a_build_is_the_same(dataset: Path, tmp_path: Path) -> None:
         for p in (html, dataset / "report.html")
     )
     assert shown == built
+
+
+def test_a_page_that_cannot_be_there_is_refused_before_reading(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for html in (tmp_path, tmp_path / "absent/page.html"):
+        assert exit_code(main, [dataset, "--html", html]) == 2
+        shown = capsys.readouterr()
+        assert f"html is '{html}'" in " ".join(shown.err.replace("│", " ").split())
+        assert shown.out == ""
 
 
 @pytest.mark.parametrize("content", [b"x" * 99, b"", None])

@@ -39,7 +39,7 @@ def test_a_dataset_that_is_not_there_is_named_before_ray_or_the_encoder_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
 ):
     was_there = ray.is_initialized()
-    assert main(["--data", str(tmp_path), "--recipe", recipe]) == 1
+    assert main(["--data", str(tmp_path), "--recipe", recipe]) == 2
     assert "no manifest.json: not a dataset" in capsys.readouterr().err
     assert ray.is_initialized() == was_there
 

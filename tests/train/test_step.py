@@ -10,13 +10,21 @@ from emu.models.objective import Batch, Objective
 from emu.train.optim import make_optimizer
 from emu.train.plan import TrainPlan, open_stream
 from emu.train.start import start_model, start_tower
-from emu.train.step import EmuLosses, Ranks, Stepper, StepResult
+from emu.train.step import EmuLosses, LossModule, Ranks, Stepper, StepResult
 from emu.weights.store import weights_hash
 from tests.data.small_dataset import document, write_dataset
 from tests.train.plans import mini_plan
 from tests.train.processes import gradient_work, gradients_after, start
 
 CPU = torch.device("cpu")
+
+
+def test_a_loss_module_that_lacks_a_method_cannot_be_made():
+    class Unfinished(EmuLosses):
+        counts = LossModule.counts
+
+    with pytest.raises(TypeError, match=r"abstract method '?counts"):
+        Unfinished(None, "float32")
 
 
 def on_ranks(plan: TrainPlan, folder: Path, world: int = 2) -> list[tuple[dict, StepResult]]:

@@ -3,11 +3,14 @@
 import importlib.util
 import json
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -50,6 +53,79 @@ def test_what_was_sent_before_a_resume_is_not_sent_again(
         service.write({"step": step, "loss": 1.0})
     service.close(is_done=True)
     assert sent == [4, True]
+
+
+class Service(ThreadingHTTPServer):
+    """A metrics service that keeps the steps posted to it."""
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.steps: list[int] = []
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def end(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Service)
+        self.server.steps.append(int(self.path.strip("/")))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing on standard error."""
+
+
+def over_http(port: int, closed: list[bool]) -> Callable[[TrackedRun], tuple[Any, Any]]:
+    """An entry of `TRACKERS` that posts to a local service, the first time when the run starts."""
+
+    def post(step: int) -> None:
+        urlopen(Request(f"http://127.0.0.1:{port}/{step}", method="POST"), timeout=10).close()
+
+    def open_tracker(run: TrackedRun) -> tuple[Any, Any]:
+        post(0)
+        return (lambda numbers, step: post(step)), closed.append
+
+    return open_tracker
+
+
+def test_a_service_that_goes_away_costs_a_warning_and_gets_its_lines_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    from emu.train import trackers
+
+    monkeypatch.setattr(trackers, "RETRY_S", 0.0)
+    monkeypatch.setattr(trackers, "MAX_SHARE", 1e9)  # the next line tries again
+    service, closed = Service(), []
+    port = service.server_port
+    monkeypatch.setitem(TRACKERS, "tensorboard", over_http(port, closed))
+    tracked = Trackers([], TrackedRun(tmp_path, {}, first_step=0))
+    tracked.write({"step": 1, "loss": 1.0})
+    service.end()
+    for step in (2, 3):
+        tracked.write({"step": step, "loss": 1.0})
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "tracker=tensorboard" in warning and "refused" in warning
+    again = Service(port)
+    tracked.write({"step": 4, "loss": 1.0})
+    tracked.close(is_done=True)
+    again.end()
+    assert (service.steps, again.steps, closed) == ([0, 1], [2, 3, 4], [True])
+
+
+def test_a_run_whose_service_was_never_there_is_trained_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    service = Service()
+    service.end()
+    monkeypatch.setitem(TRACKERS, "tensorboard", over_http(service.server_port, []))
+    train(mini_plan(tmp_path, steps=3, log_every=1))
+    assert [row["step"] for row in read_metrics(tmp_path / "out")] == [1, 2, 3]
+    said = [r.getMessage() for r in caplog.records if "tracker=tensorboard" in r.getMessage()]
+    assert len(said) == 2 and "unsent=3" in said[1]
 
 
 def from_mlflow(plan: TrainPlan) -> Lines:

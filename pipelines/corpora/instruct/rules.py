@@ -219,7 +219,7 @@ def all_media_arrived() -> Filter:
         lost = [any(k["reason"] for k in links) for links in table["links"].to_pylist()]
         return pa.array(["medium_lost" if is_lost else None for is_lost in lost], pa.string())
 
-    meaning = (
+    reason = Reason(
         "An image or a video of the dialogue is missing or damaged; see the reasons of its links."
     )
-    return Filter("all_media_arrived", test, {"medium_lost": Reason(meaning)})
+    return Filter("all_media_arrived", test, {"medium_lost": reason})

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipelines.core.pipeline import Reason
 from schemas.validation import Checked
 
 _Probability = Annotated[float, Field(ge=0, le=1, description="a probability; None makes no cut")]
@@ -41,14 +42,14 @@ class Cuts(Checked):
         """The cuts by numbers that are made, in the order in which they are tried."""
         below = "is below the minimum; not fetched."
         found = (
-            ("punsafe", self.max_punsafe, True, "Probably unsafe content; not fetched."),
-            ("pwatermark", self.max_pwatermark, True, "Probably a watermark; not fetched."),
-            ("aesthetic", self.min_aesthetic, False, f"The aesthetic score {below}"),
-            ("similarity", self.min_similarity, False, f"The CLIP similarity {below}"),
-            ("width", self.min_width, False, f"The width in the metadata {below}"),
-            ("height", self.min_height, False, f"The height in the metadata {below}"),
+            ("punsafe", self.max_punsafe, True, Reason("Probably unsafe content; not fetched.")),
+            ("pwatermark", self.max_pwatermark, True, Reason("Probably a watermark; not fetched.")),
+            ("aesthetic", self.min_aesthetic, False, Reason(f"The aesthetic score {below}")),
+            ("similarity", self.min_similarity, False, Reason(f"The CLIP similarity {below}")),
+            ("width", self.min_width, False, Reason(f"The width in the metadata {below}")),
+            ("height", self.min_height, False, Reason(f"The height in the metadata {below}")),
         )
-        return (Bound(c, v, is_max, text) for c, v, is_max, text in found if v is not None)
+        return (Bound(c, v, is_max, reason) for c, v, is_max, reason in found if v is not None)
 
 
 @dataclass(frozen=True)
@@ -58,5 +59,5 @@ class Bound:
     column: str
     value: float
     is_maximum: bool
-    meaning: str
-    """Of the reason for which a row outside is dropped."""
+    reason: Reason
+    """Why a row outside is dropped."""

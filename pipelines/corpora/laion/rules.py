@@ -149,7 +149,7 @@ def _bound_filter(bound: Bound, keep_unscored: bool) -> Filter:
     """A filter that drops what lies on the wrong side of a bound as `<column>_high` or `_low`, or has no value."""
     word = f"{bound.column}_{'high' if bound.is_maximum else 'low'}"
     missing = f"{bound.column}_missing"
-    reasons = {word: Reason(bound.meaning)}
+    reasons = {word: bound.reason}
     if not keep_unscored:
         reasons[missing] = Reason(f"The metadata have no {bound.column}, null or NaN; not fetched.")
 

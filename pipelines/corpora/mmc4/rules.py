@@ -124,7 +124,9 @@ def pipeline(build: Build[Source], rules: Rules) -> Pipeline:
         Stage("parse", (ParseDocuments(rules, build.media is not None), links_to_fetch())),
         build.fetch_stage(ImageContent(rules.image), arrived_images()),
         *clip_stages(rules),
-        Stage("match", (MatchDocuments(rules), min_images(1, *NO_IMAGE_LEFT))),
+        Stage(
+            "match", (MatchDocuments(rules), min_images(1, "no_image_left", NO_IMAGE_LEFT.meaning))
+        ),
     )
     return build.pipeline(CORPUS, stages, rules.config, REPORT, CARD)
 
@@ -139,7 +141,7 @@ def clip_stages(rules: Rules) -> tuple[Stage, ...]:
     return (Stage("clip", (step,), Resources(num_gpus=rules.clip.gpus)),)
 
 
-NO_IMAGE_LEFT = ("no_image_left", "Images were fetched, but none fits a sentence.")
+NO_IMAGE_LEFT = Reason("Images were fetched, but none fits a sentence.")
 
 
 @dataclass(frozen=True)
@@ -332,5 +334,5 @@ def links_to_fetch() -> Filter:
         wanted = (any(k["reason"] is None for k in links) for links in table["links"].to_pylist())
         return pa.array([None if w else "no_image_wanted" for w in wanted], pa.string())
 
-    meaning = "No image is similar enough to any sentence; nothing was fetched."
-    return Filter("living_links", test, {"no_image_wanted": Reason(meaning)})
+    reason = Reason("No image is similar enough to any sentence; nothing was fetched.")
+    return Filter("living_links", test, {"no_image_wanted": reason})

@@ -227,8 +227,8 @@ def arrived_clips() -> Filter:
         lengths = table["clips"].combine_chunks().value_lengths().to_pylist()
         return pa.array([None if n else "no_clip" for n in lengths], pa.string())
 
-    meaning = "The clip was not fetched or has no frames; see the reason of its link."
-    return Filter("arrived_clips", test, {"no_clip": Reason(meaning)})
+    reason = Reason("The clip was not fetched or has no frames; see the reason of its link.")
+    return Filter("arrived_clips", test, {"no_clip": reason})
 
 
 def make_samples(table: pa.Table) -> pa.Table:

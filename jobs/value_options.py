@@ -1,18 +1,26 @@
-"""How a command line reads numbers: what is no number is refused in words, with the value."""
+"""How a command line reads and shows values where tyro's own way is unclear.
 
+What is no number is refused in words, with the value; a list that is empty by default is shown as `(default: none)`.
+"""
+
+import dataclasses
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-NUMBERS = ConstructorRegistry()
-"""For `tyro.cli`: whole numbers and numbers, also where None is allowed."""
+VALUES = ConstructorRegistry()
+"""For `tyro.cli`: whole numbers and numbers, also where None is allowed; lists and mappings."""
+
+_COLLECTIONS = (tuple, list, set, frozenset, dict, Sequence, Mapping)
+_AS_TYRO: Any = object()
+"""Marks a type whose rule is to be tyro's own."""
 
 _NOUNS: dict[type, str] = {int: "a whole number", float: "a number"}
 
 
-@NUMBERS.primitive_rule
+@VALUES.primitive_rule
 def number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Reads `int`, `float` and each of them or None; leaves other types to tyro."""
     kinds = [_bare(kind) for kind in _members(info.type)]
@@ -42,6 +50,19 @@ def number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         is_instance=is_instance,
         str_from_instance=lambda value: [str(value)],
     )
+
+
+@VALUES.primitive_rule
+def collection(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Reads lists, tuples, sets and mappings as tyro does; the help shows an empty one as `none`."""
+    if info.type_origin not in _COLLECTIONS or _AS_TYRO in info.markers:
+        return None
+    marked = dataclasses.replace(info, markers={*info.markers, _AS_TYRO})
+    spec = ConstructorRegistry.get_primitive_spec(marked)
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None  # tyro says what it cannot read
+    in_words = spec.str_from_instance
+    return dataclasses.replace(spec, str_from_instance=lambda value: in_words(value) or ["none"])
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
