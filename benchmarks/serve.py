@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import http.client
 import json
@@ -19,6 +20,7 @@ import re
 import secrets
 import socket
 import statistics
+import struct
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,7 @@ from emu.generate.prompts import Reply
 from emu.serve.api import build_api
 from emu.serve.backend import EngineStats, Event, GenerationRequest, Health, ModelCard, Work
 from emu.serve.limits import Limits
+from emu.serve.process import MANY, prepare_process
 from schemas.sample import Segment
 
 PATH = "/v1/chat/completions"
@@ -44,6 +47,7 @@ WORDS = [f" {word}" for word in (TEXT + " ").split()] * 4  # 28 pieces
 SLOW_S = 0.25
 """Between two pieces of a slow reply."""
 TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+LIMITS = Limits()
 TURNS = "turns"
 """Asks the bare application for as many turns of the event loop before a whole reply as the engine takes."""
 STREAM_HEADERS = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
@@ -76,18 +80,36 @@ class EchoBackend:
         return []
 
 
-async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """The least that sends the same bytes in as many writes: the body parsed, the JSON of each reply or event made."""
+async def bare(scope: Any, receive: Any, send: Any, slow_tokens: int = 0) -> None:
+    """The least that sends the same bytes in as many writes: the body parsed, the JSON of each reply or event made.
+
+    It refuses a body above the limit unread, and an image of too many pixels by the header of a PNG; a stream of
+    `slow_tokens` tokens is as slow as that of `EchoBackend`.
+    """
     if scope["type"] != "http":
+        return
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    if int(declared) > LIMITS.max_body_bytes:
+        await refuse(send)
         return
     body = b""
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
     request = json.loads(body)
+    content = request["messages"][0]["content"]
+    if not isinstance(content, str):
+        encoded = content[0]["image_url"]["url"].removeprefix("data:image/png;base64,")
+        width, height = struct.unpack_from(">II", base64.b64decode(encoded[:64]), 16)
+        if width * height > LIMITS.max_image_pixels:
+            await refuse(send)
+            return
     is_stream = request.get("stream")
+    pause_s = SLOW_S if request.get("max_tokens") == slow_tokens else 0
     kind = b"text/event-stream" if is_stream else b"application/json"
     headers = [(b"content-type", kind), *(STREAM_HEADERS if is_stream else [])]
     start = {"type": "http.response.start", "status": 200, "headers": headers}
@@ -113,22 +135,39 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
     for word in WORDS:
         text += event({"content": word})
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-        await asyncio.sleep(0)
+        await asyncio.sleep(pause_s)
         text = ""
     text = event({}, "stop") + "data: [DONE]\n\n"
     await send({"type": "http.response.body", "body": text.encode()})
 
 
-def serve_bare(port: int) -> None:
+async def refuse(send: Any) -> None:
+    """Sends status 413 and closes the connection."""
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def run_app(app: Any, port: int) -> None:
+    """Runs an application in this process, which is set as those of `emu serve` are."""
+    prepare_process(MANY)
+    uvicorn.run(app, port=port, log_level="error", lifespan="off", access_log=False)
+
+
+def serve_bare(port: int, slow_tokens: int = 0) -> None:
     """Runs `bare`."""
-    uvicorn.run(bare, port=port, log_level="error", lifespan="off", access_log=False)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await bare(scope, receive, send, slow_tokens)
+
+    run_app(app, port)
 
 
 def serve_echo(port: int, slow_tokens: int = 0) -> None:
     """Runs the API over an engine that echoes; slowly for requests of `slow_tokens` tokens."""
     card = ModelCard("echo", tiny_config(300), None, ())
-    api = build_api(EchoBackend(slow_tokens), card, Limits())
-    uvicorn.run(api, port=port, log_level="error", lifespan="off", access_log=False)
+    api = build_api(EchoBackend(slow_tokens), card, LIMITS)
+    run_app(api, port)
 
 
 def serve_model(port: int, model: str) -> None:
@@ -139,7 +178,7 @@ def serve_model(port: int, model: str) -> None:
     engine = emu.load(model)
     card = ModelCard.of(Path(model), engine.config)
     api = build_api(LocalBackend(engine, 4), card, Limits())
-    uvicorn.run(api, port=port, log_level="error", lifespan="off", access_log=False)
+    run_app(api, port)
 
 
 class Server:

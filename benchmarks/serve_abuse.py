@@ -3,10 +3,15 @@
 
     python -m benchmarks.serve_abuse                      # all subjects
     python -m benchmarks.serve_abuse --number 1000        # fewer aborted streams
+    sudo python -m benchmarks.serve_abuse --isolate       # nothing else on this machine interferes
 
 The server, the attackers and the client are processes of their own; the attackers are paced and have a low
 priority, as if they were on other machines. Prints a JSON line per attack: memory of the server, how many requests of
-the client were refused, and its waiting times against those of the calm seconds right before.
+the client were refused, and its waiting times against those of the calm seconds right before. A bare application is
+attacked in the same way: its waiting times are what the machine and uvicorn leave possible.
+
+With `--isolate` the server has the first core, attackers and client the others, and all go before other processes, the
+client first and the attackers last: a waiting time is then the server's, not that of a client that waits for a core.
 """
 
 from __future__ import annotations
@@ -23,12 +28,12 @@ import statistics
 import struct
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from typing import Any
 
-from benchmarks.serve import BODY, PATH, Server, ask, run_clients, serve_echo
+from benchmarks.serve import BODY, PATH, Server, ask, run_clients, serve_bare, serve_echo
 
 NUM_OPEN = 500
 """Connections at the same time."""
@@ -183,51 +188,90 @@ def ask_all_the_time(port: int, ended: Event, results: Any) -> None:
     results.send(found)
 
 
-def abuse(number: int, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A line per attack."""
+@dataclass(frozen=True)
+class Found:
+    """What one attack did to one server."""
+
+    exitcode: int | None
+    seconds: float
+    cpu_s: float
+    memory: Sequence[float]
+    """Megabytes, before the attack and every half second."""
+    calm: Sequence[tuple[float, float, bool]]
+    beside: Sequence[tuple[float, float, bool]]
+    """Requests of the client before and during the attack: as `ask_all_the_time` sends them."""
+
+
+def isolate(pid: int | None, cores: Iterable[int], priority: int) -> None:
+    """Gives a process these cores, before others of a lower priority; threads that it starts later inherit both."""
+    assert pid is not None
+    os.sched_setaffinity(pid, cores)
+    os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(priority))
+
+
+def attacked(server: Server, what: Attack, image: bytes, is_isolated: bool) -> Found:
+    """The attack, with a client beside it."""
     context = multiprocessing.get_context("spawn")
-    server, image = Server(serve_echo, SLOW_TOKENS), image_body()
+    ended, begin = context.Event(), context.Event()
+    here, there = context.Pipe()
+    client = context.Process(target=ask_all_the_time, args=(server.port, ended, there))
+    attacker = context.Process(target=run_attack, args=(server.port, what, image, begin))
+    attacker.start()
+    client.start()
+    if is_isolated:
+        cores = set(range(1, os.cpu_count() or 1))
+        isolate(client.pid, cores, 3)
+        isolate(server.process.pid, {0}, 2)
+        isolate(attacker.pid, cores, 1)
+    time.sleep(3 + CALM_S)  # both have started by then
+    memory, begun, cpu_s = [server.memory_mb()], time.time(), server.cpu_s()
+    begin.set()
+    while attacker.is_alive():
+        attacker.join(0.5)
+        memory.append(server.memory_mb())
+    over = time.time()
+    cpu_s = server.cpu_s() - cpu_s
+    ended.set()
+    found = here.recv()
+    client.join()
+    calm = [each for each in found if begun - CALM_S < each[0] < begun]
+    beside = [each for each in found if begun < each[0] < over]
+    return Found(attacker.exitcode, over - begun, cpu_s, memory, calm, beside)
+
+
+def abuse(number: int, names: Sequence[str], is_isolated: bool) -> Iterator[dict[str, Any]]:
+    """A line per attack: what it does to the API, and in the same minute to a bare application."""
+    servers = [Server(serve_echo, SLOW_TOKENS), Server(serve_bare, SLOW_TOKENS)]
+    image = image_body()
     try:
-        run_clients(server, 1, 500, BODY)
+        for server in servers:
+            run_clients(server, 1, 500, BODY)
         for what in attacks(number):
             if names and what.name not in names:
                 continue
-            ended, begin = context.Event(), context.Event()
-            here, there = context.Pipe()
-            client = context.Process(target=ask_all_the_time, args=(server.port, ended, there))
-            attacker = context.Process(target=run_attack, args=(server.port, what, image, begin))
-            attacker.start()
-            client.start()
-            time.sleep(3 + CALM_S)  # both have started by then
-            before, begun = server.memory_mb(), time.time()
-            begin.set()
-            memory = [before]
-            while attacker.is_alive():
-                attacker.join(0.5)
-                memory.append(server.memory_mb())
-            over = time.time()
-            ended.set()
-            found = here.recv()
-            client.join()
-            calm = [each for each in found if begun - CALM_S < each[0] < begun]
-            beside = [each for each in found if begun < each[0] < over]
+            ours, bare = [attacked(server, what, image, is_isolated) for server in servers]
+            memory = ours.memory
             yield {
                 "subject": what.name,
                 "number": what.number,
                 "at_once": min(what.num_open, what.number),
-                "attackers_failed": attacker.exitcode != 0,
-                "seconds": round(over - begun, 1),
-                "memory_mb": round(before, 1),
-                "memory_grown_mb": round(server.memory_mb() - before, 1),
+                "attackers_failed": bool(ours.exitcode or bare.exitcode),
+                "seconds": round(ours.seconds, 1),
+                "memory_mb": round(memory[0], 1),
+                "memory_grown_mb": round(servers[0].memory_mb() - memory[0], 1),
                 "memory_grown_in_second_half_mb": round(memory[-1] - memory[len(memory) // 2], 1),
-                "requests_left": requests_left(server) - 1,
-                "others": len(beside),
-                "others_refused": sum(not is_answered for *_, is_answered in beside),
+                "requests_left": requests_left(servers[0]) - 1,
+                "others": len(ours.beside),
+                "others_refused": sum(not is_answered for *_, is_answered in ours.beside),
                 "load": round(os.getloadavg()[0], 1),
-                **_ratios([s for _, s, _ in calm], [s for _, s, _ in beside]),
+                "cpu_share": round(ours.cpu_s / ours.seconds, 2),
+                "bare_cpu_share": round(bare.cpu_s / bare.seconds, 2),
+                **_ratios(ours),
+                **{f"bare_{name}": value for name, value in _ratios(bare).items()},
             }
     finally:
-        server.stop()
+        for server in servers:
+            server.stop()
 
 
 def requests_left(server: Server) -> int:
@@ -240,12 +284,15 @@ def requests_left(server: Server) -> int:
     return int(float(line.split()[-1]))
 
 
-def _ratios(calm: Sequence[float], beside: Sequence[float]) -> dict[str, float]:
+def _ratios(found: Found) -> dict[str, float]:
+    calm, beside = ([s for _, s, _ in each] for each in (found.calm, found.beside))
+
     def p99(values: Sequence[float]) -> float:
         return statistics.quantiles(values, n=100)[-1]
 
     return {
         "calm_p99_ms": round(1000 * p99(calm), 2),
+        "others_p99_ms": round(1000 * p99(beside), 2),
         "others_p99_to_calm": round(p99(beside) / p99(calm), 2),
         "others_median_to_calm": round(statistics.median(beside) / statistics.median(calm), 2),
     }
@@ -256,8 +303,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("subjects", nargs="*", help="names of attacks; all by default")
     parser.add_argument("--number", type=int, default=10_000, help="aborted streams")
+    parser.add_argument("--isolate", action="store_true", help="cores and priorities; needs root")
     options = parser.parse_args()
-    for result in abuse(options.number, options.subjects):
+    for result in abuse(options.number, options.subjects, options.isolate):
         print(json.dumps(result), flush=True)
 
 

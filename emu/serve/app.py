@@ -26,6 +26,7 @@ from emu.serve.keys import load_keys
 from emu.serve.local import LocalBackend
 from emu.serve.media import Fetch
 from emu.serve.options import ServeOptions, options_of
+from emu.serve.process import MANY, prepare_process
 from emu.weights.layout import read_config
 
 INGRESS, REPLICA = "ingress", "engine"
@@ -67,7 +68,9 @@ def build_app(options: ServeOptions, open_fetch: OpenFetch | None = None) -> ser
         handle = serve.get_deployment_handle(REPLICA)
         fetch = open_fetch() if open_fetch else None
         backend = ReplicaBackend(handle, serve.get_replica_context().app_name)
-        return build_api(backend, card, options.limits, fetch, access)
+        api = build_api(backend, card, options.limits, fetch, access)
+        prepare_process(MANY)
+        return api
 
     replica = serve.deployment(
         name=REPLICA,
@@ -130,6 +133,7 @@ class EngineReplica:
         )
         engine.generate_text([""], TextOptions(max_new_tokens=1))  # ready means: it has answered
         self._id = serve.get_replica_context().replica_id.unique_id
+        prepare_process()
 
     async def events(self, request: Work) -> AsyncGenerator[Event, None]:
         """As `LocalBackend.events`."""

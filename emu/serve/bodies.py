@@ -98,13 +98,15 @@ async def read_body(http: Request, limits: Limits) -> bytes:
     declared = http.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
-    body = bytearray()
+    chunks: list[bytes] = []
+    num_bytes = 0
     deadline = Deadline(asyncio.get_running_loop().time() + limits.body_timeout_s)
     try:
         with deadline:
             async for chunk in http.stream():
-                body += chunk
-                if len(body) > limit:
+                chunks.append(chunk)
+                num_bytes += len(chunk)
+                if num_bytes > limit:
                     raise _too_large(limit)
     except TimeoutError as error:
         message = f"the body did not arrive within {limits.body_timeout_s:g} s"
@@ -113,7 +115,7 @@ async def read_body(http: Request, limits: Limits) -> bytes:
         raise ApiError(400, "the body ended early", code="incomplete_body") from error
     finally:
         deadline.close()
-    return bytes(body)
+    return b"".join(chunks)
 
 
 def decode_json(body: bytes) -> Any:

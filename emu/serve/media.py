@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,10 @@ Fetch = Callable[[Sequence[str]], list[bytes | str]]
 # RFC 2397: a media type, parameters whose values may be quoted, and `;base64`; as in browsers with spaces around it
 DATA_URL = re.compile(r'data:[^;,"]*(?:;(?:[^;,"]|"[^"]*")*)*?; *base64 *,', re.IGNORECASE)
 MAX_DATA_URL_HEAD = 4096
+PIECE = 1 << 16
+"""Characters of base64 that are decoded at once, a multiple of 4: other threads wait for the interpreter meanwhile."""
 NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]|=(?!=?$)")
+TOO_MANY_PIXELS = "image_too_many_pixels"
 URL_SAFE = "write + and / for - and _"
 
 
@@ -76,9 +78,7 @@ class PixelCount:
         try:
             opened = open_image(data, self.limits.max_image_pixels)
         except ImageError as error:
-            is_large = error.reason == "image_too_many_pixels"
-            status, code = (413, "image_too_large") if is_large else (422, "invalid_image")
-            raise ApiError(status, str(error.at(param)), param, code) from error
+            raise _refused(error, param) from error
         self.total += opened.width * opened.height
         if self.total > self.limits.max_total_pixels:
             message = (
@@ -89,13 +89,19 @@ class PixelCount:
         return EncodedImage(data, param)
 
 
+def _refused(error: ImageError, param: str) -> ApiError:
+    is_large = error.reason == TOO_MANY_PIXELS
+    status, code = (413, "image_too_large") if is_large else (422, "invalid_image")
+    return ApiError(status, str(error.at(param)), param, code)
+
+
 def is_web_url(url: str) -> bool:
     """Whether the URL has to be fetched."""
     return url[:8].lower().startswith(("http://", "https://"))
 
 
 def data_of_url(source: MediaSource, limits: Limits) -> bytes:
-    """The bytes of a `data:…;base64,` URL; raises `ApiError`."""
+    """The bytes of a `data:…;base64,` URL; raises `ApiError`, for too many pixels before most of it is read."""
     url, param = source.url, source.param
     match = DATA_URL.match(url, 0, MAX_DATA_URL_HEAD)
     if match is None:
@@ -106,10 +112,37 @@ def data_of_url(source: MediaSource, limits: Limits) -> bytes:
     encoded = url[match.end() :]
     _check_bytes((len(encoded) - 4) * 3 // 4, source, limits)
     try:
-        return base64.b64decode(encoded, validate=True)
+        begin = binascii.a2b_base64(encoded[:PIECE], strict_mode=True)
+        if len(encoded) <= PIECE:
+            return begin
+        if not source.num_frames:
+            _check_begin(begin, param, limits)
+        return begin + _decoded(encoded, PIECE)
     except (binascii.Error, ValueError) as error:
         message = f"{param} is not base64: {_base64_error(encoded)}"
         raise ApiError(400, message, param, "invalid_base64") from error
+
+
+def _check_begin(begin: bytes, param: str, limits: Limits) -> None:
+    """Raises `ApiError` if the first bytes of an image tell that it has too many pixels."""
+    try:
+        open_image(begin, limits.max_image_pixels)
+    except ImageError as error:  # others may come of what is missing here
+        if error.reason == TOO_MANY_PIXELS:
+            raise _refused(error, param) from error
+
+
+def _decoded(encoded: str, start: int) -> bytes:
+    """The bytes of base64 from this index on; raises ValueError for what is none, also for padding inside it."""
+    if encoded[start - 1] == "=":
+        raise ValueError("padding inside")
+    pieces = []
+    for begin in range(start, len(encoded), PIECE):
+        end = begin + PIECE
+        if end < len(encoded) and encoded[end - 1] == "=":
+            raise ValueError("padding inside")
+        pieces.append(binascii.a2b_base64(encoded[begin:end], strict_mode=True))
+    return b"".join(pieces)
 
 
 def _base64_error(encoded: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.strict_json import MAX_DIGITS, REASONS, JsonError, loads
+from schemas.strict_json import LARGE, MAX_DIGITS, REASONS, JsonError, loads
 
 VALUES = st.recursive(
     st.none()
@@ -35,34 +35,77 @@ def test_valid_documents_are_read_as_by_the_standard_library(value: Any, ascii_o
     assert loads(text) == loads(text.encode()) == json.loads(text)
 
 
-@pytest.mark.parametrize(
-    ("document", "reason", "path"),
-    [
-        ('{"a": 1, "b": 0, "a": 1}', "doubled_field", ("a",)),
-        ('{"m": [{"x": {"y": 1, "y": 2}}]}', "doubled_field", ("m", 0, "x", "y")),
-        ("NaN", "not_finite", ()),
-        ('{"m": [0, -Infinity]}', "not_finite", ("m", 1)),
-        ('{"m": [0, 1e999]}', "not_finite", ("m", 1)),
-        (f"[{'9' * 400}.0]", "not_finite", (0,)),
-        (f"[{'9' * (MAX_DIGITS + 1)}]", "number_too_long", (0,)),
-        ('["ok", "a\\ud83d"]', "bad_unicode", (1,)),
-        ('["\\udc00\\ud83d"]', "bad_unicode", (0,)),
-        ('["raw \ud83d"]', "bad_unicode", (0,)),
-        ('{"k": {"\\ud83d": 1}}', "bad_unicode", ("k",)),
-        ("[" * 100_000, "nested_too_deeply", None),
-        ('{"a":' * 100_000, "nested_too_deeply", None),
-        (b'["\xff"]', "not_utf8", None),
-        ("{}".encode("utf-16"), "not_utf8", None),
-        ("", "malformed_json", None),
-        ('{"a": 1,}', "malformed_json", None),
-        ("{} {}", "malformed_json", None),
-    ],
-)
+FAULTS: list[tuple[str | bytes, str, tuple[str | int, ...] | None]] = [
+    ('{"a": 1, "b": 0, "a": 1}', "doubled_field", ("a",)),
+    ('{"m": [{"x": {"y": 1, "y": 2}}]}', "doubled_field", ("m", 0, "x", "y")),
+    ("NaN", "not_finite", ()),
+    ('{"m": [0, -Infinity]}', "not_finite", ("m", 1)),
+    ('{"m": [0, 1e999]}', "not_finite", ("m", 1)),
+    (f"[{'9' * 400}.0]", "not_finite", (0,)),
+    (f"[{'9' * (MAX_DIGITS + 1)}]", "number_too_long", (0,)),
+    ('["ok", "a\\ud83d"]', "bad_unicode", (1,)),
+    ('["\\udc00\\ud83d"]', "bad_unicode", (0,)),
+    ('["raw \ud83d"]', "bad_unicode", (0,)),
+    ('{"k": {"\\ud83d": 1}}', "bad_unicode", ("k",)),
+    ("[" * 100_000, "nested_too_deeply", None),
+    ('{"a":' * 100_000, "nested_too_deeply", None),
+    (b'["\xff"]', "not_utf8", None),
+    ("{}".encode("utf-16"), "not_utf8", None),
+    ("", "malformed_json", None),
+    ('{"a": 1,}', "malformed_json", None),
+    ("{} {}", "malformed_json", None),
+]
+
+
+@pytest.mark.parametrize(("document", "reason", "path"), FAULTS)
 def test_each_fault_has_its_reason_and_path(
     document: str | bytes, reason: str, path: tuple[str | int, ...] | None
 ) -> None:
     error = refused(document)
     assert (error.reason, error.path) == (reason, path)
+
+
+LONG = "x" * LARGE
+
+
+@given(VALUES)
+def test_large_documents_of_few_strings_are_read_as_by_the_standard_library(value: Any) -> None:
+    text = json.dumps([value, LONG, value], ensure_ascii=False)
+    assert repr(loads(text.encode())) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(("document", "reason", "path"), FAULTS)
+def test_each_fault_of_a_large_document_has_its_reason_and_path(
+    document: str | bytes, reason: str, path: tuple[str | int, ...] | None
+) -> None:
+    part = document if isinstance(document, bytes) else document.encode("utf-8", "surrogatepass")
+    if part != b"[" * 100_000:
+        part = b'["%b", %b]' % (LONG.encode(), part)
+        path = path if path is None else (1, *path)
+    error = refused(part)
+    if reason == "bad_unicode" and "raw" in str(document):
+        reason, path = "not_utf8", None  # bytes cannot hold it otherwise
+    assert (error.reason, error.path) == (reason, path)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"long": "LONG", "a": [], "a": {}}',
+        '{"long": "LONG", "long": "LONG"}',
+        '{"": 1, "": 2, "long": "LONG"}',
+        '[{"a": {"b": "c"}, "a": "LONG"}]',
+        '[{"a": "LONG", "a": "\\""}]',
+    ],
+)
+def test_a_double_field_of_a_large_document_is_refused(document: str) -> None:
+    assert refused(document.replace("LONG", LONG).encode()).reason == "doubled_field"
+
+
+@pytest.mark.parametrize("character", ["\0", "\n", "\x1f"])
+def test_a_control_character_in_a_long_string_is_refused(character: str) -> None:
+    error = refused(f'["{LONG}{character}"]'.encode())
+    assert error.detail == f"Invalid control character at at character {2 + LARGE}"
 
 
 def test_the_first_fault_in_the_order_of_the_document_is_named() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,11 @@ import pytest
 from PIL import Image
 
 from emu.generate.sampling import to_png
+from emu.serve.errors import ApiError
+from emu.serve.limits import Limits
+from emu.serve.media import PIECE, MediaSource, data_of_url
 from schemas.images import decode_image
+from tests.generate.bomb import bomb_png
 from tests.serve.conftest import Caller, error_of, image_part
 
 URL = "messages.0.content.0.image_url.url"
@@ -119,3 +124,32 @@ def test_base64_that_does_not_decode_says_where(
     response = caller.ask([{"type": "image_url", "image_url": {"url": url}}])
     status, param, message = error_of(response)
     assert (status, param) == (400, URL) and words in message
+
+
+@pytest.mark.parametrize("length", [0, 1, 3 * PIECE // 4, 3 * PIECE // 4 + 1, 200_000])
+def test_long_base64_is_decoded_in_pieces(length: int) -> None:
+    data = random.Random(length).randbytes(length)
+    url = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+    assert data_of_url(MediaSource("video", url, num_frames=1), Limits()) == data
+
+
+@pytest.mark.parametrize("index", [0, PIECE - 1, PIECE, 2 * PIECE - 1, 3 * PIECE])
+@pytest.mark.parametrize("character", ["\n", "=", "-", "é"])
+def test_what_is_no_base64_is_found_in_every_piece(index: int, character: str) -> None:
+    text = "A" * index + character + "A" * (4 * PIECE - index - 1)
+    source = MediaSource("video", f"data:video/mp4;base64,{text}", num_frames=1)
+    with pytest.raises(ApiError) as raised:
+        data_of_url(source, Limits())
+    assert f"{character!r} at index {index};" in raised.value.response.message
+
+
+def test_the_size_is_read_before_the_rest_of_the_image(caller: Caller) -> None:
+    url = image_part(bomb_png(30_000, 30_000))["image_url"]["url"]
+    for rest in ("A" * 90_000, "?" * 90_000):
+        part = {"type": "image_url", "image_url": {"url": url[: PIECE + 100] + rest}}
+        status, param, message = error_of(caller.ask([part]))
+        assert (status, param) == (413, URL) and "30000 x 30000 = 900,000,000 pixels" in message
+    smaller = image_part(bomb_png(64, 64) + bytes(PIECE))["image_url"]["url"]
+    part = {"type": "image_url", "image_url": {"url": smaller[:-4] + "A?=="}}
+    status, param, message = error_of(caller.ask([part]))
+    assert (status, param) == (400, URL) and "is not base64: it holds '?'" in message
