@@ -1,25 +1,30 @@
 """How fast a LAION build passes rows without the fetch, and how much memory it takes, at one and ten times the rows.
 
     python -m benchmarks.laion_rows --num-rows 1000000 10000000
+    python -m benchmarks.laion_rows --num-rows 1000000 10000000 --runner ray
 
-Writes synthetic metadata, runs `emu build laion --dry-run` on it in a process of its own, and prints a line of JSON for
-each number of rows: rows per second of wall time and of CPU time (children included), and the largest resident memory
-of the process, which with the local runner is driver and worker in one.
+Writes synthetic metadata, runs `emu build laion --dry-run` on it, and prints a line of JSON for each number of rows:
+seconds, and the peak memory by role: with the local runner one process is driver and worker, with Ray there is one
+worker beside the driver. Peaks are the kernel's own high-water mark of each process (VmHWM). `ru_maxrss` is not: it
+begins with the memory of the process that started it, and here that is the one which has written the rows. CPU time
+(children included) is given for the local runner; that of Ray's processes is not the job's.
 """
 
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
+
+from benchmarks.memory import peaks_of
 
 ROWS_PER_FILE = 1_000_000
 ROWS_PER_GROUP = 250_000
@@ -34,6 +39,8 @@ class Arguments:
     """Numbers of rows."""
     samples_per_shard: int = 10_000
     """Rows per shard."""
+    runner: Literal["local", "ray"] = "local"
+    """The runner of the job."""
 
 
 def write_rows(folder: Path, num_rows: int) -> None:
@@ -56,29 +63,23 @@ def write_rows(folder: Path, num_rows: int) -> None:
         pq.write_table(pa.table(table), path, row_group_size=ROWS_PER_GROUP)
 
 
-def measure(folder: Path, samples_per_shard: int) -> dict[str, float]:
-    """Seconds, CPU-seconds and peak memory of a dry run over the files of a folder."""
-    words = ["--metadata", f"{folder}/*.parquet", "--out", f"{folder}/out", "--runner", "local"]
-    cuts = ["--cuts.max-punsafe", "0.5", "--cuts.max-pwatermark", "0.8", "--cuts.min-width", "256"]
-    code = (
-        "import resource, sys; from jobs.build_laion import main; status = main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
-    )
-    more = ["--samples-per-shard", str(samples_per_shard), "--dry-run"]
+def measure(folder: Path, num_rows: int, arguments: Arguments) -> dict[str, Any]:
+    """Seconds and peak memory of a dry run over the files of a folder."""
+    command = [sys.executable, "-m", "jobs.build_laion", "--dry-run", "--out", f"{folder}/out"]
+    command += ["--metadata", f"{folder}/*.parquet", "--runner", arguments.runner]
+    command += ["--cuts.max-punsafe", "0.5", "--cuts.max-pwatermark", "0.8"]
+    command += ["--cuts.min-width", "256"]
+    command += ["--samples-per-shard", str(arguments.samples_per_shard)]
+    if arguments.runner == "ray":
+        command += ["--num-cpus", "1"]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    ran = subprocess.run(
-        [sys.executable, "-c", code, *words, *cuts, *more],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    peak_mb = peaks_of(command)
     wall_s, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {
-        "wall_s": round(wall_s, 1),
-        "cpu_s": round(cpu_s, 1),
-        "peak_mb": round(int(ran.stdout.split()[-1]) / 1024),
-    }
+    found = {"num_rows": num_rows, "runner": arguments.runner, "wall_s": round(wall_s, 1)}
+    if arguments.runner == "local":
+        found |= {"cpu_s": round(cpu_s, 1), "rows_per_cpu_s": round(num_rows / cpu_s)}
+    return {**found, "rows_per_s": round(num_rows / wall_s), "peak_mb": peak_mb}
 
 
 def main(arguments: Arguments) -> None:
@@ -86,12 +87,7 @@ def main(arguments: Arguments) -> None:
     for num_rows in arguments.num_rows:
         with tempfile.TemporaryDirectory(prefix="laion-rows-") as folder:
             write_rows(Path(folder), num_rows)
-            found = measure(Path(folder), arguments.samples_per_shard)
-        rates = {
-            "rows_per_s": round(num_rows / found["wall_s"]),
-            "rows_per_cpu_s": round(num_rows / found["cpu_s"]),
-        }
-        print(json.dumps({"num_rows": num_rows, **found, **rates}), flush=True)
+            print(json.dumps(measure(Path(folder), num_rows, arguments)), flush=True)
 
 
 if __name__ == "__main__":

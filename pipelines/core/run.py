@@ -7,17 +7,16 @@ pipeline run, and the manifest is written last.
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from itertools import chain
 from threading import Event, Thread
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipelines.core.contracts import Counts, ErrorContext, alarms, merged
+from pipelines.core.contracts import ErrorContext, alarms
 from pipelines.core.folder import exclusive, finished_manifest, refusing_unusable
 from pipelines.core.inputs import planned
 from pipelines.core.pipeline import (
@@ -38,20 +37,14 @@ from pipelines.core.stage_runner import (
     load_input,
     operators,
 )
-from pipelines.core.storage import Storage, read_parquet
-from pipelines.core.validate import KeyRange, ShardFacts, check_files, check_shard, check_unique
+from pipelines.core.storage import Storage
+from pipelines.core.validate import check_dataset
 from pipelines.core.workspace import PLAN_FILE, BuildPlan, Workspace, check_pipeline
-from schemas.manifest import MANIFEST_FILE, Manifest, Tally
-from schemas.shard import LEDGERS
-from schemas.tables import LEDGER
+from schemas.manifest import MANIFEST_FILE, Manifest
 from schemas.validation import SchemaError
 
 log = logging.getLogger(__name__)
 
-CHECK_THREADS = 8
-"""Shards of an object store that are checked at a time, since each read waits."""
-LOCAL_CHECK_THREADS = 2
-"""The same of a local folder: with each thread the process keeps more memory that it has freed."""
 FOLLOW_S = 10.0
 """Seconds between looks at how far shards have come, while none is finished."""
 
@@ -264,57 +257,25 @@ class _Build:
 
     def _checked(self) -> Manifest:
         """The manifest, from what the published files say; raises `LedgerError` if they do not add up."""
-        shards = self.plan.shards
-        check_files(self.storage, (s.name for s in shards))
-        num_threads = LOCAL_CHECK_THREADS if self.storage.is_local else CHECK_THREADS
-        with ThreadPoolExecutor(num_threads) as pool:
-            checked = pool.map(self._check, shards)
-            counted = ((f, f.records.total) for f in checked)
-            named = [f for f, _ in counted]
-        self._check_keys(named)
-        counts: Counts = reduce(merged, (f.counts for f in named), {})
-        records = _summed([f.records for f in named])
-        found = alarms(counts, self.pipeline.stages, records.total, records.kept)
+        facts = check_dataset(self.storage, self.plan.shards)
         return Manifest(
             corpus=self.pipeline.dataset,
-            shards=tuple(f.entry for f in named),
-            records=records,
-            links=_summed([f.links for f in named]),
+            shards=tuple(facts.entries),
+            records=facts.records,
+            links=facts.links,
             fingerprint=self.plan.fingerprint,
-            stages=counts,
-            alarms=found,
+            stages=facts.counts,
+            alarms=alarms(
+                facts.counts, self.pipeline.stages, facts.records.total, facts.records.kept
+            ),
             config=self.plan.config,
             modules=self.plan.modules,
         )
-
-    def _check(self, shard: ShardPlan) -> ShardFacts:
-        facts = check_shard(self.storage, shard)
-        # Every thread keeps what Arrow has freed, more with each shard, until it is told to let go.
-        pa.default_memory_pool().release_unused()
-        return facts
-
-    def _check_keys(self, facts: list[ShardFacts]) -> None:
-        ranges = [
-            KeyRange(f.entry.name, f.first_key, f.last_key, f.records.total)
-            for f in facts
-            if f.first_key is not None and f.last_key is not None
-        ]
-        check_unique(ranges, self._keys)
-
-    def _keys(self, shard: str) -> list[str]:
-        path = f"{LEDGERS}/{shard}.parquet"
-        rows = read_parquet(self.storage, path, LEDGER, ["key", "slot"])
-        return rows.filter(rows.column("slot").is_null()).column("key").to_pylist()
 
 
 def _sizes(plans: Iterable[ShardPlan]) -> dict[str, int]:
     """What the progress bar counts: records, or one for a shard of which they are not known."""
     return {s.name: 1 if s.num_records is None else s.num_records for s in plans}
-
-
-def _summed(tallies: list[Tally]) -> Tally:
-    dropped: Counts = reduce(merged, (t.dropped for t in tallies), {})
-    return Tally(sum(t.total for t in tallies), sum(t.kept for t in tallies), dropped)
 
 
 def with_progress(

@@ -4,18 +4,23 @@ Every input record occurs in the ledger exactly once, kept or dropped with a rea
 parts, see `division`); every link once; kept records = rows of the index = samples in the tar; no key occurs in two
 shards. The counts come from the files: the number of records from the plan (or from what was read, where the plan
 does not know), rows from ledger and index, bytes from the tar itself.
+
+Of a shard that was checked, its entry and its first and last key stay in memory; all else is added up.
 """
 
 import json
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.core.contracts import ABOUT_KEY, READ, Counts, tally
+from pipelines.core.contracts import ABOUT_KEY, READ, Counts, merged, tally
 from pipelines.core.pipeline import LedgerError, ShardPlan
 from pipelines.core.published import tar_of
 from pipelines.core.storage import Storage, read_parquet, read_parquet_metadata
@@ -25,6 +30,32 @@ from schemas.tables import DROPPED, INDEX, KEPT, LEDGER
 from schemas.tar_writer import BLOCK
 
 SHOWN = 5
+CHECK_THREADS = 8
+"""Shards of an object store that are checked at a time, since each read waits."""
+LOCAL_CHECK_THREADS = 2
+"""The same of a local folder: with each thread the process keeps more memory that it has freed."""
+
+
+@dataclass
+class DatasetFacts:
+    """What the files of all shards say: their entries in order, and sums of their tallies and counts."""
+
+    entries: list[ShardEntry] = field(default_factory=list)
+    records: Tally = field(default_factory=lambda: Tally(0, 0))
+    links: Tally = field(default_factory=lambda: Tally(0, 0))
+    counts: Counts = field(default_factory=dict)
+    ranges: list["KeyRange"] = field(default_factory=list)
+    """Of the shards that have keys."""
+
+    def add(self, facts: "ShardFacts") -> None:
+        """Take in the next shard."""
+        self.entries.append(facts.entry)
+        self.records = _added(self.records, facts.records)
+        self.links = _added(self.links, facts.links)
+        self.counts = merged(self.counts, facts.counts)
+        if facts.first_key is not None and facts.last_key is not None:
+            bounds = facts.first_key, facts.last_key
+            self.ranges.append(KeyRange(facts.entry.name, *bounds, facts.records.total))
 
 
 @dataclass(frozen=True)
@@ -37,6 +68,45 @@ class ShardFacts:
     counts: Counts
     first_key: str | None
     last_key: str | None
+
+
+def check_dataset(storage: Storage, shards: Sequence[ShardPlan]) -> DatasetFacts:
+    """The facts of all published shards; raises `LedgerError` if they do not add up."""
+    check_files(storage, (s.name for s in shards))
+    found = DatasetFacts()
+    for facts in _checked(storage, shards):
+        found.add(facts)
+    check_unique(found.ranges, partial(_keys, storage))
+    return found
+
+
+def _checked(storage: Storage, shards: Sequence[ShardPlan]) -> Iterator[ShardFacts]:
+    """The facts of each shard in order; threads check a few shards ahead, however many there are."""
+    num_threads = LOCAL_CHECK_THREADS if storage.is_local else CHECK_THREADS
+    ahead: deque[Future[ShardFacts]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for shard in shards:
+            ahead.append(pool.submit(_check, storage, shard))
+            if len(ahead) > 2 * num_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _check(storage: Storage, shard: ShardPlan) -> ShardFacts:
+    facts = check_shard(storage, shard)
+    # Every thread keeps what Arrow has freed, more with each shard, until it is told to let go.
+    pa.default_memory_pool().release_unused()
+    return facts
+
+
+def _keys(storage: Storage, shard: str) -> list[str]:
+    rows = read_parquet(storage, f"{LEDGERS}/{shard}.parquet", LEDGER, ["key", "slot"])
+    return rows.filter(rows.column("slot").is_null()).column("key").to_pylist()
+
+
+def _added(one: Tally, other: Tally) -> Tally:
+    return Tally(one.total + other.total, one.kept + other.kept, merged(one.dropped, other.dropped))
 
 
 def check_shard(storage: Storage, plan: ShardPlan) -> ShardFacts:

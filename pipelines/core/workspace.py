@@ -37,6 +37,7 @@ import json
 import logging
 import pickle
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -317,8 +318,12 @@ def shard_to_dict(shard: ShardPlan) -> dict[str, Any]:
 
 
 def shard_from_dict(document: Mapping[str, Any]) -> ShardPlan:
-    """A shard of the plan from JSON values."""
-    return ShardPlan(document["name"], document["num_records"], tuple(document["parts"]))
+    """A shard of the plan from JSON values; shards of one input share its name in memory."""
+    parts = (
+        {word: sys.intern(value) if type(value) is str else value for word, value in part.items()}
+        for part in document["parts"]
+    )
+    return ShardPlan(document["name"], document["num_records"], tuple(parts))
 
 
 def is_card(storage: Storage) -> bool:

@@ -72,6 +72,10 @@ class InputFiles:
             filesystem, path = located(name, self.base)
             return filesystem.open(path, "rb")
 
+    def is_local(self, name: str) -> bool:
+        """Whether a file is on a disk of this machine, or mounted as one."""
+        return isinstance(located(name, self.base)[0], LocalFileSystem)
+
     def fingerprint(self, hash_contents: bool = False) -> str:
         """A hash of the files' names and versions, after `versions:`; cheap, nothing is read.
 

@@ -7,7 +7,9 @@ those that pandas adds for its index are left out.
 
 Planning reads the footers alone. A shard names ranges of rows; a range is read batch by batch from the start of its row
 group, and a worker keeps its files open from shard to shard, so that a row group of any size is decoded once by each
-worker, with one batch in memory. Whatever can be wrong with a row, a row group or a whole file is data:
+worker. In memory are one batch and, of a local file, `BUFFER_BYTES` of each column; of a remote file, the compressed
+row group, since many small requests would take longer. Whatever can be wrong with a row, a row group or a whole file
+is data:
 
 - a file without a readable footer gives one record that says so;
 - rows of a group behind the first damage in it give one record each, since the footer counts them;
@@ -67,7 +69,7 @@ class ParquetSource(ColumnSource):
     def look(self, name: str, limit: int | None = None) -> dict[str, Any]:
         """The rows of a file by its footer, or one row that stands for the damaged file; raises for wrong columns."""
         with self.files.open(name) as file:
-            opened = open_parquet(file, name)
+            opened = self._open(file, name)
             if isinstance(opened, Damage):
                 known = {"num_rows": 1, "reason": opened.reason, "detail": opened.detail}
             else:
@@ -107,10 +109,13 @@ class ParquetSource(ColumnSource):
 
     def _opened(self, name: str) -> "RowReader":
         file = self.files.open(name)
-        opened = open_parquet(file, name)
+        opened = self._open(file, name)
         if isinstance(opened, Damage):
             raise InputError(f"'{name}' has changed: {opened.detail}; build into another folder")
         return RowReader(name, file, opened, TableColumns(opened.schema_arrow, self.columns, name))
+
+    def _open(self, file: BinaryIO, name: str) -> "pq.ParquetFile | Damage":
+        return open_parquet(file, name, reads_ahead=not self.files.is_local(name))
 
     def _table(
         self,
@@ -151,8 +156,11 @@ class Damage:
     num_rows: int = 1
 
 
-def open_parquet(file: BinaryIO, name: str) -> "pq.ParquetFile | Damage":
-    """The open file with its footer read, or what is wrong with it."""
+def open_parquet(file: BinaryIO, name: str, reads_ahead: bool = False) -> "pq.ParquetFile | Damage":
+    """The open file with its footer read, or what is wrong with it.
+
+    With `reads_ahead` a row group is fetched as a whole, compressed, before its first row is decoded.
+    """
     size = file.seek(0, 2)
     head, tail = _bytes(file, 0, 4), _bytes(file, max(size - 4, 0), 4)
     file.seek(0)
@@ -161,7 +169,12 @@ def open_parquet(file: BinaryIO, name: str) -> "pq.ParquetFile | Damage":
     if size < _MIN_BYTES or tail != _MAGIC:
         return Damage("input_truncated", f"{size:,} bytes without the footer of a Parquet file")
     try:
-        opened = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+        opened = pq.ParquetFile(
+            file,
+            buffer_size=BUFFER_BYTES,
+            pre_buffer=reads_ahead,
+            page_checksum_verification=True,
+        )
         sizes = _group_sizes(opened)
     except _DAMAGE as error:
         return _damage(error, name, "the footer: ")

@@ -286,3 +286,4 @@ def _runner(on_ray: bool) -> Runner:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    print(Path("/proc/self/status").read_text())

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from pipelines.readers.columns import Column, TableColumns
 from pipelines.readers.files import InputError
-from pipelines.readers.parquet import BATCH_ROWS, ParquetSource, RowReader, open_parquet
+from pipelines.readers.parquet import (
+    BATCH_ROWS,
+    BUFFER_BYTES,
+    ParquetSource,
+    RowReader,
+    open_parquet,
+)
 
 COLUMNS = (Column("url", pa.string()), Column("width", pa.float64(), is_required=False))
 
@@ -238,6 +244,34 @@ def test_a_file_that_changed_since_the_plan_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(InputError, match="has changed: 0 bytes without"):
         source(path).read(shards[0])
+
+
+class Recorded(io.BytesIO):
+    """A file that keeps how many bytes each read returned."""
+
+    sizes: list[int]
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        self.sizes.append(len(found))
+        return found
+
+
+@pytest.mark.parametrize("reads_ahead", [False, True])
+def test_a_row_group_is_read_in_small_parts_unless_it_is_remote(
+    tmp_path: Path, reads_ahead: bool
+) -> None:
+    noise = np.random.default_rng(0).bytes(2_000_000).hex()  # 2 MB compressed
+    notes = [noise[n * 200 : (n + 1) * 200] for n in range(20_000)]
+    file = Recorded(write(tmp_path / "f.parquet", 20_000, 20_000, note=notes).read_bytes())
+    file.sizes = []
+    opened = open_parquet(file, "f.parquet", reads_ahead)
+    assert isinstance(opened, pq.ParquetFile)
+    columns = TableColumns(opened.schema_arrow, COLUMNS, "f.parquet")
+    pieces = [piece for _, piece in RowReader("f.parquet", file, opened, columns).rows(1, 20_000)]
+    assert sum(piece.num_rows for piece in pieces) == 20_000
+    assert sum(file.sizes) > 2 * BUFFER_BYTES
+    assert (max(file.sizes) > BUFFER_BYTES) == reads_ahead
 
 
 def test_files_that_are_read_to_their_end_hold_no_memory(tmp_path: Path) -> None:

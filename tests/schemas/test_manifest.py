@@ -1,6 +1,7 @@
 """The manifest: documented field by field, the identity through JSON, refused where it does not hold."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,22 @@ def manifests(draw: st.DrawFn) -> Manifest:
         features=draw(st.one_of(st.none(), st.just({"encoder": "eva"}))),
         modules=draw(st.dictionaries(words, words, max_size=3)),
     )
+
+
+def test_json_of_many_shards_takes_little_memory() -> None:
+    """The text itself has 200 bytes per shard."""
+    num_shards = 10_000
+    entries = tuple(
+        ShardEntry(shard_name("c", n), 0, 0, 4096 + n, f"{n:064x}") for n in range(num_shards)
+    )
+    manifest = replace(WHOLE, shards=entries, records=Tally(0, 0), links=Tally(0, 0))
+    tracemalloc.start()
+    try:
+        text = manifest.to_json()
+        assert tracemalloc.get_traced_memory()[1] / num_shards < 1000
+    finally:
+        tracemalloc.stop()
+    assert manifest_from_json(text) == manifest
 
 
 @settings(max_examples=60, deadline=None)
