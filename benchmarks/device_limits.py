@@ -1,12 +1,15 @@
 """Tokens and images per second of a model on a device, compared with what the device allows.
 
 A text or visual step reads every weight of the layers and the cache of its rows, so it is bound by memory bandwidth
-(measured by a copy); an image is bound by the measured rate of a large matrix product.
+(measured by a copy); an image is bound by the measured rate of a large matrix product. text and visual are the loop
+over one cache, engine_text and engine_visual the same requests through the scheduler that serves.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,10 +27,14 @@ from emu.decoders.base import decode
 from emu.decoders.stable_diffusion import StableDiffusionDecoder
 from emu.generate import kv_cache
 from emu.generate.kv_cache import DecodeState
-from emu.generate.paged_attention import can_attend_pages
+from emu.generate.page_pool import pages_for
+from emu.generate.paged_attention import reading_of
 from emu.generate.precision import DTYPES
-from emu.generate.prompts import EncodedPrompt
+from emu.generate.prompts import EncodedPrompt, TextOptions
+from emu.generate.request_state import Request
+from emu.generate.scheduler import ScheduleOptions, Scheduler
 from emu.models.emu import Emu
+from emu.tokenizer import EmuTokenizer, train_tokenizer
 
 Size = Literal["tiny", "1b", "14b"]
 CONFIGS = {"tiny": tiny_config, "1b": emu_llama_1b_config, "14b": emu_14b_config}
@@ -199,6 +206,61 @@ def visual_line(
     return line | {"rows": num_rows}
 
 
+def engine_lines(
+    model: Emu, options: DeviceOptions, num_rows: int, bytes_per_s: float
+) -> Iterator[dict[str, Any]]:
+    """Text and visual steps of several requests through the scheduler: measured, and the maximum.
+
+    Prompts differ and are excluded, so every step is one position of each request.
+    """
+    special, queries = model.config.special, model.config.former.num_queries
+    for subject in ("engine_text", "engine_visual"):
+        is_text = subject == "engine_text"
+        num_new = options.num_steps + 3 if is_text else queries
+        text = TextOptions(max_new_tokens=num_new, min_length=num_new + 2) if is_text else None
+        requests = []
+        for row in range(num_rows):
+            words = [5 + (row + i * (1 + row % 7)) % 200 for i in range(options.num_ids - 2)]
+            last = 5 if is_text else special.image_start
+            requests.append(
+                Request(EncodedPrompt((special.bos, *words, last)), text, not is_text, row=row)
+            )
+        per_request = pages_for(options.num_ids + num_new)
+        sizes = ScheduleOptions(num_rows * (per_request + 1), max_rows=num_rows)
+        scheduler = Scheduler(model, _tokenizer(), sizes)
+        for _ in range(2):  # the first time kernels are chosen
+            states = [scheduler.submit(request) for request in requests]
+            scheduler.step()
+            while any(state.is_prefill for state in states):
+                scheduler.step()
+            first = scheduler.counters()
+            took = timed(scheduler_run(scheduler), options.device)
+        last_counters = scheduler.counters()
+        made = last_counters.tokens - first.tokens + last_counters.embeddings - first.embeddings
+        head = model.language.lm.lm_head if is_text else model.language.regress_head
+        middle = options.num_ids + num_new // 2
+        limit = step_limit(model, head, num_rows, middle, bytes_per_s)
+        unit = "tokens" if is_text else "embeddings"
+        yield _line(subject, made / took, limit, unit) | {"rows": num_rows}
+
+
+def scheduler_run(scheduler: Scheduler) -> Callable[[], None]:
+    """A call that steps until no request runs."""
+
+    def run() -> None:
+        while scheduler.num_running:
+            scheduler.step()
+
+    return run
+
+
+def _tokenizer() -> EmuTokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.model"
+        train_tokenizer([f"w{number} {number * 7}" for number in range(400)], 400, path)
+        return EmuTokenizer.load(path)
+
+
 def image_call(
     model: Emu, decoder: StableDiffusionDecoder, options: DeviceOptions, num_images: int = 1
 ) -> Callable[[], Any]:
@@ -254,7 +316,7 @@ def lines(options: DeviceOptions) -> Iterator[dict[str, Any]]:
         "TFLOP_per_s": flops_per_s / 1e12,
         "GB_per_text_step": weight_bytes(model, model.language.lm.lm_head) / 1e9,
         # tried against plain attention, and equal to it
-        "paged_attention": can_attend_pages(
+        "reading": reading_of(
             torch.device(options.device), DTYPES[options.dtype], num_heads, width // num_heads
         ),
     }
@@ -266,5 +328,6 @@ def lines(options: DeviceOptions) -> Iterator[dict[str, Any]]:
     for num_rows in options.num_rows:
         yield step_line(model, options, num_rows, bytes_per_s)
         yield visual_line(model, options, num_rows, bytes_per_s)
+        yield from engine_lines(model, options, num_rows, bytes_per_s)
     for number, call in calls.items():
         yield image_line(call, flops[number], options, flops_per_s, number)

@@ -91,7 +91,7 @@ def run_benchmark(options: TrainLimits) -> Iterator[dict[str, Any]]:
     card = torch.cuda.get_device_name(options.device) if is_large else "cpu"
     peak = known_peak_tflops(card)
     yield {
-        "device": card,
+        "card": card,
         "torch": torch.__version__,
         "measured_TFLOP_per_s": rate / 1e12,
         "peak_TFLOP_per_s": peak,

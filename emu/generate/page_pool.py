@@ -4,7 +4,8 @@ A page that is full of a prompt's positions may be shared: it is registered unde
 (`emu.generate.prefix`) and stays, when no sequence uses it any more, until its memory is needed (least recently used
 first). The pages of a sequence lie one after the other where they can, and are then read in place.
 
-Shapes: H heads, S positions of a sequence, T positions of any sequences side by side, K width of a head.
+Shapes: H heads, S positions of a sequence, T positions of any sequences side by side, M positions of the memory, G
+pages of R positions, K width of a head.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class PagePool:
         self, language: LanguageModel, num_pages: int, positions_first: bool = False
     ) -> None:
         """With `positions_first` the positions of a page follow each other in memory, all heads of each together, as
-        attention with a block table reads them; otherwise those of a head do."""
+        one call of attention for many sequences reads them; otherwise those of a head do."""
         sizes, weight = language.lm.config, language.lm.model.embed_tokens.weight
         heads, width = sizes.num_attention_heads, sizes.hidden_size // sizes.num_attention_heads
         num_slots = num_pages * PAGE_POSITIONS
@@ -126,11 +127,17 @@ class PagePool:
             keys_HSK, values_HSK = memory.index_select(2, table.slots_S[:length])
         return keys_HSK, values_HSK
 
+    def positions(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and values `MHK`, position by position; only with `positions_first`."""
+        assert self.positions_first, "the positions of a head follow each other"
+        keys, values = self._layers[layer]
+        return keys, values
+
     def pages(self, layer: int) -> tuple[Tensor, Tensor]:
         """All keys and values, as pages of positions `GRHK`; only with `positions_first`."""
-        assert self.positions_first, "the positions of a head follow each other"
-        keys, values = self._layers[layer].unflatten(1, (self.num_pages, PAGE_POSITIONS))
-        return keys, values
+        keys, values = self.positions(layer)
+        shape = (self.num_pages, PAGE_POSITIONS)
+        return keys.unflatten(0, shape), values.unflatten(0, shape)
 
     def _known(self, keys: Sequence[bytes]) -> list[int]:
         pages = []

@@ -1,20 +1,24 @@
-"""Attention of many sequences over their pages in one call: torch's `varlen_attn` with a block table, on CUDA.
+"""Attention of many sequences over their pages in one call: torch's `varlen_attn`, on CUDA in half precision.
 
-torch chooses cuDNN or Flash attention by card and version, and what they accept of pages of 16 positions differs. So
-they are asked once, by attention over a few pages that is compared with the plain one; where they refuse or differ, the
-pages of each sequence are read as slots (`emu.generate.step_attention`).
+There are three ways to read pages of 16 positions. `pages`: with a block table, which cuDNN takes from 9.24 on (Flash
+attention takes pages of 256). `packed`: keys and values of all sequences are gathered side by side first, which Flash
+attention takes on any card. `slots`: one call of plain attention for each sequence (`emu.generate.step_attention`), as
+on a CPU. What a card and an installation of torch allow is tried once, in this order, by attention over a few pages
+that is compared with the plain one.
 
 Shapes: N sequences, T new positions of all of them side by side, S positions of a sequence, P pages of the longest one,
-G pages of the pool, R positions of a page, H heads, K width of a head.
+G pages of the pool, R positions of a page, M positions of the pool, A positions of all sequences, H heads, K width of a
+head.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +29,11 @@ from emu.generate.page_pool import PAGE_POSITIONS, pages_for
 log = logging.getLogger(__name__)
 
 TOLERANCE = 3e-2  # of the trial: values of unit variance in bfloat16
+LONGEST_MULTIPLE = 256
+"""Lengths are told to cuDNN as multiples of it: it plans anew for each length, which took longer than the step (H200,
+64 requests of a model of 1 billion weights: 1,550 tokens per second with exact lengths, 3,700 with these)."""
+Reading = Literal["pages", "packed", "slots"]
+"""How a step reads the keys and values of its sequences."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,9 @@ class PagedBatch:
     pages_NP: Tensor
     """int32, its pages in order; 0 beyond the last."""
     longest_new: int
+    """At least the most new positions of a sequence: a power of two."""
     longest: int
+    """At least the most positions of a sequence: a multiple of `LONGEST_MULTIPLE`."""
 
     @classmethod
     def of(
@@ -46,7 +57,8 @@ class PagedBatch:
     ) -> PagedBatch:
         """From the pages of each sequence, its positions before the step, and how many are new."""
         lengths = [length + number for length, number in zip(before, new, strict=True)]
-        width = max(map(pages_for, lengths))
+        longest = -(-max(lengths) // LONGEST_MULTIPLE) * LONGEST_MULTIPLE
+        width = longest // PAGE_POSITIONS
         rows = []
         for own, length in zip(pages, lengths, strict=True):
             needed = pages_for(length)
@@ -56,8 +68,8 @@ class PagedBatch:
             torch.tensor([0, *accumulate(new)], dtype=torch.int32),
             torch.tensor(lengths, dtype=torch.int32),
             torch.tensor(rows, dtype=torch.int32),
-            max(new),
-            max(lengths),
+            1 << (max(new) - 1).bit_length(),
+            longest,
         )
 
     def to(self, device: torch.device) -> PagedBatch:
@@ -71,12 +83,38 @@ class PagedBatch:
         )
 
 
+@dataclass(frozen=True)
+class PackedBatch:
+    """Where the positions of each sequence lie, for a call over keys and values side by side."""
+
+    bounds_N: Tensor
+    """int32, where the new positions of each begin, and the end: one more than there are sequences."""
+    key_bounds_N: Tensor
+    """int32, the same of all positions, the new ones included."""
+    slots_A: Tensor
+    """Where all positions lie in the pool, sequence after sequence."""
+    longest_new: int
+    longest: int
+
+    @classmethod
+    def of(
+        cls,
+        slots: Sequence[Tensor],
+        before: Sequence[int],
+        new: Sequence[int],
+        device: torch.device,
+    ) -> PackedBatch:
+        """From the slots `S` of each sequence, its positions before the step, and how many are new."""
+        lengths = [length + number for length, number in zip(before, new, strict=True)]
+        bounds_2N = torch.tensor(
+            [[0, *accumulate(new)], [0, *accumulate(lengths)]], dtype=torch.int32
+        ).to(device)
+        own = [slots_S[:length] for slots_S, length in zip(slots, lengths, strict=True)]
+        return cls(bounds_2N[0], bounds_2N[1], torch.cat(own), max(new), max(lengths))
+
+
 def attend_pages(
-    batch: PagedBatch,
-    queries_THK: Tensor,
-    keys_GRHK: Tensor,
-    values_GRHK: Tensor,
-    is_batch_invariant: bool = False,
+    batch: PagedBatch, queries_THK: Tensor, keys_GRHK: Tensor, values_GRHK: Tensor
 ) -> Tensor:
     """The mixed values `THK`: each new position sees its own sequence up to itself."""
     from torch.nn.attention.varlen import varlen_attn
@@ -92,7 +130,26 @@ def attend_pages(
         window_size=(-1, 0),  # causal, aligned to the end of each sequence
         seqused_k=batch.lengths_N,
         block_table=batch.pages_NP,
-        num_splits=1 if is_batch_invariant else None,
+    )
+    assert isinstance(mixed, Tensor)
+    return mixed
+
+
+def attend_packed(
+    batch: PackedBatch, queries_THK: Tensor, keys_MHK: Tensor, values_MHK: Tensor
+) -> Tensor:
+    """As `attend_pages`, over keys and values that are gathered first."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    mixed = varlen_attn(
+        queries_THK.contiguous(),
+        keys_MHK.index_select(0, batch.slots_A),
+        values_MHK.index_select(0, batch.slots_A),
+        batch.bounds_N,
+        batch.key_bounds_N,
+        batch.longest_new,
+        batch.longest,
+        window_size=(-1, 0),
     )
     assert isinstance(mixed, Tensor)
     return mixed
@@ -120,31 +177,46 @@ def attend_pages_plainly(
     return torch.cat(mixed)
 
 
-def can_attend_pages(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> bool:
-    """Whether `attend_pages` works for these heads on this device; tried once."""
+def reading_of(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> Reading:
+    """How sequences of these heads are read on this device; tried once."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return _is_equal_on_trial(device, dtype, heads, width)
+        return "slots"
+    return _reading_by_trial(device, dtype, heads, width)
 
 
 @functools.cache
-def _is_equal_on_trial(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> bool:
+def _reading_by_trial(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> Reading:
     """Two sequences, a chunk of a prompt and a single position, over pages that lie in no order."""
-    batch = PagedBatch.of([[5, 2, 7], [1, 4]], [20, 24], [17, 1]).to(device)
+    pages, before, new = [[5, 2, 7], [1, 4]], [20, 24], [17, 1]
+    batch = PagedBatch.of(pages, before, new).to(device)
     generator = torch.Generator().manual_seed(1)
     queries, keys, values = (
         torch.randn(shape, generator=generator).to(device, dtype)
         for shape in ((18, heads, width), *[(8, PAGE_POSITIONS, heads, width)] * 2)
     )
+    within_P = torch.arange(PAGE_POSITIONS)
+    slots = [
+        (torch.tensor(own)[:, None] * PAGE_POSITIONS + within_P).flatten().to(device)
+        for own in pages
+    ]
+    packed = PackedBatch.of(slots, before, new, device)
     expected = attend_pages_plainly(batch, queries, keys, values)
-    try:
-        found = attend_pages(batch, queries, keys, values)
-    except (RuntimeError, ValueError, ImportError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        log.warning("paged_attention=no heads=%d width=%d reason=%s", heads, width, reason)
-        return False
-    difference = (found - expected).float().abs().max().item()
-    if not difference < TOLERANCE:
-        log.warning("paged_attention=no heads=%d width=%d difference=%g", heads, width, difference)
-        return False
-    return True
+    ways: dict[Reading, Callable[[], Tensor]] = {
+        "pages": lambda: attend_pages(batch, queries, keys, values),
+        "packed": lambda: attend_packed(packed, queries, keys.flatten(0, 1), values.flatten(0, 1)),
+    }
+    for way, call in ways.items():
+        try:
+            difference = (call() - expected).float().abs().max().item()
+        except (RuntimeError, ValueError, ImportError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+        else:
+            if difference < TOLERANCE:
+                log.info("attention=%s heads=%d width=%d", way, heads, width)
+                return way
+            reason = f"it differs by {difference:g} from plain attention"
+        log.info("attention!=%s heads=%d width=%d reason=%s", way, heads, width, reason)
+    log.warning(
+        "attention=slots heads=%d width=%d: one call for each request, slow for many", heads, width
+    )
+    return "slots"

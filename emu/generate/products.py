@@ -27,9 +27,19 @@ class Products:
     def __init__(
         self, language: LanguageModel, max_bytes: int, is_deterministic: bool = False
     ) -> None:
-        """Nothing is copied before `refresh`, and nothing at all beyond `max_bytes`."""
-        self._language, self._max_bytes = language, max_bytes
-        self._usual: Project = steadily_projected if is_deterministic else projected
+        """Nothing is copied before `refresh`, and nothing at all beyond `max_bytes`.
+
+        Where there is a copy, and with `is_deterministic`, all products give a row the same bits whatever rows are
+        beside it; the few that are not copied then take the time of `STEADY_ROWS` rows at least.
+        """
+        self._language = language
+        matrices = _matrices(language)
+        num_bytes = sum(weight.numel() * weight.element_size() for weight in matrices.values())
+        self.is_packed = num_bytes <= max_bytes and all(map(can_be_packed, matrices.values()))
+        """Whether the weights of the layers are copied."""
+        self._usual: Project = (
+            steadily_projected if is_deterministic or self.is_packed else projected
+        )
         self._packed: dict[nn.Module, Tensor] = {}
         self._key = b""
         self._lock = threading.Lock()
@@ -49,18 +59,21 @@ class Products:
         return torch.ops.mkldnn._linear_pointwise(states_TK, packed, None, "none", [], "")
 
     def _pack(self) -> dict[nn.Module, Tensor]:
-        matrices = {
-            module: module.weight.detach()
-            for module in self._language.lm.model.layers.modules()  # the heads are called as modules
-            if type(module) is nn.Linear and module.bias is None
-        }
-        num_bytes = sum(weight.numel() * weight.element_size() for weight in matrices.values())
-        if num_bytes > self._max_bytes or not all(map(can_be_packed, matrices.values())):
+        if not self.is_packed:
             return {}
         return {
             module: torch.ops.mkldnn._reorder_linear_weight(weight, BATCH_HINT)
-            for module, weight in matrices.items()
+            for module, weight in _matrices(self._language).items()
         }
+
+
+def _matrices(language: LanguageModel) -> dict[nn.Module, Tensor]:
+    """The weights of the layers by their modules; the heads are called as modules."""
+    return {
+        module: module.weight.detach()
+        for module in language.lm.model.layers.modules()
+        if type(module) is nn.Linear and module.bias is None
+    }
 
 
 def can_be_packed(weight: Tensor) -> bool:

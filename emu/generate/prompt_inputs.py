@@ -43,10 +43,22 @@ class PromptInputs:
         self.num_hits = 0
         """Those of them whose embeddings were kept from before."""
         self._images: OrderedDict[bytes, Tensor] = OrderedDict()  # least recently used first
+        self._prepared: dict[int, Tensor] = {}
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """The embeddings `TD` of token ids."""
+        if len(ids) == 1 and ids[0] in self._prepared:
+            return self._prepared[ids[0]]
         return self.model.language.embed(torch.tensor(ids, device=self.device))
+
+    def prepare(self, ids: Sequence[int]) -> None:
+        """Embeds in one call the ids that many rows are about to ask for one by one; none ends it."""
+        distinct = list(dict.fromkeys(ids))
+        if not distinct:
+            self._prepared = {}
+            return
+        embeddings_TD = self.model.language.embed(torch.tensor(distinct, device=self.device))
+        self._prepared = dict(zip(distinct, embeddings_TD.split(1), strict=True))
 
     def of(self, rests: Sequence[Rest]) -> list[Tensor]:
         """The inputs `TD` of each rest; images of all of them are encoded together."""

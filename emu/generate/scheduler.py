@@ -26,7 +26,7 @@ from emu.generate.beam import BeamState
 from emu.generate.counters import Counters
 from emu.generate.kv_cache import MAX_IMAGES, Project, run_layers
 from emu.generate.page_pool import PAGE_POSITIONS, PagePool, pages_for
-from emu.generate.paged_attention import can_attend_pages
+from emu.generate.paged_attention import reading_of
 from emu.generate.prefix import ContentKeys, image_key, page_keys, weights_key
 from emu.generate.products import Products
 from emu.generate.prompt_inputs import PromptInputs, Rest
@@ -64,7 +64,8 @@ class ScheduleOptions(Checked):
     deterministic: bool = False
     """In float32 on a CPU, a request gives the same bits whatever runs beside it, prefix hits included.
 
-    It costs time for few rows and for long prompts (docs/decisions/0110)."""
+    That holds without it, too, where the weights are copied (`max_packed_mb`), since it costs nothing there; otherwise
+    it costs time for few rows (docs/decisions/0110)."""
 
 
 class Scheduler:
@@ -89,16 +90,18 @@ class Scheduler:
         self.device = model.ln_visual.weight.device
         weight, sizes = model.ln_visual.weight, model.config.language
         heads = sizes.num_heads
-        is_paged = can_attend_pages(self.device, weight.dtype, heads, sizes.hidden_size // heads)
-        self.pool = PagePool(model.language, options.num_pages, positions_first=is_paged)
+        self._reading = reading_of(self.device, weight.dtype, heads, sizes.hidden_size // heads)
+        self.pool = PagePool(model.language, options.num_pages, self._reading != "slots")
         self._tokenizer = tokenizer
         max_bytes = options.max_packed_mb * 2**20
         self._project = products or Products(model.language, max_bytes, options.deterministic)
+        self.is_steady = options.deterministic or self._project.is_packed
+        """Whether a request gives the same bits whatever runs beside it."""
         # chunks that begin at a multiple of the tile
         whole = max(options.chunk // PAGE_POSITIONS, 1) * PAGE_POSITIONS
-        self._chunk = whole if options.deterministic else options.chunk
-        self._tile = PAGE_POSITIONS if options.deterministic else None
-        num_together = 1 if options.deterministic else MAX_IMAGES
+        self._chunk = whole if self.is_steady else options.chunk
+        self._tile = PAGE_POSITIONS if self.is_steady else None
+        num_together = 1 if self.is_steady else MAX_IMAGES
         self._inputs = PromptInputs(model, options.max_cached_images, num_together)
         self._waiting: deque[RequestState] = deque()
         self._running: list[RequestState] = []
@@ -306,7 +309,7 @@ class Scheduler:
         for span in spans:
             assert span.state.inputs_TD is not None
             inputs.append(span.state.inputs_TD[: span.number])
-        attend = StepAttention(self.pool, spans, self.device, self._tile)
+        attend = StepAttention(self.pool, spans, self.device, self._tile, self._reading)
         positions_T = attend.positions_T().to(self.device)
         project = self._projection(spans)
         return run_layers(self.model.language, torch.cat(inputs), positions_T, attend, project)
@@ -372,11 +375,13 @@ class Scheduler:
             states = [s.state for s, rows in zip(texts, read, strict=True) for _ in rows]
             logits_RW = self._logits(rows_RD, states)
             likeliest, first = logits_RW.argmax(dim=-1).tolist(), 0
+            self._inputs.prepare(likeliest)
             for span, rows in zip(texts, read, strict=True):
                 own = slice(first, first + len(rows))
                 first = own.stop
                 made = span.state.take_logits(logits_RW[own], likeliest[own])
                 outputs += [(span.state, out) for out in made]
+            self._inputs.prepare([])  # weights may change before the next step
             self._counts["tokens"] += len(likeliest)
         self._counts["embeddings"] += len(images)
         return outputs

@@ -1,7 +1,7 @@
 """Attention of one step of the scheduler: the new positions of many sequences, each over its own pages.
 
 Every sequence is one call of torch's attention, which reads its pages in place where they follow each other. On CUDA
-all sequences are one call with a block table, where card and torch allow it (`emu.generate.paged_attention`).
+in half precision all sequences are one call (`emu.generate.paged_attention`).
 
 Shapes: T new positions of all sequences side by side, S positions of a sequence, H heads, K width of a head.
 """
@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from emu.generate.page_pool import PagePool, PageTable
-from emu.generate.paged_attention import PagedBatch, attend_pages
+from emu.generate.paged_attention import (
+    PackedBatch,
+    PagedBatch,
+    Reading,
+    attend_packed,
+    attend_pages,
+)
 from emu.generate.request_state import RequestState
 
 
@@ -58,9 +64,13 @@ class StepAttention:
         spans: Sequence[Span],
         device: torch.device,
         tile: int | None = None,
+        reading: Reading = "slots",
     ) -> None:
-        """With a `tile`, prompts are attended to in tiles that begin at its multiples, so that the sizes of all calls
-        follow from the request alone, not from how its prompt is divided into chunks."""
+        """`reading` fits the layout of the pool.
+
+        With a `tile`, prompts are attended to in tiles that begin at its multiples, so that the sizes of all calls
+        follow from the request alone, not from how its prompt is divided into chunks.
+        """
         self._pool, self._spans = pool, spans
         tables = [_table(span) for span in spans]
         slots = [
@@ -68,13 +78,16 @@ class StepAttention:
             for table, span in zip(tables, spans, strict=True)
         ]
         self._slots_T = torch.cat(slots)
-        self._is_batch_invariant = tile is not None
         self._tiles: list[Tile] = []
-        self._paged: PagedBatch | None = None
-        if pool.positions_first and all(span.state.branches is None for span in spans):
+        self._batch: PagedBatch | PackedBatch | None = None
+        if reading != "slots" and all(span.state.branches is None for span in spans):
             lengths = [span.state.length for span in spans]
             numbers = [span.number for span in spans]
-            self._paged = PagedBatch.of([t.pages for t in tables], lengths, numbers).to(device)
+            if reading == "pages":
+                self._batch = PagedBatch.of([t.pages for t in tables], lengths, numbers).to(device)
+            else:
+                all_slots = [table.slots_S for table in tables]
+                self._batch = PackedBatch.of(all_slots, lengths, numbers, device)
         else:
             self._tiles = [each for span in spans for each in _tiles(span, tile, device)]
 
@@ -92,9 +105,10 @@ class StepAttention:
     ) -> Tensor:
         """As `emu.generate.kv_cache.Attend`."""
         self._pool.write(layer, self._slots_T, keys_THK, values_THK)
-        if self._paged is not None:
-            pages = self._pool.pages(layer)
-            return attend_pages(self._paged, queries_THK, *pages, self._is_batch_invariant)
+        if isinstance(self._batch, PagedBatch):
+            return attend_pages(self._batch, queries_THK, *self._pool.pages(layer))
+        if isinstance(self._batch, PackedBatch):
+            return attend_packed(self._batch, queries_THK, *self._pool.positions(layer))
         mixed_THK = torch.empty_like(queries_THK)
         for tile in self._tiles:
             keys_HSK, values_HSK = self._pool.read(layer, tile.table, tile.length)

@@ -50,10 +50,13 @@ def test_operations_of_an_image_grow_with_its_steps() -> None:
     assert six - four == four - two > 0
 
 
+STEPS = ("text", "visual", "engine_text", "engine_visual")
+
+
 def test_all_lines_are_measured_against_their_limits() -> None:
     first, *rest = list(lines(SMALL))
     assert first["GB_per_s"] > 0 and first["TFLOP_per_s"] > 0
-    assert [line["subject"] for line in rest] == [*["text", "visual"] * 2, "image", "image"]
+    assert [line["subject"] for line in rest] == [*STEPS, *STEPS, "image", "image"]
     assert [line["images"] for line in rest[-2:]] == [1, 4]
     for line in rest:
         assert line["share_of_limit"] > 0

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch.nn import functional
 
 from emu.generate.engine import Engine
 from emu.generate.page_pool import PAGE_POSITIONS, PagePool, pages_for
 from emu.generate.paged_attention import (
+    LONGEST_MULTIPLE,
+    PackedBatch,
     PagedBatch,
+    attend_packed,
     attend_pages,
     attend_pages_plainly,
-    can_attend_pages,
+    reading_of,
 )
 from emu.generate.prompts import TextOptions
 from emu.generate.request_state import Request, RequestState
@@ -80,9 +84,9 @@ def test_the_block_table_says_what_each_position_sees(engine: Engine) -> None:
     pool.write(0, slots_T, keys, values)
     tables = [span.state.table.pages for span in spans]  # type: ignore[union-attr]
     batch = PagedBatch.of(tables, BEFORE, NEW)
-    assert batch.bounds_N.tolist() == [0, 18, 19, 22, 23] and batch.longest_new == 18
-    assert batch.lengths_N.tolist() == [18, 21, 43, 16] and batch.longest == 43
-    assert batch.pages_NP.shape == (4, 3) and batch.pages_NP[3].tolist()[1:] == [0, 0]
+    assert batch.bounds_N.tolist() == [0, 18, 19, 22, 23] and batch.longest_new == 32
+    assert batch.lengths_N.tolist() == [18, 21, 43, 16] and batch.longest == LONGEST_MULTIPLE
+    assert batch.pages_NP.shape == (4, 16) and not batch.pages_NP[3, 1:].any()
     assert all(t.dtype == torch.int32 for t in (batch.bounds_N, batch.lengths_N, batch.pages_NP))
     found = attend_pages_plainly(batch, queries, *pool.pages(0))
     assert torch.allclose(found, expected, atol=1e-6)
@@ -93,20 +97,65 @@ def test_a_table_without_enough_pages_is_an_error() -> None:
         PagedBatch.of([[1]], [PAGE_POSITIONS], [1])
 
 
+def test_packed_positions_are_those_of_the_slots(engine: Engine) -> None:
+    """Plain attention over what `packed` gathers is that of each sequence over its slots."""
+    slots = PagePool(engine.model.language, 12)
+    expected_spans = spans_over(slots, engine)
+    expected = StepAttention(slots, expected_spans, torch.device("cpu"))(
+        0, *filled(slots, expected_spans)
+    )
+    pool = PagePool(engine.model.language, 12, positions_first=True)
+    spans = spans_over(pool, engine)
+    queries, keys, values = filled(pool, spans)
+    tables = [span.state.table.slots_S for span in spans]  # type: ignore[union-attr]
+    new = [
+        table[before:][:number] for table, before, number in zip(tables, BEFORE, NEW, strict=True)
+    ]
+    pool.write(0, torch.cat(new), keys, values)
+    batch = PackedBatch.of(tables, BEFORE, NEW, torch.device("cpu"))
+    assert batch.bounds_N.tolist() == [0, 18, 19, 22, 23] and batch.longest_new == 18
+    assert batch.key_bounds_N.tolist() == [0, 18, 39, 82, 98] and batch.longest == 43
+    assert batch.bounds_N.dtype == batch.key_bounds_N.dtype == torch.int32
+    found = []
+    all_keys, all_values = (each.index_select(0, batch.slots_A) for each in pool.positions(0))
+    for row in range(len(NEW)):
+        own, seen = (
+            slice(*b[row : row + 2].tolist()) for b in (batch.bounds_N, batch.key_bounds_N)
+        )
+        length, number = seen.stop - seen.start, own.stop - own.start
+        mask = torch.ones(number, length, dtype=torch.bool).tril(length - number)
+        query, key, value = (
+            each.transpose(0, 1)[None] for each in (queries[own], all_keys[seen], all_values[seen])
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        found.append(mixed[0].transpose(0, 1))
+    assert torch.allclose(torch.cat(found), expected, atol=1e-6)
+
+
 def test_a_cpu_and_float32_read_slots() -> None:
-    assert not can_attend_pages(torch.device("cpu"), torch.bfloat16, 8, 64)
-    assert not can_attend_pages(torch.device("cuda"), torch.float32, 8, 64)
+    assert reading_of(torch.device("cpu"), torch.bfloat16, 8, 64) == "slots"
+    assert reading_of(torch.device("cuda"), torch.float32, 8, 64) == "slots"
 
 
 @needs_cuda
 @pytest.mark.parametrize("width", [64, 128])
 def test_on_cuda_one_call_gives_what_plain_attention_gives(width: int) -> None:
     device = torch.device("cuda")
-    if not can_attend_pages(device, torch.bfloat16, 8, width):
-        pytest.skip("torch has no attention with pages of 16 positions for this card")
-    batch = PagedBatch.of([[5, 2], [1, 4], [3, 6, 7], [0, 9]], BEFORE, NEW).to(device)
+    reading = reading_of(device, torch.bfloat16, 8, width)
+    assert reading != "slots", "every card with Flash attention reads packed keys"
+    pages = [[5, 2], [1, 4], [3, 6, 7], [0, 9]]
+    batch = PagedBatch.of(pages, BEFORE, NEW).to(device)
     shapes = ((sum(NEW), 8, width), *[(10, PAGE_POSITIONS, 8, width)] * 2)
     queries, keys, values = (torch.randn(s, device=device, dtype=torch.bfloat16) for s in shapes)
-    found = attend_pages(batch, queries, keys, values, is_batch_invariant=False)
     expected = attend_pages_plainly(batch, queries, keys, values)
-    assert (found - expected).float().abs().max() < 3e-2
+    within_R = torch.arange(PAGE_POSITIONS)
+    slots = [
+        (torch.tensor(own)[:, None] * PAGE_POSITIONS + within_R).flatten().to(device)
+        for own in pages
+    ]
+    packed = PackedBatch.of(slots, BEFORE, NEW, device)
+    found = [attend_packed(packed, queries, keys.flatten(0, 1), values.flatten(0, 1))]
+    if reading == "pages":
+        found.append(attend_pages(batch, queries, keys, values))
+    for mixed in found:
+        assert (mixed - expected).float().abs().max() < 3e-2

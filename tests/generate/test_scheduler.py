@@ -23,9 +23,9 @@ from tests.generate.test_adapters import write_adapter
 
 ANSWERS = ["red", "a blue square", "a blue circle", "it is green", "red", "stars"]
 LONG = "what colour is the triangle in the picture? it is green, describe the image in detail. "
-ROUNDING = (
-    1e-3  # what differences by rounding grow to in eight steps of a model with random adapters
-)
+ROUNDING = 1e-3
+"""What differences by rounding grow to in eight steps of a model with random adapters, where the products of a row
+depend on the rows beside it: without packed weights (1e-5 without adapters)."""
 
 
 @dataclass
@@ -142,7 +142,8 @@ def run_schedule(engine: Engine, requests: list[Request], answers: list[Answer],
         chunk=rng.choice((5, 16, 40, 256)),
         max_prompt_positions=rng.choice((20, 64, 512)),
         max_cached_images=rng.choice((0, 1, 8)),
-        deterministic=seed % 4 != 0,
+        deterministic=seed % 4 == 0,
+        max_packed_mb=1024 * (seed % 4 != 1),
     )
     scheduler = engine.scheduler(options)
     arrivals = sorted((rng.randrange(12), rng.randrange(len(requests))) for _ in range(8))
@@ -163,7 +164,7 @@ def run_schedule(engine: Engine, requests: list[Request], answers: list[Answer],
         assert all(state.table is None for state in ended)
         time += 1
         assert time < 2000, "the schedule does not end"
-    tolerance = 0.0 if options.deterministic else ROUNDING
+    tolerance = 0.0 if scheduler.is_steady else ROUNDING
     for number, (_, kind) in enumerate(arrivals):
         if found[number].reason or number not in aborts:
             check_equal(found[number], answers[kind], tolerance)

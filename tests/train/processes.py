@@ -29,9 +29,11 @@ def start(work: Callable[..., Any], *arguments: Any) -> BaseProcess:
     return process
 
 
-def gradients_after(plan: TrainPlan, ranks: Ranks) -> tuple[dict[str, torch.Tensor], StepResult]:
+def gradients_after(
+    plan: TrainPlan, ranks: Ranks, device: torch.device = CPU
+) -> tuple[dict[str, torch.Tensor], StepResult]:
     """Gradients that one step moves the weights by, and what it measured."""
-    model = start_model(plan.model, plan.train, None, CPU)
+    model = start_model(plan.model, plan.train, None, device)
     optimizer = make_optimizer(model, plan.train.optim)
     seen: dict[str, torch.Tensor] = {}
 
@@ -43,7 +45,7 @@ def gradients_after(plan: TrainPlan, ranks: Ranks) -> tuple[dict[str, torch.Tens
     optimizer.register_step_pre_hook(keep)
     batches = open_stream(plan, None, ranks).next_step()
     return seen, Stepper(
-        EmuLosses(model, plan.train.precision), optimizer, plan.train, ranks, CPU
+        EmuLosses(model, plan.train.precision), optimizer, plan.train, ranks, device
     ).step(batches, 0)
 
 
