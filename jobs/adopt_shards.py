@@ -9,17 +9,21 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from pydantic import Field
 
 from jobs.building import build_job, build_runner, build_summary
 from jobs.choices import Choices
+from jobs.cli import OptionError
 from jobs.paths import job_path
 from pipelines.videos.frames import FrameConfig
 from pipelines.videos.process import DecodeLimits
 from schemas.validation import Checked
+
+if TYPE_CHECKING:
+    from pipelines.readers.tars import TarSource
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def adopt(options: AdoptShards) -> str:
     where = job_path(options.out or options.shards)
     source = TarSource((f"{folder}/*.tar",), base=str(Path.cwd()), limit=options.limit)
     clips = VideoContent(options.frames, ImageConfig(side=options.side), options.limits)
+    require_tars(source, folder)
     choices = options.choices
     needs_images = bool(choices.filters or choices.dedup)
     pipeline = choices.applied(adopted.pipeline(source, options.corpus, where, clips, needs_images))
@@ -78,6 +83,23 @@ def adopt(options: AdoptShards) -> str:
         manifest = run(pipeline, where, runner, overwrite=options.overwrite)
     seconds = time.monotonic() - began
     return build_summary(manifest, pipeline.reasons, "samples", where, seconds)
+
+
+def require_tars(source: TarSource, folder: str) -> None:
+    """Raise `OptionError` for a folder without tars; it says where they are, or what to do with loose files."""
+    from pipelines.readers.files import InputError
+
+    try:
+        _ = source.names
+    except InputError as error:
+        below = "" if "://" in folder else next(map(str, Path(folder).glob("**/*.tar")), "")
+        hint = (
+            f"the tars are further below, such as '{below}': adopt that folder"
+            if below
+            else "emu adopt reads webdataset shards; for loose files (output_format=files of img2dataset and "
+            "video2dataset) use emu build laion or emu build webvid with --media"
+        )
+        raise OptionError(f"{error}; {hint}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

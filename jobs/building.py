@@ -254,8 +254,10 @@ def build_summary(
     from schemas.shard import LEDGERS, SHARDS
 
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
-    is_adopted = any(shard.path for shard in manifest.shards)
-    tars = "left where they are" if is_adopted else f"in {out}/{SHARDS}"
+    num_adopted = sum(shard.path is not None for shard in manifest.shards)
+    num_built = len(manifest.shards) - num_adopted
+    tars = [f"{num_adopted:,} left where they are"] if num_adopted else []
+    tars += [f"{num_built:,} in {out}/{SHARDS}"] if num_built or not tars else []
     lines = [
         "",
         *_tally(noun, manifest.records, reasons),
@@ -263,7 +265,7 @@ def build_summary(
         *_tally("links", manifest.links, reasons),
         "",
         *(f"ALARM      {alarm}" for alarm in manifest.alarms),
-        f"shards     {len(manifest.shards):,} {tars} ({size(num_bytes)})",
+        f"shards     {', '.join(tars)} ({size(num_bytes)})",
         f"ledger     {out}/{LEDGERS}",
         f"report     {out}/{REPORT_FILE}",
         f"time       {seconds:.1f} s",

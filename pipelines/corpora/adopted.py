@@ -54,7 +54,9 @@ CARD = Card(
 )
 ADOPT_REASONS: Reasons = {
     **IMAGE_REASONS,
-    "no_image_member": Reason("The sample has no member that is a JPEG, PNG or WebP image."),
+    "no_image_member": Reason(
+        "The sample has no member that is a JPEG, PNG or WebP image, or a video."
+    ),
     "malformed_json": Reason("The JSON member is not JSON."),
     "nested_too_deeply": Reason("The JSON member is nested too deeply."),
     "doubled_field": Reason("The JSON member has a field twice, so its value is ambiguous."),

@@ -51,6 +51,7 @@ LINE_REASONS: Reasons = MappingProxyType(
         "input_corrupt": Reason(
             "The compressed input cannot be decompressed from here on.", is_damage=True
         ),
+        "input_empty": Reason("The input is empty; perhaps its download failed."),
         "not_a_jsonl_member": Reason(
             "The name of this zip member does not end in .jsonl; it was not read."
         ),
@@ -122,6 +123,8 @@ def read_lines(
 def _whole_file(file: BinaryIO, max_bytes: int) -> Line:
     """A `.json` file is one record, whatever lines it has."""
     data = file.read(max_bytes + 1)
+    if not data:
+        return Line(1, 0, b"", "input_empty", "0 bytes")
     if len(data) > max_bytes:
         return Line(1, 0, b"", "record_too_long", f"more than {max_bytes} bytes")
     return Line(1, 0, data)
@@ -187,7 +190,16 @@ def pieces_of(file: BinaryIO, name: str) -> Iterator[Piece]:
         return _gzip_pieces(file)
     if name.endswith(".zip"):
         return _zip_pieces(file)
-    return iter(lambda: file.read(CHUNK_BYTES), b"")
+    return _plain_pieces(file)
+
+
+def _plain_pieces(file: BinaryIO) -> Iterator[Piece]:
+    chunk = file.read(CHUNK_BYTES)
+    if not chunk and not file.tell():
+        yield Broken("input_empty", "0 bytes")
+    while chunk:
+        yield chunk
+        chunk = file.read(CHUNK_BYTES)
 
 
 def _gzip_pieces(file: BinaryIO) -> Iterator[Piece]:
@@ -209,6 +221,8 @@ def _zip_pieces(file: BinaryIO) -> Iterator[Piece]:
         yield _corrupt(error, "the directory of the zip: ")
         return
     with archive:
+        if not archive.infolist():
+            yield Broken("input_empty", "the zip has no member")
         for member in sorted(archive.infolist(), key=lambda m: (m.filename, m.header_offset)):
             if member.is_dir() or member.filename.startswith("__MACOSX/"):
                 continue

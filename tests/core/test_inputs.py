@@ -57,7 +57,7 @@ def write_lines(folder: Path, kind: str) -> str:
     suffix = ".jsonl.gz" if kind == "gz" else ".jsonl"
     for number in range(NUM_FILES):
         rows = [json.dumps({"n": number, "row": row}) for row in range(number % 7)]
-        text = "\n \n".join(rows).encode()
+        text = ("\n \n".join(rows) or "\n").encode()
         data = gzip.compress(text) if kind == "gz" else text
         (folder / f"{number:03d}{suffix}").write_bytes(data)
     return f"{folder}/*{suffix}"

@@ -265,7 +265,7 @@ def test_overwriting_leaves_the_tars(tmp_path: Path) -> None:
     path = tar(tmp_path / "00000.tar", PAIR)
     assert adopt(tmp_path) == 0
     tar(tmp_path / "00001.tar", {"z.jpg": image(), "z.txt": b"z"})
-    assert adopt(tmp_path) == 1, "other inputs than those of the finished dataset"
+    assert adopt(tmp_path) == 2, "other inputs than those of the finished dataset"
     assert adopt(tmp_path, "--overwrite") == 0
     assert path.is_file() and len(manifest(tmp_path).shards) == 2
 

@@ -97,7 +97,7 @@ def test_other_options_are_another_dataset(
     write_tars(tmp_path)
     assert adopt(tmp_path, "--filters", "image_size:min_side=32") == 0
     assert manifest(tmp_path).records.dropped == {"images_too_small": 1}
-    assert adopt(tmp_path, "--dedup", "image") == 1
+    assert adopt(tmp_path, "--dedup", "image") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert adopt(tmp_path, "--dedup", "image", "--overwrite") == 0
     assert manifest(tmp_path).records.dropped == {"duplicate_image": 1}

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -65,7 +66,7 @@ def test_clips_become_frames_with_times_and_captions(tmp_path: Path) -> None:
     assert sample.meta["clip"]["num_frames"] == 8
     assert ledger(tmp_path) == {1: None, 2: "not_a_video"}
     assert exit_code(main, ["inspect", str(tmp_path), "--lint"]) == 0
-    assert adopt(tmp_path, "--corpus", "videos", "--frames.num-frames", "5") == 1, "other frames"
+    assert adopt(tmp_path, "--corpus", "videos", "--frames.num-frames", "5") == 2, "other frames"
 
 
 def test_the_files_of_video2dataset_itself(tmp_path: Path, sample_data: Path) -> None:
@@ -78,6 +79,49 @@ def test_the_files_of_video2dataset_itself(tmp_path: Path, sample_data: Path) ->
     samples = [dataset.sample(0, row) for row in range(len(texts))]
     assert [s.segments[-1].text for s in samples] == texts
     assert all(len(s.images) == 8 for s in samples)
+
+
+def test_a_folder_in_video2datasets_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables and statistics beside the tars, an empty tar, clips with sound beside, without text, sound alone."""
+    folder = tmp_path / "v2d"
+    sound, about = b"\0\0\0 ftypM4A " + bytes(64), b'{"key": "2", "caption": null}'
+    tar(
+        folder / "00000.tar",
+        members("0000000_00000", clip(), "a moving shape")
+        | {"0000000_00001.mp4": clip(1), "0000000_00001.m4a": sound, "0000000_00001.json": about}
+        | {"0000000_00002.m4a": sound, "0000000_00002.txt": b"sound alone"},
+    )
+    tar(folder / "00001.tar", {})
+    rows = [{"videoLoc": "v.mp4", "key": "0000000_00000", "status": "success"}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
+    (folder / "00000_stats.json").write_text('{"count": 3, "successes": 3}')
+    assert adopt(folder, "--frames.num-frames", "2", "--side", "32") == 0
+    assert "1 left where they are, 1 in " in capsys.readouterr().out
+    told = pq.read_table(folder / "ledger/adopted-000000.parquet").to_pylist()
+    assert {r["record"]: r["reason"] for r in told} == {1: None, 2: None, 3: "no_image_member"}
+    samples = [Dataset(folder).sample(0, row) for row in range(2)]
+    assert [[s.kind for s in sample.segments] for sample in samples] == [
+        ["image", "image", "text"],
+        ["image", "image"],
+    ]
+    assert exit_code(main, ["inspect", str(folder), "--lint"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("00000/0000000.mp4", "emu build webvid with --media"), ("a/b/0.tar", "a/b/0.tar': adopt")],
+)
+def test_a_folder_without_tars_is_refused_with_what_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, hint: str
+) -> None:
+    file = tmp_path / "in" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(clip())
+    assert adopt(tmp_path / "in", "--out", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert "no file matches" in error and hint in error and not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def test_values_one_after_the_other_are_records_too(values: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("data", "records"),
     [
-        ("", []),
+        ("", ["input_empty"]),
         (" \n", []),
         ("[]", []),
         ("[ \n ]", []),

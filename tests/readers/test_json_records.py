@@ -24,11 +24,11 @@ def test_a_json_file_is_one_record_whatever_its_lines(tmp_path: Path) -> None:
         '{"x": 2}',
         '{"x": 3}',
         '{"x": 4}',
-        "",
+        None,
         None,
     ]
     assert [row["key"] for row in rows][::4] == ["a-0000001", "d_info-0000001"]
-    assert rows[5]["drop_reason"] == "not_utf8"
+    assert [row["drop_reason"] for row in rows[4:]] == ["input_empty", "not_utf8"]
 
 
 def test_a_json_file_above_the_limit_is_a_record_that_says_so(tmp_path: Path) -> None:
