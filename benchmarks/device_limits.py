@@ -228,15 +228,8 @@ def engine_lines(
         per_request = pages_for(options.num_ids + num_new)
         sizes = ScheduleOptions(num_rows * (per_request + 1), max_rows=num_rows)
         scheduler = Scheduler(model, _tokenizer(), sizes)
-        for _ in range(2):  # the first time kernels are chosen
-            states = [scheduler.submit(request) for request in requests]
-            scheduler.step()
-            while any(state.is_prefill for state in states):
-                scheduler.step()
-            first = scheduler.counters()
-            took = timed(scheduler_run(scheduler), options.device)
-        last_counters = scheduler.counters()
-        made = last_counters.tokens - first.tokens + last_counters.embeddings - first.embeddings
+        engine_steps(scheduler, requests, options.device)  # the first time kernels are chosen
+        made, took = engine_steps(scheduler, requests, options.device)
         head = model.language.lm.lm_head if is_text else model.language.regress_head
         middle = options.num_ids + num_new // 2
         limit = step_limit(model, head, num_rows, middle, bytes_per_s)
@@ -244,14 +237,21 @@ def engine_lines(
         yield _line(subject, made / took, limit, unit) | {"rows": num_rows}
 
 
-def scheduler_run(scheduler: Scheduler) -> Callable[[], None]:
-    """A call that steps until no request runs."""
+def engine_steps(scheduler: Scheduler, requests: list[Request], device: str) -> tuple[int, float]:
+    """How many tokens and embeddings come after the prompts of all, and the seconds that they take."""
+    states = [scheduler.submit(request) for request in requests]
+    scheduler.step()
+    while any(state.is_prefill for state in states):
+        scheduler.step()
 
     def run() -> None:
         while scheduler.num_running:
             scheduler.step()
 
-    return run
+    before = scheduler.counters()
+    took = timed(run, device)
+    after = scheduler.counters()
+    return after.tokens - before.tokens + after.embeddings - before.embeddings, took
 
 
 def _tokenizer() -> EmuTokenizer:

@@ -26,7 +26,7 @@ from emu.generate.beam import BeamState
 from emu.generate.counters import Counters
 from emu.generate.kv_cache import MAX_IMAGES, Project, run_layers
 from emu.generate.page_pool import PAGE_POSITIONS, PagePool, pages_for
-from emu.generate.paged_attention import reading_of
+from emu.generate.paged_attention import Reading, reading_of
 from emu.generate.prefix import ContentKeys, image_key, page_keys, weights_key
 from emu.generate.products import Products
 from emu.generate.prompt_inputs import PromptInputs, Rest
@@ -90,7 +90,9 @@ class Scheduler:
         self.device = model.ln_visual.weight.device
         weight, sizes = model.ln_visual.weight, model.config.language
         heads = sizes.num_heads
-        self._reading = reading_of(self.device, weight.dtype, heads, sizes.hidden_size // heads)
+        self._reading: Reading = reading_of(
+            self.device, weight.dtype, heads, sizes.hidden_size // heads
+        )
         self.pool = PagePool(model.language, options.num_pages, self._reading != "slots")
         self._tokenizer = tokenizer
         max_bytes = options.max_packed_mb * 2**20
