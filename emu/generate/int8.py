@@ -47,14 +47,11 @@ def check_weights(weights: str) -> None:
         raise ValueError(f"weights is {weights!r}, give one of {list(WEIGHTS)}")
 
 
-def round_weights(model: Emu, weights: str) -> None:
-    """Makes the weights of the model, which are full, those of this kind (`WEIGHTS`)."""
-    if weights == "int8":
-        round_to_int8(model)
-
-
-def round_to_int8(model: Emu) -> None:
+def round_to_int8(model: Emu, device: torch.device | str | None = None) -> None:
     """Replaces the linear modules of the language model's layers, in place; the model cannot be trained afterwards.
+
+    With a `device` each module is moved there before it is rounded, and the rest of the model after all: the device
+    never holds more than the rounded layers and the weights of one module in full.
 
     Raises ValueError for a model with an unmerged adapter.
     """
@@ -66,8 +63,12 @@ def round_to_int8(model: Emu) -> None:
     for layer in model.language.lm.model.layers:
         for name, module in list(layer.named_modules()):
             if type(module) is nn.Linear and module.bias is None:
-                layer.set_submodule(name, Int8Linear(module))
+                layer.set_submodule(
+                    name, Int8Linear(module if device is None else module.to(device))
+                )
     model.requires_grad_(False)
+    if device is not None:
+        model.to(device)
 
 
 def has_int8_weights(language: LanguageModel) -> bool:

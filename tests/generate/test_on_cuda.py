@@ -143,6 +143,24 @@ def test_int8_weights_drift_as_on_the_cpu(repository: Path) -> None:
     assert 1e-6 < drift < MAX_DRIFT, drift
 
 
+def test_int8_weights_are_loaded_without_the_full_ones_on_the_card(tiny_dir: Path) -> None:
+    def peak(weights: str) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        engine = emu.load(tiny_dir, "cuda", weights=weights)
+        found = torch.cuda.max_memory_allocated() - before
+        assert engine.generate_ids(["a red circle"], TextOptions(max_new_tokens=4))
+        return found
+
+    full, int8 = peak("full"), peak("int8")
+    layers = emu.load(tiny_dir).model.language.lm.model.layers
+    matrices = [m.weight for m in layers.modules() if isinstance(m, torch.nn.Linear)]
+    saved = 3 * sum(weight.numel() for weight in matrices)  # bytes of float32 less int8
+    largest = max(8 * weight.numel() for weight in matrices)  # one in full, and what rounds it
+    assert int8 < full - saved + 2 * largest
+
+
 def test_text_goes_on_while_an_image_is_decoded_in_its_own_loop(
     cuda: Engine, prompts: list[Prompt]
 ) -> None:
