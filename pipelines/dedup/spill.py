@@ -87,8 +87,13 @@ class Buckets:
         self._folder.rmdir()
 
     def add_by_hash(self, table: pa.Table, hashes: np.ndarray) -> None:
-        """Rows of equal hashes (uint64) come into the same bucket, in their order."""
-        self._add(table, (hashes * _ODD >> np.uint64(40)) % np.uint64(self.count))
+        """Rows of equal hashes (uint64) come into the same bucket, in their order.
+
+        Of a hash any bits may be 0 in all rows, as in a band of one.
+        """
+        # A product has no bit of its factor below it, so those at the top are brought down first.
+        mixed = (hashes ^ (hashes >> np.uint64(32))) * _ODD
+        self._add(table, (mixed >> np.uint64(40)) % np.uint64(self.count))
 
     def add_by_range(self, table: pa.Table, values: np.ndarray, num_values: int) -> None:
         """Rows of values from 0 to `num_values` - 1 come into buckets that are ranges of them, in order."""

@@ -1,6 +1,7 @@
 """Duplicates against a plain loop over all pairs; the result depends on neither the size of buckets nor the shards."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pipelines.dedup import several
 from pipelines.dedup.candidates import NUM_PERMUTATIONS, block_masks
 from pipelines.dedup.finder import EXACT, KINDS, NEAR_IMAGE, NEAR_TEXT, DuplicateFinder
+from pipelines.dedup.spill import Buckets
 from pipelines.dedup.text_signatures import as_matrix
 
 Found = dict[int, tuple[str, int]]
@@ -97,6 +99,18 @@ def test_hashes_within_the_radius_agree_in_a_band(
         (np.uint64(value) ^ np.uint64(other)) & mask == 0 for mask in block_masks(radius, num)
     )
     assert agrees or len(bits) > radius
+
+
+@pytest.mark.parametrize("num_buckets", [2, 8, 10])
+def test_buckets_of_a_band_have_about_as_many_rows(tmp_path: Path, num_buckets: int) -> None:
+    """In a band most bits are 0 in all rows, the lowest too; the memory is that of the largest bucket."""
+    hashes = np.random.default_rng(0).integers(0, 1 << 64, 20_000, np.uint64)
+    for number, mask in enumerate(block_masks(4, 1_000_000)):
+        with Buckets(tmp_path / f"{number}", num_buckets, 1) as buckets:
+            buckets.add_by_hash(pa.table({"value": hashes}), hashes & mask)
+            sizes = [spill.num_rows for spill in buckets.spills]
+        assert sum(sizes) == len(hashes)
+        assert max(sizes) < 1.5 * len(hashes) / num_buckets
 
 
 def test_a_chain_of_near_images_does_not_end_in_one() -> None:
