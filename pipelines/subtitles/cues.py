@@ -9,7 +9,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pipelines.core.pipeline import Reason
+from pipelines.core.pipeline import Reason, Rejected
 
 SUBTITLE_REASONS: Mapping[str, Reason] = MappingProxyType(
     {
@@ -46,7 +46,15 @@ class Subtitles:
 
 
 def subtitles(cues: Iterable[tuple[float, str]], num_unreadable: int = 0) -> Subtitles:
-    """Subtitles of starts in seconds and texts; white space is collapsed, equal starts keep their order."""
+    """Subtitles of starts in seconds and texts; white space is collapsed, equal starts keep their order.
+
+    Raises `Rejected` where there are cues and none could be read.
+    """
+    cues = list(cues)
+    if num_unreadable and not cues:
+        raise Rejected(
+            "subtitles_malformed", f"none of {num_unreadable:,} cues has a text and a start"
+        )
     cleaned = [Cue(start_s, _in_one_line(text)) for start_s, text in cues]
     in_order = sorted((cue for cue in cleaned if cue.text), key=itemgetter(0))
     return Subtitles(tuple(in_order), num_unreadable)

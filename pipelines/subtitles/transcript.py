@@ -31,8 +31,6 @@ def parse_transcript(text: str) -> Subtitles:
 def from_entries(entries: list[Any]) -> Subtitles:
     """The subtitles of the entries of a transcript; raises `Rejected` where none can be read."""
     cues = [cue for cue in map(_cue, entries) if cue is not None]
-    if entries and not cues:
-        raise Rejected("subtitles_malformed", "transcript: no entry has a text and a start")
     return subtitles(cues, len(entries) - len(cues))
 
 

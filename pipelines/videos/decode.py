@@ -99,6 +99,9 @@ def open_clip(body: bytes) -> Clip:
     container: Any
     with _rejected("not_a_video"):
         container = av.open(io.BytesIO(body), metadata_errors="replace")
+    form = container.format.name
+    if form == "image2" or form.endswith("_pipe"):
+        raise Rejected("not_a_video", f"an image ({form})")
     stream = container.streams.best("video")
     if stream is None or stream.disposition & stream.disposition.attached_pic:
         raise Rejected("video_stream_missing")
@@ -113,7 +116,8 @@ def _timeline(container: Any, stream: Any) -> Timeline:
     """What the packets say; none is decoded."""
     with _rejected("video_truncated"):
         packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-    if any(p.is_corrupt for p in packets) or len(packets) < _declared(stream):
+    num_found = _num_reached(packets) if container.format.name == "avi" else len(packets)
+    if any(p.is_corrupt for p in packets) or num_found < _declared(stream):
         detail = f"{len(packets)} of {stream.frames} frames"
         raise Rejected("video_truncated" if packets else "video_without_frames", detail)
     if not packets:
@@ -137,6 +141,13 @@ def _timeline(container: Any, stream: Any) -> Timeline:
 def _declared(stream: Any) -> int:
     """Frames that the file must have: one cut at its end has fewer. Edit lists leave some out, hence a tenth."""
     return math.floor(0.9 * stream.frames)
+
+
+def _num_reached(packets: Sequence[Any]) -> float:
+    """The frames of an AVI file up to the last packet and its typical length: they count empty chunks, which repeat a
+    frame."""
+    last = packets[-1].dts if packets else None
+    return len(packets) if not last or len(packets) < 2 else last + last / (len(packets) - 1)
 
 
 def _length(packet: Any, stream: Any) -> int:

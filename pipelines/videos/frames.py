@@ -59,7 +59,7 @@ class Timeline:
 
     def time_s(self, index: int) -> float:
         """Seconds from the beginning of the presentation to a frame."""
-        return max(round(float(self.pts[index] * self.time_base - self.start_s), 6), 0.0)
+        return max(0.0, round(float(self.pts[index] * self.time_base - self.start_s), 6))
 
     @property
     def duration_s(self) -> float:

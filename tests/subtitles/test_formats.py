@@ -150,6 +150,8 @@ def test_entities_that_expand_are_never_parsed() -> None:
         ('{"error": 404}', "subtitles_malformed"),
         ("{", "subtitles_malformed"),
         ('[{"text": 1}]', "subtitles_malformed"),
+        ('{"events": [{"tStartMs": "a", "segs": [{"utf8": "x"}]}]}', "subtitles_malformed"),
+        ('<transcript><text start="NaN">x</text></transcript>', "subtitles_malformed"),
         ('[{"text": "x", "start": NaN}]', "subtitles_malformed"),
         ("[" * 100_000, "subtitles_malformed"),
     ],

@@ -1,14 +1,17 @@
 """Frames are those that a viewer sees at their times, upright, whichever decoder reads them; else there is a reason."""
 
 import hashlib
+import io
 import random
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image
 
 from pipelines.core.pipeline import Rejected
 from pipelines.images.normalise import ImageConfig
@@ -183,6 +186,42 @@ def test_reordered_frames_without_times_are_refused():
     """AVI has times of decoding alone: no frame is found at its time."""
     with pytest.raises(Rejected, match="video_corrupt"):
         decoded(encode_clip(numbered_frames(18), 12, format="avi"))
+
+
+def avi_with_empty_chunks(num_frames: int = 12, ticks: int = 50) -> bytes:
+    """An AVI file at 600 ticks per second: all but every 50th chunk repeat the frame before them and are empty."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream: Any = container.add_stream("ffv1", rate=12)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 600)
+        for number, pixels in enumerate(numbered_frames(num_frames)):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = number * ticks, Fraction(1, 600)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_empty_chunks_of_avi_are_no_lost_frames(decoder: str):
+    body = avi_with_empty_chunks()
+    with av.open(io.BytesIO(body)) as container:
+        assert container.streams.video[0].frames == 600, "the header counts them"
+    value, frames = decoded(body, decoder, num_frames=4)
+    assert value["num_frames"] == 12
+    assert [number_of(f) for f in frames] == value["frame_index"]
+    with pytest.raises(Rejected, match="video_truncated"):
+        decoded(body[: body.find(b"idx1") * 2 // 3], decoder)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_an_image_is_no_clip(form: str):
+    """A host that has lost a clip may send a placeholder."""
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, form)
+    with pytest.raises(Rejected, match="not_a_video"):
+        decoded(file.getvalue())
 
 
 CLIP = encode_clip(numbered_frames(18), 12)
