@@ -216,8 +216,12 @@ NUM_NAMED = 3
 """Damaged inputs that an error names; the ledger has all."""
 
 
-def nothing_kept(manifest: "Manifest", reasons: "Reasons", noun: str) -> str:
-    """Why a dataset is empty: the commonest reason, of links where any were to be fetched, with a hint."""
+def nothing_kept(manifest: "Manifest", reasons: "Reasons", noun: str, out: str) -> str:
+    """Why a dataset is empty: the commonest reason, of links where any were to be fetched, with one and a hint."""
+    from pipelines.core.storage import Storage
+    from pipelines.publish.lookup import first_link
+    from schemas.validation import shown
+
     records, links = manifest.records, manifest.links
     if not records.total:
         return f"no {noun} were found in the inputs, so the dataset is empty; check the inputs"
@@ -232,7 +236,11 @@ def nothing_kept(manifest: "Manifest", reasons: "Reasons", noun: str) -> str:
     reason, count = max((damaged or tally.dropped).items(), key=lambda item: item[1])
     share = f"all {count:,}" if count == tally.total else f"{count:,} of {tally.total:,}"
     hint = HINTS.get(reason, "the ledger has a row for each")
-    return f"no {noun} were kept, so the dataset is empty; {share} {name}: {reason} ({hint})"
+    link = first_link(Storage(job_path(out)), manifest, reason) if tally is links else None
+    example = f", such as {shown(link)}" if link else ""
+    return (
+        f"no {noun} were kept, so the dataset is empty; {share} {name}: {reason}{example} ({hint})"
+    )
 
 
 def build_summary(
@@ -272,7 +280,7 @@ def build_summary(
     ]
     summary = "\n".join(lines)
     if manifest.records.kept == 0:
-        raise JobError(nothing_kept(manifest, reasons, noun), summary)
+        raise JobError(nothing_kept(manifest, reasons, noun, out), summary)
     if not allow_damaged_inputs:
         way_on = (
             "" if allow_damaged_inputs is None else ", or accept the loss: --allow-damaged-inputs"

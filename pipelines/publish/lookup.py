@@ -130,6 +130,18 @@ def damaged_inputs(storage: Storage, manifest: Manifest, reasons: Reasons, limit
     return list(found.values())
 
 
+def first_link(storage: Storage, manifest: Manifest, reason: str) -> str | None:
+    """The address or path of the first link that was dropped for a reason; None where it is in no ledger."""
+    for shard in manifest.shards:
+        rows = read_parquet(storage, f"{LEDGERS}/{shard.name}.parquet", LEDGER, ("url", "reason"))
+        found = rows.filter(pc.fill_null(pc.equal(rows["reason"], reason), False))[
+            "url"
+        ].drop_null()
+        if len(found):
+            return found[0].as_py()
+    return None
+
+
 def _fate(row: Mapping[str, Any], reasons: Reasons) -> str:
     """Kept, or dropped where and why."""
     if row["status"] == KEPT:

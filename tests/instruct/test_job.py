@@ -68,7 +68,8 @@ def test_real_dialogues_without_their_media_name_each_of_them(
     file = sample_data / "instruct/videochat_qa.json"
     assert run_job("--dialogues", file, "--media", tmp_path, "--out", out) == 1
     assert manifest_of(out).links.dropped == {"media_missing": 20}
-    assert "check --media" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "media_missing, such as 'train2014/COCO_train2014_" in error and "check --media" in error
 
 
 def test_media_that_are_missing_damaged_or_outside_cost_their_dialogue(tmp_path: Path) -> None:

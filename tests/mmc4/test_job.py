@@ -81,7 +81,8 @@ def test_missing_documents_and_strange_folders(tmp_path: Path, capsys: pytest.Ca
     assert run_job("--documents", documents, "--out", out, "--retry-failed") == 2
     assert "no finished dataset" in capsys.readouterr().err
     assert run_job("--documents", documents, "--out", out) == 1
-    assert "all 1 links: low_similarity (--min-similarity" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "all 1 links: low_similarity, such as 'http" in error and "(--min-similarity" in error
     assert run_job("--documents", documents, "--out", out, "--side", 128) == 2
     assert "differs in the configuration" in capsys.readouterr().err
     overwriting = ("--out", out, "--side", 128, "--overwrite")
