@@ -148,9 +148,9 @@ async def refuse(send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def run_app(app: Any, port: int) -> None:
+def run_app(app: Any, port: int, num_young: int | None = MANY) -> None:
     """Runs an application in this process, which is set as those of `emu serve` are."""
-    prepare_process(MANY)
+    prepare_process(num_young)
     uvicorn.run(app, port=port, log_level="error", lifespan="off", access_log=False)
 
 
@@ -178,7 +178,7 @@ def serve_model(port: int, model: str) -> None:
     engine = emu.load(model)
     card = ModelCard.of(Path(model), engine.config)
     api = build_api(LocalBackend(engine, 4), card, Limits())
-    run_app(api, port)
+    run_app(api, port, None)
 
 
 class Server:

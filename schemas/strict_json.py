@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "bad_unicode": "A string or a name holds half of a surrogate pair, which is not a character.",
         "not_finite": "A number is NaN, infinite, or too large for a float.",
         "number_too_long": "A whole number has more digits than allowed.",
+        "too_many_fields": "An object has more fields than allowed.",
     }
 )
 """Why a document is refused: reason -> one sentence for a person."""
@@ -74,9 +76,11 @@ def loads(
     document: str | bytes,
     max_digits: int = MAX_DIGITS,
     tolerated: frozenset[str] = frozenset(),
+    max_fields: int | None = None,
 ) -> Any:
     """The value of a JSON document; bytes are UTF-8, with or without a byte order mark.
 
+    `max_fields` limits the fields of each object in a document that does not consist of few long strings.
     `tolerated` may hold `not_finite` and `bad_unicode`: such values are then read as Python reads them. That is for
     readers that check the fields they use and must not refuse a document for a field they ignore.
 
@@ -90,7 +94,7 @@ def loads(
             return quick
     text = document if isinstance(document, str) else _decoded(document)
     assert tolerated <= {"not_finite", "bad_unicode"}, tolerated
-    hooks = _Hooks(max_digits, "not_finite" in tolerated)
+    hooks = _Hooks(max_digits, "not_finite" in tolerated, max_fields)
     try:
         value = json.loads(
             text,
@@ -154,11 +158,15 @@ class _Refused:
 class _Hooks:
     """What `json.loads` calls for each part; a refused part is marked, since its path is not known yet."""
 
-    def __init__(self, max_digits: int, allows_infinity: bool) -> None:
+    def __init__(self, max_digits: int, allows_infinity: bool, max_fields: int | None) -> None:
         self.max_digits, self.allows_infinity = max_digits, allows_infinity
+        self.max_fields = max_fields or sys.maxsize
         self.found = False
 
-    def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Refused:
+        if len(pairs) > self.max_fields:
+            detail = f"has {len(pairs):,} fields, the limit is {self.max_fields:,}"
+            return self._refused("too_many_fields", detail)
         values = dict(pairs)
         if len(values) < len(pairs):
             twice = self._refused("doubled_field", "appears twice in the same object; give it once")

@@ -45,6 +45,8 @@ from emu.serve.routes import chat, completions, images, models, scores, status
 from emu.serve.server import ClientGone, Server
 
 log = logging.getLogger(__name__)
+MAX_PATH = 200
+"""Characters of a path that an error repeats."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def response_of(http: Request, error: Exception) -> Response:
     if isinstance(error, ClientGone):
         return Response(status_code=NOBODY_READS)
     if isinstance(error, HTTPException):
-        message = f"{http.method} {http.url.path}: {error.detail}"
+        message = f"{http.method} {http.url.path[:MAX_PATH]}: {error.detail}"
         return error_response(ErrorResponse(error.status_code, message))
     log.error("request=failed", exc_info=error)
     return failed()

@@ -121,7 +121,7 @@ def validation_error(errors: Sequence[Any], known: Mapping[str, Sequence[str]]) 
 def unknown_field(path: Sequence[str], known: Mapping[str, Sequence[str]]) -> ApiError:
     """The error for an unknown field, with the known one that is most similar."""
     name, parents = path[-1], [part for part in path[:-1] if not part.isdigit()]
-    names = known[parents[-1] if parents else ""]
+    names = next((known[part] for part in reversed(parents) if part in known), known[""])
     near = nearest(name, names)
     hint = f"; did you mean {near}?" if near else ""
     if not near and parents:
@@ -141,14 +141,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 def field_path(loc: Sequence[int | str]) -> list[str]:
     """The path of the field, without the branches of unions that pydantic inserts."""
     parts: list[str] = []
-    in_list = False  # right after `list[…]` come an index and the tag of the part
+    has_tag = False  # after `list[…]` and `parts` come an index and the tag of the part
     for part in loc:
-        if isinstance(part, str) and (part == "str" or part.startswith("list[")):
-            in_list = part != "str"
-        elif isinstance(part, str) and in_list:
-            in_list = False
+        if isinstance(part, str) and (part == "str" or part.startswith(("list[", "tagged-union["))):
+            has_tag = part != "str"
+        elif isinstance(part, str) and has_tag:
+            has_tag = False
         else:
             parts.append(str(part))
+            has_tag = has_tag or part == "parts"
     return parts
 
 

@@ -116,14 +116,17 @@ class ImagePosition(Strict):
     index: int = Field(ge=0)
 
 
+ReplyPart = Annotated[TextPart | ImagePosition, Field(discriminator="type")]
+
+
 class Message(Strict):
     """One turn of a conversation. `images` and `parts` are those of a reply that is sent back."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[Part], Field(min_length=1, fail_fast=True)] | None
     name: str | None = None  # OpenAI's field; has no effect
-    images: list[ImagePart] | None = None
-    parts: list[Annotated[TextPart | ImagePosition, Field(discriminator="type")]] | None = None
+    images: Annotated[list[ImagePart], Field(fail_fast=True)] | None = None
+    parts: Annotated[list[ReplyPart], Field(fail_fast=True)] | None = None
 
 
 NEVER = 2**31  # positions: more than any model has
@@ -157,7 +160,7 @@ class TextRequest(Strict):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: Seed | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     n: int | None = Field(default=None, ge=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -200,7 +203,9 @@ class ChatRequest(TextRequest):
     """The body of `POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, fail_fast=True)
-    modalities: list[Literal["text", "image"]] | None = Field(default=None, min_length=1)
+    modalities: list[Literal["text", "image"]] | None = Field(
+        default=None, min_length=1, fail_fast=True
+    )
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)

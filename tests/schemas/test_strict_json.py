@@ -154,3 +154,10 @@ def test_tolerated_values_are_read_as_python_reads_them_and_the_others_refused()
         assert caught.value.reason == reason
     with pytest.raises(JsonError, match="twice"):
         loads('{"a": 1, "a": NaN}', tolerated=frozenset({"not_finite"}))
+
+
+def test_the_fields_of_an_object_can_be_limited() -> None:
+    text = '{"m": [{"a": 1, "b": 2}, {"a": 1, "b": 2, "c": 3}]}'
+    assert loads(text, max_fields=3) == json.loads(text)
+    error = refused(text, max_fields=2)
+    assert str(error) == "m.1 has 3 fields, the limit is 2" and error.reason == "too_many_fields"

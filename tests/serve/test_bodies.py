@@ -185,10 +185,10 @@ def test_a_compressed_body_is_refused(caller: Caller) -> None:
     assert status == 415 and "'gzip'" in text
 
 
-def test_a_million_wrong_values_are_refused_at_once(caller: Caller) -> None:
-    status, param, _ = error_of(caller.send({"messages": [1] * 1_000_000}))
+def test_many_wrong_values_are_refused_at_once(caller: Caller) -> None:
+    status, param, _ = error_of(caller.send({"messages": [1] * 90_000}))
     assert (status, param) == (400, "messages.0")
-    status, param, _ = error_of(caller.ask([{"type": "text"}] * 100_000))
+    status, param, _ = error_of(caller.ask([{"type": "text"}] * 40_000))
     assert (status, param) == (400, "messages.0.content.0.text")
 
 

@@ -138,7 +138,7 @@ def test_a_damaged_image_is_named(caller: Caller, photo_png: bytes) -> None:
         (b"", "0 bytes"),
         (b'{"seed": NaN}', "NaN"),
         (b"\xff\xfe{}", "byte 0xff at index 0 is not UTF-8"),
-        (b"[" * 200_000, "nested too deeply"),
+        (b"[" * 90_000, "nested too deeply"),
         (b'{"messages":[{"role":"user","content":"\\ud800"}]}', "not valid Unicode"),
         (b'{"max_tokens": ' + b"9" * 5000 + b"}", "5,000 digits, the limit is 100"),
     ],
@@ -147,6 +147,75 @@ def test_invalid_bodies_are_answered(caller: Caller, body: bytes, words: str) ->
     response = caller.client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     status, _, text = error_of(response)
     assert status == 400 and words in text
+
+
+ONE = '{"messages": [{"role": "user", "content": "a"%s}]%s}'
+LISTED = "1," * 90_000 + "1"
+FIELDS = ",".join(f'"k{number}": 1' for number in range(90_000))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        (CHAT, ONE % ("", f', "stop": [{LISTED}]'), "stop.0", "is 1, give a string"),
+        (CHAT, ONE % ("", f', "modalities": [{LISTED}]'), "modalities.0", "is 1, give one of"),
+        (CHAT, ONE % (f', "images": [{LISTED}]', ""), "messages.0.images.0", "an object"),
+        (CHAT, ONE % (f', "parts": [{LISTED}]', ""), "messages.0.parts.0", "an object"),
+        (CHAT, ONE % ("", f', "tools": [{LISTED}]'), "tools", "accepts only []"),
+        (CHAT, ONE % ("", f", {FIELDS}"), None, "the body has 90,001 fields, the limit is 1,000"),
+        (CHAT, ONE % (f", {FIELDS}", ""), "messages.0", "has 90,002 fields"),
+        ("/v1/completions", f'{{"prompt": ["a", {LISTED}]}}', "prompt.0", 'is "a", give'),
+        ("/v1/completions", f'{{"prompt": [[1.5], {LISTED}]}}', "prompt.0.0", "whole number"),
+        ("/v1/rank", f'{{"prompt": "a", "candidates": [{LISTED}]}}', "candidates.0", "is 1"),
+        ("/v1/embeddings", f'{{"input": [{LISTED}]}}', "input.0", "is 1, give"),
+    ],
+)
+def test_many_wrong_values_are_refused_by_the_first(
+    caller: Caller, path: str, body: str, param: str | None, words: str
+) -> None:
+    response = caller.client.post(path, content=body, headers={"Content-Type": "application/json"})
+    status, got_param, text = error_of(response)
+    assert (status, got_param) == (400, param) and words in text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("unit", ["1,", "[],", "{},", "[", '{"a":1},'])
+def test_more_values_than_a_request_needs_are_refused_unread(caller: Caller, unit: str) -> None:
+    body = '{"messages": [' + unit * 1_000_000 + "1]}"
+    response = caller.client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    status, param, text = error_of(response)
+    assert (status, param) == (413, None)
+    assert "commas and opening brackets, the limit is 100,000" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "a", "parts": ["PART"]}]},
+            "messages.0.parts.0.x",
+        ),
+        (CHAT, {"messages": [{"role": "user", "content": ["PART"]}]}, "messages.0.content.0.x"),
+        ("/v1/embeddings", {"input": ["PART"]}, "input.0.x"),
+        ("/v1/embeddings", {"input": [["PART"]]}, "input.0.0.x"),
+        ("/v1/rank", {"prompt": ["PART"], "candidates": ["a"]}, "prompt.0.x"),
+    ],
+)
+def test_an_unknown_field_of_a_part_is_named_wherever_parts_stand(
+    caller: Caller, path: str, body: dict[str, Any], param: str
+) -> None:
+    part = '{"type": "text", "text": "a", "x": 1}'
+    text = json.dumps(body).replace('"PART"', part)
+    response = caller.client.post(path, content=text, headers={"Content-Type": "application/json"})
+    status, got_param, message = error_of(response)
+    assert (status, got_param) == (400, param) and "is not a known field" in message
+
+
+def test_a_long_path_is_cut_in_the_error(caller: Caller) -> None:
+    status, _, message = error_of(caller.client.get("/v2/" + "x" * 5000))
+    assert status == 404 and len(message) < 300
 
 
 def test_wrong_paths_methods_and_types_have_the_same_form(caller: Caller) -> None:

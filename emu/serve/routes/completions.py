@@ -45,8 +45,8 @@ class CompletionRequest(TextRequest):
     prompt: (
         str
         | Ids
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Ids], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
     )
     max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
