@@ -41,10 +41,10 @@ record to its row in the ledger.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -129,6 +129,10 @@ SAMPLES = TableSpec(
 )
 
 
+CANONICAL_META = pa.field("meta", pa.string(), metadata={b"emu.json": b"canonical"})
+"""The column `meta` where every text in it is `CanonicalJson`. A column that takes its place is a field of its own."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """One element of a sample: a text, or the encoded bytes of an image."""
@@ -175,6 +179,31 @@ class Segment:
 
 _SEGMENT_FIELDS = tuple(SEGMENT_TYPE.names)
 _segment_values = itemgetter(*_SEGMENT_FIELDS)
+
+
+Encoded = bytes | memoryview
+
+
+class Segments(NamedTuple):
+    """The segments of a sample as columns: three of all segments, one of the texts, four of the images, in order."""
+
+    is_image: Sequence[bool]
+    times: Sequence[float | None]
+    roles: Sequence[str | None]
+    texts: Sequence[str]
+    images: Sequence[Encoded]
+    formats: Sequence[str]
+    widths: Sequence[int]
+    heights: Sequence[int]
+
+    @property
+    def is_pair(self) -> bool:
+        """One image and one text, without time or role."""
+        return (
+            len(self.is_image) == 2
+            and len(self.images) == 1
+            and self.times[0] is self.times[1] is self.roles[0] is self.roles[1] is None
+        )
 
 
 @dataclass(frozen=True)
@@ -254,9 +283,18 @@ _CANONICAL = json.JSONEncoder(
 )
 
 
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and without spaces, NaN or infinities: equal values, equal bytes."""
-    return _CANONICAL.encode(value)
+class CanonicalJson(str):
+    """A text that `canonical_json` made: whoever holds one need not make it again to be certain of its form."""
+
+    __slots__ = ()
+
+
+def canonical_json(value: Any) -> CanonicalJson:
+    """JSON with sorted keys and without spaces, NaN or infinities: equal values, equal bytes.
+
+    The names in `value` are strings, as everywhere in this project.
+    """
+    return CanonicalJson(_CANONICAL.encode(value))
 
 
 def _problem(segment: Segment) -> str | None:

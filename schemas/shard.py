@@ -25,8 +25,16 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from schemas.sample import SAMPLE_VERSION, Sample, Segment, check_sample, checked_meta
-from schemas.tar_writer import Encoded, SegmentValues, TarWriter, members_of, row_of
+from schemas.sample import (
+    SAMPLE_VERSION,
+    Encoded,
+    Sample,
+    Segment,
+    Segments,
+    check_sample,
+    checked_meta,
+)
+from schemas.tar_writer import TarWriter, members_of, row_of
 from schemas.validation import SchemaError
 
 SHARDS, INDEXES, LEDGERS, FEATURES = "shards", "index", "ledger", "features"
@@ -46,7 +54,7 @@ def write_tar(file: BinaryIO, samples: Iterable[Sample], shard: str) -> list[dic
     for sample in samples:
         meta = checked_meta(sample)
         scores = sample.meta.get("scores") or {}
-        writer.add(sample.key, sample.corpus, _values(sample), meta, scores)
+        writer.add(sample.key, sample.corpus, _columns(sample), meta, scores)
     return writer.end()
 
 
@@ -74,14 +82,26 @@ def read_tar(file: BinaryIO, name: str = "tar") -> Iterator[Sample]:
 
 def encode_members(sample: Sample) -> list[tuple[str, Encoded]]:
     """The tar members of a sample as (suffix, bytes), in the order of the layout; raises as `check_sample`."""
-    return members_of(sample.key, sample.corpus, _values(sample), checked_meta(sample))
+    return members_of(sample.key, sample.corpus, _columns(sample), checked_meta(sample))
 
 
-def _values(sample: Sample) -> list[SegmentValues]:
-    return [
-        (s.kind, s.text, s.image, s.format, s.width, s.height, s.time_s, s.role)
-        for s in sample.segments
-    ]
+def _columns(sample: Sample) -> Segments:
+    segments, images = sample.segments, sample.images
+    return Segments(
+        is_image=[s.kind == "image" for s in segments],
+        times=[None if s.time_s is None else _number(s.time_s) for s in segments],
+        roles=[s.role for s in segments],
+        texts=[s.text or "" for s in segments if s.kind == "text"],
+        images=[s.image or b"" for s in images],
+        formats=[s.format or "" for s in images],
+        widths=[s.width or 0 for s in images],
+        heights=[s.height or 0 for s in images],
+    )
+
+
+def _number(value: float) -> float:
+    """A number as JSON has it; those of NumPy and true or false print otherwise."""
+    return float(value) if isinstance(value, float) else int(value)
 
 
 def decode_members(key: str, members: Mapping[str, bytes], name: str = "tar") -> Sample:
@@ -131,7 +151,7 @@ def _segment(entry: Mapping[str, Any], members: Mapping[str, bytes], where: str)
 def index_row(sample: Sample, shard: str, places: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of the index (see `schemas.tables.INDEX`) of a sample whose members are at `places`."""
     scores = sample.meta.get("scores") or {}
-    return row_of(sample.key, shard, _values(sample), scores, places)
+    return row_of(sample.key, shard, _columns(sample), scores, places)
 
 
 def tar_bytes(samples: Iterable[Sample], shard: str) -> tuple[bytes, list[dict[str, Any]]]:

@@ -5,26 +5,22 @@
     rows = writer.end()
 
 The values of samples are checked before they come here (`schemas.sample.checked_meta`, or a whole table at a time).
-Frames of storyboards are 2 kB each: what is done per member costs as much as their pixels, so the JSON of segments is
-put together from its pieces, and bytes are written in blocks of about a megabyte.
+Frames of storyboards are 2 kB each: what is done per member costs as much as their pixels. So segments come as columns,
+their JSON is put together from its pieces, what recurs in headers is kept, and bytes are written in large blocks.
 """
 
 import hashlib
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any, BinaryIO
 
-from schemas.sample import SAMPLE_VERSION
+from schemas.sample import SAMPLE_VERSION, Encoded, Segments
 
 BLOCK = tarfile.BLOCKSIZE
-_BYTES_AT_ONCE = 1 << 20
-
-Encoded = bytes | memoryview
-SegmentValues = tuple[
-    str, str | None, Encoded | None, str | None, int | None, int | None, float | None, str | None
-]
-"""The fields of `schemas.sample.SEGMENT_TYPE`, in order."""
+_BYTES_AT_ONCE = 1 << 18
+"""Few enough to be in the cache of a core when they are hashed and written."""
 
 
 class TarWriter:
@@ -42,12 +38,7 @@ class TarWriter:
         self._num_written = self._position = 0
 
     def add(
-        self,
-        key: str,
-        corpus: str,
-        segments: Sequence[SegmentValues],
-        meta: str,
-        scores: Mapping[str, Any],
+        self, key: str, corpus: str, segments: Segments, meta: str, scores: Mapping[str, Any]
     ) -> None:
         """Write a sample.
 
@@ -59,14 +50,18 @@ class TarWriter:
             scores: the field `scores` of the meta.
         """
         places = []
+        begin = f"{key}.".encode()
+        begin_sum, position = sum(begin), self._position
         for suffix, data in members_of(key, corpus, segments, meta):
             size = len(data)
-            padding = -size % BLOCK
-            self._pieces += (header(f"{key}.{suffix}", size), data, bytes(padding))
-            places.append({"name": suffix, "offset": self._position + BLOCK, "size": size})
-            self._position += BLOCK + size + padding
+            padding = _PADDINGS[-size % BLOCK]
+            self._pieces += (_header(begin, begin_sum, suffix, size), data, padding)
+            position += BLOCK
+            places.append({"name": suffix, "offset": position, "size": size})
+            position += size + len(padding)
+        self._position = position
         self._rows.append(row_of(key, self._shard, segments, scores, places))
-        if self._position - self._num_written >= _BYTES_AT_ONCE:
+        if position - self._num_written >= _BYTES_AT_ONCE:
             self._write()
 
     def end(self) -> list[dict[str, Any]]:
@@ -81,104 +76,116 @@ class TarWriter:
         self._num_written = self._position
 
 
-def members_of(
-    key: str, corpus: str, segments: Sequence[SegmentValues], meta: str
-) -> list[tuple[str, Encoded]]:
+def members_of(key: str, corpus: str, segments: Segments, meta: str) -> list[tuple[str, Encoded]]:
     """The tar members of a sample as (suffix, bytes), in the order of the layout."""
-    if _is_pair(segments):
-        image, text = sorted(segments, key=lambda values: values[0])  # by kind
-        suffix = str(image[3])
-        described = [_described(s, suffix if s[0] == "image" else "txt") for s in segments]
-        document = _document(key, corpus, described, meta)
-        return [(suffix, image[2] or b""), ("txt", (text[1] or "").encode()), ("json", document)]
-    images = [(f"{n}.{s[3]}", s[2] or b"") for n, s in enumerate(_images(segments))]
-    names = iter(images)
-    described = [_described(s, next(names)[0] if s[0] == "image" else None) for s in segments]
-    return [("json", _document(key, corpus, described, meta)), *images]
+    if segments.is_pair:
+        (suffix,), (image,), (text,) = segments.formats, segments.images, segments.texts
+        document = _document(key, corpus, _described(segments, (suffix,), "txt"), meta)
+        return [(suffix, image), ("txt", text.encode()), ("json", document)]
+    suffixes = [f"{n}.{format}" for n, format in enumerate(segments.formats)]
+    document = _document(key, corpus, _described(segments, suffixes), meta)
+    return [("json", document), *zip(suffixes, segments.images, strict=True)]
 
 
 def row_of(
     key: str,
     shard: str,
-    segments: Sequence[SegmentValues],
+    segments: Segments,
     scores: Mapping[str, Any],
     places: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The row of the index (see `schemas.tables.INDEX`) of a sample whose members are at `places`."""
-    texts = [s[1] or "" for s in segments if s[0] == "text"]
-    images = list(_images(segments))
+    texts = segments.texts
+    ended = "\0".join([*texts, ""])
     return {
         "key": key,
         "shard": shard,
         "members": places,
-        "num_segments": len(segments),
-        "num_images": len(images),
+        "num_segments": len(segments.is_image),
+        "num_images": len(segments.images),
         "text_length": sum(map(len, texts)),
-        "image_widths": [s[4] for s in images],
-        "image_heights": [s[5] for s in images],
-        "image_sha256": [hashlib.sha256(s[2] or b"").hexdigest() for s in images],
-        "text_sha256": hashlib.sha256("".join(f"{t}\0" for t in texts).encode()).hexdigest(),
+        "image_widths": segments.widths,
+        "image_heights": segments.heights,
+        "image_sha256": [_sha256(image).hexdigest() for image in segments.images],
+        "text_sha256": _sha256(ended.encode()).hexdigest(),
         "scores": sorted((name, float(value)) for name, value in scores.items()),
     }
 
 
-def _images(segments: Sequence[SegmentValues]) -> Iterator[SegmentValues]:
-    return (s for s in segments if s[0] == "image")
+_sha256 = hashlib.sha256
 
 
-def _is_pair(segments: Sequence[SegmentValues]) -> bool:
-    """One image and one text, without time or role."""
-    if len(segments) != 2 or segments[0][0] == segments[1][0]:
-        return False
-    return all(time_s is None and role is None for *_, time_s, role in segments)
+def _described(segments: Segments, members: Sequence[str], text_member: str | None = None) -> str:
+    """The canonical JSON of the segments: names in the order of the alphabet, no spaces.
+
+    Args:
+        segments: of a sample.
+        members: of its images.
+        text_member: of its text, if that is not in the JSON itself.
+    """
+    images = zip(members, segments.heights, segments.widths, strict=True)
+    texts = iter(segments.texts)
+    found = []
+    for is_image, time_s, role in zip(
+        segments.is_image, segments.times, segments.roles, strict=True
+    ):
+        time = "" if time_s is None else f',"time_s":{time_s!r}'
+        more = time if role is None else f',"role":"{role}"{time}'
+        if is_image:
+            member, height, width = next(images)
+            found.append(
+                f'{{"height":{height},"kind":"image","member":"{member}"{more},"width":{width}}}'
+            )
+        elif text_member is not None:
+            found.append(f'{{"kind":"text","member":"{text_member}"{more}}}')
+        else:
+            begin = "" if role is None else f',"role":"{role}"'
+            text = encode_basestring(next(texts))
+            found.append(f'{{"kind":"text"{begin},"text":{text}{time}}}')
+    return ",".join(found)
 
 
-def _described(segment: SegmentValues, member: str | None) -> str:
-    """The canonical JSON of a segment: names in the order of the alphabet, no spaces."""
-    kind, text, _, _, width, height, time_s, role = segment
-    more = "" if role is None else f',"role":"{role}"'
-    time = "" if time_s is None else f',"time_s":{_number(time_s)}'
-    if kind == "image":
-        return (
-            f'{{"height":{height},"kind":"image","member":"{member}"{more}{time},"width":{width}}}'
-        )
-    if member is not None:
-        return f'{{"kind":"text","member":"{member}"{more}{time}}}'
-    return f'{{"kind":"text"{more},"text":{encode_basestring(text or "")}{time}}}'
-
-
-def _number(value: float) -> str:
-    return float.__repr__(value) if isinstance(value, float) else int.__repr__(value)
-
-
-def _document(key: str, corpus: str, described: Sequence[str], meta: str) -> bytes:
+def _document(key: str, corpus: str, described: str, meta: str) -> bytes:
     """Canonical JSON; keys and names of corpora have nothing to escape."""
-    segments = ",".join(described)
     return (
         f'{{"corpus":"{corpus}","key":"{key}","meta":{meta},"schema":"sample/{SAMPLE_VERSION}",'
-        f'"segments":[{segments}]}}'
+        f'"segments":[{described}]}}'
     ).encode()
 
 
-def header(name: str, size: int) -> bytes:
+def _header(begin: bytes, begin_sum: int, suffix: str, size: int) -> bytes:
     """The ustar header of a member, as `TarInfo.tobuf` writes it, with fixed time, owner and mode.
 
-    It is put together here for names of up to 99 characters, in a tenth of the time.
+    It is put together here for ASCII names of up to 99 characters, in a tenth of the time.
+
+    Args:
+        begin: of the name.
+        begin_sum: the sum of its bytes.
+        suffix: the rest of the name.
+        size: of the member in bytes.
     """
-    encoded = name.encode()
-    if len(encoded) > 99 or not name.isascii() or size >= 8**11:
-        return _whole_header(name, size)
+    end, end_sum = _encoded(suffix)
+    name = begin + end
+    if len(name) > 99 or not name.isascii() or size >= 8**11:
+        return _whole_header(name.decode(), size)
     octal = b"%011o" % size
     # The checksum counts its own field as blanks (POSIX.1-1988, ustar).
-    checksum = _EMPTY_SUM + sum(encoded) + sum(octal)
+    checksum = _EMPTY_SUM + begin_sum + end_sum + sum(octal)
     return b"%b%b%b%b%06o%b" % (
-        encoded.ljust(100, b"\0"),
-        _EMPTY_HEADER[100:124],
+        name.ljust(100, b"\0"),
+        _BEFORE_SIZE,
         octal,
-        _EMPTY_HEADER[135:148],
+        _BEHIND_SIZE,
         checksum,
         _BEHIND_SUM,
     )
+
+
+@lru_cache(4096)
+def _encoded(suffix: str) -> tuple[bytes, int]:
+    """The bytes of a suffix and their sum; a shard has few different ones."""
+    encoded = suffix.encode()
+    return encoded, sum(encoded)
 
 
 def _whole_header(name: str, size: int) -> bytes:
@@ -187,6 +194,8 @@ def _whole_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
+_PADDINGS = [bytes(size) for size in range(BLOCK)]
 _EMPTY_HEADER = _whole_header("", 0)
+_BEFORE_SIZE, _BEHIND_SIZE = _EMPTY_HEADER[100:124], _EMPTY_HEADER[135:148]
 _BEHIND_SUM = b"\0 " + _EMPTY_HEADER[156:]
 _EMPTY_SUM = sum(_EMPTY_HEADER[:148]) + 8 * 0x20 + sum(_EMPTY_HEADER[156:]) - 11 * 0x30

@@ -33,7 +33,12 @@ from schemas.sample import canonical_json
 PROJECT = ("pipelines", "schemas", "emu")
 """Packages whose imports are followed wherever they are installed."""
 CORE = "pipelines.core"
-ENGINE = (f"{CORE}.stage_runner", f"{CORE}.contracts", f"{CORE}.division")
+ENGINE = (
+    f"{CORE}.stage_runner",
+    f"{CORE}.publishing",
+    f"{CORE}.contracts",
+    f"{CORE}.division",
+)
 CORPORA = "pipelines.corpora"
 _SHOWN = 5
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))

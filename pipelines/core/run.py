@@ -28,6 +28,7 @@ from pipelines.core.pipeline import (
     Pipeline,
     ShardPlan,
 )
+from pipelines.core.publishing import operators
 from pipelines.core.resume import RunRequest, decide
 from pipelines.core.stage_runner import (
     ExtensionWork,
@@ -35,7 +36,6 @@ from pipelines.core.stage_runner import (
     Operator,
     Runner,
     load_input,
-    operators,
 )
 from pipelines.core.storage import Storage
 from pipelines.core.validate import check_dataset
@@ -204,7 +204,7 @@ class _Build:
         if self.plan.redo is not None and first == self.workspace.last_level:
             # From here on published files change: the dataset is not whole until the end.
             self.storage.delete(MANIFEST_FILE)
-        chosen = operators(self.pipeline, self.workspace)[first - 1 : last]
+        chosen = operators(self.pipeline, self.workspace, first, last)
         label = " > ".join(o.name for o in chosen)
         results = self.runner.run(chosen, pending)
         shards = _sizes(active)

@@ -2,21 +2,19 @@
 
 A stage applies its steps to the table of a shard; each step is checked against the rules of `contracts`, and what
 it dropped moves from the table into the ledger. A barrier applies what it planned over the whole dataset. Publishing
-writes the tar, the index and the ledger. Each operator commits its output before the next one reads it, so that a
-runner only has to pass on the names of shards.
+stands in `publishing`. Each operator commits its output before the next one reads it, so that a runner only has to
+pass on the names of shards.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.core.contracts import (
-    ABOUT_KEY,
     FIXED,
     READ,
     ErrorContext,
@@ -26,8 +24,6 @@ from pipelines.core.contracts import (
     all_match,
     counted,
     dropped_before,
-    in_order,
-    kept_rows,
     link_rows,
     merged,
     record_rows,
@@ -45,25 +41,20 @@ from pipelines.core.pipeline import (
     Extension,
     Filter,
     PerShard,
-    Pipeline,
     Reasons,
     Resources,
     ShardPlan,
-    Sink,
     Source,
     Stage,
-    StepError,
     Transform,
     construct_of,
     reasons_of,
     step_name,
 )
-from pipelines.core.storage import Storage, write_parquet
-from pipelines.core.workspace import PUBLISH, ShardState, Workspace
-from schemas.manifest import ShardEntry
-from schemas.sample import KEY_PATTERN, canonical_json
-from schemas.shard import FEATURES, LEDGERS, PARQUET
-from schemas.tables import DROPPED, LEDGER, REASON_PATTERN
+from pipelines.core.storage import Storage
+from pipelines.core.workspace import ShardState, Workspace
+from schemas.sample import KEY_PATTERN
+from schemas.tables import DROPPED, REASON_PATTERN
 
 
 class ShardWork(Protocol):
@@ -235,29 +226,6 @@ def _move_dropped(
     )
 
 
-def operators(pipeline: Pipeline, workspace: Workspace) -> list[Operator]:
-    """One operator for each level of the workspace: the stages and barriers, then publishing."""
-    found = [
-        _operator(stage, level, pipeline.source, workspace)
-        for level, stage in enumerate(pipeline.stages, 1)
-    ]
-    publish = partial(SinkWork, workspace, pipeline.source, pipeline.sink)
-    before = found[-1].resources if found else Resources()
-    # On the workers of the stage before it, unless these hold what it does not need.
-    needs = Resources() if before.num_gpus or before.concurrency else before
-    return [*found, Operator(PUBLISH, needs, publish)]
-
-
-def _operator(stage: Stage | Barrier, level: int, source: Source, workspace: Workspace) -> Operator:
-    if isinstance(stage, Barrier):
-        open_barrier = partial(BarrierWork, workspace, source, stage, level)
-        return Operator(stage.name, stage.resources, open_barrier)
-    made = [construct_of(step) for step in stage.steps]
-    open_stage = partial(StageWork, workspace, source, stage, level)
-    shared = tuple(m.shared for m in made if m is not None and m.shared is not None)
-    return Operator(stage.name, stage.resources, open_stage, shared)
-
-
 class StageWork:
     """A stage on one shard after another; its transforms are constructed once."""
 
@@ -275,8 +243,12 @@ class StageWork:
         """Commit the stage's output for a shard, unless it or a later one is there already."""
         if self._workspace.level_of(shard.name) >= self._level:
             return 0
+        return _commit(self._workspace, self._level, shard, self.state_of(shard))
+
+    def state_of(self, shard: ShardPlan) -> ShardState:
+        """The state of a shard after the stage, which is not committed."""
         state = load_input(self._workspace, self._source, shard, self._level)
-        return _advance(self._workspace, self._level, shard, state, self._stage.name, self._steps)
+        return _advance(shard, state, self._stage.name, self._steps)
 
     def close(self) -> None:
         """Close the transforms and tests that have a `close`."""
@@ -302,41 +274,8 @@ class BarrierWork:
         if isinstance(value, PerShard):
             value = self._workspace.load_barrier(self._level, shard.name)
         steps = [Step("apply", lambda table: barrier.apply(table, value), barrier.reasons)]
-        return _advance(self._workspace, self._level, shard, state, barrier.name, steps)
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-class SinkWork:
-    """Tar, index and ledger of one shard after another."""
-
-    def __init__(self, workspace: Workspace, source: Source, sink: Sink) -> None:
-        self._workspace, self._source, self._sink = workspace, source, sink
-
-    def __call__(self, shard: ShardPlan) -> int:
-        """Publish a shard, unless that is done already; the mark that it is done is written last."""
-        workspace, level, name = self._workspace, self._workspace.last_level, shard.name
-        if workspace.level_of(name) >= level:
-            return 0
-        state = load_input(workspace, self._source, shard, level)
-        with ErrorContext(PUBLISH, name, "the sink").explained():
-            entry = self._sink.write(name, state.table, workspace.storage)
-        if not isinstance(entry, ShardEntry) or entry.name != name:
-            raise StepError(PUBLISH, name, f"the sink returned {entry!r}, not the shard's entry")
-        self._write_ledger(state, entry)
-        # They may be of samples that the shard no longer holds.
-        workspace.storage.delete(f"{FEATURES}/{name}.arrow")
-        workspace.storage.delete(f"{PARQUET}/{name}.parquet")
-        workspace.mark_published(name)
-        workspace.discard(level - 1, name)
-        return state.table.num_rows
-
-    def _write_ledger(self, state: ShardState, entry: ShardEntry) -> None:
-        rows = in_order(pa.concat_tables([state.ledger, kept_rows(state.table, PUBLISH)]))
-        about = canonical_json({"entry": entry.as_dict(), "stages": state.counts}).encode()
-        path = f"{LEDGERS}/{entry.name}.parquet"
-        write_parquet(self._workspace.storage, path, rows, LEDGER, {ABOUT_KEY: about})
+        state = _advance(shard, state, barrier.name, steps)
+        return _commit(self._workspace, self._level, shard, state)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -369,17 +308,14 @@ def load_input(workspace: Workspace, source: Source, shard: ShardPlan, level: in
     return admit(table, shard.name, shard.num_records, reasons_of(source))
 
 
-def _advance(
-    workspace: Workspace,
-    level: int,
-    shard: ShardPlan,
-    state: ShardState,
-    stage: str,
-    steps: Sequence[Step],
-) -> int:
+def _advance(shard: ShardPlan, state: ShardState, stage: str, steps: Sequence[Step]) -> ShardState:
     state = count_seen(state, stage)
     for step in steps:
         state = apply_step(state, step, stage, shard.name)
+    return state
+
+
+def _commit(workspace: Workspace, level: int, shard: ShardPlan, state: ShardState) -> int:
     workspace.save(level, shard.name, state)
     workspace.discard(level - 1, shard.name)
     return state.table.num_rows

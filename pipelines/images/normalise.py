@@ -209,36 +209,46 @@ def normalise_pixels(
     return _encoded(pixels, (source_width, source_height), config)
 
 
+class Tiles(NamedTuple):
+    """Encoded images of 8-bit RGB, all of one size in pixels."""
+
+    images: list[bytes]
+    format: Literal["jpg", "png", "webp"]
+    width: int
+    height: int
+
+
 def normalise_tiles(
     pixels: np.ndarray, width: int, height: int, num_tiles: int, config: ImageConfig
-) -> list[NormalisedImage]:
+) -> Tiles:
     """The tiles of a sheet, row by row, each as `normalise_pixels` gives it.
 
-    Tiles of storyboards are small, so what is done once for a row of them counts: its pixels are copied together.
+    Tiles of storyboards are small, so what is done once for a row of them counts: its pixels are copied together, a
+    line of a tile as one value.
 
     Args:
-        pixels: of the sheet, (height, width, 3), uint8, RGB; whole tiles wide and high.
+        pixels: of the sheet, (height, width, 3), uint8, RGB, contiguous; whole tiles wide and high.
         width: of a tile.
         height: of a tile.
-        num_tiles: how many of them there are.
+        num_tiles: how many of them there are, at least one.
         config: size and quality.
     """
     num_columns = pixels.shape[1] // width
-    is_kept = _fitted(width, height, config.side) == (width, height)
+    line = np.dtype((np.void, 3 * width))
+    lines = pixels.reshape(-1, num_columns * 3 * width).view(line)
     row = _scratch("tiles", num_columns * height * width * 3)
-    tiles = row.reshape(num_columns, height, width, 3)
-    found: list[NormalisedImage] = []
+    tiles = list(row.reshape(num_columns, height, width, 3))
+    target = _fitted(width, height, config.side)
+    images: list[bytes] = []
     for first in range(0, num_tiles, num_columns):
         top = first // num_columns * height
-        rows = pixels[top : top + height].reshape(height, num_columns, width, 3)
-        np.copyto(tiles, rows.swapaxes(0, 1))
+        np.copyto(row.view(line).reshape(num_columns, height), lines[top : top + height].T)
         for tile in tiles[: num_tiles - first]:
-            if is_kept:
-                data = simplejpeg.encode_jpeg(tile, config.quality, "RGB", "420")
-                found.append(NormalisedImage(data, "jpg", width, height, width, height))
+            if target == (width, height):
+                images.append(simplejpeg.encode_jpeg(tile, config.quality, "RGB", "420"))
             else:
-                found.append(normalise_pixels(tile, config))
-    return found
+                images.append(normalise_pixels(tile, config).data)
+    return Tiles(images, "jpg", *target)
 
 
 def shown_size(width: int, height: int, sample_aspect: float) -> tuple[int, int]:

@@ -5,25 +5,27 @@ broken, the samples are checked one by one, for the error that names the first. 
 lie in the memory of Arrow.
 """
 
-import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.sample import (
+    CANONICAL_META,
     CORPUS_PATTERN,
     FORMATS,
     KEY_PATTERN,
     ROLES,
     SAMPLES,
+    Segments,
     canonical_json,
     check_sample,
     unchecked_sample,
 )
-from schemas.tar_writer import SegmentValues, TarWriter
+from schemas.tar_writer import TarWriter
 
 
 def write_table(file: BinaryIO, table: pa.Table, shard: str) -> list[dict[str, Any]]:
@@ -33,6 +35,7 @@ def write_table(file: BinaryIO, table: pa.Table, shard: str) -> list[dict[str, A
         SchemaError: a sample breaks a rule; names its key, the segment and the field.
     """
     writer = TarWriter(file, shard)
+    is_canonical = table.schema.field("meta").metadata == CANONICAL_META.metadata
     for batch in table.select([c.name for c in SAMPLES.columns]).to_batches():
         if not _is_valid(batch):
             _check_each(batch)
@@ -40,14 +43,20 @@ def write_table(file: BinaryIO, table: pa.Table, shard: str) -> list[dict[str, A
         names = (batch.column(name).to_pylist() for name in ("key", "corpus", "meta"))
         for row, (key, corpus, meta) in enumerate(zip(*names, strict=True)):
             try:
-                about = json.loads(meta)
-                canonical = canonical_json(about)
-                scores = about.get("scores") or {}
+                canonical, scores = _canonical(meta, is_canonical)
             except (TypeError, ValueError, AttributeError):
                 _check_each(batch.slice(row, 1))
                 raise
             writer.add(key, corpus, next(segments), canonical, scores)
     return writer.end()
+
+
+def _canonical(meta: str, is_canonical: bool) -> tuple[str, Mapping[str, Any]]:
+    """A meta in canonical form, and its scores; what is canonical by construction is read only for its scores."""
+    if is_canonical and meta.startswith("{") and '"scores":' not in meta:
+        return meta, {}
+    about = json.loads(meta)
+    return meta if is_canonical else canonical_json(about), about.get("scores") or {}
 
 
 def _check_each(batch: pa.RecordBatch) -> None:
@@ -96,42 +105,51 @@ def _all_of(*rules: pa.Array) -> pa.Array:
     return found
 
 
-def _segments_of(column: pa.ListArray) -> Iterator[list[SegmentValues]]:
-    """The segments of each sample; images as views of the memory of the column."""
+def _segments_of(column: pa.ListArray) -> Iterator[Segments]:
+    """The segments of each sample of a valid column; images as views of the memory of the column."""
     flat = pc.list_flatten(column)
     fields = {field.name: pc.struct_field(flat, field.name) for field in flat.type}
-    values = list(
-        zip(
-            fields["kind"].to_pylist(),
-            fields["text"].to_pylist(),
-            _views(fields["image"]),
-            fields["format"].to_pylist(),
-            *(_numbers(fields[name]) for name in ("width", "height", "time_s")),
-            _with_nulls(fields["role"]),
-            strict=True,
-        )
-    )
-    position = 0
+    is_image = pc.equal(fields["kind"], "image")
+    flags = is_image.to_numpy(zero_copy_only=False)
+    times, roles = (_with_nulls(fields[name]) for name in ("time_s", "role"))
+    texts, formats = (fields[name].drop_null().to_pylist() for name in ("text", "format"))
+    widths, heights = (fields[n].drop_null().to_numpy().tolist() for n in ("width", "height"))
+    images = _views(fields["image"], flags)
+    # Of a valid column a segment is an image or a text, and has what such a one has.
+    num_images_until = np.concatenate(([0], np.cumsum(flags))).tolist()
+    flags = flags.tolist()
+    first = 0
     for length in pc.list_value_length(column).to_pylist():
-        yield values[position : position + length]
-        position += length
+        last = first + length
+        image = slice(num_images_until[first], num_images_until[last])
+        text = slice(first - image.start, last - image.stop)
+        yield Segments(
+            is_image=flags[first:last],
+            times=times[first:last],
+            roles=roles[first:last],
+            texts=texts[text],
+            images=images[image],
+            formats=formats[image],
+            widths=widths[image],
+            heights=heights[image],
+        )
+        first = last
 
 
-def _views(images: pa.LargeBinaryArray) -> list[memoryview | None]:
-    """The bytes of each image, where they lie."""
+def _views(images: pa.LargeBinaryArray, chosen: np.ndarray) -> list[memoryview]:
+    """The bytes of each chosen image, where they lie."""
     _, offsets, data = images.buffers()
     if data is None:
-        return [None] * len(images)
-    bounds = memoryview(offsets).cast("q")[images.offset : images.offset + len(images) + 1].tolist()
+        return []
+    bounds = np.frombuffer(offsets, np.int64)[images.offset : images.offset + len(images) + 1]
     whole = memoryview(data)
-    return [whole[start:end] for start, end in itertools.pairwise(bounds)]
-
-
-def _numbers(values: pa.Array) -> list[Any]:
-    if values.null_count:
-        return _with_nulls(values)
-    return values.to_numpy().tolist()
+    starts, ends = bounds[:-1][chosen].tolist(), bounds[1:][chosen].tolist()
+    return [whole[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _with_nulls(values: pa.Array) -> list[Any]:
-    return [None] * len(values) if values.null_count == len(values) else values.to_pylist()
+    if values.null_count == len(values):
+        return [None] * len(values)
+    return (
+        values.to_pylist() if values.null_count else values.to_numpy(zero_copy_only=False).tolist()
+    )

@@ -9,6 +9,7 @@ Source: the released tools of Emu (storyboards), whose order this is.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,8 +20,6 @@ MIN_POSITIONS = FRAME_POSITIONS + SEQUENCE_POSITIONS
 
 Count = Callable[[str], int]
 """The number of positions that a text takes."""
-Cue = tuple[float, str]
-"""Start in seconds, and text."""
 
 
 def estimated_positions(text: str) -> int:
@@ -40,39 +39,52 @@ class Block(NamedTuple):
 
     time_s: float
     frame: int | None = None
-    cues: tuple[Cue, ...] = ()
+    text: str = ""
+    """The subtitles, joined by spaces."""
+    starts_s: Sequence[float] = ()
+    """Of each of the subtitles, in order."""
+    lengths: Sequence[int] = ()
+    """Characters of each of them."""
 
-    @property
-    def text(self) -> str:
-        """The subtitles, joined by spaces."""
-        return " ".join(text for _, text in self.cues)
+
+def subtitle_block(starts_s: Sequence[float], texts: Sequence[str]) -> Block:
+    """The block of subtitles, at least one."""
+    return Block(starts_s[0], None, " ".join(texts), starts_s, list(map(len, texts)))
 
 
-def merged(frames: Sequence[tuple[float, int]], cues: Sequence[Cue]) -> list[Block]:
-    """Frames (time, number) and subtitles as blocks in time order."""
-    entries = [(time_s, 0, frame) for time_s, frame in frames]
-    entries += [(start_s, 1, number) for number, (start_s, _) in enumerate(cues)]
+def merged(
+    frames: Iterable[tuple[float, int]], starts_s: Sequence[float], texts: Sequence[str]
+) -> list[Block]:
+    """Frames and subtitles as blocks in time order.
+
+    Args:
+        frames: time and number of each, in order.
+        starts_s: of the subtitles, in order.
+        texts: of the subtitles.
+    """
     blocks: list[Block] = []
-    pending: list[Cue] = []
-    for time_s, kind, number in sorted(entries):
-        if kind == 1:
-            pending.append(cues[number])
-            continue
-        blocks += _texts(pending)
-        pending = []
-        blocks.append(Block(time_s, frame=number))
-    return blocks + _texts(pending)
-
-
-def _texts(cues: list[Cue]) -> list[Block]:
-    return [Block(cues[0][0], cues=tuple(cues))] if cues else []
+    first = 0
+    for time_s, number in frames:
+        last = bisect_left(starts_s, time_s, first)
+        if last > first:
+            blocks.append(subtitle_block(starts_s[first:last], texts[first:last]))
+            first = last
+        blocks.append(Block(time_s, number))
+    if first < len(texts):
+        blocks.append(subtitle_block(starts_s[first:], texts[first:]))
+    return blocks
 
 
 class Part(NamedTuple):
     """The blocks of one sequence, and the positions that it takes."""
 
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
     num_positions: int
+
+    @property
+    def frames(self) -> list[int]:
+        """The numbers of its frames, in order."""
+        return [block.frame for block in self.blocks if block.frame is not None]
 
 
 def parts(blocks: Iterable[Block], max_positions: int, count: Count) -> Iterator[Part]:
@@ -83,12 +95,12 @@ def parts(blocks: Iterable[Block], max_positions: int, count: Count) -> Iterator
     num_held = 0
     for block, size in _sized(blocks, room, count):
         if held and num_held + size > room:
-            yield Part(tuple(held), num_held + SEQUENCE_POSITIONS)
+            yield Part(held, num_held + SEQUENCE_POSITIONS)
             held, num_held = [], 0
         held.append(block)
         num_held += size
     if held:
-        yield Part(tuple(held), num_held + SEQUENCE_POSITIONS)
+        yield Part(held, num_held + SEQUENCE_POSITIONS)
 
 
 def _sized(blocks: Iterable[Block], room: int, count: Count) -> Iterator[tuple[Block, int]]:
@@ -96,26 +108,31 @@ def _sized(blocks: Iterable[Block], room: int, count: Count) -> Iterator[tuple[B
     for block in blocks:
         if block.frame is not None:
             yield block, FRAME_POSITIONS
+        elif (size := count(block.text)) <= room:
+            yield block, size
         else:
-            yield from _fitting(block, room, count)
+            yield from _pieces(block, room, count)
 
 
-def _fitting(block: Block, room: int, count: Count) -> Iterator[tuple[Block, int]]:
-    size = count(block.text)
-    # One character may have more tokens than a sequence has positions.
-    halves = _halves(block.cues) if size > room else None
+def _pieces(block: Block, room: int, count: Count) -> Iterator[tuple[Block, int]]:
+    """The two halves of a text that does not fit, or pieces of them."""
+    halves = _halves(block)
     if halves is None:
-        yield block, size
+        # One character may have more tokens than a sequence has positions.
+        yield block, count(block.text)
         return
-    for cues in halves:
-        yield from _fitting(Block(cues[0][0], cues=cues), room, count)
+    yield from _sized(halves, room, count)
 
 
-def _halves(cues: tuple[Cue, ...]) -> tuple[tuple[Cue, ...], tuple[Cue, ...]] | None:
-    if len(cues) != 1:
-        middle = len(cues) // 2
-        return cues[:middle], cues[middle:]
-    start_s, text = cues[0]
+def _halves(block: Block) -> tuple[Block, Block] | None:
+    starts_s, texts = block.starts_s, cues_of(block.text, block.lengths)
+    if len(texts) != 1:
+        middle = len(texts) // 2
+        return (
+            subtitle_block(starts_s[:middle], texts[:middle]),
+            subtitle_block(starts_s[middle:], texts[middle:]),
+        )
+    (text,) = texts
     if len(text) < 2:
         return None
     middle = math.ceil(len(text) / 2)
@@ -123,4 +140,18 @@ def _halves(cues: tuple[Cue, ...]) -> tuple[tuple[Cue, ...], tuple[Cue, ...]] | 
     before, after = (
         (text[:space], text[space + 1 :]) if space > 0 else (text[:middle], text[middle:])
     )
-    return ((start_s, before.strip()),), ((start_s, after.strip()),)
+    return subtitle_block(starts_s, (before.strip(),)), subtitle_block(starts_s, (after.strip(),))
+
+
+def cues_of(text: str, lengths: Iterable[int]) -> list[str]:
+    """The subtitles of a block, as they were before they were joined.
+
+    Args:
+        text: of the block.
+        lengths: characters of each of the subtitles.
+    """
+    texts, position = [], 0
+    for length in lengths:
+        texts.append(text[position : position + length])
+        position += length + 1
+    return texts

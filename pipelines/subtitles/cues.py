@@ -3,7 +3,7 @@
 import html
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from types import MappingProxyType
@@ -38,11 +38,20 @@ class Cue(NamedTuple):
 
 @dataclass(frozen=True)
 class Subtitles:
-    """The cues of a file in the order of their starts; cues without a text are left out."""
+    """The cues of a file in the order of their starts, as columns; cues without a text are left out."""
 
-    cues: tuple[Cue, ...] = ()
+    starts_s: Sequence[float] = ()
+    texts: Sequence[str] = ()
     num_unreadable: int = 0
     """Cues that could not be read and are missing."""
+
+    @property
+    def cues(self) -> tuple[Cue, ...]:
+        """The cues one by one."""
+        return tuple(map(Cue, self.starts_s, self.texts))
+
+
+NO_SUBTITLES = Subtitles()
 
 
 def subtitles(cues: Iterable[tuple[float, str]], num_unreadable: int = 0) -> Subtitles:
@@ -50,14 +59,38 @@ def subtitles(cues: Iterable[tuple[float, str]], num_unreadable: int = 0) -> Sub
 
     Raises `Rejected` where there are cues and none could be read.
     """
-    cues = list(cues)
-    if num_unreadable and not cues:
+    pairs = list(cues)
+    if num_unreadable and not pairs:
         raise Rejected(
             "subtitles_malformed", f"none of {num_unreadable:,} cues has a text and a start"
         )
-    cleaned = [Cue(start_s, _in_one_line(text)) for start_s, text in cues]
-    in_order = sorted((cue for cue in cleaned if cue.text), key=itemgetter(0))
-    return Subtitles(tuple(in_order), num_unreadable)
+    return subtitles_of([start for start, _ in pairs], [text for _, text in pairs], num_unreadable)
+
+
+def subtitles_of(
+    starts_s: Sequence[float], texts: Sequence[str], num_unreadable: int = 0
+) -> Subtitles:
+    """The same of columns; of a file that needs no change, as nearly all of a player's, no cue is looked at alone."""
+    joined = "\n".join(texts)
+    if not _is_clean(joined, len(texts)):
+        texts = [_in_one_line(text) for text in texts]
+    if not all(texts) or sorted(starts_s) != list(starts_s):
+        kept = (cue for cue in zip(starts_s, texts, strict=True) if cue[1])
+        in_order = sorted(kept, key=itemgetter(0))
+        starts_s, texts = [start for start, _ in in_order], [text for _, text in in_order]
+    return Subtitles(starts_s, texts, num_unreadable)
+
+
+def _is_clean(joined: str, num_texts: int) -> bool:
+    """True where `_in_one_line` changes none of the texts, which are joined by line feeds.
+
+    Of what is white space only blanks are printable.
+    """
+    if joined.count("\n") != max(num_texts - 1, 0):
+        return False
+    framed = f"\n{joined}\n"
+    has_blanks = "  " in framed or "\n " in framed or " \n" in framed
+    return not has_blanks and joined.replace("\n", "").isprintable()
 
 
 def _in_one_line(text: str) -> str:

@@ -6,10 +6,12 @@ Such as `[{"text": "…", "start": 1.54, "duration": 4.16}]`, times in seconds. 
 
 import math
 import re
+from itertools import repeat
+from operator import contains, itemgetter
 from typing import Any
 
 from pipelines.core.pipeline import Rejected
-from pipelines.subtitles.cues import Subtitles, plain, seconds, subtitles
+from pipelines.subtitles.cues import Subtitles, plain, seconds, subtitles, subtitles_of
 from schemas import strict_json
 
 _TIME = re.compile("([0-9]{2,4}):([0-9]{2}):([0-9]{2})[.]([0-9]{3})")
@@ -30,17 +32,32 @@ def parse_transcript(text: str) -> Subtitles:
 
 def from_entries(entries: list[Any]) -> Subtitles:
     """The subtitles of the entries of a transcript; raises `Rejected` where none can be read."""
+    if (found := _plain_entries(entries)) is not None:
+        return found
     cues = [cue for cue in map(_cue, entries) if cue is not None]
     return subtitles(cues, len(entries) - len(cues))
+
+
+def _plain_entries(entries: list[Any]) -> Subtitles | None:
+    """The same by column, where every entry has a text without markup and a start, as in nearly all transcripts."""
+    if set(map(type, entries)) != {dict} or any(map(contains, entries, repeat("lines"))):
+        return None
+    try:
+        starts, texts = (list(map(itemgetter(name), entries)) for name in ("start", "text"))
+    except KeyError:
+        return None
+    if set(map(type, starts)) != {float} or set(map(type, texts)) != {str}:
+        return None
+    joined = "".join(texts)
+    is_finite = min(starts) >= 0 and math.isfinite(sum(starts))
+    if not is_finite or "&" in joined or "<" in joined:
+        return None
+    return subtitles_of(starts, texts)
 
 
 def _cue(entry: Any) -> tuple[float, str] | None:
     if not isinstance(entry, dict):
         return None
-    if type(text := entry.get("text")) is str and "lines" not in entry:
-        start = entry.get("start")
-        if type(start) is float and 0.0 <= start < math.inf:  # as nearly all are
-            return start, plain(text)
     start_s = entry.get("start")
     start_s = _clock_s(start_s) if isinstance(start_s, str) else seconds(start_s)
     text = _text(entry)

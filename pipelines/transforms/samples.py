@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipelines.core.pipeline import RECORD_FIELDS, RESERVED, Filter, Reason, Rejected, shard_of
 from pipelines.nested_columns import column_of, in_lists, numbered, one_chunk, placed
-from schemas.sample import SEGMENT_TYPE, Segment
+from schemas.sample import CANONICAL_META, SEGMENT_TYPE, CanonicalJson, Segment, Segments
 
 SAMPLE_FIELDS = (
     pa.field("corpus", pa.string()),
@@ -32,7 +33,16 @@ def parsed_table(
         parse: a record to its new columns; raises `Rejected`.
     """
     rows = [_parsed(row, parse) for row in table.to_pylist()]
+    if "meta" in schema.names:
+        schema = _with_meta_of(schema, [row.get("meta") for row in rows])
     return pa.Table.from_pylist(rows, schema=schema.with_metadata(table.schema.metadata))
+
+
+def _with_meta_of(schema: pa.Schema, metas: Iterable[str | None]) -> pa.Schema:
+    """The schema with `CANONICAL_META` where `canonical_json` made each of these texts."""
+    if not set(map(type, metas)) <= {CanonicalJson, type(None)}:
+        return schema
+    return schema.set(schema.get_field_index("meta"), CANONICAL_META)
 
 
 def _parsed(
@@ -52,10 +62,39 @@ def origin(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sample_table(rows: Iterable[Mapping[str, Any]], table: pa.Table) -> pa.Table:
-    """Rows with `segments` and `meta` as samples of the dataset that a table, of which they were made, is of."""
+    """Rows with `segments` and `meta` as samples of the dataset that a table, of which they were made, is of.
+
+    The `segments` of a row are `schemas.sample.Segments`; a row that is dropped has none.
+    """
     found = list(rows)
-    segments = column_of([row.get("segments") or () for row in found], pa.list_(SEGMENT_TYPE))
+    all_segments = [row.get("segments") or _NO_SEGMENTS for row in found]
+    lengths = [len(segments.is_image) for segments in all_segments]
+    columns = (list(chain.from_iterable(values)) for values in zip(*all_segments, strict=True))
+    segments = in_lists(_segment_array(Segments(*columns) if found else _NO_SEGMENTS), lengths)
     return _with_segments(found, segments, table)
+
+
+_NO_SEGMENTS = Segments((), (), (), (), (), (), (), ())
+
+
+def _segment_array(found: Segments) -> pa.StructArray:
+    """The segments as values of `SEGMENT_TYPE`."""
+    is_image = np.array(found.is_image, bool)
+    image = pa.array(np.cumsum(is_image) - 1, mask=~is_image)
+    text = pa.array(np.cumsum(~is_image) - 1, mask=is_image)
+    fields = {
+        "kind": pa.array(["text", "image"]).take(pa.array(is_image.astype(np.int8))),
+        "text": pa.array(found.texts, pa.string()).take(text),
+        "image": placed(column_of(found.images, pa.large_binary()), image),
+        "format": pa.array(found.formats, pa.string()).take(image),
+        "width": pa.array(found.widths, pa.int32()).take(image),
+        "height": pa.array(found.heights, pa.int32()).take(image),
+        "time_s": pa.array(found.times, pa.float64()),
+        "role": pa.array(found.roles, pa.string()),
+    }
+    return pa.StructArray.from_arrays(
+        [fields[field.name] for field in SEGMENT_TYPE], fields=list(SEGMENT_TYPE)
+    )
 
 
 def assembled_table(
@@ -96,11 +135,12 @@ def _with_segments(
         if field.name not in ("corpus", "segments")
     }
     columns |= {"corpus": pa.array([corpus] * len(rows), pa.string()), "segments": segments}
-    return _samples(columns, table)
+    schema = _with_meta_of(SAMPLE_SCHEMA, (row.get("meta") for row in rows))
+    return _samples(columns, schema, table)
 
 
-def _samples(columns: Mapping[str, Any], table: pa.Table) -> pa.Table:
-    schema = SAMPLE_SCHEMA.with_metadata(table.schema.metadata)
+def _samples(columns: Mapping[str, Any], schema: pa.Schema, table: pa.Table) -> pa.Table:
+    schema = schema.with_metadata(table.schema.metadata)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
@@ -120,7 +160,9 @@ def pair_table(table: pa.Table, texts: pa.Array) -> pa.Table:
     corpus = pa.array([shard_of(table).rpartition("-")[0]] * table.num_rows, pa.string())
     columns = {name: table[name] for name in (*RESERVED, "meta")} | {"corpus": corpus}
     columns["segments"] = in_lists(segments, 2 * pc.list_value_length(images).to_numpy())
-    return _samples(columns, table)
+    # The field says of the texts in it what the parse step knew of them.
+    position = SAMPLE_SCHEMA.get_field_index("meta")
+    return _samples(columns, SAMPLE_SCHEMA.set(position, table.schema.field("meta")), table)
 
 
 def image_segment(image: Mapping[str, Any]) -> Segment:

@@ -10,7 +10,7 @@ import pytest
 from pipelines.core.storage import Storage
 from pipelines.publish.sample_table import write_table
 from pipelines.publish.shards import ShardSink
-from schemas.sample import SAMPLES, Sample, Segment
+from schemas.sample import CANONICAL_META, SAMPLES, Sample, Segment, canonical_json
 from schemas.shard import decode_members, read_tar
 from schemas.table_spec import check_table
 from schemas.tables import INDEX
@@ -110,3 +110,25 @@ def test_meta_that_is_not_canonical_is_written_in_canonical_form():
     for buffer, one in zip(found, (row, spaced), strict=True):
         write_table(buffer, SAMPLES.table([one]), "t-000000")
     assert found[0].getvalue() == found[1].getvalue()
+
+
+def marked(row: dict) -> pa.Table:
+    """The sample as a table whose meta is said to be canonical."""
+    found = pa.Table.from_pylist([row], schema=SAMPLES.schema)
+    return found.set_column(3, CANONICAL_META, found["meta"])
+
+
+@pytest.mark.parametrize("about", [{}, {"a": 1}, {"scores": {"s": 1}}, {"of": {"scores": [1]}}])
+def test_meta_that_is_canonical_by_construction_gives_the_same_bytes_and_scores(about: dict):
+    row = sample(1).as_row() | {"meta": canonical_json(about)}
+    found = []
+    for one in (SAMPLES.table([row]), marked(row)):
+        buffer = io.BytesIO()
+        found.append((write_table(buffer, one, "t-000000"), buffer.getvalue()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("meta", [None, "[1]", "3", ""])
+def test_meta_that_is_no_object_is_refused_whatever_is_said_of_it(meta: str | None):
+    with pytest.raises((SchemaError, TypeError, ValueError)):
+        write_table(io.BytesIO(), marked(sample(1).as_row() | {"meta": meta}), "t-000000")

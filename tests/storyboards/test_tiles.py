@@ -21,5 +21,8 @@ def test_tiles_of_a_sheet_equal_each_alone(
         for row, column in places
     ]
     found = normalise_tiles(sheet, width, height, num_tiles, config)
-    assert found == [normalise_pixels(tile, config) for tile in tiles]
-    assert len({tile.data for tile in found}) == num_tiles
+    alone = [normalise_pixels(tile, config) for tile in tiles]
+    assert found.images == [tile.data for tile in alone]
+    about = (found.format, found.width, found.height)
+    assert {(tile.format, tile.width, tile.height) for tile in alone} == {about}
+    assert len(set(found.images)) == num_tiles

@@ -9,10 +9,12 @@ from pipelines.storyboards.timeline import (
     FRAME_POSITIONS,
     MIN_POSITIONS,
     Block,
+    cues_of,
     estimated_positions,
-    merged,
     parts,
+    subtitle_block,
 )
+from pipelines.storyboards.timeline import merged as merged_columns
 
 FRAMES = st.lists(st.integers(0, 40), max_size=12).map(
     lambda times: [(float(t), n) for n, t in enumerate(sorted(times))]
@@ -21,6 +23,17 @@ WORDS = st.text("abc é", min_size=1, max_size=300).map(lambda s: " ".join(s.spl
 CUES = st.lists(st.tuples(st.integers(0, 40).map(float), WORDS), max_size=12).map(
     lambda found: sorted(found, key=lambda cue: cue[0])
 )
+
+
+Cue = tuple[float, str]
+
+
+def merged(frames: list[tuple[float, int]], cues: list[Cue]) -> list[Block]:
+    return merged_columns(frames, [start_s for start_s, _ in cues], [text for _, text in cues])
+
+
+def cues_in(block: Block) -> list[Cue]:
+    return list(zip(block.starts_s, cues_of(block.text, block.lengths), strict=True))
 
 
 def test_a_frame_wins_ties_and_subtitles_between_frames_are_joined() -> None:
@@ -34,14 +47,15 @@ def test_a_frame_wins_ties_and_subtitles_between_frames_are_joined() -> None:
         (10.0, 2),
         (11.0, "d e"),
     ]
-    assert merged([], [(1.0, "x"), (2.0, "y")]) == [Block(1.0, cues=((1.0, "x"), (2.0, "y")))]
+    (alone,) = merged([], [(1.0, "x"), (2.0, "y")])
+    assert (alone.time_s, alone.text, cues_in(alone)) == (1.0, "x y", [(1.0, "x"), (2.0, "y")])
 
 
 @given(FRAMES, CUES)
 def test_merging_keeps_everything_in_order(frames: list, cues: list) -> None:
     found = merged(frames, cues)
     assert [b.frame for b in found if b.frame is not None] == [n for _, n in frames]
-    assert [cue for b in found for cue in b.cues] == cues
+    assert [cue for b in found for cue in cues_in(b)] == cues
     assert all(a.time_s <= b.time_s for a, b in pairwise(found))
     assert not any(a.frame is None and b.frame is None for a, b in pairwise(found))
 
@@ -68,16 +82,17 @@ def test_parts_are_bounded_and_lose_nothing(frames: list, cues: list, most: int)
 def test_one_part_where_all_fits(frames: list, cues: list) -> None:
     blocks = merged(frames, cues)
     found = list(parts(blocks, 1_000_000, estimated_positions))
-    assert [part.blocks for part in found] == ([tuple(blocks)] if blocks else [])
+    assert [part.blocks for part in found] == ([blocks] if blocks else [])
+    assert [part.frames for part in found] == ([[n for _, n in frames]] if blocks else [])
 
 
 def test_a_long_text_is_cut_between_subtitles_then_words() -> None:
     cues = [(float(n), f"word{n} " * 8 + "end") for n in range(4)]
     found = list(parts(merged([], cues), 60, estimated_positions))
-    assert [len(b.cues) for part in found for b in part.blocks] == [2, 2] or len(found) > 2
+    assert [len(cues_in(b)) for part in found for b in part.blocks] == [2, 2] or len(found) > 2
     (text,) = {
         b.text
-        for part in parts([Block(0.0, cues=((0.0, "x" * 90),))], 62, len)
+        for part in parts([subtitle_block([0.0], ["x" * 90])], 62, len)
         for b in part.blocks[:1]
     } - {"x" * 30}
     assert set(text) == {"x"}

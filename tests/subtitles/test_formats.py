@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipelines.core.pipeline import Rejected
 from pipelines.subtitles import FORMATS, read_subtitles
 from pipelines.subtitles.cues import SUBTITLE_REASONS
+from pipelines.subtitles.transcript import from_entries
 
 Cues = list[tuple[float, str]]
 
@@ -169,3 +170,21 @@ def test_rubbish_is_cues_or_a_reason(start: str, rest: str | bytes) -> None:
         assert all(start_s >= 0 and text.strip() == text != "" for start_s, text in cues(data))
     except Rejected as error:
         assert error.reason in SUBTITLE_REASONS
+
+
+words = st.text("ab \n\t\u00a0\x0b<&é", max_size=6)
+starts = st.sampled_from([0.0, 1.0, 2.5, 7.0, 3, -1.0, float("nan")])
+entries = st.fixed_dictionaries({"text": words, "start": starts})
+
+
+@given(st.lists(entries, min_size=1, max_size=4))
+def test_entries_that_are_read_by_column_give_what_each_alone_gives(found: list[dict]) -> None:
+    """A field that only the slow way knows makes the same entries take it."""
+    odd = {"lines": ["the last"], "start": 9.0}
+    try:
+        by_column = from_entries(found)
+    except Rejected:
+        return
+    one_by_one = from_entries([*found, odd])
+    assert by_column.cues == one_by_one.cues[:-1]
+    assert by_column.num_unreadable == one_by_one.num_unreadable

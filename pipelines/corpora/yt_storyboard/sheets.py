@@ -1,9 +1,9 @@
 """Sheets into frames: a sheet is decoded once, and its frames are cut out of the pixels."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipelines.core.pipeline import Reason, Rejected
 from pipelines.images.normalise import IMAGE_REASONS, ImageConfig, decode, normalise_tiles
 from pipelines.storyboards.levels import Level
+from pipelines.storyboards.timeline import cues_of
 from schemas.image_files import lossy_webp_size
 from schemas.images import ImageError, open_image
 from schemas.sample import Sample
@@ -35,8 +36,15 @@ FRAME_TYPE = pa.struct(
 )
 CUE_TYPE = pa.struct([("start_s", pa.float64()), ("text", pa.large_string())])
 
-Frame = Mapping[str, Any]
-"""The fields of `FRAME_TYPE`: the number of a frame and its encoded image."""
+
+class Frames(NamedTuple):
+    """Frames as columns of equal length: the fields of `FRAME_TYPE`."""
+
+    numbers: Sequence[int]
+    images: Sequence[bytes]
+    formats: Sequence[str]
+    widths: Sequence[int]
+    heights: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class BodyContent:
         """The frames of each sheet in a published sample, and its subtitles."""
         meta = sample.meta
         per_sheet = meta["columns"] * meta["rows"]
-        by_sheet: dict[int, list[Frame]] = {}
+        by_sheet: dict[int, list[Mapping[str, Any]]] = {}
         for number, image in zip(meta["frame"], sample.images, strict=True):
             frame = {"frame": number, "data": image.image, "format": image.format}
             frame |= {"width": image.width, "height": image.height}
@@ -92,13 +100,17 @@ def _cues(sample: Sample) -> Iterator[dict[str, Any]]:
     """The subtitles as they were before those between two frames were joined."""
     texts = [s.text or "" for s in sample.segments if s.kind == "text"]
     for text, cues in zip(texts, sample.meta["text_cues"], strict=True):
-        position = 0
-        for start_s, length in cues:
-            yield {"start_s": start_s, "text": text[position : position + length]}
-            position += length + 1
+        found = cues_of(text, (length for _, length in cues))
+        for (start_s, _), one in zip(cues, found, strict=True):
+            yield {"start_s": start_s, "text": one}
 
 
-def cut_sheet(data: bytes, level: Level, sheet: int, config: ImageConfig) -> list[Frame]:
+def published_frames(found: Sequence[Mapping[str, Any]]) -> Frames:
+    """The frames of a sheet that are taken from a published dataset: values of `FRAME_TYPE`."""
+    return Frames(*([frame[field.name] for frame in found] for field in FRAME_TYPE))
+
+
+def cut_sheet(data: bytes, level: Level, sheet: int, config: ImageConfig) -> Frames:
     """The frames of a sheet; cells behind the last frame of the level are none.
 
     Args:
@@ -114,10 +126,9 @@ def cut_sheet(data: bytes, level: Level, sheet: int, config: ImageConfig) -> lis
     try:
         pixels = _pixels(data, level, len(numbers), config.max_pixels)
         tiles = normalise_tiles(pixels, level.width, level.height, len(numbers), config)
-        return [
-            {"frame": n, "data": t.data, "format": t.format, "width": t.width, "height": t.height}
-            for n, t in zip(numbers, tiles, strict=True)
-        ]
+        num = len(numbers)
+        sizes = ([tiles.format] * num, [tiles.width] * num, [tiles.height] * num)
+        return Frames(numbers, tiles.images, *sizes)
     except ImageError as error:
         raise Rejected(error.reason, error.detail) from None
 

@@ -12,12 +12,19 @@ from pipelines.download.media import is_web_address
 from pipelines.storyboards.levels import SPEC_REASONS, Level, Timing, choose_level, timing
 from pipelines.storyboards.records import RECORD_REASONS, Track, Video, choose_track, parse_video
 from pipelines.subtitles import read_subtitles
-from pipelines.subtitles.cues import SUBTITLE_REASONS, Cue, Subtitles
+from pipelines.subtitles.cues import NO_SUBTITLES, SUBTITLE_REASONS, Subtitles
 from pipelines.subtitles.transcript import from_entries
 from pipelines.transforms.samples import parsed_table
 from schemas.sample import Link, canonical_json
 
-PARSED = pa.schema([*RECORD_FIELDS, pa.field("video", pa.large_string())])
+PARSED = pa.schema(
+    [
+        *RECORD_FIELDS,
+        pa.field("video", pa.large_string()),
+        pa.field("cue_starts_s", pa.list_(pa.float64())),
+        pa.field("cue_texts", pa.large_list(pa.large_string())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -34,24 +41,28 @@ class Plan:
     """None where it is not known (a file on disk)."""
     subtitles_slot: int | None = None
     """The link that leads to them; None where the record holds them, or there are none."""
-    cues: tuple[Cue, ...] = ()
+    cues: Subtitles = NO_SUBTITLES
     """Where the record holds them."""
-    num_unreadable: int = 0
     problems: tuple[str, ...] = ()
 
-    def to_json(self) -> str:
-        """The plan as JSON."""
-        values = {name: value for name, value in vars(self).items() if name != "cues"}
-        values |= {"level": vars(self.level), "timing": vars(self.timing)}
-        return canonical_json(values | {"cues": [[cue.start_s, cue.text] for cue in self.cues]})
+    def as_row(self) -> dict[str, Any]:
+        """The plan as values of `PARSED`: JSON, and the subtitles as columns."""
+        values = vars(self) | {"level": vars(self.level), "timing": vars(self.timing)}
+        values["cues"] = self.cues.num_unreadable
+        return {
+            "video": canonical_json(values),
+            "cue_starts_s": self.cues.starts_s,
+            "cue_texts": self.cues.texts,
+        }
 
 
-def plan_from_json(text: str) -> Plan:
-    """A plan from its JSON."""
-    values = json.loads(text)
+def plan_from_row(row: dict[str, Any]) -> Plan:
+    """A plan from values of `PARSED`, which are taken out of the row."""
+    values = json.loads(row.pop("video"))
+    starts_s, texts = row.pop("cue_starts_s"), row.pop("cue_texts")
+    values["cues"] = Subtitles(starts_s, texts, values["cues"])
     level = values.pop("level")
     addresses = tuple(level.pop("addresses"))
-    values["cues"] = tuple(map(Cue._make, values["cues"]))
     values["problems"] = tuple(values["problems"])
     values["timing"] = Timing(**values["timing"])
     return Plan(level=Level(**level, addresses=addresses), **values)
@@ -59,7 +70,7 @@ def plan_from_json(text: str) -> Plan:
 
 @dataclass(frozen=True)
 class ParseVideos:
-    """Transform: the column `line` becomes `video`, a `Plan` as JSON, and `links`: its sheets, then its subtitles.
+    """Transform: the column `line` becomes those of a `Plan`, and `links`: its sheets, then its subtitles.
 
     Args:
         rules: the level, the language, and how files are named.
@@ -76,7 +87,7 @@ class ParseVideos:
 
     def _parse(self, row: dict[str, Any]) -> dict[str, Any]:
         plan, links = self._planned(parse_video(row["line"]))
-        return {"video": plan.to_json(), "links": [link.as_row() for link in links]}
+        return {**plan.as_row(), "links": [link.as_row() for link in links]}
 
     def _planned(self, video: Video) -> tuple[Plan, list[Link]]:
         level = choose_level(video.levels, self.rules.level)
@@ -106,11 +117,10 @@ class ParseVideos:
                 is_automatic=track.is_automatic,
             )
             try:
-                found = _held_subtitles(track)
+                return replace(named, cues=_held_subtitles(track)), links
             except Rejected as error:
                 held = Link(slot, "(in the record)").dropped(error.reason, error.detail)
                 return named, [*links, held]
-            return replace(named, cues=found.cues, num_unreadable=found.num_unreadable), links
         if self.has_media and self.rules.subtitle_path is not None:
             path = self.rules.subtitle_path.replace("{id}", plan.id)
             path = path.replace("{language}", self.rules.language)
