@@ -22,7 +22,7 @@ from emu.generate.adapters import Adapter, load_adapter
 from emu.generate.batch_loop import BatchLoop, Outputs, run_requests
 from emu.generate.conditions import NullConditions, condition_key
 from emu.generate.image_loop import ImageBackend, ImageJob, ImageLoop
-from emu.generate.int8 import check_weights, round_to_int8
+from emu.generate.int8 import check_weights, open_weights
 from emu.generate.precision import check_device, dtype_of
 from emu.generate.prefix import weights_key
 from emu.generate.products import Products
@@ -43,7 +43,6 @@ from emu.generate.scheduler import ScheduleOptions, Scheduler
 from emu.generate.scoring import answered_prompts, rank_request
 from emu.models.emu import Emu, add_instruct_tokens
 from emu.tokenizer import EmuTokenizer
-from emu.weights.adapter import open_model
 from emu.weights.layout import DECODER
 
 if TYPE_CHECKING:
@@ -96,10 +95,7 @@ class Engine:
         precision = dtype_of(dtype)
         check_weights(weights)
         check_device(device)
-        is_rounded = weights == "int8"
-        model, tokenizer = open_model(directory, "cpu" if is_rounded else device, precision)
-        if is_rounded:
-            round_to_int8(model, device)
+        model, tokenizer = open_weights(directory, device, precision, weights)
         folder = Path(directory) / DECODER
         decoder = load_decoder(folder, device, precision) if folder.is_dir() else None
         return cls(model, tokenizer, decoder)

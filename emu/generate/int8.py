@@ -8,12 +8,16 @@ Shapes: T rows, K inputs and O outputs of a product.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from emu.models.emu import Emu
 from emu.models.language_model import LanguageModel
+from emu.tokenizer import EmuTokenizer
+from emu.weights.adapter import open_model
 
 LEVELS = 127
 WEIGHTS = ("full", "int8")
@@ -45,6 +49,17 @@ def check_weights(weights: str) -> None:
     """Raises ValueError for an unknown kind of weights."""
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}, give one of {list(WEIGHTS)}")
+
+
+def open_weights(
+    directory: str | Path, device: str, dtype: torch.dtype, weights: str
+) -> tuple[Emu, EmuTokenizer]:
+    """The model of a directory on the device, with weights of this kind (`WEIGHTS`), and its tokenizer."""
+    if weights == "full":
+        return open_model(directory, device, dtype)
+    model, tokenizer = open_model(directory, "cpu", dtype)
+    round_to_int8(model, device)
+    return model, tokenizer
 
 
 def round_to_int8(model: Emu, device: torch.device | str | None = None) -> None:
