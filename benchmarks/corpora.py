@@ -13,8 +13,10 @@
 
 A job runs from its metadata and a folder of media to the published, checked dataset with its report, in this process
 (`--runner local`). `whole` is the ratio of a job's rate to that of its loop. `per_unit` leaves out what a build of a
-single record costs (the report, locks, the start of a decoder): what remains in builds of millions. CPU-seconds are
-those of this process and its finished children. Rounds are interleaved; the first is not counted; medians are given.
+single record costs (the report, locks, the start of a decoder): what remains in builds of millions. `by_hand` is
+`per_unit` beside a script that also reads the texts and writes shards by webdataset (`benchmarks/corpora_by_hand.py`).
+CPU-seconds are those of this process and its finished children. Rounds are interleaved; the first is not counted;
+medians are given.
 """
 
 import io
@@ -34,6 +36,7 @@ import tyro
 
 from benchmarks import corpora_inputs as inputs
 from benchmarks.clients import cpu_s
+from benchmarks.corpora_by_hand import write
 from benchmarks.corpora_inputs import BuildInput
 
 Name = Literal[
@@ -91,6 +94,7 @@ def _build(folder: Path, options: Options, subject: Name) -> None:
         "job": lambda: _job(folder, made),
         "one": lambda: _job(folder, made, ("--limit", "1")),
         "bare": made.bare,
+        "by_hand": lambda: _by_hand(folder, made),
     }
     rows = list(_rounds(subject, runs, options.rounds))
     count = made.count
@@ -98,6 +102,7 @@ def _build(folder: Path, options: Options, subject: Name) -> None:
     whole = statistics.median(row["bare"] / row["job"] for row in rows)
     share = (count - made.count_of_one) / count
     rest = statistics.median(row["bare"] * share / (row["job"] - row["one"]) for row in rows)
+    by_hand = statistics.median(row["by_hand"] * share / (row["job"] - row["one"]) for row in rows)
     _print(
         subject=subject,
         unit=made.unit,
@@ -107,6 +112,7 @@ def _build(folder: Path, options: Options, subject: Name) -> None:
         cpu_s_of_one_record=round(statistics.median(row["one"] for row in rows), 2),
         whole=round(whole, 2),
         per_unit=round(rest, 2),
+        by_hand=round(by_hand, 2),
         target=_TARGET,
     )
 
@@ -159,6 +165,15 @@ def _rounds(
             told = {f"{name}_cpu_s": round(value, 2) for name, value in row.items()}
             _print(subject=subject, round=number, **told)
             yield row
+
+
+def _by_hand(folder: Path, made: BuildInput) -> float:
+    """Write the samples that a script makes; returns the CPU-seconds of removing them."""
+    path = folder / "by_hand.tar"
+    assert write(made.by_hand(), path) == made.num_images
+    before = cpu_s()
+    path.unlink()
+    return cpu_s() - before
 
 
 def _job(folder: Path, made: BuildInput, more: tuple[str, ...] = ()) -> float:

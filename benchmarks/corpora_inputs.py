@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
 
+from benchmarks import corpora_by_hand as by_hand
 from benchmarks import storyboards
 from benchmarks.image_server import image_server
 from benchmarks.photos import synthetic_photo
@@ -38,6 +39,9 @@ class BuildInput:
     num_images: int
     """Images that the dataset holds in the end."""
     bare: Callable[[], None]
+    """The images alone."""
+    by_hand: Callable[[], Iterator[by_hand.Sample]]
+    """Samples with their texts, to be written."""
 
 
 def pairs(folder: Path, num: int) -> BuildInput:
@@ -46,7 +50,16 @@ def pairs(folder: Path, num: int) -> BuildInput:
 
     _rows([f"{n}.jpg" for n in range(num)], folder / "rows.parquet")
     words = ("--metadata", str(folder / "rows.parquet"), "--media", str(_photos(folder, num)))
-    return BuildInput(main, words, "image", num, 1, num, lambda: _bare_images(folder / "media"))
+    return BuildInput(
+        main,
+        words,
+        "image",
+        num,
+        1,
+        num,
+        lambda: _bare_images(folder / "media"),
+        lambda: by_hand.pair_samples(folder),
+    )
 
 
 def documents(folder: Path, num_images: int) -> BuildInput:
@@ -75,7 +88,16 @@ def documents(folder: Path, num_images: int) -> BuildInput:
             lines.write(json.dumps(document) + "\n")
     words = ("--documents", str(folder / "docs.jsonl"), "--media", str(_photos(folder, num_images)))
     bare = lambda: _bare_images(folder / "media")  # noqa: E731
-    return BuildInput(main, words, "image", num_images, per, num_images, bare)
+    return BuildInput(
+        main,
+        words,
+        "image",
+        num_images,
+        per,
+        num_images,
+        bare,
+        lambda: by_hand.document_samples(folder),
+    )
 
 
 def dialogues(folder: Path, num: int) -> BuildInput:
@@ -95,7 +117,16 @@ def dialogues(folder: Path, num: int) -> BuildInput:
     ]
     (folder / "llava.json").write_text(json.dumps(records))
     words = ("--dialogues", str(folder / "llava.json"), "--media", str(_photos(folder, num)))
-    return BuildInput(main, words, "image", num, 1, num, lambda: _bare_images(folder / "media"))
+    return BuildInput(
+        main,
+        words,
+        "image",
+        num,
+        1,
+        num,
+        lambda: _bare_images(folder / "media"),
+        lambda: by_hand.dialogue_samples(folder),
+    )
 
 
 def clips(folder: Path, num: int, sample_data: Path | None) -> BuildInput:
@@ -118,7 +149,9 @@ def clips(folder: Path, num: int, sample_data: Path | None) -> BuildInput:
 
     words = ("--metadata", str(folder / "rows.csv"), "--media", str(media))
     words += ("--path", "{videoid}.mp4", "--frames.decoder", "decord")
-    return BuildInput(main, words, "clip", num, 1, num * NUM_FRAMES, bare)
+    return BuildInput(
+        main, words, "clip", num, 1, num * NUM_FRAMES, bare, lambda: by_hand.clip_samples(folder)
+    )
 
 
 def sheets(folder: Path, num: int, level: str) -> BuildInput:
@@ -131,7 +164,16 @@ def sheets(folder: Path, num: int, level: str) -> BuildInput:
     words += ("--sheet-path", "{id}_{sheet}.webp", "--subtitle-path", "None")
     count = num * storyboards.COUNT
     bare = lambda: storyboards.bare(folder, grid, storyboards.opencv)  # noqa: E731
-    return BuildInput(main, words, "frame", count, storyboards.COUNT, count, bare)
+    return BuildInput(
+        main,
+        words,
+        "frame",
+        count,
+        storyboards.COUNT,
+        count,
+        bare,
+        lambda: by_hand.storyboard_samples(folder, grid, storyboards.opencv),
+    )
 
 
 @contextmanager
@@ -152,7 +194,7 @@ def links(folder: Path, num: int) -> Iterator[BuildInput]:
         _rows([f"http://{address}/{n}.jpg" for n in range(num)], folder / "rows.parquet")
         words = ("--metadata", str(folder / "rows.parquet"), "--fetch.per-host", "64")
         words += ("--fetch.allow-host", f"127.0.0.1={address}")
-        yield BuildInput(main, words, "image", num, 1, num, lambda: None)
+        yield BuildInput(main, words, "image", num, 1, num, lambda: None, lambda: iter(()))
 
 
 def _rows(urls: list[str], path: Path) -> None:
