@@ -17,8 +17,7 @@ class Limits(Checked):
     max_body_bytes: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
     """Bytes of a whole request. Base64 makes images a third larger."""
     max_body_values: Annotated[int, Field(ge=1)] = 100_000
-    """Commas and opening brackets of a JSON body: it has at most about so many values. A list of token ids has one for
-    each id."""
+    """Commas and opening brackets of a JSON body, which bound its values; a list of token ids has one per id."""
     max_images: Annotated[int, Field(ge=1)] = 16
     """Images in all messages together. A video counts as its frames."""
     max_image_bytes: Annotated[int, Field(ge=1)] = 10 * 1024 * 1024

@@ -142,7 +142,8 @@ def test_nothing_at_all_is_a_dataset_too(tmp_path: Path, server: ImageServer):
     assert manifest.records.dropped == {"missing_field": 1, "not_an_object": 1}
     assert manifest.alarms and (tmp_path / "out/report.html").is_file()
     empty = build(write_pages(tmp_path / "e.jsonl", []), tmp_path / "empty", server)
-    assert empty.records.total == 0 and (tmp_path / "empty/report.html").is_file()
+    assert empty.records.total == 1 and empty.records.dropped == {"input_empty": 1}
+    assert (tmp_path / "empty/report.html").is_file()
 
 
 def test_the_synthetic_world_arrives_exactly(tmp_path: Path):
