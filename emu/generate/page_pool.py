@@ -56,7 +56,7 @@ class PagePool:
         heads, width = sizes.num_attention_heads, sizes.hidden_size // sizes.num_attention_heads
         num_slots = num_pages * PAGE_POSITIONS
         shape = (2, num_slots, heads, width) if positions_first else (2, heads, num_slots, width)
-        self.positions_first = positions_first
+        self.positions_first, self.dtype = positions_first, weight.dtype
         # not zeros: only positions that were written are read, and what no one needs takes no memory on a CPU
         self._layers = [weight.new_empty(shape) for _ in range(sizes.num_hidden_layers)]
         self._is_taken = bytearray(num_pages)  # 1: used or registered

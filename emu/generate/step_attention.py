@@ -51,6 +51,8 @@ class Tile:
     end: int
     length: int
     """Positions of the request up to the last of them."""
+    total: int
+    """Positions of the request up to the last of this step."""
     mask_TS: Tensor | None
     is_causal: bool
 
@@ -89,7 +91,9 @@ class StepAttention:
                 all_slots = [table.slots_S for table in tables]
                 self._batch = PackedBatch.of(all_slots, lengths, numbers, device)
         else:
-            self._tiles = [each for span in spans for each in _tiles(span, tile, device)]
+            self._tiles = [
+                each for span in spans for each in _tiles(span, tile, device, pool.dtype)
+            ]
 
     def positions_T(self) -> Tensor:
         """The position of each input in its sequence."""
@@ -110,12 +114,15 @@ class StepAttention:
         if isinstance(self._batch, PackedBatch):
             return attend_packed(self._batch, queries_THK, *self._pool.positions(layer))
         mixed_THK = torch.empty_like(queries_THK)
+        table, keys_HSK, values_HSK = None, keys_THK, values_THK
         for tile in self._tiles:
-            keys_HSK, values_HSK = self._pool.read(layer, tile.table, tile.length)
+            if tile.table is not table:  # pages apart from each other are copied once for all tiles
+                table = tile.table
+                keys_HSK, values_HSK = self._pool.read(layer, table, tile.total)
             seen_1HTK = scaled_dot_product_attention(
                 queries_THK[tile.start : tile.end].transpose(0, 1)[None],
-                keys_HSK[None],
-                values_HSK[None],
+                keys_HSK[None, :, : tile.length],
+                values_HSK[None, :, : tile.length],
                 attn_mask=tile.mask_TS,
                 is_causal=tile.is_causal,
             )
@@ -128,23 +135,34 @@ def _table(span: Span) -> PageTable:
     return span.state.table
 
 
-def _tiles(span: Span, size: int | None, device: torch.device) -> list[Tile]:
+def _tiles(span: Span, size: int | None, device: torch.device, dtype: torch.dtype) -> list[Tile]:
     table, branches = _table(span), span.state.branches
     length = span.state.length + span.number
     if branches is not None:
         seen_TS = branches.sees_TB.new_ones(span.number, branches.root)
         mask_TS = torch.cat([seen_TS, branches.sees_TB], dim=1).to(device)
-        return [Tile(table, span.start, span.end, length, mask_TS, False)]
+        return [Tile(table, span.start, span.end, length, length, mask_TS, False)]
     tiles = []
-    first = span.state.length
+    begin = first = span.state.length
+    all_TS: Tensor | None = None
     while first < length:
         end = length if size is None else min(length, (first // size + 1) * size)
         number, offset = end - first, span.start + first - span.state.length
         mask_TS = None
         if number > 1 and first > 0:
-            sees_TS = torch.ones(number, end, dtype=torch.bool, device=device)
-            mask_TS = sees_TS.tril(diagonal=first)
+            if all_TS is None:
+                all_TS = _causal_mask(span.number, length, device, dtype)
+            mask_TS = all_TS[first - begin : end - begin, :end]
         is_causal = number > 1 and first == 0
-        tiles.append(Tile(table, offset, offset + number, end, mask_TS, is_causal))
+        tiles.append(Tile(table, offset, offset + number, end, length, mask_TS, is_causal))
         first = end
     return tiles
+
+
+def _causal_mask(number: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What the last `number` of `length` positions see: the mask of all tiles, each of which takes a part of it."""
+    first = length - number
+    if device.type == "cpu":  # as it is added to the logits: booleans are converted in every call
+        hidden_TS = torch.full((number, length), -torch.inf, dtype=dtype)
+        return hidden_TS.triu(diagonal=first + 1)
+    return torch.ones(number, length, dtype=torch.bool, device=device).tril(diagonal=first)
