@@ -135,18 +135,20 @@ class Watch:
     def __init__(self, metrics: Metrics, begun: float, clock: Callable[[], float]) -> None:
         self._metrics, self._begun, self._clock = metrics, begun, clock
         self._last: float | None = None
+        self._observe_gap = metrics.token.observe
 
     def see(self, event: Event) -> None:
         """Counts an event, which comes now."""
-        metrics = self._metrics
         if isinstance(event, _PIECES):
-            now = self._clock()
-            if self._last is None:
-                metrics.first_token.observe(now - self._begun)
-            else:
-                metrics.token.observe(now - self._last)
+            now, last = self._clock(), self._last
             self._last = now
-        elif isinstance(event, ImageReady):
+            if last is None:
+                self._metrics.first_token.observe(now - self._begun)
+            else:
+                self._observe_gap(now - last)
+            return
+        metrics = self._metrics
+        if isinstance(event, ImageReady):
             metrics.images.inc()
             metrics.image_seconds.observe(self._clock() - self._begun)
         elif isinstance(event, Reply):

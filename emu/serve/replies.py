@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from json.encoder import encode_basestring as quoted
 from typing import Any
 
 from emu.generate.prompts import Reply, TokenScore
@@ -24,7 +25,9 @@ from schemas.sample import Segment
 
 MIN_LOGPROB = -9999.0
 BYTE = re.compile("<0x([0-9A-F]{2})>")
-MARK = "\N{REPLACEMENT CHARACTER}piece\N{REPLACEMENT CHARACTER}"
+MARK = "\N{NULL}"
+"""Where the delta of a chunk stands; JSON never holds this character."""
+ROLE = '{"role":"assistant","content":""}'
 TEXT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -58,52 +61,52 @@ class ChatReplies:
         The roles come with the first piece and `[DONE]` with the last end. An error ends the stream as an event of
         its own.
         """
-        head = self._head("chat.completion.chunk")
-        no_usage = {"usage": None} if includes_usage else {}
+        head = TEXT.encode(self._head("chat.completion.chunk"))[:-1]
+        end = ',"usage":null}\n\n' if includes_usage else "}\n\n"
 
         def chunk(
             index: int,
-            delta: dict[str, Any],
+            delta: str,
             finish_reason: str | None = None,
             logprobs: dict[str, Any] | None = None,
         ) -> str:
-            choice = {
-                "index": index,
-                "delta": delta,
-                "finish_reason": finish_reason,
-                "logprobs": logprobs,
-            }
-            return sse(head | {"choices": [choice]} | no_usage)
+            reason = "null" if finish_reason is None else quoted(finish_reason)
+            scores = "null" if logprobs is None else TEXT.encode(logprobs)
+            return (
+                f'data: {head},"choices":[{{"index":{index},"delta":{delta},'
+                f'"finish_reason":{reason},"logprobs":{scores}}}]{end}'
+            )
 
         # most events are pieces of text: what stands around them is made once
-        around = [chunk(index, {"content": MARK}).split(f'"{MARK}"') for index in range(number)]
+        around = [chunk(index, MARK).split(MARK) for index in range(number)]
         replies: list[Reply] = []
-        roles = "".join(
-            [chunk(index, {"role": "assistant", "content": ""}) for index in range(number)]
-        )
+        roles = "".join([chunk(index, ROLE) for index in range(number)])
         async with aclosing(events):
             async for index, event in events:
                 if isinstance(event, str):
                     before, after = around[index]
-                    text = f"{before}{TEXT.encode(event)}{after}"
+                    text = f'{before}{{"content":{quoted(event)}}}{after}'
                 elif isinstance(event, ScoredPiece):
                     logprobs = chat_logprobs([event.score])
-                    text = chunk(index, {"content": event.text}, logprobs=logprobs)
+                    delta = f'{{"content":{quoted(event.text)}}}'
+                    text = chunk(index, delta, logprobs=logprobs)
                 elif isinstance(event, ErrorResponse):
                     yield f"{roles}{sse(event.as_json())}{DONE}"
                     return
                 elif isinstance(event, Reply):
                     replies.append(event)
-                    text = chunk(index, {}, event.finish_reason)
+                    text = chunk(index, "{}", event.finish_reason)
                     if len(replies) == number:
-                        total = {"choices": [], "usage": usage(replies)}
-                        text += sse(head | total) if includes_usage else ""
+                        if includes_usage:
+                            total = TEXT.encode(usage(replies))
+                            text += f'data: {head},"choices":[],"usage":{total}}}\n\n'
                         yield f"{roles}{text}{DONE}"
                         return
                 else:
-                    text = chunk(index, _delta(event))
-                yield roles + text
-                roles = ""
+                    text = chunk(index, TEXT.encode(_delta(event)))
+                if roles:
+                    text, roles = roles + text, ""
+                yield text
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}

@@ -18,6 +18,7 @@ from typing import Literal
 
 from emu.config import INSTRUCT_TOKENS
 from emu.data.dialogue import conversation
+from emu.generate.prompts import ImageOptions
 from emu.serve.backend import Content, EncodedImage, EncodedVideo, GenerationRequest, ModelCard
 from emu.serve.errors import ApiError, nearest, shown
 from emu.serve.fields import check_limit
@@ -39,6 +40,7 @@ from schemas.dialogue import IMAGE_SYSTEM_MESSAGE, VIDEO_SYSTEM_MESSAGE, system_
 RESERVED = (*INSTRUCT_TOKENS, "<s>", "</s>", "<unk>")
 MAX_STOPS = 4  # OpenAI's limit
 MAX_STOP_LENGTH = 1000  # characters; a stop string is searched for after every token
+DEFAULT_IMAGE = ImageOptions()
 MAX_PIECE_LENGTH = 64
 """Characters that one token can stand for at most: a longer text is refused before it is tokenized."""
 
@@ -72,10 +74,12 @@ async def read_request(
     negative = negative_prompt(request.image, card, adapter)
     seed = seed_of(request.seed)
     text = text_options(request, limits, seed, request.num_beams) if request.has_text else None
+    has_options = request.has_image or "image" in request.model_fields_set
+    image = image_options(request.image, seed, negative) if has_options else DEFAULT_IMAGE
     return GenerationRequest(
         prompt=prompt,
         text=text,
-        image=image_options(request.image, seed, negative),
+        image=image,
         image_first=request.has_image,
         adapter=adapter,
     )

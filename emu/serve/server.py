@@ -74,16 +74,17 @@ class Server:
         """The events of one request until its time is over, counted in the metrics; the last as `is_last` says."""
         deadline, watch = Deadline(timer.deadline), self.metrics.watch(timer.begun)
         events = self.backend.events(work)
+        next_event = events.__anext__
         try:
             while True:
                 with deadline:
-                    event = await anext(events, None)
-                if event is None:
-                    event = ErrorResponse(500, "generation ended without a reply")
+                    event = await next_event()
                 watch.see(event)
                 yield number, event
                 if is_last(event):
                     return
+        except StopAsyncIteration:
+            yield number, ErrorResponse(500, "generation ended without a reply")
         except TimeoutError:
             yield number, too_late(timer)
         finally:
