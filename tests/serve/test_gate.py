@@ -190,6 +190,14 @@ def held(engine: Engine):
         hook.remove()
 
 
+def in_progress(caller: Caller) -> float:
+    """The requests that the server handles, by its own count."""
+    lines = caller.client.get("/metrics").text.splitlines()
+    return next(
+        float(line.split()[-1]) for line in lines if line.startswith("emu_requests_in_progress ")
+    )
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
@@ -210,9 +218,11 @@ def test_parallel_requests_and_bytes_are_bounded(serve_with: Serve, engine: Engi
         assert busy.wait(20)
         response = caller.ask("x" * 100_000)
         assert response.status_code == 503 and "bytes" in error_of(response)[2]
+        before = in_progress(caller)
         asking[1].start()
-        wait_for(lambda: caller.ask("a").status_code == 503)
+        wait_for(lambda: in_progress(caller) == before + 1)
         response = caller.ask("a")
+        assert response.status_code == 503
         assert error_of(response)[2].startswith("2 requests are handled")
         assert response.headers["Retry-After"] == "5"
         assert caller.client.get("/health").status_code == 200
