@@ -50,16 +50,7 @@ def pairs(folder: Path, num: int) -> BuildInput:
 
     _rows([f"{n}.jpg" for n in range(num)], folder / "rows.parquet")
     words = ("--metadata", str(folder / "rows.parquet"), "--media", str(_photos(folder, num)))
-    return BuildInput(
-        main,
-        words,
-        "image",
-        num,
-        1,
-        num,
-        lambda: _bare_images(folder / "media"),
-        lambda: by_hand.pair_samples(folder),
-    )
+    return _of_photos(main, words, num, 1, folder, by_hand.pair_samples)
 
 
 def documents(folder: Path, num_images: int) -> BuildInput:
@@ -87,17 +78,7 @@ def documents(folder: Path, num_images: int) -> BuildInput:
             }
             lines.write(json.dumps(document) + "\n")
     words = ("--documents", str(folder / "docs.jsonl"), "--media", str(_photos(folder, num_images)))
-    bare = lambda: _bare_images(folder / "media")  # noqa: E731
-    return BuildInput(
-        main,
-        words,
-        "image",
-        num_images,
-        per,
-        num_images,
-        bare,
-        lambda: by_hand.document_samples(folder),
-    )
+    return _of_photos(main, words, num_images, per, folder, by_hand.document_samples)
 
 
 def dialogues(folder: Path, num: int) -> BuildInput:
@@ -117,16 +98,7 @@ def dialogues(folder: Path, num: int) -> BuildInput:
     ]
     (folder / "llava.json").write_text(json.dumps(records))
     words = ("--dialogues", str(folder / "llava.json"), "--media", str(_photos(folder, num)))
-    return BuildInput(
-        main,
-        words,
-        "image",
-        num,
-        1,
-        num,
-        lambda: _bare_images(folder / "media"),
-        lambda: by_hand.dialogue_samples(folder),
-    )
+    return _of_photos(main, words, num, 1, folder, by_hand.dialogue_samples)
 
 
 def clips(folder: Path, num: int, sample_data: Path | None) -> BuildInput:
@@ -195,6 +167,18 @@ def links(folder: Path, num: int) -> Iterator[BuildInput]:
         words = ("--metadata", str(folder / "rows.parquet"), "--fetch.per-host", "64")
         words += ("--fetch.allow-host", f"127.0.0.1={address}")
         yield BuildInput(main, words, "image", num, 1, num, lambda: None, lambda: iter(()))
+
+
+def _of_photos(
+    job: Callable[[Sequence[str]], int],
+    words: tuple[str, ...],
+    num: int,
+    num_of_first: int,
+    folder: Path,
+    samples: Callable[[Path], Iterator[by_hand.Sample]],
+) -> BuildInput:
+    bare = lambda: _bare_images(folder / "media")  # noqa: E731
+    return BuildInput(job, words, "image", num, num_of_first, num, bare, lambda: samples(folder))
 
 
 def _rows(urls: list[str], path: Path) -> None:

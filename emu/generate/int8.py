@@ -26,9 +26,10 @@ WEIGHTS = ("full", "int8")
 class Int8Linear(nn.Module):
     """A linear module whose weights are rounded to 8 bits; each output has a scale of its own."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, device: torch.device | str | None = None) -> None:
+        """Rounded on `device`, by default where the weights are; `linear` stays as it is."""
         super().__init__()
-        weight_OK = linear.weight.detach().float()
+        weight_OK = linear.weight.detach().to(device or linear.weight.device).float()
         scales_O1 = weight_OK.abs().amax(dim=1, keepdim=True).clamp(min=1e-4) / LEVELS
         scales_O1 = scales_O1.to(linear.weight.dtype).float()  # as they will be multiplied with
         rounded_OK = (weight_OK / scales_O1).round().clamp(-LEVELS, LEVELS).to(torch.int8)
@@ -65,8 +66,8 @@ def open_weights(
 def round_to_int8(model: Emu, device: torch.device | str | None = None) -> None:
     """Replaces the linear modules of the language model's layers, in place; the model cannot be trained afterwards.
 
-    With a `device` each module is moved there before it is rounded, and the rest of the model after all: the device
-    never holds more than the rounded layers and the weights of one module in full.
+    With a `device` the weights of each module are copied there and rounded, and the rest of the model follows at the
+    end: the device never holds the full weights of more than one module.
 
     Raises ValueError for a model with an unmerged adapter.
     """
@@ -78,9 +79,7 @@ def round_to_int8(model: Emu, device: torch.device | str | None = None) -> None:
     for layer in model.language.lm.model.layers:
         for name, module in list(layer.named_modules()):
             if type(module) is nn.Linear and module.bias is None:
-                layer.set_submodule(
-                    name, Int8Linear(module if device is None else module.to(device))
-                )
+                layer.set_submodule(name, Int8Linear(module, device))
     model.requires_grad_(False)
     if device is not None:
         model.to(device)

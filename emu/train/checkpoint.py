@@ -83,7 +83,7 @@ class CheckpointWriter:
         Raises `CheckpointError` as `wait` does.
         """
         before = self.wait()
-        progress = copy.deepcopy(progress)  # the run goes on while it is written
+        progress = copy.deepcopy(progress)  # the run continues while it is written
         checkpoint = Checkpoint(self.folder, progress.step)
         if before == checkpoint:
             return before

@@ -5,7 +5,7 @@
     latest                      the name of the newest checkpoint; written when that is whole
 
 A run resumes from the checkpoint that `latest` names. A kill at any moment leaves that one as it is; what was begun
-after it is removed when the run goes on.
+after it is removed when the run continues.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ class _Tracker:
             if not self._is_failing:
                 cause = f"{type(error).__name__}: {error}"
                 log.warning(
-                    "tracker=%s cause=%r: the run goes on; its lines are in metrics.jsonl, and sending is tried again",
+                    "tracker=%s cause=%r: the run continues; its lines are in metrics.jsonl, and sending is retried",
                     self._name,
                     cause,
                 )

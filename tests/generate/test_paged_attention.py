@@ -57,6 +57,13 @@ def filled(pool: PagePool, spans: Sequence[Span], seed: int = 3) -> list[torch.T
     return list(torch.randn(3, total, heads, width, generator=generator))
 
 
+def mixed_by_slots(engine: Engine) -> torch.Tensor:
+    """The mixed values `THK` of the step, read sequence by sequence."""
+    pool = PagePool(engine.model.language, 12)
+    spans = spans_over(pool, engine)
+    return StepAttention(pool, spans, torch.device("cpu"))(0, *filled(pool, spans))
+
+
 def test_both_layouts_of_a_pool_read_what_was_written(engine: Engine) -> None:
     found = []
     for positions_first in (False, True):
@@ -72,11 +79,7 @@ def test_both_layouts_of_a_pool_read_what_was_written(engine: Engine) -> None:
 
 def test_the_block_table_says_what_each_position_sees(engine: Engine) -> None:
     """Plain attention from the block table alone is that of each sequence over its slots."""
-    slots = PagePool(engine.model.language, 12)
-    expected_spans = spans_over(slots, engine)
-    expected = StepAttention(slots, expected_spans, torch.device("cpu"))(
-        0, *filled(slots, expected_spans)
-    )
+    expected = mixed_by_slots(engine)
     pool = PagePool(engine.model.language, 12, positions_first=True)
     spans = spans_over(pool, engine)
     queries, keys, values = filled(pool, spans)
@@ -99,11 +102,7 @@ def test_a_table_without_enough_pages_is_an_error() -> None:
 
 def test_packed_positions_are_those_of_the_slots(engine: Engine) -> None:
     """Plain attention over what `packed` gathers is that of each sequence over its slots."""
-    slots = PagePool(engine.model.language, 12)
-    expected_spans = spans_over(slots, engine)
-    expected = StepAttention(slots, expected_spans, torch.device("cpu"))(
-        0, *filled(slots, expected_spans)
-    )
+    expected = mixed_by_slots(engine)
     pool = PagePool(engine.model.language, 12, positions_first=True)
     spans = spans_over(pool, engine)
     queries, keys, values = filled(pool, spans)

@@ -38,7 +38,7 @@ def test_sigterm_lets_running_requests_end_and_refuses_new_ones(
         program.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 60
         while (refused := caller.ask("b", max_tokens=1)).status_code == 200:
-            assert time.monotonic() < deadline, "it goes on as if there had been no signal"
+            assert time.monotonic() < deadline, "it continues as if there had been no signal"
             time.sleep(0.05)
         assert error_of(refused)[0] == 503 and refused.headers["Retry-After"] == "5"
         assert not all(each.done() for each in whole), "nothing ran when the first one was refused"

@@ -70,7 +70,7 @@ def running(
 
 
 def until(is_true: Callable[[], bool], process: subprocess.Popen[bytes], plan: SlowPlan) -> None:
-    """Wait while the run goes on."""
+    """Wait while the run continues."""
     deadline = time.monotonic() + WAIT_S
     while not is_true():
         said = Path(plan.out, "log").read_text()[-5000:]

@@ -1,4 +1,4 @@
-"""On CUDA, a training step has the losses and gradients of the CPU, and a run goes on where it was stopped."""
+"""On CUDA, a training step has the losses and gradients of the CPU, and a run resumes where it was stopped."""
 
 import time
 from dataclasses import replace
@@ -54,7 +54,7 @@ def check_step(plan: TrainPlan, changed: TrainPlan, tolerance: float) -> None:
     assert gap < tolerance * size, gap / size
 
 
-def test_a_stopped_run_goes_on_as_one_that_was_not(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_as_one_that_was_not(tmp_path: Path) -> None:
     whole = mini_plan(tmp_path, row_length=1024)
     train(whole, device=CUDA)
     plan = replace(whole, out=str(tmp_path / "stopped"))
