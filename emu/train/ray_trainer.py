@@ -73,8 +73,8 @@ def train_on_ray(
     Another worker then saves what was before it, if it holds all weights; of sharded weights the steps since the last
     checkpoint are taken again. With `min_workers` the run continues with fewer workers while nodes are missing, and
     takes up those that come, at most every `resize_s` seconds; the global batches stay those of `num_workers`. For
-    another number of workers, and where a node has notice to go, they save first, as on SIGINT and SIGTERM of this process.
-    They end at once when this process ends.
+    another number of workers, and where a node has notice to go, they save first, as on SIGINT and SIGTERM of this
+    process. They end at once when this process ends.
 
     Raises:
         Stopped: on SIGINT or SIGTERM, when the workers have saved.
